@@ -1,0 +1,1 @@
+//! What a device is: open, mmap, ioctl, poll, flush, release, interrupt, handed to the engine.

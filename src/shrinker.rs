@@ -1,0 +1,1 @@
+//! The LRU of reclaimable pages, memory-pressure sources, the reclaim thread.

@@ -1,0 +1,262 @@
+//! The kernel's interfaces: bindgen's view of `<linux/fuse.h>` and `<linux/android/binder.h>`,
+//! and, by hand, what is newer than the oldest headers that this crate builds with (Linux 6.1).
+//!
+//! An item defined here shadows the generated one of the same name, so the crate means the same
+//! thing whichever headers it was built with; the asserts at the end tie both together.
+
+pub use generated::*;
+
+#[allow(
+    non_camel_case_types,
+    non_upper_case_globals,
+    non_snake_case,
+    dead_code,
+    clippy::all,
+    clippy::undocumented_unsafe_blocks,
+    missing_docs,
+    reason = "written by bindgen from the kernel's headers"
+)]
+mod generated {
+    include!(concat!(env!("OUT_DIR"), "/uapi.rs"));
+}
+
+use std::mem::{offset_of, size_of};
+
+// ---------------------------------------------------------------- ioctl numbers
+
+const IOC_WRITE: u32 = 1;
+const IOC_READ: u32 = 2;
+
+/// `_IOC(dir, type, nr, size)` of `<asm-generic/ioctl.h>`.
+const fn ioc(direction: u32, kind: u8, nr: u8, size: usize) -> u32 {
+    (direction << 30) | ((size as u32) << 16) | ((kind as u32) << 8) | nr as u32
+}
+
+const fn io(kind: u8, nr: u8) -> u32 {
+    ioc(0, kind, nr, 0)
+}
+
+const fn ior<T>(kind: u8, nr: u8) -> u32 {
+    ioc(IOC_READ, kind, nr, size_of::<T>())
+}
+
+const fn iow<T>(kind: u8, nr: u8) -> u32 {
+    ioc(IOC_WRITE, kind, nr, size_of::<T>())
+}
+
+const fn iowr<T>(kind: u8, nr: u8) -> u32 {
+    ioc(IOC_READ | IOC_WRITE, kind, nr, size_of::<T>())
+}
+
+/// `_IOC_SIZE(cmd)`: the bytes of the argument that an ioctl number speaks of.
+pub const fn ioc_size(cmd: u32) -> usize {
+    ((cmd >> 16) & 0x3fff) as usize
+}
+
+/// Whether the caller's argument is copied in (`_IOC_DIR(cmd) & _IOC_WRITE`).
+pub const fn ioc_copies_in(cmd: u32) -> bool {
+    (cmd >> 30) & IOC_WRITE != 0
+}
+
+/// Whether the caller's argument is copied out (`_IOC_DIR(cmd) & _IOC_READ`).
+pub const fn ioc_copies_out(cmd: u32) -> bool {
+    (cmd >> 30) & IOC_READ != 0
+}
+
+/// `_IOC_TYPE(cmd)`: `b'b'` for binder's ioctls, `b'F'` for fakebinder's own.
+pub const fn ioc_type(cmd: u32) -> u8 {
+    (cmd >> 8) as u8
+}
+
+pub const BINDER_WRITE_READ: u32 = iowr::<binder_write_read>(b'b', 1);
+pub const BINDER_SET_IDLE_TIMEOUT: u32 = iow::<i64>(b'b', 3);
+pub const BINDER_SET_MAX_THREADS: u32 = iow::<u32>(b'b', 5);
+pub const BINDER_SET_IDLE_PRIORITY: u32 = iow::<i32>(b'b', 6);
+pub const BINDER_SET_CONTEXT_MGR: u32 = iow::<i32>(b'b', 7);
+pub const BINDER_THREAD_EXIT: u32 = iow::<i32>(b'b', 8);
+pub const BINDER_VERSION: u32 = iowr::<binder_version>(b'b', 9);
+pub const BINDER_GET_NODE_DEBUG_INFO: u32 = iowr::<binder_node_debug_info>(b'b', 11);
+pub const BINDER_GET_NODE_INFO_FOR_REF: u32 = iowr::<binder_node_info_for_ref>(b'b', 12);
+pub const BINDER_SET_CONTEXT_MGR_EXT: u32 = iow::<flat_binder_object>(b'b', 13);
+pub const BINDER_FREEZE: u32 = iow::<binder_freeze_info>(b'b', 14);
+pub const BINDER_GET_FROZEN_INFO: u32 = iowr::<binder_frozen_status_info>(b'b', 15);
+pub const BINDER_ENABLE_ONEWAY_SPAM_DETECTION: u32 = iow::<u32>(b'b', 16);
+pub const BINDER_GET_EXTENDED_ERROR: u32 = iowr::<binder_extended_error>(b'b', 17);
+
+// ---------------------------------------------------------------- binder, newer than 6.1
+
+/// What `BR_FROZEN_BINDER` carries: whose state changed, and to what.
+#[repr(C)]
+#[derive(Debug, Default, Clone, Copy)]
+pub struct binder_frozen_state_info {
+    pub cookie: u64,
+    pub is_frozen: u32,
+    pub reserved: u32,
+}
+
+pub const BR_TRANSACTION_PENDING_FROZEN: u32 = io(b'r', 20);
+pub const BR_FROZEN_BINDER: u32 = ior::<binder_frozen_state_info>(b'r', 21);
+pub const BR_CLEAR_FREEZE_NOTIFICATION_DONE: u32 = ior::<u64>(b'r', 22);
+pub const BC_REQUEST_FREEZE_NOTIFICATION: u32 = iow::<binder_handle_cookie>(b'c', 19);
+pub const BC_CLEAR_FREEZE_NOTIFICATION: u32 = iow::<binder_handle_cookie>(b'c', 20);
+pub const BC_FREEZE_NOTIFICATION_DONE: u32 = iow::<u64>(b'c', 21);
+
+pub const TF_ONE_WAY: u32 = 0x01;
+pub const TF_ROOT_OBJECT: u32 = 0x04;
+pub const TF_STATUS_CODE: u32 = 0x08;
+pub const TF_ACCEPT_FDS: u32 = 0x10;
+pub const TF_CLEAR_BUF: u32 = 0x20;
+pub const TF_UPDATE_TXN: u32 = 0x40;
+
+// ---------------------------------------------------------------- FUSE, newer than 7.38
+
+pub const FOPEN_PASSTHROUGH: u32 = 1 << 7;
+/// flags2 of INIT (bit 37 of the whole): the server may open files in passthrough.
+pub const FUSE2_PASSTHROUGH: u32 = 1 << 5;
+/// flags2 of INIT (bit 36): shared mmap of files opened with FOPEN_DIRECT_IO.
+pub const FUSE2_DIRECT_IO_ALLOW_MMAP: u32 = 1 << 4;
+/// flags2 of INIT (bit 38).
+pub const FUSE2_NO_EXPORT_SUPPORT: u32 = 1 << 6;
+/// flags2 of INIT (bit 41): requests may come over io_uring.
+pub const FUSE2_OVER_IO_URING: u32 = 1 << 9;
+pub const FUSE_STATX: u32 = 52;
+
+/// What INIT is answered with, as of 7.40 (`max_stack_depth` lies in what was unused before).
+#[repr(C)]
+#[derive(Debug, Default, Clone, Copy)]
+pub struct fuse_init_out {
+    pub major: u32,
+    pub minor: u32,
+    pub max_readahead: u32,
+    pub flags: u32,
+    pub max_background: u16,
+    pub congestion_threshold: u16,
+    pub max_write: u32,
+    pub time_gran: u32,
+    pub max_pages: u16,
+    pub map_alignment: u16,
+    pub flags2: u32,
+    pub max_stack_depth: u32,
+    pub request_timeout: u16,
+    pub unused: [u16; 11],
+}
+
+/// What OPEN is answered with, as of 7.40 (`backing_id` was padding before).
+#[repr(C)]
+#[derive(Debug, Default, Clone, Copy)]
+pub struct fuse_open_out {
+    pub fh: u64,
+    pub open_flags: u32,
+    pub backing_id: i32,
+}
+
+/// Argument of `FUSE_DEV_IOC_BACKING_OPEN`.
+#[repr(C)]
+#[derive(Debug, Default, Clone, Copy)]
+pub struct fuse_backing_map {
+    pub fd: i32,
+    pub flags: u32,
+    pub padding: u64,
+}
+
+pub const FUSE_DEV_IOC_CLONE: u32 = ior::<u32>(229, 0);
+pub const FUSE_DEV_IOC_BACKING_OPEN: u32 = iow::<fuse_backing_map>(229, 1);
+pub const FUSE_DEV_IOC_BACKING_CLOSE: u32 = iow::<u32>(229, 2);
+
+// ---------------------------------------------------------------- fakebinder's own ioctls
+
+/// Version of the handshake below.
+pub const FAKEBINDER_ATTACH_VERSION: u32 = 1;
+
+/// Argument of [`FAKEBINDER_ATTACH`].
+#[repr(C)]
+#[derive(Debug, Default, Clone, Copy)]
+pub struct fakebinder_attach {
+    /// In: [`FAKEBINDER_ATTACH_VERSION`]. Out: the version that the daemon speaks.
+    pub version: u32,
+    /// In: the number, in the caller, of the daemon's end of a `SOCK_SEQPACKET` socketpair.
+    pub socket: i32,
+    /// Out: [`FAKEBINDER_ATTACH_NATIVE_MMAP`] or 0.
+    pub flags: u32,
+    /// Must be 0.
+    pub reserved: u32,
+    /// Out: the most bytes that can be mapped (4 MiB).
+    pub max_size: u64,
+}
+
+/// The file itself can be mapped (FUSE door with passthrough): no descriptor comes over the socket.
+pub const FAKEBINDER_ATTACH_NATIVE_MMAP: u32 = 1;
+
+/// Argument of [`FAKEBINDER_MAPPED`].
+#[repr(C)]
+#[derive(Debug, Default, Clone, Copy)]
+pub struct fakebinder_mapped {
+    /// Where the caller has mapped the descriptor that the attach brought.
+    pub address: u64,
+    /// Length of that mapping in bytes.
+    pub size: u64,
+}
+
+/// Hands the daemon one end of a socketpair. On the CUSE door the daemon answers through it with
+/// one message of one byte and, by SCM_RIGHTS, a read-only descriptor of the caller's buffer,
+/// which is there when the ioctl returns.
+pub const FAKEBINDER_ATTACH: u32 = iowr::<fakebinder_attach>(b'F', 1);
+/// Says where the caller mapped it; stands for the driver's mmap, with its errors.
+pub const FAKEBINDER_MAPPED: u32 = iow::<fakebinder_mapped>(b'F', 2);
+
+// ---------------------------------------------------------------- layout
+
+const _: () = {
+    assert!(size_of::<binder_write_read>() == 48);
+    assert!(size_of::<binder_transaction_data>() == 64);
+    assert!(size_of::<binder_transaction_data_sg>() == 72);
+    assert!(size_of::<binder_transaction_data_secctx>() == 72);
+    assert!(size_of::<flat_binder_object>() == 24);
+    assert!(size_of::<binder_fd_object>() == 24);
+    assert!(size_of::<binder_buffer_object>() == 40);
+    assert!(size_of::<binder_fd_array_object>() == 32);
+    assert!(size_of::<binder_ptr_cookie>() == 16);
+    assert!(size_of::<binder_handle_cookie>() == 12);
+    assert!(size_of::<binder_frozen_state_info>() == 16);
+    assert!(size_of::<binder_node_debug_info>() == 24);
+    assert!(size_of::<binder_node_info_for_ref>() == 24);
+    assert!(size_of::<binder_freeze_info>() == 12);
+    assert!(size_of::<binder_frozen_status_info>() == 12);
+    assert!(size_of::<binder_extended_error>() == 12);
+    assert!(size_of::<fakebinder_attach>() == 24);
+    assert!(BINDER_WRITE_READ == 0xc030_6201);
+    assert!(BINDER_VERSION == 0xc004_6209);
+    assert!(BR_FROZEN_BINDER == 0x8010_7215);
+
+    assert!(offset_of!(binder_write_read, write_consumed) == 8);
+    assert!(offset_of!(binder_write_read, write_buffer) == 16);
+    assert!(offset_of!(binder_write_read, read_size) == 24);
+    assert!(offset_of!(binder_write_read, read_consumed) == 32);
+    assert!(offset_of!(binder_write_read, read_buffer) == 40);
+    assert!(offset_of!(binder_transaction_data, cookie) == 8);
+    assert!(offset_of!(binder_transaction_data, code) == 16);
+    assert!(offset_of!(binder_transaction_data, flags) == 20);
+    assert!(offset_of!(binder_transaction_data, sender_pid) == 24);
+    assert!(offset_of!(binder_transaction_data, sender_euid) == 28);
+    assert!(offset_of!(binder_transaction_data, data_size) == 32);
+    assert!(offset_of!(binder_transaction_data, offsets_size) == 40);
+    assert!(offset_of!(binder_transaction_data, data) == 48);
+    assert!(offset_of!(binder_transaction_data_sg, buffers_size) == 64);
+    assert!(offset_of!(binder_transaction_data_secctx, secctx) == 64);
+
+    assert!(size_of::<fuse_in_header>() == 40);
+    assert!(size_of::<fuse_out_header>() == 16);
+    assert!(size_of::<fuse_init_out>() == 64);
+    assert!(offset_of!(fuse_init_out, flags2) == 32);
+    assert!(offset_of!(fuse_init_out, max_stack_depth) == 36);
+    assert!(size_of::<fuse_open_out>() == 16);
+    assert!(offset_of!(fuse_open_out, backing_id) == 12);
+    assert!(size_of::<fuse_ioctl_in>() == 32);
+    assert!(size_of::<fuse_ioctl_out>() == 16);
+    assert!(size_of::<fuse_poll_in>() == 24);
+    assert!(size_of::<cuse_init_in>() == 16);
+    assert!(size_of::<cuse_init_out>() == 72);
+    assert!(size_of::<fuse_backing_map>() == 16);
+    assert!(FUSE_DEV_IOC_CLONE == 0x8004_e500);
+    assert!(FUSE_DEV_IOC_BACKING_OPEN == 0x4010_e501);
+};
