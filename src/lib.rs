@@ -9,4 +9,5 @@ pub mod client_mem;
 pub mod device;
 pub mod mm_shim;
 pub mod shrinker;
+pub mod sync;
 pub mod uapi;
