@@ -7,7 +7,6 @@
 //! device does.
 
 mod caller;
-mod explain;
 mod manager;
 mod pattern;
 mod report;
@@ -114,7 +113,7 @@ fn parent(args: &Args) -> ExitCode {
     }
     // What is wrong with the device is said once, before there are any children.
     if let Err(error) = Device::open(&args.device).and_then(|device| device.version()) {
-        complain(&explain::explain(&error));
+        complain(&error.explain());
         return ExitCode::FAILURE;
     }
     let mut children = Children::new(args);

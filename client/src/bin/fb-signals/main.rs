@@ -107,7 +107,8 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("fb-signals: {error}");
+            let message = error.downcast_ref().map_or(error.to_string(), Error::explain);
+            eprintln!("fb-signals: {message}");
             ExitCode::FAILURE
         }
     }
