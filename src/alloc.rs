@@ -64,11 +64,7 @@ impl Buffer {
     /// Bytes that the buffer takes in the mapping (`binder_alloc_buffer_size`).
     pub fn size(&self) -> usize {
         let parts = [self.data_size, self.offsets_size, self.extra_buffers_size];
-        parts
-            .map(|part| part.next_multiple_of(8))
-            .iter()
-            .sum::<usize>()
-            .max(8)
+        parts.map(|part| part.next_multiple_of(8)).iter().sum::<usize>().max(8)
     }
 }
 
@@ -237,24 +233,17 @@ impl Alloc {
 
     /// Takes the pages that a new buffer is the first to use off the LRU.
     fn lru_freelist_del(&self, mapping: &Mapping, locked: &mut Locked, pages: Range<usize>) {
-        for index in pages
-            .clone()
-            .filter(|&index| !mapping.installed_page(index))
-        {
+        for index in pages.clone().filter(|&index| !mapping.installed_page(index)) {
             locked.pages_high = locked.pages_high.max(index + 1);
         }
-        self.memory
-            .lru_del(locked.lru[pages].iter_mut().filter_map(Option::take));
+        self.memory.lru_del(locked.lru[pages].iter_mut().filter_map(Option::take));
     }
 
     /// Puts the pages that no buffer uses any more on the LRU.
     fn lru_freelist_add(&self, mapping: &Mapping, locked: &mut Locked, pages: Range<usize>) {
         let mut lru = None;
         for index in pages.filter(|&index| mapping.installed_page(index)) {
-            debug_assert!(
-                locked.lru[index].is_none(),
-                "page {index} is on the LRU twice"
-            );
+            debug_assert!(locked.lru[index].is_none(), "page {index} is on the LRU twice");
             let lru = lru.get_or_insert_with(|| self.memory.lru_lock());
             locked.lru[index] = Some(lru.add(self.this.clone(), index));
         }
@@ -382,11 +371,7 @@ impl Alloc {
     /// client's to free.
     pub fn prepare_to_free(&self, user_ptr: u64) -> Result<Buffer, Errno> {
         let mut locked = self.buffers.lock();
-        locked
-            .as_mut()
-            .ok_or(Errno::ENOENT)?
-            .buffers
-            .prepare_to_free(user_ptr)
+        locked.as_mut().ok_or(Errno::ENOENT)?.buffers.prepare_to_free(user_ptr)
     }
 
     /// Lets the client free the buffer: it has been handed out to it.
@@ -406,10 +391,7 @@ impl Alloc {
     /// `binder_alloc_free_buf`. After [`Alloc::deferred_release`] there is nothing left to do.
     pub fn free_buf(&self, buffer: &Buffer) {
         let mut locked = self.buffers.lock();
-        if locked
-            .as_mut()
-            .is_some_and(|l| l.buffers.take_clear_on_free(buffer.offset))
-        {
+        if locked.as_mut().is_some_and(|l| l.buffers.take_clear_on_free(buffer.offset)) {
             // Not under the mutex: a large buffer takes long, and only we may touch it.
             drop(locked);
             self.clear_buf(buffer);
@@ -420,11 +402,9 @@ impl Alloc {
         };
         match locked.buffers.give_back(buffer.offset) {
             Some(pages) => self.lru_freelist_add(mapping, locked, pages),
-            None => log::error!(
-                "{}: no buffer at offset {:#x} to free",
-                self.mm.pid(),
-                buffer.offset
-            ),
+            None => {
+                log::error!("{}: no buffer at offset {:#x} to free", self.mm.pid(), buffer.offset)
+            }
         }
     }
 
@@ -457,8 +437,7 @@ impl Alloc {
         if !self.check_buffer(buffer, offset, len) {
             return Err(Errno::EFAULT);
         }
-        self.mm
-            .copy_from_client(buffer.offset + offset, from, addr, len)
+        self.mm.copy_from_client(buffer.offset + offset, from, addr, len)
     }
 
     /// `binder_alloc_copy_to_buffer`. EINVAL: not within the buffer.
@@ -502,8 +481,7 @@ impl Alloc {
             (0..mapping.pages.len()).for_each(|index| mapping.set_installed_page(index, false));
         }
         let left = released.buffers.allocated();
-        self.memory
-            .lru_del(released.lru.iter_mut().filter_map(Option::take));
+        self.memory.lru_del(released.lru.iter_mut().filter_map(Option::take));
         let pages = self.mm.exit_mmap(&mmap);
         log::debug!("{}: released {left} buffers, {pages} pages", self.mm.pid());
     }
@@ -515,26 +493,17 @@ impl Alloc {
 
     /// Bytes that one-way calls may still take (`binder_alloc_get_free_async_space`).
     pub fn free_async_space(&self) -> usize {
-        self.buffers
-            .lock()
-            .as_ref()
-            .map_or(0, |locked| locked.buffers.free_async_space())
+        self.buffers.lock().as_ref().map_or(0, |locked| locked.buffers.free_async_space())
     }
 
     /// How many buffers are allocated (`binder_alloc_get_allocated_count`).
     pub fn allocated_count(&self) -> usize {
-        self.buffers
-            .lock()
-            .as_ref()
-            .map_or(0, |locked| locked.buffers.allocated())
+        self.buffers.lock().as_ref().map_or(0, |locked| locked.buffers.allocated())
     }
 
     /// Every allocated buffer, by address (`binder_alloc_print_allocated`).
     pub fn allocated_buffers(&self) -> Vec<Buffer> {
-        self.buffers
-            .lock()
-            .as_ref()
-            .map_or_else(Vec::new, |locked| locked.buffers.iter().collect())
+        self.buffers.lock().as_ref().map_or_else(Vec::new, |locked| locked.buffers.iter().collect())
     }
 
     /// The state of every page of the mapping.
@@ -559,11 +528,7 @@ impl Alloc {
             active: count(PageState::Active),
             lru: count(PageState::Lru),
             free: count(PageState::Free),
-            high: self
-                .buffers
-                .lock()
-                .as_ref()
-                .map_or(0, |locked| locked.pages_high),
+            high: self.buffers.lock().as_ref().map_or(0, |locked| locked.pages_high),
         }
     }
 }

@@ -19,11 +19,7 @@ impl<'a> SharedSlice<'a> {
     /// # Safety
     /// `start..start + len` must be mapped writable for `'a`, and no Rust reference may cover it.
     pub unsafe fn new(start: *mut u8, len: usize) -> Self {
-        Self {
-            start,
-            len,
-            lifetime: std::marker::PhantomData,
-        }
+        Self { start, len, lifetime: std::marker::PhantomData }
     }
 
     pub fn as_mut_ptr(&self) -> *mut u8 {
@@ -38,6 +34,17 @@ impl<'a> SharedSlice<'a> {
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
+
+    /// Copies `src`, which must be as long, into the stretch.
+    ///
+    /// # Panics
+    /// When the lengths differ.
+    pub fn copy_from_slice(&self, src: &[u8]) {
+        assert_eq!(src.len(), self.len, "a copy between stretches of different length");
+        // SAFETY: the stretch is mapped writable and no reference covers it (`SharedSlice::new`),
+        // so it does not overlap `src`, which is as long.
+        unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), self.start, src.len()) };
+    }
 }
 
 /// The address space of a client, as `copy_from_user` and `copy_to_user` see it.
@@ -51,9 +58,7 @@ pub trait ClientMemory: Send + Sync {
 
     /// Copies from several places of the client at once.
     fn read_vectored(&self, parts: &mut [(u64, &mut [u8])]) -> Result<(), Errno> {
-        parts
-            .iter_mut()
-            .try_for_each(|(addr, dst)| self.read(*addr, dst))
+        parts.iter_mut().try_for_each(|(addr, dst)| self.read(*addr, dst))
     }
 
     /// Copies from the client straight into a buffer that is shared with another process.

@@ -9,5 +9,6 @@ pub mod client_mem;
 pub mod device;
 pub mod mm_shim;
 pub mod shrinker;
+pub mod sim;
 pub mod sync;
 pub mod uapi;

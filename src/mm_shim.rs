@@ -184,13 +184,8 @@ impl MmStruct {
         address: u64,
         index: usize,
     ) -> Result<Vma<'lock>, NoVma> {
-        self.memory
-            .inject
-            .at(Verb::VmaLookup)
-            .map_err(|_| NoVma::Unknown)?;
-        self.mm
-            .vma_lookup(address, index)
-            .map(|()| Vma(PhantomData))
+        self.memory.inject.at(Verb::VmaLookup).map_err(|_| NoVma::Unknown)?;
+        self.mm.vma_lookup(address, index).map(|()| Vma(PhantomData))
     }
 
     /// A page of zeros, out of the budget. To be called under neither the buffer mutex nor the LRU
@@ -242,11 +237,7 @@ impl MmStruct {
     /// Takes an installed page away from everyone. `None`: that failed, and the page stays where it
     /// is, paid for, for the next installer to find.
     pub fn zap_page_range_single(&self, _lock: &MmapLock<'_>, index: usize) -> Option<Page> {
-        let zapped = self
-            .memory
-            .inject
-            .at(Verb::Zap)
-            .and_then(|()| self.mm.zap_page(index));
+        let zapped = self.memory.inject.at(Verb::Zap).and_then(|()| self.mm.zap_page(index));
         match zapped {
             Ok(page) => {
                 debug_assert!(
@@ -266,11 +257,8 @@ impl MmStruct {
     /// Takes every page away, and gives them back to the budget; returns how many.
     pub fn exit_mmap(&self, _lock: &MmapLock<'_>) -> usize {
         self.mm.exit_mmap();
-        let pages = self
-            .charged
-            .iter()
-            .filter(|charged| charged.swap(false, Ordering::Relaxed))
-            .count();
+        let pages =
+            self.charged.iter().filter(|charged| charged.swap(false, Ordering::Relaxed)).count();
         self.memory.uncharge(pages);
         pages
     }

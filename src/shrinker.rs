@@ -39,9 +39,7 @@ impl FromStr for PageInstall {
         match name {
             "exclusive" => Ok(Self::Exclusive),
             "shared" => Ok(Self::Shared),
-            _ => Err(format!(
-                "no page-install policy '{name}': exclusive or shared"
-            )),
+            _ => Err(format!("no page-install policy '{name}': exclusive or shared")),
         }
     }
 }
@@ -109,11 +107,7 @@ impl Memory {
     /// under neither the buffer mutex nor the LRU lock. ENOMEM: all pages are in use.
     pub(crate) fn charge(&self) -> Result<(), Errno> {
         let take = |used: usize| (used < self.budget).then_some(used + 1);
-        while self
-            .used
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
-            .is_err()
-        {
+        while self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
             // Pages of clients that are busy just now may fill the front of the list.
             if self.scan(DIRECT_RECLAIM) == 0 && self.scan(self.count()) == 0 {
                 return Err(Errno::ENOMEM);

@@ -86,14 +86,7 @@ impl Buffers {
         Self {
             vm_start,
             buffer_size,
-            ranges: BTreeMap::from([(
-                0,
-                Node {
-                    size: buffer_size,
-                    taken: None,
-                    pid: 0,
-                },
-            )]),
+            ranges: BTreeMap::from([(0, Node { size: buffer_size, taken: None, pid: 0 })]),
             free: BTreeSet::from([(buffer_size, 0)]),
             allocated: 0,
             free_async_space: buffer_size / 2,
@@ -129,14 +122,7 @@ impl Buffers {
 
         self.free.remove(&(free_size, offset));
         if free_size != size {
-            self.ranges.insert(
-                offset + size,
-                Node {
-                    size: free_size - size,
-                    taken: None,
-                    pid: 0,
-                },
-            );
+            self.ranges.insert(offset + size, Node { size: free_size - size, taken: None, pid: 0 });
             self.free.insert((free_size - size, offset + size));
         }
         let last_user = self.ranges[&offset].pid;
@@ -208,10 +194,7 @@ impl Buffers {
         self.allocated -= 1;
         if taken.is_async {
             self.free_async_space += size;
-            let used = self
-                .oneway
-                .get_mut(&pid)
-                .expect("every one-way buffer is counted");
+            let used = self.oneway.get_mut(&pid).expect("every one-way buffer is counted");
             used.buffers -= 1;
             used.bytes -= size;
             if used.buffers == 0 {
@@ -220,11 +203,7 @@ impl Buffers {
         }
 
         let mut free = offset..offset + size;
-        if let Some(next) = self
-            .ranges
-            .get(&free.end)
-            .filter(|next| next.taken.is_none())
-        {
+        if let Some(next) = self.ranges.get(&free.end).filter(|next| next.taken.is_none()) {
             let next_size = next.size;
             self.free.remove(&(next_size, free.end));
             self.ranges.remove(&free.end);
@@ -236,10 +215,8 @@ impl Buffers {
             self.ranges.remove(&offset);
             free.start = start;
         }
-        self.ranges
-            .get_mut(&free.start)
-            .expect("the first of the merged ranges stays")
-            .size = free.len();
+        self.ranges.get_mut(&free.start).expect("the first of the merged ranges stays").size =
+            free.len();
         self.free.insert((free.len(), free.start));
         Some(pages_of(offset..offset + size, free))
     }
@@ -270,8 +247,7 @@ impl Buffers {
             return Err(Errno::EPERM);
         }
         taken.allow_user_free = false;
-        self.describe(offset, &self.ranges[&offset])
-            .ok_or(Errno::ENOENT)
+        self.describe(offset, &self.ranges[&offset]).ok_or(Errno::ENOENT)
     }
 
     pub(super) fn set_allow_user_free(&mut self, offset: usize, allow: bool) {
@@ -288,13 +264,10 @@ impl Buffers {
 
     /// Whether the buffer is to be zeroed before it is freed; says so once.
     pub(super) fn take_clear_on_free(&mut self, offset: usize) -> bool {
-        self.taken_mut(offset)
-            .is_some_and(|taken| std::mem::take(&mut taken.clear_on_free))
+        self.taken_mut(offset).is_some_and(|taken| std::mem::take(&mut taken.clear_on_free))
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = Buffer> + '_ {
-        self.ranges
-            .iter()
-            .filter_map(|(&offset, node)| self.describe(offset, node))
+        self.ranges.iter().filter_map(|(&offset, node)| self.describe(offset, node))
     }
 }

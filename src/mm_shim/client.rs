@@ -60,11 +60,7 @@ pub fn create_memfd(name: &str) -> Result<BufferFile, Errno> {
     };
     unistd::ftruncate(&memfd, MAX_BUFFER_SIZE as i64)?;
     let path = format!("/proc/self/fd/{}", memfd.as_raw_fd());
-    let read_only = fcntl::open(
-        path.as_str(),
-        OFlag::O_RDONLY | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    )?;
+    let read_only = fcntl::open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
     stat::fchmod(&memfd, Mode::empty())?;
     let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
     fcntl::fcntl(&memfd, FcntlArg::F_ADD_SEALS(seals))?;
@@ -331,8 +327,7 @@ impl Mm for ClientMm {
     }
 
     fn zap_page(&self, index: usize) -> Result<Page, Errno> {
-        self.punch(index * PAGE_SIZE, PAGE_SIZE)
-            .map(|()| Page(None))
+        self.punch(index * PAGE_SIZE, PAGE_SIZE).map(|()| Page(None))
     }
 
     fn exit_mmap(&self) {

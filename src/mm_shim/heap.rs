@@ -62,6 +62,11 @@ impl HeapMm {
         mm
     }
 
+    /// The client maps its buffer.
+    pub fn mmap(&self, address: u64, size: usize) {
+        self.table.lock().vma.get_or_insert((address, size));
+    }
+
     /// The client unmaps its buffer.
     pub fn munmap(&self) {
         self.table.lock().vma = None;
@@ -176,21 +181,11 @@ impl Mm for HeapMm {
     }
 
     fn get_user_pages_remote(&self, index: usize) -> bool {
-        self.table
-            .lock()
-            .pages
-            .get(index)
-            .is_some_and(Option::is_some)
+        self.table.lock().pages.get(index).is_some_and(Option::is_some)
     }
 
     fn zap_page(&self, index: usize) -> Result<Page, Errno> {
-        match self
-            .table
-            .lock()
-            .pages
-            .get_mut(index)
-            .and_then(Option::take)
-        {
+        match self.table.lock().pages.get_mut(index).and_then(Option::take) {
             Some(page) => Ok(Page(Some(page))),
             None => {
                 self.lost.fetch_add(1, Ordering::SeqCst);

@@ -95,25 +95,16 @@ impl Rule {
 
     /// Only the `n`-th call, from 1.
     pub fn nth(self, n: u64) -> Self {
-        Self {
-            calls: Calls::Nth(n),
-            ..self
-        }
+        Self { calls: Calls::Nth(n), ..self }
     }
 
     /// Only this fraction of the calls.
     pub fn share(self, share: f64) -> Self {
-        Self {
-            calls: Calls::Share(share),
-            ..self
-        }
+        Self { calls: Calls::Share(share), ..self }
     }
 
     pub fn fail(self, errno: Errno) -> Self {
-        Self {
-            errno: Some(errno),
-            ..self
-        }
+        Self { errno: Some(errno), ..self }
     }
 
     pub fn delay(self, delay: Duration) -> Self {
@@ -123,10 +114,7 @@ impl Rule {
     /// Runs `hook`, with the number of the call, before delay and failure: a test's way to get
     /// between two steps of the allocator.
     pub fn hook(self, hook: impl Fn(u64) + Send + Sync + 'static) -> Self {
-        Self {
-            hook: Some(Arc::new(hook)),
-            ..self
-        }
+        Self { hook: Some(Arc::new(hook)), ..self }
     }
 
     /// Whether the rule hits this call, which is the `n`-th.
@@ -156,10 +144,7 @@ pub struct Injector {
 
 impl Injector {
     pub fn seeded(seed: u64) -> Self {
-        Self {
-            seed,
-            rules: Vec::new(),
-        }
+        Self { seed, rules: Vec::new() }
     }
 
     pub fn with(mut self, rule: Rule) -> Self {
@@ -170,12 +155,7 @@ impl Injector {
     /// A verb is about to be carried out: waits, fails, or neither. The first rule that fails wins.
     pub(crate) fn at(&self, verb: Verb) -> Result<(), Errno> {
         let mut result = Ok(());
-        for (number, rule) in self
-            .rules
-            .iter()
-            .enumerate()
-            .filter(|(_, rule)| rule.verb == verb)
-        {
+        for (number, rule) in self.rules.iter().enumerate().filter(|(_, rule)| rule.verb == verb) {
             let n = rule.seen.fetch_add(1, Ordering::Relaxed) + 1;
             if !rule.hits(n, random(self.seed, number as u64)) {
                 continue;
@@ -212,25 +192,16 @@ const ERRNOS: [(&str, Errno); 16] = [
 ];
 
 fn parse_errno(text: &str) -> Result<Errno, String> {
-    let named = ERRNOS
-        .iter()
-        .find(|(name, _)| *name == text)
-        .map(|&(_, errno)| errno);
-    let numbered = || {
-        text.parse()
-            .ok()
-            .map(Errno::from_raw)
-            .filter(|&errno| errno != Errno::UnknownErrno)
-    };
+    let named = ERRNOS.iter().find(|(name, _)| *name == text).map(|&(_, errno)| errno);
+    let numbered =
+        || text.parse().ok().map(Errno::from_raw).filter(|&errno| errno != Errno::UnknownErrno);
     named
         .or_else(numbered)
         .ok_or_else(|| format!("no error '{text}': a name such as ENOMEM, or a number"))
 }
 
 fn parse_delay(text: &str) -> Result<Duration, String> {
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let number = number.parse().ok();
     let delay = match unit {
@@ -251,16 +222,11 @@ fn parse_rule(text: &str) -> Result<Rule, String> {
     };
     let mut rule = Rule::new(verb);
     for part in parts {
-        let (key, value) = part
-            .split_once('=')
-            .ok_or_else(|| format!("'{part}' is not KEY=VALUE"))?;
+        let (key, value) =
+            part.split_once('=').ok_or_else(|| format!("'{part}' is not KEY=VALUE"))?;
         rule = match key {
             "nth" => rule.nth(
-                value
-                    .parse()
-                    .ok()
-                    .filter(|&n| n > 0)
-                    .ok_or(format!("no call number '{value}'"))?,
+                value.parse().ok().filter(|&n| n > 0).ok_or(format!("no call number '{value}'"))?,
             ),
             "share" => {
                 let share: Option<f64> = value.parse().ok();
@@ -286,11 +252,7 @@ impl FromStr for Injector {
 
     fn from_str(specification: &str) -> Result<Self, String> {
         let mut injector = Injector::default();
-        for item in specification
-            .split(',')
-            .map(str::trim)
-            .filter(|item| !item.is_empty())
-        {
+        for item in specification.split(',').map(str::trim).filter(|item| !item.is_empty()) {
             match item.strip_prefix("seed=") {
                 Some(seed) => {
                     injector.seed = seed.parse().map_err(|_| format!("no seed '{seed}'"))?
@@ -330,47 +292,27 @@ mod tests {
     #[test]
     fn errors_are_the_ones_asked_for() {
         let errno = |spec: &str, verb| spec.parse::<Injector>().expect("a specification").at(verb);
-        assert_eq!(
-            errno("vm_insert_page:errno=EINTR", Verb::InsertPage),
-            Err(Errno::EINTR)
-        );
-        assert_eq!(
-            errno("vm_insert_page:errno=17", Verb::InsertPage),
-            Err(Errno::EEXIST)
-        );
+        assert_eq!(errno("vm_insert_page:errno=EINTR", Verb::InsertPage), Err(Errno::EINTR));
+        assert_eq!(errno("vm_insert_page:errno=17", Verb::InsertPage), Err(Errno::EEXIST));
         assert_eq!(errno("alloc_page", Verb::AllocPage), Err(Errno::ENOMEM));
-        assert_eq!(
-            errno("vm_insert_page", Verb::InsertPage),
-            Err(Errno::ENOMEM)
-        );
+        assert_eq!(errno("vm_insert_page", Verb::InsertPage), Err(Errno::ENOMEM));
         assert_eq!(errno("vma_lookup", Verb::VmaLookup), Err(Errno::ESRCH));
         assert_eq!(errno("mmget", Verb::MmGet), Err(Errno::ESRCH));
         assert_eq!(errno("zap", Verb::Zap), Err(Errno::EIO));
         assert_eq!(errno("zap:delay=1us", Verb::Zap), Ok(()));
-        assert_eq!(
-            errno("zap:nth=1:errno=EIO,zap:errno=EINVAL", Verb::Zap),
-            Err(Errno::EIO)
-        );
+        assert_eq!(errno("zap:nth=1:errno=EIO,zap:errno=EINVAL", Verb::Zap), Err(Errno::EIO));
     }
 
     #[test]
     fn a_delay_takes_that_long() {
-        for (specification, least) in [
-            ("zap:delay=30ms", 30),
-            ("zap:delay=31000us", 31),
-            ("zap:delay=1s", 1000),
-        ] {
+        for (specification, least) in
+            [("zap:delay=30ms", 30), ("zap:delay=31000us", 31), ("zap:delay=1s", 1000)]
+        {
             let injector: Injector = specification.parse().expect("a specification");
             let start = std::time::Instant::now();
             assert_eq!(injector.at(Verb::Zap), Ok(()));
-            assert!(
-                start.elapsed() >= Duration::from_millis(least),
-                "{specification}"
-            );
-            assert!(
-                start.elapsed() < Duration::from_millis(4 * least + 500),
-                "{specification}"
-            );
+            assert!(start.elapsed() >= Duration::from_millis(least), "{specification}");
+            assert!(start.elapsed() < Duration::from_millis(4 * least + 500), "{specification}");
         }
     }
 

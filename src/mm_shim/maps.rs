@@ -57,10 +57,7 @@ impl Maps {
     pub(super) fn open(pid: i32) -> Result<Maps, Errno> {
         let file = File::open(format!("/proc/{pid}/maps"));
         let errno = |e: std::io::Error| e.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
-        Ok(Maps {
-            file: file.map_err(errno)?,
-            pid,
-        })
+        Ok(Maps { file: file.map_err(errno)?, pid })
     }
 
     /// The first mapping of a file that ends above `address`. ENOENT: none. ESRCH: the process is
@@ -91,13 +88,8 @@ impl Maps {
     fn next_file_in_text(&self, address: u64) -> Result<FileVma, Errno> {
         // Opened anew: this descriptor's position is shared by every thread that looks.
         let text = BufReader::with_capacity(1 << 16, Maps::open(self.pid)?.file);
-        let vmas = text
-            .lines()
-            .map_while(Result::ok)
-            .filter_map(|line| parse_line(&line));
-        vmas.filter(|vma| vma.ino != 0)
-            .find(|vma| vma.end > address)
-            .ok_or(Errno::ENOENT)
+        let vmas = text.lines().map_while(Result::ok).filter_map(|line| parse_line(&line));
+        vmas.filter(|vma| vma.ino != 0).find(|vma| vma.end > address).ok_or(Errno::ENOENT)
     }
 }
 
@@ -137,11 +129,7 @@ mod tests {
                 writable: false,
             })
         );
-        assert!(
-            parse_line("7f1c00200000-7f1c00600000 -w-p 0 8:1 2")
-                .expect("a line")
-                .writable
-        );
+        assert!(parse_line("7f1c00200000-7f1c00600000 -w-p 0 8:1 2").expect("a line").writable);
         for nonsense in [
             "",
             "7f1c",

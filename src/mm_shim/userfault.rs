@@ -84,9 +84,7 @@ impl Userfault {
         static RESOLVER: OnceLock<bool> = OnceLock::new();
         let running = *RESOLVER.get_or_init(|| {
             let thread = thread::Builder::new().name("userfault".into());
-            thread
-                .spawn(move || userfault.resolve_stray_faults())
-                .is_ok()
+            thread.spawn(move || userfault.resolve_stray_faults()).is_ok()
         });
         running.then_some(userfault)
     }
@@ -100,11 +98,7 @@ impl Userfault {
         }
         // SAFETY: the kernel has just made it, and nobody else knows of it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-        let mut api = UffdioApi {
-            api: UFFD_API,
-            features: UFFD_FEATURE_MISSING_SHMEM,
-            ioctls: 0,
-        };
+        let mut api = UffdioApi { api: UFFD_API, features: UFFD_FEATURE_MISSING_SHMEM, ioctls: 0 };
         // SAFETY: the argument is of the ioctl's type and outlives the call.
         unsafe { uffdio_api(fd.as_raw_fd(), &mut api) }?;
         Ok(Userfault(fd))
@@ -112,15 +106,8 @@ impl Userfault {
 
     /// From now on touching a missing page of the range makes none.
     pub(super) fn register(&self, start: *mut u8, len: usize) -> Result<(), Errno> {
-        let range = UffdioRange {
-            start: start as u64,
-            len: len as u64,
-        };
-        let mut register = UffdioRegister {
-            range,
-            mode: UFFDIO_REGISTER_MODE_MISSING,
-            ioctls: 0,
-        };
+        let range = UffdioRange { start: start as u64, len: len as u64 };
+        let mut register = UffdioRegister { range, mode: UFFDIO_REGISTER_MODE_MISSING, ioctls: 0 };
         // SAFETY: the argument is of the ioctl's type and outlives the call.
         unsafe { uffdio_register(self.0.as_raw_fd(), &mut register) }?;
         Ok(())
@@ -129,15 +116,8 @@ impl Userfault {
     /// Adds a page of zeros at `address`. EEXIST: there is one.
     pub(super) fn zeropage(&self, address: u64) -> Result<(), Errno> {
         loop {
-            let range = UffdioRange {
-                start: address,
-                len: PAGE_SIZE as u64,
-            };
-            let mut zeropage = UffdioZeropage {
-                range,
-                mode: 0,
-                zeropage: 0,
-            };
+            let range = UffdioRange { start: address, len: PAGE_SIZE as u64 };
+            let mut zeropage = UffdioZeropage { range, mode: 0, zeropage: 0 };
             // SAFETY: the argument is of the ioctl's type and outlives the call.
             match unsafe { uffdio_zeropage(self.0.as_raw_fd(), &mut zeropage) } {
                 // The kernel was changing our mappings; nothing was done.
@@ -148,10 +128,7 @@ impl Userfault {
     }
 
     fn wake(&self, address: u64) {
-        let mut range = UffdioRange {
-            start: address,
-            len: PAGE_SIZE as u64,
-        };
+        let mut range = UffdioRange { start: address, len: PAGE_SIZE as u64 };
         // SAFETY: the argument is of the ioctl's type and outlives the call.
         let _ = unsafe { uffdio_wake(self.0.as_raw_fd(), &mut range) };
     }

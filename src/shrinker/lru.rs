@@ -46,10 +46,7 @@ pub(super) struct ListLru(Mutex<Items>);
 
 impl Default for ListLru {
     fn default() -> Self {
-        Self(Mutex::new(Items {
-            by_age: BTreeMap::new(),
-            next: LruKey(std::num::NonZeroU64::MIN),
-        }))
+        Self(Mutex::new(Items { by_age: BTreeMap::new(), next: LruKey(std::num::NonZeroU64::MIN) }))
     }
 }
 
@@ -90,10 +87,7 @@ impl ListLru {
         let mut items = self.0.lock();
         for key in std::iter::once(first).chain(keys) {
             let item = items.by_age.remove(&key);
-            debug_assert!(
-                item.is_some(),
-                "a page that its owner has on the LRU is not there"
-            );
+            debug_assert!(item.is_some(), "a page that its owner has on the LRU is not there");
         }
     }
 

@@ -47,10 +47,9 @@ impl Reclaimer {
             }
         });
         match &source {
-            Some((path, _)) => log::info!(
-                "reclaiming pages under memory pressure ({})",
-                path.display()
-            ),
+            Some((path, _)) => {
+                log::info!("reclaiming pages under memory pressure ({})", path.display())
+            }
             None => log::warn!(
                 "no memory pressure information here: pages are reclaimed by budget and on request only"
             ),
@@ -60,18 +59,12 @@ impl Reclaimer {
 
     fn listen(memory: &Arc<Memory>, pressure: Option<File>) -> io::Result<Reclaimer> {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        let shared = Arc::new(Shared {
-            wake,
-            stop: AtomicBool::new(false),
-            rounds: AtomicUsize::new(0),
-        });
+        let shared =
+            Arc::new(Shared { wake, stop: AtomicBool::new(false), rounds: AtomicUsize::new(0) });
         let (memory, theirs) = (memory.clone(), shared.clone());
         let thread = thread::Builder::new().name("shrinker".into());
         let thread = thread.spawn(move || run(&memory, &theirs, pressure))?;
-        Ok(Reclaimer {
-            shared,
-            thread: Some(thread),
-        })
+        Ok(Reclaimer { shared, thread: Some(thread) })
     }
 
     /// Asks for every page that is not in use to be reclaimed. May be called from a signal handler.
@@ -99,19 +92,12 @@ fn run(memory: &Memory, shared: &Shared, mut pressure: Option<File>) {
     block_signals();
     loop {
         let mut fds = vec![PollFd::new(shared.wake.as_fd(), PollFlags::POLLIN)];
-        fds.extend(
-            pressure
-                .as_ref()
-                .map(|file| PollFd::new(file.as_fd(), PollFlags::POLLPRI)),
-        );
+        fds.extend(pressure.as_ref().map(|file| PollFd::new(file.as_fd(), PollFlags::POLLPRI)));
         if poll(&mut fds, PollTimeout::NONE).is_err() {
             continue;
         }
-        let events = |at: usize| {
-            fds.get(at)
-                .and_then(PollFd::revents)
-                .unwrap_or(PollFlags::empty())
-        };
+        let events =
+            |at: usize| fds.get(at).and_then(PollFd::revents).unwrap_or(PollFlags::empty());
         let (asked, pressed) = (events(0), events(1));
         if !asked.is_empty() {
             let _ = shared.wake.read();
@@ -139,10 +125,7 @@ fn run(memory: &Memory, shared: &Shared, mut pressure: Option<File>) {
 fn pressure_file() -> Option<PathBuf> {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let of_group = pressure_of_group(&groups, Path::new("/sys/fs/cgroup"));
-    of_group
-        .into_iter()
-        .chain([PathBuf::from(MACHINE)])
-        .find(|path| path.exists())
+    of_group.into_iter().chain([PathBuf::from(MACHINE)]).find(|path| path.exists())
 }
 
 /// From `/proc/self/cgroup`: where the pressure file of the group on the unified hierarchy would be.
@@ -174,9 +157,7 @@ mod tests {
         let path = |groups| pressure_of_group(groups, root);
         assert_eq!(
             path("1:cpu:/a\n0::/user.slice/session-1.scope\n"),
-            Some(PathBuf::from(
-                "/sys/fs/cgroup/user.slice/session-1.scope/memory.pressure"
-            ))
+            Some(PathBuf::from("/sys/fs/cgroup/user.slice/session-1.scope/memory.pressure"))
         );
         assert_eq!(path("0::/\n"), None);
         assert_eq!(path("1:cpu:/a\n"), None);

@@ -39,9 +39,7 @@ pub struct Bytes(pub Vec<u8>);
 impl Bytes {
     fn get(&self, addr: u64, len: usize) -> Result<&[u8], Errno> {
         let start = usize::try_from(addr).map_err(|_| Errno::EFAULT)?;
-        self.0
-            .get(start..start.wrapping_add(len))
-            .ok_or(Errno::EFAULT)
+        self.0.get(start..start.wrapping_add(len)).ok_or(Errno::EFAULT)
     }
 }
 
@@ -69,23 +67,13 @@ impl ClientMemory for ByProcessVm {
         Err(Errno::EFAULT)
     }
     fn read_shared(&self, addr: u64, dst: SharedSlice<'_>) -> Result<(), Errno> {
-        let local = libc::iovec {
-            iov_base: dst.as_mut_ptr().cast(),
-            iov_len: dst.len(),
-        };
+        let local = libc::iovec { iov_base: dst.as_mut_ptr().cast(), iov_len: dst.len() };
         let from = &self.0[addr as usize..addr as usize + dst.len()];
-        let remote = libc::iovec {
-            iov_base: from.as_ptr() as *mut _,
-            iov_len: from.len(),
-        };
+        let remote = libc::iovec { iov_base: from.as_ptr() as *mut _, iov_len: from.len() };
         // SAFETY: one vector each, of memory that is ours and stays.
         let copied =
             unsafe { libc::process_vm_readv(std::process::id() as i32, &local, 1, &remote, 1, 0) };
-        if copied == from.len() as isize {
-            Ok(())
-        } else {
-            Err(Errno::EFAULT)
-        }
+        if copied == from.len() as isize { Ok(()) } else { Err(Errno::EFAULT) }
     }
     fn write(&self, _addr: u64, _src: &[u8]) -> Result<(), Errno> {
         Err(Errno::EFAULT)
@@ -118,10 +106,7 @@ impl Client {
     /// program call [`client_main`].
     pub fn start(arguments: &[&str], size: usize, memory: &Arc<Memory>) -> Client {
         let client = Self::start_unknown(arguments, size, memory, true);
-        client
-            .alloc
-            .mmap_handler(client.address, client.size)
-            .expect("the first mapping");
+        client.alloc.mmap_handler(client.address, client.size).expect("the first mapping");
         client
     }
 
@@ -163,31 +148,17 @@ impl Client {
         let pidfd =
             unsafe { OwnedFd::from_raw_fd(libc::syscall(libc::SYS_pidfd_open, pid, 0) as i32) };
         let memfd = file.memfd.try_clone().expect("another descriptor");
-        let make = if userfault {
-            ClientMm::new
-        } else {
-            ClientMm::without_userfault
-        };
+        let make = if userfault { ClientMm::new } else { ClientMm::without_userfault };
         let mm = make(pid, Arc::new(pidfd), file.memfd, MappingKind::Memfd).expect("an mm");
         let alloc = Alloc::new(mm.clone(), memory);
-        let mut client = Client {
-            child,
-            socket: ours,
-            address: 0,
-            size,
-            memfd,
-            mm,
-            alloc,
-        };
+        let mut client = Client { child, socket: ours, address: 0, size, memfd, mm, alloc };
         client.address = client.answer();
         client
     }
 
     fn answer(&mut self) -> u64 {
         let mut word = [0; 8];
-        self.socket
-            .read_exact(&mut word)
-            .expect("an answer of the client");
+        self.socket.read_exact(&mut word).expect("an answer of the client");
         u64::from_ne_bytes(word)
     }
 
@@ -204,9 +175,7 @@ impl Client {
     pub fn peek(&mut self, address: u64, len: usize) -> Vec<u8> {
         self.ask(Op::Peek, address - self.address, len as u64);
         let mut bytes = vec![0; len];
-        self.socket
-            .read_exact(&mut bytes)
-            .expect("an answer of the client");
+        self.socket.read_exact(&mut bytes).expect("an answer of the client");
         bytes
     }
 
@@ -255,10 +224,7 @@ impl Client {
 
     /// Kilobytes of the file's mapping that the process `pid` has in memory (`/proc/PID/smaps`).
     pub fn rss_in(&self, pid: u32) -> usize {
-        let ino = nix::sys::stat::fstat(&self.memfd)
-            .expect("a file")
-            .st_ino
-            .to_string();
+        let ino = nix::sys::stat::fstat(&self.memfd).expect("a file").st_ino.to_string();
         let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).expect("a process");
         let mut ours = false;
         let mut rss = 0;
@@ -298,12 +264,7 @@ pub fn client_main() {
         // SAFETY: at a place of the kernel's choice, or over the one that it has chosen before.
         let address =
             unsafe { libc::mmap(at as *mut _, size, protection, flags, fd, offset as i64) };
-        assert_ne!(
-            address,
-            libc::MAP_FAILED,
-            "{}",
-            std::io::Error::last_os_error()
-        );
+        assert_ne!(address, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
         address as usize
     };
     let address = map(0, 0, libc::PROT_READ, FILE, 0);
@@ -339,23 +300,11 @@ pub fn client_main() {
                 // SAFETY: nobody here has a reference into it.
                 unsafe { libc::munmap(address as *mut _, len) };
             } else if op == Op::Impostor as u64 {
-                map(
-                    address,
-                    libc::MAP_FIXED | libc::MAP_ANONYMOUS,
-                    libc::PROT_READ,
-                    -1,
-                    0,
-                );
+                map(address, libc::MAP_FIXED | libc::MAP_ANONYMOUS, libc::PROT_READ, -1, 0);
             } else if op == Op::Remap as u64 {
                 map(address, libc::MAP_FIXED, libc::PROT_READ, FILE, offset);
             } else if op == Op::Writable as u64 {
-                map(
-                    address,
-                    libc::MAP_FIXED,
-                    libc::PROT_READ | libc::PROT_WRITE,
-                    FILE,
-                    0,
-                );
+                map(address, libc::MAP_FIXED, libc::PROT_READ | libc::PROT_WRITE, FILE, 0);
             }
             break;
         }
