@@ -152,7 +152,8 @@ impl Alloc {
     /// EBUSY: it has done so before, even if that mapping is gone. EINVAL: not a range of pages.
     pub fn mmap_handler(&self, address: u64, size: usize) -> Result<(), Errno> {
         let page = PAGE_SIZE as u64;
-        if size == 0 || address % page != 0 || address.checked_add(size as u64).is_none() {
+        if size == 0 || !address.is_multiple_of(page) || address.checked_add(size as u64).is_none()
+        {
             return Err(Errno::EINVAL);
         }
         let buffer_size = size.min(MAX_BUFFER_SIZE).next_multiple_of(PAGE_SIZE);
@@ -421,7 +422,7 @@ impl Alloc {
     /// `check_buffer`: whether `len` bytes from `offset` lie within the buffer, from a multiple of 4.
     fn check_buffer(&self, buffer: &Buffer, offset: usize, len: usize) -> bool {
         let size = buffer.size();
-        size >= len && offset <= size - len && offset % 4 == 0
+        size >= len && offset <= size - len && offset.is_multiple_of(4)
     }
 
     /// `binder_alloc_copy_user_to_buffer`, in one system call for another process's memory.

@@ -168,6 +168,12 @@ struct FreezeCaller {
 /// The driver: its contexts and every open process.
 pub struct Binder {
     contexts: Mutex<Vec<Arc<Context>>>,
+    shared: Arc<Shared>,
+}
+
+/// What the contexts of a driver share.
+struct Shared {
+    contexts: Mutex<Vec<Weak<Context>>>,
     ids: Arc<AtomicU64>,
     timers: Arc<dyn Timers>,
     freeze_callers: Mutex<FxHashMap<(ProcessId, i32), FreezeCaller>>,
@@ -176,7 +182,7 @@ pub struct Binder {
 /// A device name: one context manager, one object graph, one lock.
 pub struct Context {
     name: String,
-    binder: Weak<Binder>,
+    shared: Arc<Shared>,
     graph: Mutex<Graph>,
 }
 
@@ -201,29 +207,39 @@ impl Drop for Process {
 
 impl Binder {
     pub fn new(timers: Arc<dyn Timers>) -> Arc<Binder> {
-        Arc::new(Binder {
+        let shared = Arc::new(Shared {
             contexts: Mutex::default(),
             ids: Arc::default(),
             timers,
             freeze_callers: Mutex::default(),
-        })
+        });
+        Arc::new(Binder { contexts: Mutex::default(), shared })
     }
 
     /// The context of that name, made when it is new.
-    pub fn context(self: &Arc<Self>, name: &str) -> Arc<Context> {
+    pub fn context(&self, name: &str) -> Arc<Context> {
         let mut contexts = self.contexts.lock();
         if let Some(context) = contexts.iter().find(|context| context.name == name) {
             return context.clone();
         }
         let context = Arc::new(Context {
             name: name.to_owned(),
-            binder: Arc::downgrade(self),
-            graph: Mutex::new(Graph::new(self.ids.clone())),
+            shared: self.shared.clone(),
+            graph: Mutex::new(Graph::new(self.shared.ids.clone())),
         });
+        self.shared.contexts.lock().push(Arc::downgrade(&context));
         contexts.push(context.clone());
         context
     }
 
+    /// What the driver holds, over all contexts.
+    pub fn stats(&self) -> Stats {
+        let contexts = self.contexts.lock().clone();
+        contexts.iter().map(|context| context.stats()).sum()
+    }
+}
+
+impl Shared {
     fn next_id(&self) -> u64 {
         self.ids.fetch_add(1, Ordering::Relaxed) + 1
     }
@@ -233,6 +249,7 @@ impl Binder {
         let contexts = self.contexts.lock().clone();
         let mut found: Vec<Arc<Process>> = contexts
             .iter()
+            .filter_map(Weak::upgrade)
             .flat_map(|context| {
                 let graph = context.graph.lock();
                 let records = graph.processes.values().map(|record| record.process.clone());
@@ -252,12 +269,6 @@ impl Binder {
         let waited = self.freeze_callers.lock().remove(&caller)?;
         self.timers.cancel(waited.ticket);
         Some(waited)
-    }
-
-    /// What the driver holds, over all contexts.
-    pub fn stats(&self) -> Stats {
-        let contexts = self.contexts.lock().clone();
-        contexts.iter().map(|context| context.stats()).sum()
     }
 }
 
@@ -285,10 +296,6 @@ impl Context {
     /// What this context holds.
     pub fn stats(&self) -> Stats {
         Stats::of(&self.graph.lock())
-    }
-
-    fn binder(&self) -> Arc<Binder> {
-        self.binder.upgrade().expect("a context is used through its driver")
     }
 
     /// Runs `f` on the graph under its lock, and then does what is left to do in the world.
@@ -358,7 +365,7 @@ impl Process {
     /// To be called after [`Reply::interrupted`] has begun to say true.
     pub fn interrupt(self: &Arc<Self>, tid: i32) {
         self.context.locked(|graph| graph.interrupt_thread(self.id, tid));
-        if let Some(caller) = self.context.binder().forget_freeze_caller((self.id, tid))
+        if let Some(caller) = self.context.shared.forget_freeze_caller((self.id, tid))
             && let Some(target) = caller.target.upgrade()
         {
             target.end_freeze_wait(caller.ticket, ioctl::FreezeEnd::Interrupted);

@@ -215,7 +215,7 @@ impl Process {
 
     /// BINDER_GET_FROZEN_INFO. EINVAL: no open file of that pid.
     fn frozen_info(&self, pid: u32) -> Result<Vec<u8>, Errno> {
-        let targets = self.context.binder().processes_of(self.pid_from_client(pid as i32));
+        let targets = self.context.shared.processes_of(self.pid_from_client(pid as i32));
         if targets.is_empty() {
             return Err(Errno::EINVAL);
         }
@@ -241,7 +241,7 @@ impl Process {
     fn freeze(self: &Arc<Self>, thread: ThreadId, call: Call) {
         let mut arg = Reader(&call.arg);
         let (pid, enable, timeout_ms) = (arg.i32(), arg.u32(), arg.u32());
-        let targets = self.context.binder().processes_of(self.pid_from_client(pid));
+        let targets = self.context.shared.processes_of(self.pid_from_client(pid));
         if targets.is_empty() {
             self.ioctl_done(thread);
             return call.reply.send(Err(Errno::EINVAL), &call.arg);
@@ -255,7 +255,7 @@ impl Process {
         }
         self.ioctl_done(thread);
         self.freeze_next(FreezeWait {
-            ticket: self.context.binder().next_id(),
+            ticket: self.context.shared.next_id(),
             caller: (self.id, call.tid),
             timeout_ms,
             targets,
@@ -266,7 +266,7 @@ impl Process {
     /// Freezes the first of the targets that remain, and waits for it if there is something to
     /// wait for.
     fn freeze_next(&self, mut wait: FreezeWait) {
-        let binder = self.context.binder();
+        let shared = &self.context.shared;
         while let Some(target) = wait.targets.first().cloned() {
             let ticket = wait.ticket;
             let timeout = Duration::from_millis(wait.timeout_ms.into());
@@ -277,7 +277,7 @@ impl Process {
                     return Some(wait);
                 };
                 // Known before the look at `interrupted`: a signal finds the one or the other.
-                binder.note_freeze_caller(caller, &target, ticket);
+                shared.note_freeze_caller(caller, &target, ticket);
                 if wait.finish.reply.interrupted() {
                     graph.freeze_abandoned(target.id);
                     wait.finish.result = Err(Errno::EINTR);
@@ -293,11 +293,11 @@ impl Process {
                         target.end_freeze_wait(ticket, FreezeEnd::TimedOut);
                     }
                 };
-                return binder.timers.after(ticket, timeout, Box::new(fire));
+                return shared.timers.after(ticket, timeout, Box::new(fire));
             };
             wait = returned;
             if wait.finish.result.is_err() {
-                binder.forget_freeze_caller(caller);
+                shared.forget_freeze_caller(caller);
                 return wait.finish.restart();
             }
             wait = self.freeze_settled(wait);
@@ -336,12 +336,12 @@ impl Process {
 
     /// The wait for this process is over, one way or the other: on with the next.
     pub(crate) fn freeze_waited(self: &Arc<Self>, mut wait: FreezeWait) {
-        self.context.binder().forget_freeze_caller(wait.caller);
+        self.context.shared.forget_freeze_caller(wait.caller);
         wait = self.freeze_settled(wait);
         if wait.targets.is_empty() || wait.finish.result.is_err() {
             return wait.finish.send();
         }
-        wait.ticket = self.context.binder().next_id();
+        wait.ticket = self.context.shared.next_id();
         self.freeze_next(wait);
     }
 }
