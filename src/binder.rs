@@ -42,6 +42,7 @@ mod write;
 
 pub use stats::Stats;
 
+use crate::lock_order::{self, Rank};
 use crate::{Errno, alloc::Alloc, client_mem::ClientMemory};
 use graph::{Effect, Graph, ProcessId, ThreadId};
 use parking_lot::Mutex;
@@ -295,6 +296,7 @@ impl Context {
 
     /// What this context holds.
     pub fn stats(&self) -> Stats {
+        let _held = lock_order::waiting_for(Rank::Graph);
         Stats::of(&self.graph.lock())
     }
 
@@ -313,6 +315,7 @@ impl Context {
     }
 
     fn with_effects<R>(&self, f: impl FnOnce(&mut Graph) -> R) -> (R, Vec<Effect>) {
+        let _held = lock_order::waiting_for(Rank::Graph);
         let mut graph = self.graph.lock();
         let result = f(&mut graph);
         graph.settle();
