@@ -325,6 +325,9 @@ impl Graph {
 
     /// A transaction could not be given to its thread (`binder_cleanup_transaction`).
     fn transaction_undelivered(&mut self, delivery: &Delivery) {
+        if let Some(thread) = self.threads.get_mut(&delivery.thread) {
+            thread.known_read_buffer = None;
+        }
         if delivery.spawn_looper
             && let Some(record) = self.processes.get_mut(&delivery.process.id)
         {
