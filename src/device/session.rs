@@ -56,11 +56,7 @@ pub struct Session {
 
 impl Session {
     pub fn new(fd: OwnedFd, name: impl Into<String>) -> Arc<Session> {
-        Arc::new(Session {
-            fd,
-            name: name.into(),
-            in_flight: Mutex::default(),
-        })
+        Arc::new(Session { fd, name: name.into(), in_flight: Mutex::default() })
     }
 
     pub fn name(&self) -> &str {
@@ -101,21 +97,8 @@ impl Session {
             Request::Ioctl(Ioctl { fh, .. }) => Some((fh, header.tid)),
             _ => None,
         };
-        self.in_flight.lock().insert(
-            header.unique,
-            InFlight {
-                waiting,
-                interrupted: false,
-            },
-        );
-        door.request(
-            header,
-            request,
-            Responder {
-                session: self.clone(),
-                unique: header.unique,
-            },
-        );
+        self.in_flight.lock().insert(header.unique, InFlight { waiting, interrupted: false });
+        door.request(header, request, Responder { session: self.clone(), unique: header.unique });
     }
 
     fn interrupt(&self, own_unique: u64, unique: u64, door: &dyn Door) {
@@ -190,17 +173,10 @@ impl Session {
     /// `FUSE_DEV_IOC_BACKING_OPEN`: lets files be opened in passthrough to `file`, by the id returned.
     /// EPERM without CAP_SYS_ADMIN or where INIT did not agree on passthrough, ENOTTY before 6.9.
     pub fn backing_open(&self, file: BorrowedFd<'_>) -> Result<i32, Errno> {
-        let map = uapi::fuse_backing_map {
-            fd: file.as_raw_fd(),
-            ..Default::default()
-        };
+        let map = uapi::fuse_backing_map { fd: file.as_raw_fd(), ..Default::default() };
         // SAFETY: the kernel reads one `fuse_backing_map`, which lives until the call returns.
         let id = unsafe {
-            libc::ioctl(
-                self.fd.as_raw_fd(),
-                uapi::FUSE_DEV_IOC_BACKING_OPEN as _,
-                &raw const map,
-            )
+            libc::ioctl(self.fd.as_raw_fd(), uapi::FUSE_DEV_IOC_BACKING_OPEN as _, &raw const map)
         };
         Errno::result(id)
     }
@@ -209,11 +185,7 @@ impl Session {
     pub fn backing_close(&self, id: i32) {
         // SAFETY: the kernel reads one `u32`, which lives until the call returns.
         let result = unsafe {
-            libc::ioctl(
-                self.fd.as_raw_fd(),
-                uapi::FUSE_DEV_IOC_BACKING_CLOSE as _,
-                &raw const id,
-            )
+            libc::ioctl(self.fd.as_raw_fd(), uapi::FUSE_DEV_IOC_BACKING_CLOSE as _, &raw const id)
         };
         if let Err(error) = Errno::result(result) {
             log::debug!("{}: closing backing file {id}: {error}", self.name);
@@ -246,11 +218,7 @@ impl Responder {
 
     /// Whether the calling thread has got a signal since it asked.
     pub fn interrupted(&self) -> bool {
-        self.session
-            .in_flight
-            .lock()
-            .get(&self.unique)
-            .is_some_and(|it| it.interrupted)
+        self.session.in_flight.lock().get(&self.unique).is_some_and(|it| it.interrupted)
     }
 
     pub fn error(self, error: Errno) {
@@ -278,10 +246,7 @@ impl Responder {
     /// Ends an ioctl. `data` is copied out even when `result` is a negative error, which may be
     /// -512 (ERESTARTSYS): the kernel then restarts the ioctl or ends it with EINTR as SA_RESTART says.
     pub fn ioctl(self, result: i32, data: &[u8]) {
-        let out = uapi::fuse_ioctl_out {
-            result,
-            ..Default::default()
-        };
+        let out = uapi::fuse_ioctl_out { result, ..Default::default() };
         self.value_and_bytes(&out, data);
     }
 
@@ -294,12 +259,8 @@ impl Responder {
             in_iovs: input.len() as u32,
             out_iovs: output.len() as u32,
         };
-        let ranges: Vec<u8> = input
-            .iter()
-            .chain(output)
-            .flat_map(uapi::bytes_of)
-            .copied()
-            .collect();
+        let ranges: Vec<u8> =
+            input.iter().chain(output).flat_map(uapi::bytes_of).copied().collect();
         self.value_and_bytes(&out, &ranges);
     }
 
@@ -318,11 +279,7 @@ impl Responder {
 impl Drop for Responder {
     fn drop(&mut self) {
         if self.unique != 0 {
-            log::error!(
-                "{}: request {:#x} was dropped",
-                self.session.name,
-                self.unique
-            );
+            log::error!("{}: request {:#x} was dropped", self.session.name, self.unique);
             self.send(-(Errno::EIO as i32), &[]);
         }
     }
@@ -355,13 +312,9 @@ mod tests {
     }
 
     fn pair() -> (Kernel, Arc<Session>) {
-        let (kernel, ours) = socketpair(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            None,
-            SockFlag::SOCK_CLOEXEC,
-        )
-        .unwrap();
+        let (kernel, ours) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+                .unwrap();
         (Kernel(kernel), Session::new(ours, "test"))
     }
 
@@ -398,17 +351,8 @@ mod tests {
             let (kernel, session) = pair();
             let (park, parked) = mpsc::channel();
             let (tell, interrupts) = mpsc::channel();
-            let door = Parking {
-                parked: park,
-                interrupts: tell,
-            };
-            Scene {
-                kernel,
-                session,
-                door,
-                parked,
-                interrupts,
-            }
+            let door = Parking { parked: park, interrupts: tell };
+            Scene { kernel, session, door, parked, interrupts }
         }
 
         /// The kernel sends; one worker takes it.
@@ -420,28 +364,13 @@ mod tests {
         }
 
         fn ioctl(&self, unique: u64, fh: u64, tid: u32) {
-            let raw = uapi::fuse_ioctl_in {
-                fh,
-                ..Default::default()
-            };
-            self.request(&message(
-                uapi::FUSE_IOCTL,
-                unique,
-                1,
-                tid,
-                &[bytes_of(&raw)],
-            ));
+            let raw = uapi::fuse_ioctl_in { fh, ..Default::default() };
+            self.request(&message(uapi::FUSE_IOCTL, unique, 1, tid, &[bytes_of(&raw)]));
         }
 
         fn interrupt(&self, unique: u64) {
             let raw = uapi::fuse_interrupt_in { unique };
-            self.request(&message(
-                uapi::FUSE_INTERRUPT,
-                unique | 1,
-                0,
-                0,
-                &[bytes_of(&raw)],
-            ));
+            self.request(&message(uapi::FUSE_INTERRUPT, unique | 1, 0, 0, &[bytes_of(&raw)]));
         }
     }
 
@@ -450,9 +379,7 @@ mod tests {
         let scene = Scene::new();
         scene.ioctl(10, 3, 77);
         let responder = scene.parked.recv().unwrap();
-        std::thread::spawn(move || responder.ioctl(-512, &[1, 2, 3]))
-            .join()
-            .unwrap();
+        std::thread::spawn(move || responder.ioctl(-512, &[1, 2, 3])).join().unwrap();
         let (unique, error, body) = scene.kernel.reply();
         assert_eq!((unique, error), (10, 0));
         let out: uapi::fuse_ioctl_out = uapi::parse(&body).unwrap();
@@ -526,17 +453,10 @@ mod tests {
         let scene = Scene::new();
         scene.ioctl(10, 3, 77);
         let range = |base, len| uapi::fuse_ioctl_iovec { base, len };
-        scene
-            .parked
-            .recv()
-            .unwrap()
-            .ioctl_again(&[range(1, 2), range(3, 4)], &[range(5, 6)]);
+        scene.parked.recv().unwrap().ioctl_again(&[range(1, 2), range(3, 4)], &[range(5, 6)]);
         let (_, _, body) = scene.kernel.reply();
         let out: uapi::fuse_ioctl_out = uapi::parse(&body).unwrap();
-        assert_eq!(
-            (out.flags, out.in_iovs, out.out_iovs),
-            (uapi::FUSE_IOCTL_RETRY, 2, 1)
-        );
+        assert_eq!((out.flags, out.in_iovs, out.out_iovs), (uapi::FUSE_IOCTL_RETRY, 2, 1));
         let last: uapi::fuse_ioctl_iovec = uapi::parse(&body[16 + 32..]).unwrap();
         assert_eq!((last.base, last.len, body.len()), (5, 6, 16 + 48));
     }

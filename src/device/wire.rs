@@ -39,61 +39,27 @@ pub struct Ioctl<'a> {
 /// Every request that this program answers, and `Other` for those it refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request<'a> {
-    Init {
-        major: u32,
-        minor: u32,
-        flags: u64,
-    },
-    CuseInit {
-        major: u32,
-        minor: u32,
-        flags: u32,
-    },
-    Lookup {
-        name: &'a [u8],
-    },
+    Init { major: u32, minor: u32, flags: u64 },
+    CuseInit { major: u32, minor: u32, flags: u32 },
+    Lookup { name: &'a [u8] },
     Forget,
     GetAttr,
-    SetAttr {
-        valid: u32,
-    },
+    SetAttr { valid: u32 },
     ReadLink,
-    Open {
-        flags: u32,
-    },
-    Read {
-        fh: u64,
-        offset: u64,
-        size: u32,
-    },
+    Open { flags: u32 },
+    Read { fh: u64, offset: u64, size: u32 },
     Write,
     StatFs,
-    Flush {
-        fh: u64,
-    },
-    Release {
-        fh: u64,
-    },
+    Flush { fh: u64 },
+    Release { fh: u64 },
     OpenDir,
-    ReadDir {
-        offset: u64,
-        size: u32,
-    },
+    ReadDir { offset: u64, size: u32 },
     ReleaseDir,
     Ioctl(Ioctl<'a>),
-    Poll {
-        fh: u64,
-        handle: u64,
-        notify: bool,
-        events: u32,
-    },
-    Interrupt {
-        unique: u64,
-    },
+    Poll { fh: u64, handle: u64, notify: bool, events: u32 },
+    Interrupt { unique: u64 },
     Destroy,
-    Other {
-        opcode: u32,
-    },
+    Other { opcode: u32 },
 }
 
 /// A message that is not what the protocol says.
@@ -102,18 +68,9 @@ pub enum Malformed {
     #[error("{length} bytes are no request")]
     NoHeader { length: usize },
     #[error("the header says {claimed} bytes, {length} were read (opcode {opcode})")]
-    Length {
-        unique: u64,
-        opcode: u32,
-        claimed: usize,
-        length: usize,
-    },
+    Length { unique: u64, opcode: u32, claimed: usize, length: usize },
     #[error("a request with opcode {opcode} is too short ({length} bytes)")]
-    Short {
-        unique: u64,
-        opcode: u32,
-        length: usize,
-    },
+    Short { unique: u64, opcode: u32, length: usize },
     #[error("a name is not terminated (opcode {opcode})")]
     Name { unique: u64, opcode: u32 },
 }
@@ -132,9 +89,8 @@ impl Malformed {
 
 /// Decodes the message that one read of the device gave.
 pub fn decode(message: &[u8]) -> Result<(Header, Request<'_>), Malformed> {
-    let raw: uapi::fuse_in_header = uapi::parse(message).ok_or(Malformed::NoHeader {
-        length: message.len(),
-    })?;
+    let raw: uapi::fuse_in_header =
+        uapi::parse(message).ok_or(Malformed::NoHeader { length: message.len() })?;
     let (unique, opcode) = (raw.unique, raw.opcode);
     if raw.len as usize != message.len() {
         return Err(Malformed::Length {
@@ -144,29 +100,16 @@ pub fn decode(message: &[u8]) -> Result<(Header, Request<'_>), Malformed> {
             length: message.len(),
         });
     }
-    let header = Header {
-        unique,
-        node: raw.nodeid,
-        uid: raw.uid,
-        gid: raw.gid,
-        tid: raw.pid as i32,
-    };
+    let header =
+        Header { unique, node: raw.nodeid, uid: raw.uid, gid: raw.gid, tid: raw.pid as i32 };
     let body = &message[size_of::<uapi::fuse_in_header>()..];
-    let short = || Malformed::Short {
-        unique,
-        opcode,
-        length: message.len(),
-    };
+    let short = || Malformed::Short { unique, opcode, length: message.len() };
 
     let request = match opcode {
         uapi::FUSE_INIT => init(body).ok_or_else(short)?,
         uapi::CUSE_INIT => {
             let init: uapi::cuse_init_in = uapi::parse(body).ok_or_else(short)?;
-            Request::CuseInit {
-                major: init.major,
-                minor: init.minor,
-                flags: init.flags,
-            }
+            Request::CuseInit { major: init.major, minor: init.minor, flags: init.flags }
         }
         uapi::FUSE_LOOKUP => match body.iter().position(|byte| *byte == 0) {
             Some(end) => Request::Lookup { name: &body[..end] },
@@ -198,11 +141,7 @@ pub fn decode(message: &[u8]) -> Result<(Header, Request<'_>), Malformed> {
         }
         uapi::FUSE_READ => {
             let read: uapi::fuse_read_in = uapi::parse(body).ok_or_else(short)?;
-            Request::Read {
-                fh: read.fh,
-                offset: read.offset,
-                size: read.size,
-            }
+            Request::Read { fh: read.fh, offset: read.offset, size: read.size }
         }
         uapi::FUSE_WRITE => {
             uapi::parse::<uapi::fuse_write_in>(body).ok_or_else(short)?;
@@ -223,10 +162,7 @@ pub fn decode(message: &[u8]) -> Result<(Header, Request<'_>), Malformed> {
         }
         uapi::FUSE_READDIR => {
             let read: uapi::fuse_read_in = uapi::parse(body).ok_or_else(short)?;
-            Request::ReadDir {
-                offset: read.offset,
-                size: read.size,
-            }
+            Request::ReadDir { offset: read.offset, size: read.size }
         }
         uapi::FUSE_RELEASEDIR => {
             uapi::parse::<uapi::fuse_release_in>(body).ok_or_else(short)?;
@@ -244,9 +180,7 @@ pub fn decode(message: &[u8]) -> Result<(Header, Request<'_>), Malformed> {
         }
         uapi::FUSE_INTERRUPT => {
             let interrupt: uapi::fuse_interrupt_in = uapi::parse(body).ok_or_else(short)?;
-            Request::Interrupt {
-                unique: interrupt.unique,
-            }
+            Request::Interrupt { unique: interrupt.unique }
         }
         uapi::FUSE_DESTROY => Request::Destroy,
         opcode => Request::Other { opcode },
@@ -268,11 +202,7 @@ fn init(body: &[u8]) -> Option<Request<'_>> {
     if init.flags & uapi::FUSE_INIT_EXT != 0 {
         flags |= u64::from(init.flags2) << 32;
     }
-    Some(Request::Init {
-        major: init.major,
-        minor: init.minor,
-        flags,
-    })
+    Some(Request::Init { major: init.major, minor: init.minor, flags })
 }
 
 fn ioctl(body: &[u8]) -> Option<Ioctl<'_>> {
@@ -387,53 +317,27 @@ pub mod tests {
             out_size: 4,
             ..Default::default()
         };
-        let bytes = message(
-            uapi::FUSE_IOCTL,
-            2,
-            1,
-            7,
-            &[bytes_of(&raw), &[1, 2, 3, 4, 5]],
-        );
+        let bytes = message(uapi::FUSE_IOCTL, 2, 1, 7, &[bytes_of(&raw), &[1, 2, 3, 4, 5]]);
         let (header, request) = decode(&bytes).unwrap();
         assert_eq!((header.tid, header.uid, header.gid), (7, 1000, 100));
-        let Request::Ioctl(ioctl) = request else {
-            panic!("{request:?}")
-        };
-        assert_eq!(
-            (ioctl.fh, ioctl.input, ioctl.unrestricted),
-            (9, &[1, 2, 3, 4][..], false)
-        );
+        let Request::Ioctl(ioctl) = request else { panic!("{request:?}") };
+        assert_eq!((ioctl.fh, ioctl.input, ioctl.unrestricted), (9, &[1, 2, 3, 4][..], false));
 
         let lies = message(uapi::FUSE_IOCTL, 2, 1, 7, &[bytes_of(&raw), &[1, 2, 3]]);
-        assert!(matches!(
-            decode(&lies),
-            Err(Malformed::Short { unique: 2, .. })
-        ));
+        assert!(matches!(decode(&lies), Err(Malformed::Short { unique: 2, .. })));
     }
 
     #[test]
     fn a_batch_of_forgets_holds_as_many_as_it_says() {
-        let batch = uapi::fuse_batch_forget_in {
-            count: u32::MAX,
-            ..Default::default()
-        };
-        let bytes = message(
-            uapi::FUSE_BATCH_FORGET,
-            2,
-            0,
-            0,
-            &[bytes_of(&batch), &[0; 16]],
-        );
+        let batch = uapi::fuse_batch_forget_in { count: u32::MAX, ..Default::default() };
+        let bytes = message(uapi::FUSE_BATCH_FORGET, 2, 0, 0, &[bytes_of(&batch), &[0; 16]]);
         assert!(matches!(decode(&bytes), Err(Malformed::Short { .. })));
     }
 
     #[test]
     fn a_name_ends_with_a_nul() {
         let bytes = message(uapi::FUSE_LOOKUP, 2, 1, 7, &[b"binder\0"]);
-        assert_eq!(
-            decode(&bytes).unwrap().1,
-            Request::Lookup { name: b"binder" }
-        );
+        assert_eq!(decode(&bytes).unwrap().1, Request::Lookup { name: b"binder" });
         let bytes = message(uapi::FUSE_LOOKUP, 2, 1, 7, &[b"binder"]);
         assert!(matches!(decode(&bytes), Err(Malformed::Name { .. })));
     }
@@ -449,24 +353,10 @@ pub mod tests {
         };
         let bytes = message(uapi::FUSE_INIT, 2, 0, 0, &[bytes_of(&new)]);
         let flags = u64::from(uapi::FUSE2_PASSTHROUGH) << 32 | u64::from(uapi::FUSE_INIT_EXT);
-        assert_eq!(
-            decode(&bytes).unwrap().1,
-            Request::Init {
-                major: 7,
-                minor: 41,
-                flags
-            }
-        );
+        assert_eq!(decode(&bytes).unwrap().1, Request::Init { major: 7, minor: 41, flags });
         let bytes = message(uapi::FUSE_INIT, 2, 0, 0, &[&bytes_of(&new)[..16]]);
         let flags = u64::from(uapi::FUSE_INIT_EXT);
-        assert_eq!(
-            decode(&bytes).unwrap().1,
-            Request::Init {
-                major: 7,
-                minor: 41,
-                flags
-            }
-        );
+        assert_eq!(decode(&bytes).unwrap().1, Request::Init { major: 7, minor: 41, flags });
     }
 
     #[test]

@@ -26,11 +26,7 @@ impl Limits {
     /// As many as there are cores, 2 to 4; up to 32 while clients hold some of them up.
     pub fn of_this_machine() -> Limits {
         let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get());
-        Limits {
-            least: cores.clamp(2, 4),
-            most: 32,
-            stuck: Duration::from_millis(100),
-        }
+        Limits { least: cores.clamp(2, 4), most: 32, stuck: Duration::from_millis(100) }
     }
 }
 
@@ -75,9 +71,7 @@ pub fn start(
     for _ in 0..limits.least {
         pool.add_worker()?;
     }
-    std::thread::Builder::new()
-        .name("supervisor".into())
-        .spawn(move || pool.supervise())?;
+    std::thread::Builder::new().name("supervisor".into()).spawn(move || pool.supervise())?;
     Ok(())
 }
 
@@ -87,10 +81,8 @@ impl Pool {
         // Counted here, not by the thread itself: until it runs, it is on its way to read.
         self.workers.fetch_add(1, SeqCst);
         self.reading.fetch_add(1, SeqCst);
-        let started = std::thread::Builder::new()
-            .name("worker".into())
-            .spawn(move || pool.work())
-            .map(drop);
+        let started =
+            std::thread::Builder::new().name("worker".into()).spawn(move || pool.work()).map(drop);
         if started.is_err() {
             self.workers.fetch_sub(1, SeqCst);
             self.reading.fetch_sub(1, SeqCst);
@@ -222,22 +214,10 @@ mod tests {
     }
 
     fn scene() -> (OwnedFd, Arc<Pool>, Arc<Stuck>, mpsc::Receiver<()>) {
-        let (kernel, ours) = socketpair(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            None,
-            SockFlag::empty(),
-        )
-        .unwrap();
-        let door = Arc::new(Stuck {
-            open: Mutex::new(false),
-            opened: Condvar::new(),
-        });
-        let limits = Limits {
-            least: 2,
-            most: 5,
-            stuck: Duration::from_millis(20),
-        };
+        let (kernel, ours) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::empty()).unwrap();
+        let door = Arc::new(Stuck { open: Mutex::new(false), opened: Condvar::new() });
+        let limits = Limits { least: 2, most: 5, stuck: Duration::from_millis(20) };
         let (tell, ended) = mpsc::channel();
         let pool = Arc::new(Pool {
             session: Session::new(ours, "test"),
