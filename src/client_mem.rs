@@ -298,6 +298,15 @@ pub fn getpriority(tid: i32) -> Result<i32, Errno> {
     }
 }
 
+/// The soft RLIMIT_NICE of a thread's process: 20 less the lowest nice value it may take.
+pub fn nice_limit(tid: i32) -> Result<i32, Errno> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes one `rlimit`, and reads no new limit.
+    let result = unsafe { libc::prlimit(tid, libc::RLIMIT_NICE, std::ptr::null(), &mut limit) };
+    Errno::result(result)?;
+    Ok(limit.rlim_cur.min(40) as i32)
+}
+
 pub fn setpriority(tid: i32, nice: i32) -> Result<(), Errno> {
     // SAFETY: no memory is involved.
     let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, tid as libc::id_t, nice) };

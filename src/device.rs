@@ -8,7 +8,6 @@
 //! engine keeps, and whoever completes it writes the reply.
 
 pub mod attach;
-pub mod buffer;
 pub mod claim;
 pub mod client;
 pub mod cuse;
@@ -22,7 +21,6 @@ pub mod wire;
 pub mod workers;
 
 use self::attach::Channel;
-use self::buffer::{BufferFile, MappingKind};
 use self::client::{Client, Clients};
 use self::reply::{CopyOut, IoctlReply, PollWaiter};
 use self::retry::{Rounds, Step};
@@ -31,9 +29,12 @@ use self::wire::{Header, Ioctl, Request};
 use crate::alloc::Alloc;
 use crate::binder::{self, Binder, Call, Context, Process, Reply};
 use crate::client_mem::{ClientMemory, ProcessMemory};
+use crate::mm_shim::{BufferFile, ClientMm, MappingKind};
+use crate::shrinker::Memory;
 use crate::{Errno, uapi};
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -52,12 +53,13 @@ pub(crate) use warn_once;
 pub struct Hub {
     binder: Arc<Binder>,
     clients: Arc<Clients>,
+    memory: Arc<Memory>,
 }
 
 impl Hub {
-    pub fn new() -> std::io::Result<Arc<Hub>> {
+    pub fn new(memory: Arc<Memory>) -> std::io::Result<Arc<Hub>> {
         let timers = Arc::new(timers::Timers::start()?);
-        Ok(Arc::new(Hub { binder: Binder::new(timers), clients: Arc::default() }))
+        Ok(Arc::new(Hub { binder: Binder::new(timers), clients: Arc::default(), memory }))
     }
 
     /// The device of that name. All devices of a name are one: they share a context.
@@ -78,9 +80,9 @@ pub struct Device {
 pub struct Open {
     client: Arc<Client>,
     process: Arc<Process>,
-    alloc: Arc<Alloc>,
-    buffer: BufferFile,
-    mapping: MappingKind,
+    /// For the attach handshake; none where the file itself can be mapped.
+    buffer: Option<OwnedFd>,
+    mm: Arc<ClientMm>,
     nonblock: bool,
     channel: Mutex<Option<Channel>>,
     /// The client's memory cannot be reached from here: the kernel must gather it.
@@ -107,25 +109,23 @@ impl Device {
             return Err(Errno::EPERM);
         }
         let client = self.hub.clients.of_thread(header.tid)?;
-        let memfd = buffer.memfd.try_clone().map_err(io_errno)?;
-        let alloc = Alloc::new(buffer::client_mm(&client, memfd, mapping)?);
-        let process = self.context.open(client.pid, header.uid, client.clone(), alloc.clone());
+        let mm = ClientMm::new(client.pid, client.pidfd.clone(), buffer.memfd, mapping)?;
+        let alloc = Alloc::new(mm.clone(), &self.hub.memory);
+        let process = self.context.open(client.pid, header.tid, client.clone(), alloc);
         Ok(Arc::new(Open {
             client,
             process,
-            alloc,
-            buffer,
-            mapping,
+            buffer: match mapping {
+                MappingKind::Memfd => Some(buffer.read_only),
+                MappingKind::FuseFile { .. } => None,
+            },
+            mm,
             nonblock: flags & libc::O_NONBLOCK as u32 != 0,
             channel: Mutex::new(None),
             gathered: AtomicBool::new(false),
             rounds: Mutex::default(),
         }))
     }
-}
-
-fn io_errno(error: std::io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
 impl Open {
@@ -288,8 +288,12 @@ impl Opens {
                         let session = responder.session().clone();
                         Box::new(PollWaiter { session, handle }) as Box<dyn binder::Poller>
                     });
-                    let readable = open.process.poll(header.tid, waiter);
-                    let revents = if readable { libc::POLLIN as u32 & events } else { 0 };
+                    // `binder_poll` says POLLERR when it has no memory for the thread.
+                    let revents = match open.process.poll(header.tid, waiter) {
+                        Ok(true) => libc::POLLIN as u32 & events,
+                        Ok(false) => 0,
+                        Err(_) => libc::POLLERR as u32,
+                    };
                     responder.value(&uapi::fuse_poll_out { revents, padding: 0 });
                 }
                 None => responder.error(Errno::EBADF),

@@ -4,6 +4,7 @@ use clap::{ArgAction, Parser, ValueEnum};
 use fakebinder::device::claim::{Claim, Thing};
 use fakebinder::device::tree::Permissions;
 use fakebinder::device::{Hub, cuse, fuse};
+use fakebinder::shrinker::{Memory, MemoryConfig, PageInstall, Reclaimer};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Gid, Group, Uid, User};
@@ -13,7 +14,7 @@ use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
 /// Android's Binder IPC in userspace: serves binder devices without a kernel driver.
 ///
@@ -22,7 +23,8 @@ use std::sync::mpsc;
 /// mapped). FUSE makes it a file in a mounted directory, which unmodified binder clients can use
 /// (Linux 6.9 or newer); /dev/NAME is then a link to it, unless CUSE has made that.
 ///
-/// Runs until SIGTERM or SIGINT, and leaves nothing behind. Prints "fakebinderd: ready" once
+/// Runs until SIGTERM or SIGINT, and leaves nothing behind. SIGUSR2 has every page reclaimed that
+/// no buffer uses. Prints "fakebinderd: ready" once
 /// clients can come.
 #[derive(Debug, Parser)]
 #[command(name = "fakebinderd", version, max_term_width = 100)]
@@ -60,8 +62,8 @@ struct Options {
     log: PathBuf,
 
     /// How the pages of a buffer are installed: many at a time, or one after the other, as the driver did before Linux 6.14
-    #[arg(long, value_name = "RULE", default_value = "shared", value_parser = ["shared", "exclusive"])]
-    page_install: String,
+    #[arg(long, value_name = "shared|exclusive", default_value_t = PageInstall::Shared)]
+    page_install: PageInstall,
 
     /// Log more; twice for every request. RUST_LOG is obeyed, too
     #[arg(short, long, action = ArgAction::Count)]
@@ -176,14 +178,17 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     }
     // Before any thread, so that all of them leave these to the one that waits for them.
     let mut signals = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR2] {
         signals.add(signal);
     }
     signals.thread_block()?;
     raise_descriptor_limit();
 
     let (tell, events) = mpsc::channel();
-    let opened = open_doors(options, &tell)?;
+    let memory =
+        Memory::new(MemoryConfig { page_install: options.page_install, ..Default::default() });
+    let reclaimer = Reclaimer::start(&memory)?;
+    let opened = open_doors(options, memory, &tell)?;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         while let Ok(signal) = signals.wait() {
             if tell.send(Event::Signal(signal)).is_err() {
@@ -196,6 +201,7 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let mut open = opened.doors;
     let result = loop {
         match events.recv()? {
+            Event::Signal(Signal::SIGUSR2) => reclaimer.kick(),
             Event::Signal(signal) => {
                 log::info!("{signal}: closing");
                 break Ok(());
@@ -219,14 +225,18 @@ struct Opened {
     _claims: Vec<Claim>,
 }
 
-fn open_doors(options: &Options, tell: &mpsc::Sender<Event>) -> Result<Opened, Box<dyn Error>> {
+fn open_doors(
+    options: &Options,
+    memory: Arc<Memory>,
+    tell: &mpsc::Sender<Event>,
+) -> Result<Opened, Box<dyn Error>> {
     let permissions =
         Permissions { mode: options.mode, uid: options.owner.0, gid: options.owner.1 };
     let on_end = |door: String| {
         let tell = tell.clone();
         Box::new(move || drop(tell.send(Event::Closed(door)))) as Box<dyn FnOnce() + Send>
     };
-    let hub = Hub::new()?;
+    let hub = Hub::new(memory)?;
     let mut names = options.names.clone();
     names.sort();
     names.dedup();

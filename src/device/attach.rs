@@ -8,10 +8,10 @@
 //!
 //! No socket has a name: the open device itself is the meeting point, in any namespace.
 
-use super::buffer::{self, MappingKind};
 use super::client::thread_group;
 use super::wire::Header;
 use super::{Open, warn_once};
+use crate::alloc::MAX_BUFFER_SIZE;
 use crate::client_mem::getfd;
 use crate::{Errno, uapi};
 use nix::sys::socket::{
@@ -70,11 +70,11 @@ impl Open {
         if !is_seqpacket(&socket) {
             return Err(Errno::EINVAL);
         }
-        attach.max_size = buffer::MAX_SIZE as u64;
-        attach.flags = match self.mapping {
-            MappingKind::FuseFile { .. } => uapi::FAKEBINDER_ATTACH_NATIVE_MMAP,
-            MappingKind::Memfd => {
-                let descriptor = [self.buffer.read_only.as_raw_fd()];
+        attach.max_size = MAX_BUFFER_SIZE as u64;
+        attach.flags = match &self.buffer {
+            None => uapi::FAKEBINDER_ATTACH_NATIVE_MMAP,
+            Some(buffer) => {
+                let descriptor = [buffer.as_raw_fd()];
                 // A client that does not read its socket only harms itself: never wait for it.
                 let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
                 let rights = [ControlMessage::ScmRights(&descriptor)];
@@ -91,10 +91,12 @@ impl Open {
     /// EPERM: it is writable; EBUSY: there is one already.
     fn mapped(&self, header: &Header, mapped: &uapi::fakebinder_mapped) -> Result<(), Errno> {
         self.check_opener(header)?;
-        let length =
-            buffer::mapping_at(self.client.pid, &self.buffer.memfd, self.mapping, mapped.address)?;
-        let length = length.min(mapped.size).min(buffer::MAX_SIZE as u64);
-        self.alloc.mmap_handler(mapped.address, length as usize)
+        let (address, length) = match self.mm.mapping_at(mapped.address) {
+            Err(Errno::ESRCH) => return Err(Errno::EINVAL),
+            found => found?,
+        };
+        let told = usize::try_from(mapped.size).unwrap_or(usize::MAX);
+        self.process.alloc().mmap_handler(address, length.min(told))
     }
 
     /// What belongs to the opener's address space or descriptors is for its own threads only.

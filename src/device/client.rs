@@ -112,30 +112,50 @@ impl binder::Client for Client {
         Ok(Arc::new(TakenFile(file)))
     }
 
-    fn install_file(&self, _file: Arc<dyn binder::File>) -> Result<i32, Errno> {
+    fn accepts_files(&self) -> bool {
+        false
+    }
+
+    fn install_files(
+        &self,
+        _tid: i32,
+        _files: Vec<Arc<dyn binder::File>>,
+    ) -> Result<Vec<i32>, Errno> {
         Err(Errno::ENOTSUP)
     }
 
-    fn close_file(&self, _fd: i32) {}
+    fn close_files(&self, _fds: &[i32]) {}
 
     fn nice(&self, tid: i32) -> i32 {
         client_mem::getpriority(tid).unwrap_or(0)
     }
 
     fn set_nice(&self, tid: i32, nice: i32) {
-        if let Err(error) = client_mem::setpriority(tid, nice) {
-            log::debug!("nice value {nice} for thread {tid}: {error}");
+        let limit = client_mem::nice_limit(tid).unwrap_or(0);
+        let allowed = match 20 - nice <= limit || may_nice(tid) {
+            true => nice,
+            // `binder_set_nice`: as far as the limit goes; nowhere if there is none.
+            false => 20 - limit,
+        };
+        if allowed > 19 {
+            log::debug!("thread {tid} may not have a nice value of {nice}");
+        } else if let Err(error) = client_mem::setpriority(tid, allowed) {
+            log::debug!("nice value {allowed} for thread {tid}: {error}");
         }
     }
 
     fn security_context(&self, tid: i32) -> Result<Vec<u8>, Errno> {
-        let mut context = fs::read(format!("/proc/{tid}/attr/current"))
-            .map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?;
+        let mut context =
+            fs::read(format!("/proc/{tid}/attr/current")).map_err(|_| Errno::EOPNOTSUPP)?;
         // SELinux ends it with a NUL, others with a newline.
         while context.last().is_some_and(|byte| matches!(byte, 0 | b'\n')) {
             context.pop();
         }
-        if context.is_empty() { Err(Errno::EINVAL) } else { Ok(context) }
+        if context.is_empty() {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        context.push(0);
+        Ok(context)
     }
 
     /// Only processes of the client's own pid namespace have a number there; those of namespaces
@@ -152,6 +172,32 @@ impl binder::Client for Client {
         }
         .unwrap_or(0)
     }
+
+    fn pid_named(&self, pid: i32) -> i32 {
+        let Some(own) = self.namespaces() else { return -1 };
+        if Some(own.innermost) == own_namespace() {
+            return pid;
+        }
+        let wanted = Namespaces { innermost: own.innermost, pid };
+        let all: Vec<Arc<Client>> =
+            self.clients.by_pid.lock().values().filter_map(Weak::upgrade).collect();
+        let named = all.iter().find(|client| client.namespaces() == Some(&wanted));
+        named.map_or(-1, |client| client.pid)
+    }
+}
+
+/// Whether a thread may have any nice value (CAP_SYS_NICE in our user namespace).
+fn may_nice(tid: i32) -> bool {
+    const CAP_SYS_NICE: u32 = 23;
+    let namespace =
+        |who: &str| fs::metadata(format!("/proc/{who}/ns/user")).ok().map(|it| it.ino());
+    let Ok(status) = fs::read_to_string(format!("/proc/{tid}/status")) else { return false };
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|capabilities| u64::from_str_radix(capabilities.trim(), 16).ok())
+        .unwrap_or(0);
+    effective & (1 << CAP_SYS_NICE) != 0 && namespace("self") == namespace(&tid.to_string())
 }
 
 #[cfg(test)]

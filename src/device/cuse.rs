@@ -4,12 +4,12 @@
 //! the caller's memory by itself, or has the kernel do it (see [`retry`](super::retry)). A CUSE
 //! device has no mmap (clients attach, see [`attach`](super::attach)) and no flush.
 
-use super::buffer::{self, MappingKind};
 use super::claim::{Claim, Thing};
 use super::session::{BUFFER_SIZE, Door, MAJOR, MINOR, Responder, Session};
 use super::tree::Permissions;
 use super::wire::{Header, Request};
 use super::{Device, Opens, claim, workers};
+use crate::mm_shim::{MappingKind, create_memfd};
 use crate::{Errno, uapi};
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, makedev, mknod};
 use nix::unistd::{Gid, Uid};
@@ -126,7 +126,7 @@ impl CuseDoor {
     }
 
     fn open_file(&self, header: &Header, flags: u32) -> Result<u64, Errno> {
-        let buffer = buffer::create(&self.device.name)?;
+        let buffer = create_memfd(&self.device.name)?;
         let open = self.device.open(header, flags, buffer, MappingKind::Memfd)?;
         Ok(self.opens.add(open))
     }

@@ -7,13 +7,13 @@
 //!
 //! The kernel opens the backing file anew, with the client's flags and our credentials
 //! (`fuse_passthrough_open`): a client that has opened a device for writing can map its own
-//! buffer writable, whatever descriptor we give. See `buffer` for what that means.
+//! buffer writable, whatever descriptor we give. See `mm_shim` for what that means.
 
-use super::buffer::{self, MappingKind};
 use super::session::{Door, MAJOR, MINOR, Responder, Session};
 use super::tree::{Node, Permissions, Tree};
 use super::wire::{Header, Request};
 use super::{Device, Opens, warn_once, workers};
+use crate::mm_shim::{BufferFile, MappingKind, create_memfd};
 use crate::{Errno, uapi};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use parking_lot::Mutex;
@@ -200,7 +200,7 @@ impl FuseDoor {
         flags: u32,
         device: &Device,
     ) -> Result<uapi::fuse_open_out, Errno> {
-        let file = buffer::create(&device.name)?;
+        let file = create_memfd(&device.name)?;
         let backing = self.backing(&file)?;
         let mapping = match backing {
             0 => MappingKind::Memfd,
@@ -223,7 +223,7 @@ impl FuseDoor {
 
     /// 0 without passthrough. The number is given back at RELEASE: the opener's thread looks for
     /// it some time after our reply.
-    fn backing(&self, file: &buffer::BufferFile) -> Result<i32, Errno> {
+    fn backing(&self, file: &BufferFile) -> Result<i32, Errno> {
         if !self.passthrough.load(Ordering::Relaxed) {
             return Ok(0);
         }

@@ -7,6 +7,9 @@ use crate::client_mem::{ClientMemory, GatheredMemory, ProcessMemory};
 use crate::{Errno, uapi};
 use std::sync::Arc;
 
+/// The kernel's own number for "restart the system call, or say EINTR".
+const ERESTARTSYS: i32 = 512;
+
 /// Where the argument goes when the ioctl has ended.
 pub enum CopyOut {
     Nothing,
@@ -46,11 +49,17 @@ impl binder::Reply for IoctlReply {
     }
 
     fn send(self: Box<Self>, result: Result<i32, Errno>, argument: &[u8]) {
-        let result = match result {
-            Ok(value) => value,
-            Err(error) => -(error as i32),
-        };
-        let IoctlReply { responder, out } = *self;
+        self.finish(result.unwrap_or_else(|error| -(error as i32)), argument);
+    }
+
+    fn restart(self: Box<Self>, argument: &[u8]) {
+        self.finish(-ERESTARTSYS, argument);
+    }
+}
+
+impl IoctlReply {
+    fn finish(self, result: i32, argument: &[u8]) {
+        let IoctlReply { responder, out } = self;
         match out {
             CopyOut::Nothing => responder.ioctl(result, &[]),
             CopyOut::Message { size } => {
