@@ -204,6 +204,47 @@ pub const FAKEBINDER_ATTACH: u32 = iowr::<fakebinder_attach>(b'F', 1);
 /// Says where the caller mapped it; stands for the driver's mmap, with its errors.
 pub const FAKEBINDER_MAPPED: u32 = iow::<fakebinder_mapped>(b'F', 2);
 
+// ---------------------------------------------------------------- structures as bytes
+
+/// A structure of the kernel's interface as it travels: plain bytes.
+///
+/// # Safety
+/// Every bit pattern must be a value of the type, and the type must have no padding.
+pub unsafe trait Plain: Copy + Default {}
+
+macro_rules! plain {
+    ($($name:ident)*) => {
+        // SAFETY: `repr(C)` structures of integers, whose padding the kernel spells out as fields.
+        $(unsafe impl Plain for $name {})*
+    };
+}
+
+plain! {
+    u32 u64
+    fuse_in_header fuse_out_header fuse_init_in fuse_init_out cuse_init_in cuse_init_out
+    fuse_entry_out fuse_attr_out fuse_getattr_in fuse_setattr_in fuse_open_in fuse_open_out
+    fuse_read_in fuse_write_in fuse_release_in fuse_flush_in fuse_statfs_out
+    fuse_forget_in fuse_batch_forget_in fuse_forget_one fuse_interrupt_in
+    fuse_ioctl_in fuse_ioctl_out fuse_ioctl_iovec fuse_poll_in fuse_poll_out
+    fuse_notify_poll_wakeup_out fuse_notify_inval_entry_out
+    binder_write_read fakebinder_attach fakebinder_mapped
+}
+
+/// The structure at the start of `bytes`; none when they are too few.
+pub fn parse<T: Plain>(bytes: &[u8]) -> Option<T> {
+    if bytes.len() < size_of::<T>() {
+        return None;
+    }
+    // SAFETY: there are enough bytes, and every bit pattern is a `T`.
+    Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
+
+/// The bytes of a structure.
+pub fn bytes_of<T: Plain>(value: &T) -> &[u8] {
+    // SAFETY: `T` has no padding, so all of its bytes are initialised.
+    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast::<u8>(), size_of::<T>()) }
+}
+
 // ---------------------------------------------------------------- layout
 
 const _: () = {

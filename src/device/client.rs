@@ -1,0 +1,237 @@
+//! The process behind an open file, as the engine reaches it.
+
+use crate::{Errno, binder, client_mem};
+use parking_lot::Mutex;
+use std::any::Any;
+use std::collections::HashMap;
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, OnceLock, Weak};
+
+/// A descriptor taken from a client.
+pub struct TakenFile(pub OwnedFd);
+
+impl binder::File for TakenFile {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+/// A process that has opened a device: its thread group, seen from the daemon's pid namespace.
+pub struct Client {
+    /// The thread group.
+    pub pid: i32,
+    pub pidfd: Arc<OwnedFd>,
+    namespaces: OnceLock<Namespaces>,
+    clients: Arc<Clients>,
+}
+
+/// Where a process stands among the pid namespaces.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Namespaces {
+    /// The inode of its pid namespace.
+    innermost: u64,
+    /// Its number there.
+    pid: i32,
+}
+
+impl Namespaces {
+    fn of(pid: i32) -> Result<Namespaces, Errno> {
+        let failed =
+            |error: std::io::Error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+        let innermost = fs::metadata(format!("/proc/{pid}/ns/pid")).map_err(failed)?.ino();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).map_err(failed)?;
+        let pid = last_number(&status, "NSpid:").ok_or(Errno::EIO)?;
+        Ok(Namespaces { innermost, pid })
+    }
+}
+
+/// The last number on the line that starts with `key`.
+fn last_number(status: &str, key: &str) -> Option<i32> {
+    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+    line.split_ascii_whitespace().next_back()?.parse().ok()
+}
+
+/// The thread group of a thread. The caller must know that the thread lives: it waits for a reply.
+pub fn thread_group(tid: i32) -> Result<i32, Errno> {
+    let status = fs::read_to_string(format!("/proc/{tid}/status")).map_err(|_| Errno::ESRCH)?;
+    last_number(&status, "Tgid:").ok_or(Errno::ESRCH)
+}
+
+/// All clients, by thread group: who asks how a pid looks from elsewhere finds the answer here.
+#[derive(Default)]
+pub struct Clients {
+    by_pid: Mutex<HashMap<i32, Weak<Client>>>,
+}
+
+impl Clients {
+    /// The process of the thread `tid`, which waits in an open.
+    pub fn of_thread(self: &Arc<Self>, tid: i32) -> Result<Arc<Client>, Errno> {
+        let pid = thread_group(tid)?;
+        let pidfd = Arc::new(client_mem::pidfd_open(pid)?);
+        let client =
+            Arc::new(Client { pid, pidfd, namespaces: OnceLock::new(), clients: self.clone() });
+        self.by_pid.lock().insert(pid, Arc::downgrade(&client));
+        Ok(client)
+    }
+
+    fn find(&self, pid: i32) -> Option<Arc<Client>> {
+        self.by_pid.lock().get(&pid)?.upgrade()
+    }
+}
+
+impl Client {
+    fn namespaces(&self) -> Option<&Namespaces> {
+        if self.namespaces.get().is_none() {
+            let _ = self.namespaces.set(Namespaces::of(self.pid).ok()?);
+        }
+        self.namespaces.get()
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let mut by_pid = self.clients.by_pid.lock();
+        // A later open of the same process has taken the entry over.
+        if by_pid.get(&self.pid).is_some_and(|client| client.strong_count() == 0) {
+            by_pid.remove(&self.pid);
+        }
+    }
+}
+
+/// The inode of the daemon's own pid namespace.
+fn own_namespace() -> Option<u64> {
+    static OWN: OnceLock<Option<u64>> = OnceLock::new();
+    *OWN.get_or_init(|| fs::metadata("/proc/self/ns/pid").ok().map(|it| it.ino()))
+}
+
+impl binder::Client for Client {
+    fn take_file(&self, tid: i32, fd: i32) -> Result<Arc<dyn binder::File>, Errno> {
+        let file = client_mem::getfd(self.pidfd.as_fd(), tid, fd)?;
+        Ok(Arc::new(TakenFile(file)))
+    }
+
+    fn accepts_files(&self) -> bool {
+        false
+    }
+
+    fn install_files(
+        &self,
+        _tid: i32,
+        _files: Vec<Arc<dyn binder::File>>,
+    ) -> Result<Vec<i32>, Errno> {
+        Err(Errno::ENOTSUP)
+    }
+
+    fn close_files(&self, _fds: &[i32]) {}
+
+    fn nice(&self, tid: i32) -> i32 {
+        client_mem::getpriority(tid).unwrap_or(0)
+    }
+
+    fn set_nice(&self, tid: i32, nice: i32) {
+        let limit = client_mem::nice_limit(tid).unwrap_or(0);
+        let allowed = match 20 - nice <= limit || may_nice(tid) {
+            true => nice,
+            // `binder_set_nice`: as far as the limit goes; nowhere if there is none.
+            false => 20 - limit,
+        };
+        if allowed > 19 {
+            log::debug!("thread {tid} may not have a nice value of {nice}");
+        } else if let Err(error) = client_mem::setpriority(tid, allowed) {
+            log::debug!("nice value {allowed} for thread {tid}: {error}");
+        }
+    }
+
+    fn security_context(&self, tid: i32) -> Result<Vec<u8>, Errno> {
+        let mut context =
+            fs::read(format!("/proc/{tid}/attr/current")).map_err(|_| Errno::EOPNOTSUPP)?;
+        // SELinux ends it with a NUL, others with a newline.
+        while context.last().is_some_and(|byte| matches!(byte, 0 | b'\n')) {
+            context.pop();
+        }
+        if context.is_empty() {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        context.push(0);
+        Ok(context)
+    }
+
+    /// Only processes of the client's own pid namespace have a number there; those of namespaces
+    /// below it do in the driver, and are 0 here.
+    fn pid_as_seen(&self, pid: i32) -> i32 {
+        let Some(own) = self.namespaces() else { return 0 };
+        if Some(own.innermost) == own_namespace() {
+            return pid;
+        }
+        let as_seen = |other: &Namespaces| (other.innermost == own.innermost).then_some(other.pid);
+        match self.clients.find(pid) {
+            Some(client) => client.namespaces().and_then(as_seen),
+            None => Namespaces::of(pid).ok().as_ref().and_then(as_seen),
+        }
+        .unwrap_or(0)
+    }
+
+    fn pid_named(&self, pid: i32) -> i32 {
+        let Some(own) = self.namespaces() else { return -1 };
+        if Some(own.innermost) == own_namespace() {
+            return pid;
+        }
+        let wanted = Namespaces { innermost: own.innermost, pid };
+        let all: Vec<Arc<Client>> =
+            self.clients.by_pid.lock().values().filter_map(Weak::upgrade).collect();
+        let named = all.iter().find(|client| client.namespaces() == Some(&wanted));
+        named.map_or(-1, |client| client.pid)
+    }
+}
+
+/// Whether a thread may have any nice value (CAP_SYS_NICE in our user namespace).
+fn may_nice(tid: i32) -> bool {
+    const CAP_SYS_NICE: u32 = 23;
+    let namespace =
+        |who: &str| fs::metadata(format!("/proc/{who}/ns/user")).ok().map(|it| it.ino());
+    let Ok(status) = fs::read_to_string(format!("/proc/{tid}/status")) else { return false };
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|capabilities| u64::from_str_radix(capabilities.trim(), 16).ok())
+        .unwrap_or(0);
+    effective & (1 << CAP_SYS_NICE) != 0 && namespace("self") == namespace(&tid.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::binder::Client as _;
+
+    #[test]
+    fn a_thread_belongs_to_its_process() {
+        let own = nix::unistd::getpid().as_raw();
+        let clients = Arc::new(Clients::default());
+        let seen = clients.clone();
+        std::thread::spawn(move || {
+            let tid = nix::unistd::gettid().as_raw();
+            assert_ne!(tid, own);
+            let client = seen.of_thread(tid).unwrap();
+            assert_eq!(client.pid, own);
+            assert_eq!(client.pid_as_seen(own), own);
+            let again = seen.of_thread(tid).unwrap();
+            drop(client);
+            assert!(seen.find(own).is_some());
+            drop(again);
+        })
+        .join()
+        .unwrap();
+        assert!(clients.by_pid.lock().is_empty());
+        assert_eq!(thread_group(i32::MAX), Err(Errno::ESRCH));
+    }
+
+    #[test]
+    fn the_innermost_pid_is_the_last_one() {
+        let status = "Name:\tx\nTgid:\t41\nNSpid:\t41\t7\t1\n";
+        assert_eq!(last_number(status, "NSpid:"), Some(1));
+        assert_eq!(last_number(status, "Tgid:"), Some(41));
+        assert_eq!(last_number(status, "Uid:"), None);
+    }
+}
