@@ -11,6 +11,7 @@ pub mod attach;
 pub mod claim;
 pub mod client;
 pub mod cuse;
+pub mod files;
 pub mod fuse;
 pub mod reply;
 pub mod retry;
@@ -20,7 +21,6 @@ pub mod tree;
 pub mod wire;
 pub mod workers;
 
-use self::attach::Channel;
 use self::client::{Client, Clients};
 use self::reply::{CopyOut, IoctlReply, PollWaiter};
 use self::retry::{Rounds, Step};
@@ -84,7 +84,6 @@ pub struct Open {
     buffer: Option<OwnedFd>,
     mm: Arc<ClientMm>,
     nonblock: bool,
-    channel: Mutex<Option<Channel>>,
     /// The client's memory cannot be reached from here: the kernel must gather it.
     gathered: AtomicBool,
     /// For each thread whose ioctl is being gathered, what was asked for last.
@@ -121,7 +120,6 @@ impl Device {
             },
             mm,
             nonblock: flags & libc::O_NONBLOCK as u32 != 0,
-            channel: Mutex::new(None),
             gathered: AtomicBool::new(false),
             rounds: Mutex::default(),
         }))

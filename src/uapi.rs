@@ -227,7 +227,7 @@ plain! {
     fuse_forget_in fuse_batch_forget_in fuse_forget_one fuse_interrupt_in
     fuse_ioctl_in fuse_ioctl_out fuse_ioctl_iovec fuse_poll_in fuse_poll_out
     fuse_notify_poll_wakeup_out fuse_notify_inval_entry_out
-    binder_write_read fakebinder_attach fakebinder_mapped
+    binder_write_read fakebinder_attach fakebinder_mapped fakebinder_slots
 }
 
 /// The structure at the start of `bytes`; none when they are too few.
@@ -244,6 +244,42 @@ pub fn bytes_of<T: Plain>(value: &T) -> &[u8] {
     // SAFETY: `T` has no padding, so all of its bytes are initialised.
     unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast::<u8>(), size_of::<T>()) }
 }
+
+/// Argument of [`FAKEBINDER_SLOTS`].
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct fakebinder_slots {
+    /// How many of `numbers` count.
+    pub count: u32,
+    /// Must be 0.
+    pub reserved: u32,
+    /// Descriptors of the caller that stand for ones to come.
+    pub numbers: [i32; 62],
+}
+
+impl Default for fakebinder_slots {
+    fn default() -> Self {
+        Self { count: 0, reserved: 0, numbers: [-1; 62] }
+    }
+}
+
+/// Offers the daemon descriptor numbers that the caller keeps free (it has something of no worth
+/// open there): files in transactions to it arrive under these. What is offered adds to what was.
+pub const FAKEBINDER_SLOTS: u32 = iow::<fakebinder_slots>(b'F', 3);
+
+/// The most slots that a client may have on offer.
+pub const FAKEBINDER_MAX_SLOTS: usize = 4096;
+
+/// First word of a message on the socket of an attach: the files that come with it, by
+/// SCM_RIGHTS, belong at the numbers that follow (32 bits each). It is there before the ioctl
+/// returns that tells of their transaction.
+pub const FAKEBINDER_FILES_INSTALL: u32 = 1;
+/// First word of a message: the numbers that follow are to be closed (a freed buffer held an
+/// array of them). It is there before the ioctl returns that freed the buffer.
+pub const FAKEBINDER_FILES_CLOSE: u32 = 2;
+
+/// Numbers in one message at most: what SCM_RIGHTS carries.
+pub const FAKEBINDER_FILES_MAX: usize = 253;
 
 // ---------------------------------------------------------------- layout
 
@@ -265,6 +301,7 @@ const _: () = {
     assert!(size_of::<binder_frozen_status_info>() == 12);
     assert!(size_of::<binder_extended_error>() == 12);
     assert!(size_of::<fakebinder_attach>() == 24);
+    assert!(size_of::<fakebinder_slots>() == 256);
     assert!(BINDER_WRITE_READ == 0xc030_6201);
     assert!(BINDER_VERSION == 0xc004_6209);
     assert!(BR_FROZEN_BINDER == 0x8010_7215);

@@ -45,6 +45,7 @@ mod call;
 mod command;
 mod device;
 mod error;
+mod files;
 mod mapping;
 mod object;
 mod parcel;

@@ -6,9 +6,13 @@
 //!    and send a read-only descriptor of the buffer through it before the ioctl returns.
 //! 2. `FAKEBINDER_MAPPED` stands for the driver's mmap, with its checks and errors.
 //!
+//! The same socket is the way of descriptors into the client (see [`files`](super::files)), on
+//! both doors; `FAKEBINDER_SLOTS` opens it.
+//!
 //! No socket has a name: the open device itself is the meeting point, in any namespace.
 
 use super::client::thread_group;
+use super::files::Channel;
 use super::wire::Header;
 use super::{Open, warn_once};
 use crate::alloc::MAX_BUFFER_SIZE;
@@ -20,12 +24,6 @@ use nix::sys::socket::{
 };
 use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-
-/// Our end of the client's socketpair: kept, since descriptors that a transaction carries can go
-/// to the client through it.
-pub struct Channel {
-    _socket: OwnedFd,
-}
 
 impl Open {
     /// Ioctls of type 'F'. `argument` is what is copied out afterwards, on errors too.
@@ -44,6 +42,10 @@ impl Open {
             }
             uapi::FAKEBINDER_MAPPED => {
                 self.mapped(header, &uapi::parse(argument).ok_or(Errno::EINVAL)?)
+            }
+            uapi::FAKEBINDER_SLOTS => {
+                self.check_opener(header)?;
+                self.client.offer_slots(&uapi::parse(argument).ok_or(Errno::EINVAL)?)
             }
             _ => Err(Errno::EINVAL),
         }
@@ -83,7 +85,7 @@ impl Open {
                 0
             }
         };
-        *self.channel.lock() = Some(Channel { _socket: socket });
+        self.client.set_channel(Channel::new(socket));
         Ok(())
     }
 

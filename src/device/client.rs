@@ -1,12 +1,14 @@
 //! The process behind an open file, as the engine reaches it.
 
-use crate::{Errno, binder, client_mem};
+use super::files::Channel;
+use crate::{Errno, binder, client_mem, uapi};
 use parking_lot::Mutex;
 use std::any::Any;
 use std::collections::HashMap;
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 /// A descriptor taken from a client.
@@ -25,6 +27,10 @@ pub struct Client {
     pub pidfd: Arc<OwnedFd>,
     namespaces: OnceLock<Namespaces>,
     clients: Arc<Clients>,
+    /// The way of descriptors into it, once it has attached.
+    channel: Mutex<Option<Channel>>,
+    /// It has been said that there is none.
+    said_no_channel: AtomicBool,
 }
 
 /// Where a process stands among the pid namespaces.
@@ -70,8 +76,14 @@ impl Clients {
     pub fn of_thread(self: &Arc<Self>, tid: i32) -> Result<Arc<Client>, Errno> {
         let pid = thread_group(tid)?;
         let pidfd = Arc::new(client_mem::pidfd_open(pid)?);
-        let client =
-            Arc::new(Client { pid, pidfd, namespaces: OnceLock::new(), clients: self.clone() });
+        let client = Arc::new(Client {
+            pid,
+            pidfd,
+            namespaces: OnceLock::new(),
+            clients: self.clone(),
+            channel: Mutex::new(None),
+            said_no_channel: AtomicBool::new(false),
+        });
         self.by_pid.lock().insert(pid, Arc::downgrade(&client));
         Ok(client)
     }
@@ -82,6 +94,15 @@ impl Clients {
 }
 
 impl Client {
+    pub fn set_channel(&self, channel: Channel) {
+        *self.channel.lock() = Some(channel);
+    }
+
+    /// ENOTCONN: it has not attached; else as [`Channel::offer`].
+    pub fn offer_slots(&self, slots: &uapi::fakebinder_slots) -> Result<(), Errno> {
+        self.channel.lock().as_mut().ok_or(Errno::ENOTCONN)?.offer(slots)
+    }
+
     fn namespaces(&self) -> Option<&Namespaces> {
         if self.namespaces.get().is_none() {
             let _ = self.namespaces.set(Namespaces::of(self.pid).ok()?);
@@ -113,18 +134,37 @@ impl binder::Client for Client {
     }
 
     fn accepts_files(&self) -> bool {
-        false
+        let accepts = self.channel.lock().is_some();
+        if !accepts && !self.said_no_channel.swap(true, Ordering::Relaxed) {
+            log::warn!(
+                "a transaction with descriptors to process {} was refused: it has no way to receive them \
+                 (clients of the fakebinder-client library have, after Device::accept_files)",
+                self.pid
+            );
+        }
+        accepts
     }
 
     fn install_files(
         &self,
         _tid: i32,
-        _files: Vec<Arc<dyn binder::File>>,
+        files: Vec<Arc<dyn binder::File>>,
     ) -> Result<Vec<i32>, Errno> {
-        Err(Errno::ENOTSUP)
+        let descriptors: Option<Vec<RawFd>> = files
+            .iter()
+            .map(|file| Some(file.as_any().downcast_ref::<TakenFile>()?.0.as_raw_fd()))
+            .collect();
+        let descriptors = descriptors.ok_or(Errno::EBADF)?;
+        self.channel.lock().as_mut().ok_or(Errno::EOPNOTSUPP)?.install(&descriptors)
     }
 
-    fn close_files(&self, _fds: &[i32]) {}
+    fn close_files(&self, fds: &[i32]) {
+        if let Some(channel) = &*self.channel.lock()
+            && let Err(error) = channel.close(fds)
+        {
+            log::debug!("process {} keeps descriptors of a freed buffer: {error}", self.pid);
+        }
+    }
 
     fn nice(&self, tid: i32) -> i32 {
         client_mem::getpriority(tid).unwrap_or(0)
