@@ -10,6 +10,7 @@
 pub mod attach;
 pub mod claim;
 pub mod client;
+mod control;
 pub mod cuse;
 pub mod files;
 pub mod fuse;
@@ -78,6 +79,7 @@ pub struct Device {
 
 /// One open of a device, by one process. A file handle on the wire (`fh`) stands for one of these.
 pub struct Open {
+    hub: Arc<Hub>,
     client: Arc<Client>,
     process: Arc<Process>,
     /// For the attach handshake; none where the file itself can be mapped.
@@ -112,6 +114,7 @@ impl Device {
         let alloc = Alloc::new(mm.clone(), &self.hub.memory);
         let process = self.context.open(client.pid, header.tid, client.clone(), alloc);
         Ok(Arc::new(Open {
+            hub: self.hub.clone(),
             client,
             process,
             buffer: match mapping {

@@ -228,6 +228,7 @@ plain! {
     fuse_ioctl_in fuse_ioctl_out fuse_ioctl_iovec fuse_poll_in fuse_poll_out
     fuse_notify_poll_wakeup_out fuse_notify_inval_entry_out
     binder_write_read fakebinder_attach fakebinder_mapped fakebinder_slots
+    fakebinder_stats
 }
 
 /// The structure at the start of `bytes`; none when they are too few.
@@ -267,6 +268,38 @@ impl Default for fakebinder_slots {
 /// open there): files in transactions to it arrive under these. What is offered adds to what was.
 pub const FAKEBINDER_SLOTS: u32 = iow::<fakebinder_slots>(b'F', 3);
 
+/// What [`FAKEBINDER_STATS`] tells: what the daemon holds, over all devices and clients, the
+/// asking file included.
+#[repr(C)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct fakebinder_stats {
+    pub processes: u64,
+    pub threads: u64,
+    pub nodes: u64,
+    pub references: u64,
+    pub transactions: u64,
+    pub buffers: u64,
+    /// Death links.
+    pub deaths: u64,
+    /// Freeze links.
+    pub freezes: u64,
+    /// Pages installed in the mappings of clients.
+    pub pages: u64,
+    /// Those of them that no buffer uses.
+    pub reclaimable_pages: u64,
+    /// Descriptors of the daemon.
+    pub descriptors: u64,
+    /// Threads of the daemon.
+    pub daemon_threads: u64,
+}
+
+/// Asks what the daemon holds. Root only (EPERM).
+pub const FAKEBINDER_STATS: u32 = ior::<fakebinder_stats>(b'F', 4);
+
+/// Has every page reclaimed that no buffer uses, before it returns; gives how many. Root only
+/// (EPERM).
+pub const FAKEBINDER_RECLAIM: u32 = ior::<u64>(b'F', 5);
+
 /// The most slots that a client may have on offer.
 pub const FAKEBINDER_MAX_SLOTS: usize = 4096;
 
@@ -302,6 +335,7 @@ const _: () = {
     assert!(size_of::<binder_extended_error>() == 12);
     assert!(size_of::<fakebinder_attach>() == 24);
     assert!(size_of::<fakebinder_slots>() == 256);
+    assert!(size_of::<fakebinder_stats>() == 96);
     assert!(BINDER_WRITE_READ == 0xc030_6201);
     assert!(BINDER_VERSION == 0xc004_6209);
     assert!(BR_FROZEN_BINDER == 0x8010_7215);

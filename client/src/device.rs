@@ -327,6 +327,21 @@ impl Device {
         self.ioctl("BINDER_THREAD_EXIT", uapi::BINDER_THREAD_EXIT, &mut 0i32)
     }
 
+    /// What fakebinder's daemon holds. Errors: EPERM for others than root, EINVAL on another driver.
+    pub fn daemon_stats(&self) -> Result<uapi::fakebinder_stats> {
+        let mut stats = uapi::fakebinder_stats::default();
+        self.ioctl("FAKEBINDER_STATS", uapi::FAKEBINDER_STATS, &mut stats)?;
+        Ok(stats)
+    }
+
+    /// Has fakebinder's daemon reclaim every page that no buffer uses; how many that were.
+    /// Errors: EPERM for others than root, EINVAL on another driver.
+    pub fn daemon_reclaim(&self) -> Result<u64> {
+        let mut pages = 0u64;
+        self.ioctl("FAKEBINDER_RECLAIM", uapi::FAKEBINDER_RECLAIM, &mut pages)?;
+        Ok(pages)
+    }
+
     /// `BINDER_SET_IDLE_TIMEOUT`: EINVAL, as in the driver.
     pub fn set_idle_timeout(&self, nanoseconds: i64) -> Result<()> {
         let mut timeout = nanoseconds;

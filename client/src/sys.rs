@@ -36,6 +36,8 @@ plain!(
     uapi::fakebinder_attach,
     uapi::fakebinder_mapped,
     uapi::fakebinder_slots,
+    uapi::fakebinder_stats,
+    u64,
 );
 
 /// An ioctl whose argument is `arg` and nothing that it points to.

@@ -47,7 +47,7 @@ impl Open {
                 self.check_opener(header)?;
                 self.client.offer_slots(&uapi::parse(argument).ok_or(Errno::EINVAL)?)
             }
-            _ => Err(Errno::EINVAL),
+            _ => self.hub.control_ioctl(header, cmd, argument),
         }
     }
 
