@@ -127,6 +127,7 @@ fn a_thousand_blocked_clients_cost_no_thread() {
     if !Door::Fuse.is_here() {
         return skip("/dev/fuse is not here");
     }
+    let _alone = alone();
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard.min(1 << 16).max(soft), hard).unwrap();
     let daemon = Daemon::start(Door::Fuse);

@@ -227,14 +227,12 @@ pub struct Target {
     pub path: PathBuf,
     /// The private daemon behind it, if it is one.
     pub daemon: Option<Daemon>,
-    // A device that others use too has one context manager at a time.
-    _alone: Option<MutexGuard<'static, ()>>,
 }
 
 impl Target {
     /// A device of a daemon of one's own.
     pub fn private(path: PathBuf, daemon: Daemon) -> Target {
-        Target { path, daemon: Some(daemon), _alone: None }
+        Target { path, daemon: Some(daemon) }
     }
 
     /// A fresh open, mapped.
@@ -374,14 +372,21 @@ pub fn become_manager(device: &Device) {
     result.expect("this is the only context manager");
 }
 
+/// One scene at a time: another one's fork would give this one's devices a flush, when the child
+/// closes its copies, and a flush makes poll and read return once, as in the driver. A shared
+/// device also has but one context manager.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Runs a scene on every device that is to be tested: those of the environment, or else those
 /// of a private daemon on each door of this machine.
 pub fn on_devices(scene: impl Fn(&Target)) {
-    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = alone();
     if let Ok(devices) = std::env::var("FAKEBINDER_TEST_DEVICES") {
         for path in devices.split(',').filter(|path| !path.is_empty()) {
-            let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-            scene(&Target { path: path.into(), daemon: None, _alone: Some(alone) });
+            scene(&Target { path: path.into(), daemon: None });
         }
         return;
     }
