@@ -7,6 +7,8 @@ use fakebinder_client::{
     Call, Command, Device, Errno, Object, Parcel, Reply, Return, Returns, Thread, uapi,
 };
 use nix::poll::PollFlags;
+use std::io::Read;
+use std::os::fd::{AsRawFd, IntoRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -315,6 +317,50 @@ fn bad_pointers_hurt_nobody() {
         let result = unsafe { device.raw_ioctl(uapi::BINDER_WRITE_READ, 0x10 as *mut _) };
         assert_eq!(result, Err(Errno::EFAULT));
         stop(device, pair.handle, server);
+    });
+}
+
+/// A descriptor in a call and one in its reply arrive as descriptors of the same open files.
+#[test]
+fn descriptors_travel_both_ways() {
+    on_devices(|target| {
+        let mut server = target.open();
+        server.accept_files(4).unwrap();
+        let pair = target.pair_with(server, &target.path);
+        let mut client = pair.client;
+        client.accept_files(4).unwrap();
+        let server = serving(pair.server, |thread| {
+            let mut wrote = false;
+            while !wrote {
+                let served = thread.serve(&mut |_, _, contents, reply| {
+                    let Some(Some(Object::Fd { fd, .. })) = contents.objects().next() else {
+                        panic!("{contents:?}");
+                    };
+                    let path = format!("/proc/self/fd/{fd}");
+                    std::fs::write(path, b"into the pipe").unwrap();
+                    let file = std::fs::File::open("/proc/self/comm").unwrap();
+                    reply.fd(file.into_raw_fd());
+                    wrote = true;
+                });
+                served.unwrap();
+            }
+            thread.flush().unwrap();
+        });
+        let (mut end, start) = std::io::pipe().unwrap();
+        let mut parcel = Parcel::new();
+        parcel.fd(start.as_raw_fd());
+        let call = Call::to(pair.handle).flags(uapi::TF_ACCEPT_FDS).parcel(&parcel);
+        let reply = Thread::new(&client).call(&call).unwrap();
+        server.join().unwrap();
+        let Reply::Data(contents) = reply else { panic!("{reply:?}") };
+        let Some(Some(Object::Fd { fd, .. })) = contents.objects().next() else {
+            panic!("{contents:?}");
+        };
+        let link = std::fs::read_link(format!("/proc/self/fd/{fd}")).unwrap();
+        assert!(link.ends_with("comm"), "{}", link.display());
+        let mut bytes = [0; 13];
+        end.read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"into the pipe");
     });
 }
 

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{
-    Daemon, Door, Killed, PATIENCE, Target, on_devices, role, role_device, skip, wait_until,
+    Daemon, Door, Killed, PATIENCE, Target, alone, on_devices, role, role_device, skip, wait_until,
 };
 use fakebinder_client::{Call, Command, Device, Errno, Reply, Return, Thread};
 use nix::poll::PollFlags;

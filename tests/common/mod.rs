@@ -7,7 +7,7 @@
 //! - `FAKEBINDER_BUILT=1`: the client programs are built already
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
-use fakebinder_client::{Call, Command as Write, Device, Object, Parcel, Reply, Thread};
+use fakebinder_client::{Call, Command as Write, Device, Object, Parcel, Reply, Thread, uapi};
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Write as _};
@@ -251,7 +251,7 @@ impl Target {
         let mut registrar = Killed(role("common::registrar", &self.path).spawn().unwrap());
         registrar.wait_for("ready");
         let mut parcel = Parcel::new();
-        parcel.binder(NODE, COOKIE, 0);
+        parcel.binder(NODE, COOKIE, uapi::FLAT_BINDER_FLAG_ACCEPTS_FDS);
         let mut thread = Thread::new(&server);
         let reply = thread.call(&Call::to(0).code(PUT).oneway().parcel(&parcel)).unwrap();
         assert_eq!(reply, Reply::Sent);
