@@ -28,10 +28,12 @@ pub const ARENA: u64 = 0x10_0000;
 /// Where clients map their buffers.
 pub const MAPPING: u64 = 0x7000_0000_0000;
 
-/// A client's memory: one stretch of bytes from [`ARENA`] on; everything else is EFAULT.
+/// A client's memory: one stretch of bytes from [`ARENA`] on; everything else, and what was
+/// unmapped of it, is EFAULT.
 #[derive(Debug, Default)]
 pub struct Arena {
     bytes: Mutex<Vec<u8>>,
+    holes: Mutex<Vec<std::ops::Range<u64>>>,
 }
 
 impl Arena {
@@ -49,6 +51,11 @@ impl Arena {
         self.bytes.lock().truncate(keep);
     }
 
+    /// Makes a hole of `len` bytes.
+    pub fn unmap(&self, addr: u64, len: u64) {
+        self.holes.lock().push(addr..addr + len);
+    }
+
     /// Bytes in use.
     pub fn len(&self) -> usize {
         self.bytes.lock().len()
@@ -58,7 +65,11 @@ impl Arena {
         self.len() == 0
     }
 
-    fn range(len: usize, addr: u64, size: usize) -> Result<std::ops::Range<usize>, Errno> {
+    fn range(&self, len: usize, addr: u64, size: usize) -> Result<std::ops::Range<usize>, Errno> {
+        let past = addr.saturating_add(size as u64);
+        if self.holes.lock().iter().any(|hole| addr < hole.end && hole.start < past) {
+            return Err(Errno::EFAULT);
+        }
         let start = addr.checked_sub(ARENA).ok_or(Errno::EFAULT)?;
         let start = usize::try_from(start).map_err(|_| Errno::EFAULT)?;
         let end = start.checked_add(size).filter(|end| *end <= len).ok_or(Errno::EFAULT)?;
@@ -69,19 +80,19 @@ impl Arena {
 impl ClientMemory for Arena {
     fn read(&self, addr: u64, dst: &mut [u8]) -> Result<(), Errno> {
         let bytes = self.bytes.lock();
-        dst.copy_from_slice(&bytes[Arena::range(bytes.len(), addr, dst.len())?]);
+        dst.copy_from_slice(&bytes[self.range(bytes.len(), addr, dst.len())?]);
         Ok(())
     }
 
     fn read_shared(&self, addr: u64, dst: SharedSlice<'_>) -> Result<(), Errno> {
         let bytes = self.bytes.lock();
-        dst.copy_from_slice(&bytes[Arena::range(bytes.len(), addr, dst.len())?]);
+        dst.copy_from_slice(&bytes[self.range(bytes.len(), addr, dst.len())?]);
         Ok(())
     }
 
     fn write(&self, addr: u64, src: &[u8]) -> Result<(), Errno> {
         let mut bytes = self.bytes.lock();
-        let range = Arena::range(bytes.len(), addr, src.len())?;
+        let range = self.range(bytes.len(), addr, src.len())?;
         bytes[range].copy_from_slice(src);
         Ok(())
     }

@@ -239,7 +239,10 @@ impl Graph {
         for id in record.threads.values() {
             if let Some(thread) = self.threads.get_mut(id) {
                 thread.looper_need_return = true;
-                self.woken.push(*id);
+                // Not those that poll: they have nothing to read.
+                if thread.parked.is_some() {
+                    self.woken.push(*id);
+                }
             }
         }
     }

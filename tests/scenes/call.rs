@@ -152,11 +152,3 @@ fn with_o_nonblock_an_empty_read_is_eagain() {
     let reading = client.main().nonblock().read();
     assert_eq!(reading.ended().unwrap().result, Err(Errno::EAGAIN));
 }
-
-#[test]
-fn a_flush_wakes_every_blocked_thread_once() {
-    let Stage { manager, waiting, .. } = stage();
-    manager.process.flush();
-    assert_eq!(waiting.returns(), [Return::Noop]);
-    assert!(manager.main().read().is_blocked());
-}

@@ -4,3 +4,6 @@
 mod support;
 
 mod call;
+mod file;
+mod looper;
+mod poll;
