@@ -94,6 +94,16 @@ impl ProcessMemory {
             Ok(length) if length == wanted => Ok(()),
             // Stopped at the first address that is not the client's to be read or written.
             Ok(_) => Err(Errno::EFAULT),
+            Err(Errno::EPERM) => {
+                static SAID: AtomicBool = AtomicBool::new(false);
+                if !SAID.swap(true, Ordering::Relaxed) {
+                    log::warn!(
+                        "a client's memory cannot be reached: it takes CAP_SYS_PTRACE here (or the client's uid and \
+                         capabilities), and Yama's kernel.yama.ptrace_scope at 0 or that capability, below 3"
+                    );
+                }
+                Err(Errno::EPERM)
+            }
             Err(error) => Err(error),
         }
     }

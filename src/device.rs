@@ -36,6 +36,7 @@ use crate::{Errno, uapi};
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -85,6 +86,8 @@ pub struct Open {
     /// For the attach handshake; none where the file itself can be mapped.
     buffer: Option<OwnedFd>,
     mm: Arc<ClientMm>,
+    /// A socket that the client is to connect to (see [`attach`]).
+    listener: Mutex<Option<UnixListener>>,
     nonblock: bool,
     /// The client's memory cannot be reached from here: the kernel must gather it.
     gathered: AtomicBool,
@@ -122,11 +125,18 @@ impl Device {
                 MappingKind::FuseFile { .. } => None,
             },
             mm,
+            listener: Mutex::new(None),
             nonblock: flags & libc::O_NONBLOCK as u32 != 0,
             gathered: AtomicBool::new(false),
             rounds: Mutex::default(),
         }))
     }
+}
+
+/// The driver does not look at the argument of these two: it may be a null pointer.
+fn reads_argument(cmd: u32) -> bool {
+    let ignored = matches!(cmd, uapi::BINDER_THREAD_EXIT | uapi::BINDER_SET_CONTEXT_MGR);
+    uapi::ioc_copies_in(cmd) && !ignored
 }
 
 impl Open {
@@ -153,15 +163,13 @@ impl Open {
             return self.gather(header, ioctl, responder);
         }
         let mut argument = vec![0; size];
-        if uapi::ioc_copies_in(ioctl.cmd) {
+        if reads_argument(ioctl.cmd) {
             match memory.read(ioctl.arg, &mut argument) {
                 Ok(()) => {}
                 Err(Errno::EPERM) => {
                     warn_once!(
-                        "the memory of process {} cannot be reached (it takes CAP_SYS_PTRACE, and Yama's \
-                         kernel.yama.ptrace_scope below 3); the kernel copies instead, which is slower and \
-                         limited to 128 KiB a call",
-                        self.client.pid
+                        "{}: the kernel copies instead, in several rounds, at most 128 KiB a call",
+                        responder.session().name()
                     );
                     self.gathered.store(true, Ordering::Relaxed);
                     return self.gather(header, ioctl, responder);

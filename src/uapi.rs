@@ -174,7 +174,8 @@ pub const FAKEBINDER_ATTACH_VERSION: u32 = 1;
 pub struct fakebinder_attach {
     /// In: [`FAKEBINDER_ATTACH_VERSION`]. Out: the version that the daemon speaks.
     pub version: u32,
-    /// In: the number, in the caller, of the daemon's end of a `SOCK_SEQPACKET` socketpair.
+    /// In: the number, in the caller, of the daemon's end of a `SOCK_SEQPACKET` socketpair; -1:
+    /// the caller has connected to the name that [`FAKEBINDER_ATTACH_NAME`] gave it.
     pub socket: i32,
     /// Out: [`FAKEBINDER_ATTACH_NATIVE_MMAP`] or 0.
     pub flags: u32,
@@ -197,10 +198,31 @@ pub struct fakebinder_mapped {
     pub size: u64,
 }
 
-/// Hands the daemon one end of a socketpair. On the CUSE door the daemon answers through it with
+/// Argument of [`FAKEBINDER_ATTACH_NAME`].
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct fakebinder_attach_name {
+    /// In: [`FAKEBINDER_ATTACH_VERSION`]. Out: the version that the daemon speaks.
+    pub version: u32,
+    /// Out: bytes of `name`.
+    pub length: u32,
+    /// Out: the name of a `SOCK_SEQPACKET` socket in the abstract namespace, without the leading NUL.
+    pub name: [u8; 56],
+}
+
+impl Default for fakebinder_attach_name {
+    fn default() -> Self {
+        Self { version: 0, length: 0, name: [0; 56] }
+    }
+}
+
+/// Hands the daemon one end of a socketpair. EPERM: the daemon may not take it. On the CUSE door the daemon answers through it with
 /// one message of one byte and, by SCM_RIGHTS, a read-only descriptor of the caller's buffer,
 /// which is there when the ioctl returns.
 pub const FAKEBINDER_ATTACH: u32 = iowr::<fakebinder_attach>(b'F', 1);
+/// Where the daemon may not take descriptors from the caller: asks for a socket to connect to (in
+/// the daemon's network namespace). [`FAKEBINDER_ATTACH`] with socket -1 follows.
+pub const FAKEBINDER_ATTACH_NAME: u32 = iowr::<fakebinder_attach_name>(b'F', 6);
 /// Says where the caller mapped it; stands for the driver's mmap, with its errors.
 pub const FAKEBINDER_MAPPED: u32 = iow::<fakebinder_mapped>(b'F', 2);
 
@@ -227,7 +249,7 @@ plain! {
     fuse_forget_in fuse_batch_forget_in fuse_forget_one fuse_interrupt_in
     fuse_ioctl_in fuse_ioctl_out fuse_ioctl_iovec fuse_poll_in fuse_poll_out
     fuse_notify_poll_wakeup_out fuse_notify_inval_entry_out
-    binder_write_read fakebinder_attach fakebinder_mapped fakebinder_slots
+    binder_write_read fakebinder_attach fakebinder_attach_name fakebinder_mapped fakebinder_slots
     fakebinder_stats
 }
 
@@ -334,6 +356,7 @@ const _: () = {
     assert!(size_of::<binder_frozen_status_info>() == 12);
     assert!(size_of::<binder_extended_error>() == 12);
     assert!(size_of::<fakebinder_attach>() == 24);
+    assert!(size_of::<fakebinder_attach_name>() == 64);
     assert!(size_of::<fakebinder_slots>() == 256);
     assert!(size_of::<fakebinder_stats>() == 96);
     assert!(BINDER_WRITE_READ == 0xc030_6201);

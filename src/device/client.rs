@@ -36,8 +36,8 @@ pub struct Client {
 /// Where a process stands among the pid namespaces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Namespaces {
-    /// The inode of its pid namespace.
-    innermost: u64,
+    /// The inode of its pid namespace, if that is not the daemon's own.
+    innermost: Option<u64>,
     /// Its number there.
     pid: i32,
 }
@@ -46,23 +46,31 @@ impl Namespaces {
     fn of(pid: i32) -> Result<Namespaces, Errno> {
         let failed =
             |error: std::io::Error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
-        let innermost = fs::metadata(format!("/proc/{pid}/ns/pid")).map_err(failed)?.ino();
         let status = fs::read_to_string(format!("/proc/{pid}/status")).map_err(failed)?;
-        let pid = last_number(&status, "NSpid:").ok_or(Errno::EIO)?;
-        Ok(Namespaces { innermost, pid })
+        let mut numbers = numbers(&status, "NSpid:").ok_or(Errno::EIO)?;
+        // One number for each namespace from ours inwards.
+        let (outermost, inner) = (numbers.next().ok_or(Errno::EIO)?, numbers.next_back());
+        match inner {
+            None => Ok(Namespaces { innermost: None, pid: outermost }),
+            // This, unlike the status, takes ptrace access.
+            Some(inner) => {
+                let namespace = fs::metadata(format!("/proc/{pid}/ns/pid")).map_err(failed)?;
+                Ok(Namespaces { innermost: Some(namespace.ino()), pid: inner })
+            }
+        }
     }
 }
 
-/// The last number on the line that starts with `key`.
-fn last_number(status: &str, key: &str) -> Option<i32> {
+/// The numbers on the line that starts with `key`.
+fn numbers<'a>(status: &'a str, key: &str) -> Option<impl DoubleEndedIterator<Item = i32> + 'a> {
     let line = status.lines().find_map(|line| line.strip_prefix(key))?;
-    line.split_ascii_whitespace().next_back()?.parse().ok()
+    Some(line.split_ascii_whitespace().filter_map(|number| number.parse().ok()))
 }
 
 /// The thread group of a thread. The caller must know that the thread lives: it waits for a reply.
 pub fn thread_group(tid: i32) -> Result<i32, Errno> {
     let status = fs::read_to_string(format!("/proc/{tid}/status")).map_err(|_| Errno::ESRCH)?;
-    last_number(&status, "Tgid:").ok_or(Errno::ESRCH)
+    numbers(&status, "Tgid:").and_then(|mut numbers| numbers.next()).ok_or(Errno::ESRCH)
 }
 
 /// All clients, by thread group: who asks how a pid looks from elsewhere finds the answer here.
@@ -119,12 +127,6 @@ impl Drop for Client {
             by_pid.remove(&self.pid);
         }
     }
-}
-
-/// The inode of the daemon's own pid namespace.
-fn own_namespace() -> Option<u64> {
-    static OWN: OnceLock<Option<u64>> = OnceLock::new();
-    *OWN.get_or_init(|| fs::metadata("/proc/self/ns/pid").ok().map(|it| it.ino()))
 }
 
 impl binder::Client for Client {
@@ -202,7 +204,7 @@ impl binder::Client for Client {
     /// below it do in the driver, and are 0 here.
     fn pid_as_seen(&self, pid: i32) -> i32 {
         let Some(own) = self.namespaces() else { return 0 };
-        if Some(own.innermost) == own_namespace() {
+        if own.innermost.is_none() {
             return pid;
         }
         let as_seen = |other: &Namespaces| (other.innermost == own.innermost).then_some(other.pid);
@@ -215,7 +217,7 @@ impl binder::Client for Client {
 
     fn pid_named(&self, pid: i32) -> i32 {
         let Some(own) = self.namespaces() else { return -1 };
-        if Some(own.innermost) == own_namespace() {
+        if own.innermost.is_none() {
             return pid;
         }
         let wanted = Namespaces { innermost: own.innermost, pid };
@@ -270,8 +272,9 @@ mod tests {
     #[test]
     fn the_innermost_pid_is_the_last_one() {
         let status = "Name:\tx\nTgid:\t41\nNSpid:\t41\t7\t1\n";
-        assert_eq!(last_number(status, "NSpid:"), Some(1));
-        assert_eq!(last_number(status, "Tgid:"), Some(41));
-        assert_eq!(last_number(status, "Uid:"), None);
+        let all = |key| numbers(status, key).map(Iterator::collect::<Vec<_>>);
+        assert_eq!(all("NSpid:"), Some(vec![41, 7, 1]));
+        assert_eq!(all("Tgid:"), Some(vec![41]));
+        assert_eq!(all("Uid:"), None);
     }
 }

@@ -105,7 +105,7 @@ pub const READ_SIZE: std::ops::Range<usize> = 24..32;
 fn needs(cmd: u32, addr: u64, memory: &GatheredMemory) -> Rounds {
     let mut needs = Rounds::default();
     let size = uapi::ioc_size(cmd) as u64;
-    if uapi::ioc_copies_in(cmd) {
+    if super::reads_argument(cmd) {
         push(&mut needs.input, 0, addr, size);
     }
     if uapi::ioc_copies_out(cmd) {
