@@ -5,6 +5,7 @@
 //! has gathered for a CUSE retry, or plain bytes in tests and fuzz targets.
 
 use crate::Errno;
+use crate::lock_order::assert_outside_graph;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
 use parking_lot::Mutex;
@@ -114,6 +115,7 @@ const MOST_RANGES: usize = 1024;
 
 impl ClientMemory for ProcessMemory {
     fn read(&self, addr: u64, dst: &mut [u8]) -> Result<(), Errno> {
+        assert_outside_graph();
         if dst.is_empty() {
             return Ok(());
         }
@@ -123,6 +125,7 @@ impl ClientMemory for ProcessMemory {
     }
 
     fn read_vectored(&self, parts: &mut [(u64, &mut [u8])]) -> Result<(), Errno> {
+        assert_outside_graph();
         for parts in parts.chunks_mut(MOST_RANGES) {
             let remote: Vec<RemoteIoVec> = parts
                 .iter()
@@ -139,6 +142,7 @@ impl ClientMemory for ProcessMemory {
     }
 
     fn read_shared(&self, addr: u64, dst: SharedSlice<'_>) -> Result<(), Errno> {
+        assert_outside_graph();
         if dst.is_empty() {
             return Ok(());
         }
@@ -152,6 +156,7 @@ impl ClientMemory for ProcessMemory {
     }
 
     fn write(&self, addr: u64, src: &[u8]) -> Result<(), Errno> {
+        assert_outside_graph();
         if src.is_empty() {
             return Ok(());
         }
@@ -283,6 +288,7 @@ pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: i32) -> Result<OwnedFd, Errno> {
 /// A copy of the descriptor `fd` of the thread `tid` of the process `pidfd`. Threads nearly always
 /// share their descriptors; where one does not, or the first thread has exited, Linux >= 6.9 tells.
 pub fn getfd(pidfd: BorrowedFd<'_>, tid: i32, fd: i32) -> Result<OwnedFd, Errno> {
+    assert_outside_graph();
     use std::os::fd::AsFd;
     static THREADS_HAVE_PIDFDS: AtomicBool = AtomicBool::new(true);
     if THREADS_HAVE_PIDFDS.load(Ordering::Relaxed) {
