@@ -44,7 +44,7 @@ pub use stats::Stats;
 
 use crate::lock_order::{self, Rank};
 use crate::{Errno, alloc::Alloc, client_mem::ClientMemory};
-use graph::{Effect, Graph, ProcessId, ThreadId};
+use graph::{Effect, Graph, ProcessId};
 use parking_lot::Mutex;
 use process::ProcessRecord;
 use rustc_hash::FxHashMap;
@@ -341,12 +341,6 @@ impl Context {
                 }
                 Effect::DropProcess(process) => drop(process),
             }
-        }
-    }
-
-    fn note_nice_changed(&self, thread: ThreadId) {
-        if let Some(thread) = self.graph.lock().threads.get_mut(&thread) {
-            thread.nice_changed = true;
         }
     }
 }

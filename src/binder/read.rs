@@ -38,6 +38,8 @@ pub(crate) struct Delivery {
     bytes: Vec<u8>,
     /// The first word of the read buffer becomes BR_SPAWN_LOOPER.
     spawn_looper: bool,
+    /// The thread could take the process's work when it began to wait.
+    for_process: bool,
     transaction: Option<Delivered>,
 }
 
@@ -73,12 +75,12 @@ impl Graph {
         if read.call.read_consumed == 0 {
             Return::Noop.encode(&mut bytes);
         }
-        self.continue_read(id, read, bytes);
+        self.wait_for_work(id, read, bytes);
     }
 
-    /// Gives a read what there is, or parks it.
-    pub fn continue_read(&mut self, id: ThreadId, read: Parked, mut bytes: Vec<u8>) {
-        let transaction = loop {
+    /// Gives a read what there is, or parks it. It has nothing yet but perhaps BR_NOOP.
+    fn wait_for_work(&mut self, id: ThreadId, read: Parked, mut bytes: Vec<u8>) {
+        loop {
             let Some(thread) = self.threads.get(&id) else {
                 return self.finish_read(id, read, Errno::ESRCH);
             };
@@ -95,10 +97,35 @@ impl Graph {
             }
             match self.collect(id, &read.call, for_process, &mut bytes) {
                 Collected::Nothing => {}
-                Collected::Returns => break None,
-                Collected::Transaction(delivered) => break Some(delivered),
+                Collected::Returns => return self.deliver(id, read, bytes, for_process, None),
+                Collected::Transaction(delivered) => {
+                    return self.deliver(id, read, bytes, for_process, Some(delivered));
+                }
             }
-        };
+        }
+    }
+
+    /// Reads on after a transaction that could not be given out. What was collected before it
+    /// is given, even when nothing follows.
+    fn continue_read(&mut self, id: ThreadId, read: Parked, mut bytes: Vec<u8>, for_process: bool) {
+        match self.collect(id, &read.call, for_process, &mut bytes) {
+            Collected::Nothing => self.wait_for_work(id, read, bytes),
+            Collected::Returns => self.deliver(id, read, bytes, for_process, None),
+            Collected::Transaction(delivered) => {
+                self.deliver(id, read, bytes, for_process, Some(delivered));
+            }
+        }
+    }
+
+    /// The end of a read: what was collected goes to the client.
+    fn deliver(
+        &mut self,
+        id: ThreadId,
+        read: Parked,
+        bytes: Vec<u8>,
+        for_process: bool,
+        transaction: Option<Delivered>,
+    ) {
         let Some(thread) = self.threads.get_mut(&id) else {
             return self.finish_read(id, read, Errno::ESRCH);
         };
@@ -119,6 +146,7 @@ impl Graph {
             read,
             bytes,
             spawn_looper,
+            for_process,
             transaction,
         });
         self.wakeup_leftover(process);
@@ -360,18 +388,13 @@ impl Graph {
         self.cleanup_transaction(delivered.id, Return::FailedReply);
         self.free_buffer(delivery.process.id, delivered.buffer.offset, Some(delivery.thread));
         delivery.bytes.truncate(delivered.sender_pid_at - TransactionData::SENDER_PID - 4);
+        let Delivery { thread, read, mut bytes, for_process, .. } = *delivery;
         if delivered.is_reply {
-            // In the place of the reply, with nothing behind it.
-            self.set_reply_error_first(delivery.thread);
-        }
-        self.continue_read(delivery.thread, delivery.read, delivery.bytes);
-    }
-
-    fn set_reply_error_first(&mut self, thread: ThreadId) {
-        if let Some(record) = self.threads.get_mut(&thread) {
-            record.reply_error = Some(Return::FailedReply);
-            record.todo.insert(0, Work::ReplyError);
-            record.process_todo = true;
+            // In the place of the reply, and the end of the read as that is.
+            Return::FailedReply.encode(&mut bytes);
+            self.deliver(thread, read, bytes, for_process, None);
+        } else {
+            self.continue_read(thread, read, bytes, for_process);
         }
     }
 }
@@ -462,7 +485,6 @@ impl Delivery {
         };
         if wanted.clamp(-20, 19) != own {
             client.set_nice(self.tid, wanted);
-            self.process.context.note_nice_changed(self.thread);
         }
     }
 

@@ -62,8 +62,6 @@ pub(crate) struct Thread {
     pub poller: Option<Box<dyn Poller>>,
     /// Where the last read buffer lay that could be written to.
     pub known_read_buffer: Option<u64>,
-    /// We changed its nice value and have not restored it.
-    pub nice_changed: bool,
 }
 
 impl Graph {
@@ -94,7 +92,6 @@ impl Graph {
                 parked: None,
                 poller: None,
                 known_read_buffer: None,
-                nice_changed: false,
             },
         );
         if let Some(record) = self.processes.get_mut(&process) {

@@ -4,6 +4,10 @@
 mod support;
 
 mod call;
+mod error;
 mod file;
 mod looper;
+mod nice;
 mod poll;
+mod security_context;
+mod stack;
