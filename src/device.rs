@@ -4,7 +4,7 @@
 //! it is mapped and how ioctl arguments travel. From an [`Open`] on they are the same, and a
 //! client of one can call a client of the other.
 //!
-//! Nothing here waits for a client: an ioctl that must wait is a [`Call`](binder::Call) that the
+//! Nothing here waits for a client: an ioctl that must wait is a [`Call`] that the
 //! engine keeps, and whoever completes it writes the reply.
 
 pub mod attach;

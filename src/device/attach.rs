@@ -138,11 +138,18 @@ impl Open {
     }
 
     /// The driver's mmap. EINVAL: not the opener's process, or no mapping of our descriptor there;
-    /// EPERM: it is writable; EBUSY: there is one already.
+    /// EPERM: it is writable; EBUSY: there is one already. EACCES: we may not see.
     fn mapped(&self, header: &Header, mapped: &uapi::fakebinder_mapped) -> Result<(), Errno> {
         self.check_opener(header)?;
         let (address, length) = match self.mm.mapping_at(mapped.address) {
             Err(Errno::ESRCH) => return Err(Errno::EINVAL),
+            Err(Errno::EACCES) => {
+                warn_once!(
+                    "process {} cannot attach: looking at its mappings is not permitted (it takes CAP_SYS_PTRACE)",
+                    self.client.pid
+                );
+                return Err(Errno::EACCES);
+            }
             found => found?,
         };
         let told = usize::try_from(mapped.size).unwrap_or(usize::MAX);

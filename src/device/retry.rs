@@ -8,7 +8,7 @@
 //! scatter-gather buffers that the objects in the data point to.
 //!
 //! The client may change its memory between two rounds; what is needed is computed anew each time
-//! from what was gathered last, and [`MOST_ROUNDS`] bounds it.
+//! from what was gathered last, and a limit on the rounds bounds it.
 
 use crate::Errno;
 use crate::client_mem::{ClientMemory, GatheredMemory};
