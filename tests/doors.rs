@@ -88,16 +88,20 @@ fn clients_on_two_doors_call_each_other() {
     for (server, client) in [(&fuse, &cuse), (&cuse, &fuse)] {
         let pair = target.pair_with(open(server), client);
         assert_ne!(pair.server.is_attached(), pair.client.is_attached());
-        let (device, handle) = (pair.client, pair.handle);
-        let serving = serving(pair.server, 100);
-        let mut thread = Thread::new(&device);
-        for number in 0..100u8 {
-            let reply = thread.call(&Call::to(handle).data(&[number; 100])).unwrap();
-            assert!(matches!(&reply, Reply::Data(c) if c.data == [number + 1; 100]), "{reply:?}");
-        }
-        serving.join().unwrap();
+        bytes_cross(pair);
         a_node_crosses(target.pair_with(open(server), client));
     }
+}
+
+fn bytes_cross(mut pair: Pair) {
+    let unused = pair.another().0;
+    let server = serving(std::mem::replace(&mut pair.server, unused), 100);
+    let mut thread = Thread::new(&pair.client);
+    for number in 0..100u8 {
+        let reply = thread.call(&Call::to(pair.handle).data(&[number; 100])).unwrap();
+        assert!(matches!(&reply, Reply::Data(c) if c.data == [number + 1; 100]), "{reply:?}");
+    }
+    server.join().unwrap();
 }
 
 /// The client sends a node of its own; the server calls it through the handle it got.
