@@ -2,9 +2,11 @@
 
 mod common;
 
-use common::{Daemon, Door, Pair, Target, in_time, open, skip};
+use common::{Daemon, Door, Pair, Target, in_time, library, open, skip};
 use fakebinder_client::{Call, Command, Device, Object, Parcel, Reply, Return, Thread};
 use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::process::Command as Program;
 
 /// Serves `calls` calls, each byte plus one.
 fn serving(device: Device, calls: usize) -> std::thread::JoinHandle<()> {
@@ -23,35 +25,82 @@ fn serving(device: Device, calls: usize) -> std::thread::JoinHandle<()> {
     })
 }
 
+/// Builds raw_ping.c with these flags; `None` where there is no gcc.
+fn build_raw_ping(name: &str, flags: &[&str]) -> Option<PathBuf> {
+    let program = std::env::temp_dir().join(format!("{name}-raw-ping"));
+    let built = Program::new("gcc")
+        .args(["-O2", "-Wall", "-Werror"])
+        .args(flags)
+        .arg("-o")
+        .arg(&program)
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/raw_ping.c"))
+        .status();
+    match built {
+        Ok(status) => assert!(status.success(), "raw_ping.c builds"),
+        Err(error) => {
+            skip(&format!("gcc: {error}"));
+            return None;
+        }
+    }
+    Some(program)
+}
+
+/// The step of raw_ping.c that failed on that device, or 0.
+fn step(program: &Path, device: &Path, preload: Option<PathBuf>) -> Option<i32> {
+    let mut command = Program::new(program);
+    command.arg(device);
+    if let Some(library) = preload {
+        command.env("LD_PRELOAD", library);
+    }
+    in_time("raw_ping", move || command.status().unwrap()).code()
+}
+
 /// A static program of raw system calls works on the FUSE door as it is.
 #[test]
 fn a_static_program_with_raw_system_calls_pings() {
     if !Door::Fuse.is_here() {
         return skip("/dev/fuse is not here");
     }
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/raw_ping.c");
     let daemon = Daemon::start(Door::Fuse);
-    let program = std::env::temp_dir().join(format!("{}-raw-ping", daemon.name));
-    let built = std::process::Command::new("gcc")
-        .args(["-static", "-nostdlib", "-ffreestanding", "-O2", "-Wall", "-Werror"])
-        .args(["-fno-stack-protector", "-fno-pie", "-no-pie", "-o"])
-        .arg(&program)
-        .arg(source)
-        .status();
-    match built {
-        Ok(status) => assert!(status.success(), "raw_ping.c builds"),
-        Err(error) => return skip(&format!("gcc: {error}")),
-    }
+    let flags = ["-static", "-nostdlib", "-ffreestanding", "-fno-stack-protector"];
+    let Some(program) = build_raw_ping(&daemon.name, &[&flags[..], &["-no-pie"]].concat()) else {
+        return;
+    };
     let device = open(&daemon.fuse());
     device.set_context_manager().unwrap();
     let server = serving(device, 1);
-    let path = daemon.fuse();
-    let run = program.clone();
-    let status =
-        in_time("raw_ping", move || std::process::Command::new(run).arg(path).status().unwrap());
-    std::fs::remove_file(program).unwrap();
-    assert_eq!(status.code(), Some(0), "the step that failed (see raw_ping.c)");
+    assert_eq!(step(&program, &daemon.fuse(), None), Some(0), "the step that failed");
     server.join().unwrap();
+    std::fs::remove_file(program).unwrap();
+    daemon.stop();
+}
+
+/// A dynamically linked program that knows nothing of fakebinder works on the FUSE door as it is,
+/// and on the CUSE door with the preload library, which does no harm on the other.
+#[test]
+fn an_unmodified_program_pings() {
+    const CANNOT_MAP: i32 = 3;
+    if !Door::Fuse.is_here() {
+        return skip("/dev/fuse is not here");
+    }
+    let daemon = Daemon::start(Door::Auto);
+    let Some(program) = build_raw_ping(&daemon.name, &["-DLIBC"]) else { return };
+    let preload = library("libfakebinder_preload.so");
+    let (fuse, cuse) = (daemon.fuse(), daemon.cuse());
+    let mut pings = vec![(&fuse, false, 0), (&fuse, true, 0)];
+    if Door::Cuse.is_here() {
+        pings.extend([(&cuse, false, CANNOT_MAP), (&cuse, true, 0)]);
+    }
+    let device = open(&fuse);
+    device.set_context_manager().unwrap();
+    let answered = pings.iter().filter(|(_, _, expected)| *expected == 0).count();
+    let server = serving(device, answered);
+    for (device, preloaded, expected) in pings {
+        let done = step(&program, device, preloaded.then(|| preload.clone()));
+        assert_eq!(done, Some(expected), "{}, preloaded: {preloaded}", device.display());
+    }
+    server.join().unwrap();
+    std::fs::remove_file(program).unwrap();
     daemon.stop();
 }
 
@@ -88,16 +137,20 @@ fn clients_on_two_doors_call_each_other() {
     for (server, client) in [(&fuse, &cuse), (&cuse, &fuse)] {
         let pair = target.pair_with(open(server), client);
         assert_ne!(pair.server.is_attached(), pair.client.is_attached());
-        let (device, handle) = (pair.client, pair.handle);
-        let serving = serving(pair.server, 100);
-        let mut thread = Thread::new(&device);
-        for number in 0..100u8 {
-            let reply = thread.call(&Call::to(handle).data(&[number; 100])).unwrap();
-            assert!(matches!(&reply, Reply::Data(c) if c.data == [number + 1; 100]), "{reply:?}");
-        }
-        serving.join().unwrap();
+        bytes_cross(pair);
         a_node_crosses(target.pair_with(open(server), client));
     }
+}
+
+fn bytes_cross(mut pair: Pair) {
+    let unused = pair.another().0;
+    let server = serving(std::mem::replace(&mut pair.server, unused), 100);
+    let mut thread = Thread::new(&pair.client);
+    for number in 0..100u8 {
+        let reply = thread.call(&Call::to(pair.handle).data(&[number; 100])).unwrap();
+        assert!(matches!(&reply, Reply::Data(c) if c.data == [number + 1; 100]), "{reply:?}");
+    }
+    server.join().unwrap();
 }
 
 /// The client sends a node of its own; the server calls it through the handle it got.

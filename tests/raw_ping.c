@@ -2,13 +2,27 @@
 // calls. Built by the test in doors.rs:
 //   gcc -static -nostdlib -ffreestanding -O2 -fno-stack-protector -o raw_ping raw_ping.c
 //
+// With -DLIBC it is the same through the C library, dynamically linked, as most programs are.
+//
 // raw_ping DEVICE: calls the context manager (handle 0) with eight bytes and expects them back,
 // each plus one. Exit status: 0, or the number of the step that failed.
 #include <linux/android/binder.h>
 
 typedef unsigned long word;
 
-#if defined(__x86_64__)
+#if defined(LIBC)
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+
+enum { MMAP, IOCTL };
+
+static long call(word number, word a, word b, word c, word d, word e, word f) {
+    return number == MMAP ? (long)mmap((void *)a, b, c, d, e, f) : ioctl(a, b, c);
+}
+
+static long open_device(const char *path) { return open(path, O_RDWR | O_CLOEXEC); }
+#elif defined(__x86_64__)
 enum { OPEN = 2, MMAP = 9, IOCTL = 16, EXIT = 60 };
 
 __asm__(".globl _start\n"
@@ -130,8 +144,12 @@ static int ping(const char *path) {
     return 10;
 }
 
+#if defined(LIBC)
+int main(int count, char **arguments) { return count == 2 ? ping(arguments[1]) : 11; }
+#else
 __attribute__((used, noreturn)) void start(word *stack) {
     int status = stack[0] == 2 ? ping((const char *)stack[2]) : 11;
     for (;;)
         call(EXIT, status, 0, 0, 0, 0, 0);
 }
+#endif

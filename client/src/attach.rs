@@ -24,7 +24,7 @@ pub(crate) struct Attached {
 
 /// The whole handshake. Errors are those of the driver's mmap, or `ENODEV` when the device knows
 /// no handshake: then it is not fakebinder's, and cannot be mapped.
-pub(crate) fn attach(
+pub(crate) fn handshake(
     device: BorrowedFd<'_>,
     size: usize,
     prot: ProtFlags,
@@ -40,6 +40,20 @@ pub(crate) fn attach(
         uapi::fakebinder_mapped { address: region.address(), size: region.len() as u64 };
     sys::ioctl(device, uapi::FAKEBINDER_MAPPED, &mut mapped)?;
     Ok(Attached { mapping: Mapping::new(region), channel: ours })
+}
+
+/// Attaches an open device that [`Device`](crate::Device) does not own, as
+/// [`Device::mmap`](crate::Device::mmap) does with its own: for programs that wrap mmap.
+///
+/// Errors: EPERM for a writable mapping, EBUSY when this open was mapped before, EINVAL for size 0
+/// or another process than the opener's, ENODEV when the device is not fakebinder's.
+pub fn attach(
+    device: BorrowedFd<'_>,
+    size: usize,
+    prot: ProtFlags,
+    flags: MapFlags,
+) -> Result<Mapping, Errno> {
+    handshake(device, size, prot, flags).map(|attached| attached.mapping)
 }
 
 /// Connects with the daemon behind a device, and gives its flags. `ENODEV` when the device knows

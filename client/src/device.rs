@@ -1,6 +1,6 @@
 //! One open of a binder device.
 
-use crate::attach::{Attached, attach, connect};
+use crate::attach::{Attached, connect, handshake};
 use crate::command::Command;
 use crate::error::{Error, Result};
 use crate::files::Files;
@@ -116,7 +116,7 @@ impl Device {
             Ok(region) => Ok((Mapping::new(region), None)),
             Err(Errno::ENODEV) => {
                 let Attached { mapping, channel } =
-                    attach(self.as_fd(), size, prot, flags).map_err(failed)?;
+                    handshake(self.as_fd(), size, prot, flags).map_err(failed)?;
                 Ok((mapping, Some(channel)))
             }
             Err(errno) => Err(failed(errno)),

@@ -56,6 +56,7 @@ mod thread;
 mod transaction;
 mod wire;
 
+pub use attach::attach;
 pub use call::Call;
 pub use command::Command;
 pub use device::{Device, Transfer};

@@ -128,6 +128,10 @@ impl Region {
         Ok(Region { start, len })
     }
 
+    pub(crate) fn into_raw(self) -> *mut c_void {
+        std::mem::ManuallyDrop::new(self).start.as_ptr()
+    }
+
     pub(crate) fn address(&self) -> u64 {
         self.start.as_ptr().addr() as u64
     }

@@ -430,6 +430,11 @@ pub fn in_time<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 
     }
 }
 
+/// A library of the workspace, built.
+pub fn library(name: &str) -> PathBuf {
+    program(name)
+}
+
 /// A client program of the workspace, built.
 pub fn program(name: &str) -> PathBuf {
     static BUILT: OnceLock<()> = OnceLock::new();
@@ -440,7 +445,7 @@ pub fn program(name: &str) -> PathBuf {
         }
         // Cargo builds the programs of the package under test only, and these are another's.
         let mut cargo = Command::new(option_env!("CARGO").unwrap_or("cargo"));
-        cargo.args(["build", "--quiet", "--package", "fakebinder-client", "--bins"]);
+        cargo.args(["build", "--quiet", "-p", "fakebinder-client", "-p", "fakebinder-preload"]);
         cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
         if directory.file_name() == Some(OsStr::new("release")) {
             cargo.arg("--release");
