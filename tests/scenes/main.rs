@@ -3,11 +3,20 @@
 
 mod support;
 
+mod buffer;
 mod call;
 mod error;
+mod fd;
 mod file;
 mod looper;
 mod nice;
+mod node;
+mod object;
+mod oneway;
 mod poll;
+mod read;
+mod reference;
+mod scatter;
 mod security_context;
 mod stack;
+mod write;
