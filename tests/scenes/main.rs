@@ -5,10 +5,16 @@ mod support;
 
 mod buffer;
 mod call;
+mod death;
 mod error;
 mod fd;
 mod file;
+mod freeze;
+mod freeze_notice;
+mod identity;
+mod ioctl;
 mod looper;
+mod manager;
 mod nice;
 mod node;
 mod object;
