@@ -45,6 +45,7 @@ mod call;
 mod command;
 mod device;
 mod error;
+mod files;
 mod mapping;
 mod object;
 mod parcel;
@@ -55,6 +56,7 @@ mod thread;
 mod transaction;
 mod wire;
 
+pub use attach::attach;
 pub use call::Call;
 pub use command::Command;
 pub use device::{Device, Transfer};

@@ -17,8 +17,9 @@ pub const LINKS: usize = 262_144;
 /// Returns that wait for one thread; a transaction of a thread that does not read fails with ENOMEM inside.
 pub const THREAD_TODO: usize = 65_536;
 
-/// Descriptors that one transaction may carry; the rest is EINVAL inside.
-pub const FILES_PER_TRANSACTION: usize = 1_024;
+/// Descriptors that one transaction may carry (as many as one message to the receiver); one with
+/// more fails with EINVAL inside.
+pub const FILES_PER_TRANSACTION: usize = crate::uapi::FAKEBINDER_FILES_MAX;
 
 /// Descriptors in transactions on their way to one open file; past it EMFILE inside.
 pub const FILES_IN_FLIGHT: usize = 4_096;

@@ -28,6 +28,8 @@ const WAKE: u32 = 3;
 
 /// A killed process must be gone within this time.
 const GONE: Duration = Duration::from_millis(50);
+/// One that has to find out that it is to exit, and to run its exit handlers, within this.
+const EXITED: Duration = Duration::from_millis(1000);
 /// How long a subject is given to say something about a signal.
 const PATIENCE: Duration = Duration::from_millis(300);
 
@@ -171,13 +173,13 @@ impl Subject {
     }
 
     /// How long it takes until the process is gone.
-    fn gone(&mut self) -> AnyResult<String> {
+    fn gone(&mut self, limit: Duration) -> AnyResult<String> {
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(2) {
             if self.child.try_wait()?.is_some() {
                 let elapsed = start.elapsed();
-                return Ok(if elapsed <= GONE {
-                    format!("gone within {} ms", GONE.as_millis())
+                return Ok(if elapsed <= limit {
+                    format!("gone within {} ms", limit.as_millis())
                 } else {
                     format!("gone after {} ms", elapsed.as_millis())
                 });
@@ -210,12 +212,14 @@ fn scene(thread: &mut Thread<'_>, wait: Wait, handler: Handler, act: Act) -> Any
             subject.signal(Signal::SIGCONT)?;
         }
         Act::Kill | Act::Exit => {
-            match act {
-                Act::Kill => subject.signal(Signal::SIGKILL)?,
+            let gone = if matches!(act, Act::Kill) {
+                subject.signal(Signal::SIGKILL)?;
+                subject.gone(GONE)?
+            } else {
                 // The thread that is to exit reads until the pipe closes.
-                _ => subject.stdin = None,
-            }
-            let gone = subject.gone()?;
+                subject.stdin = None;
+                subject.gone(EXITED)?
+            };
             let Some(call) = held else { return Ok(gone) };
             thread.queue(Command::FreeBuffer(call.buffer));
             let returns = answer(thread)?;
