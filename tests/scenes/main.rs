@@ -13,6 +13,7 @@ mod freeze;
 mod freeze_notice;
 mod identity;
 mod ioctl;
+mod limits;
 mod looper;
 mod manager;
 mod nice;
