@@ -11,7 +11,9 @@ use crate::binder::command::Command;
 use crate::binder::object::Object;
 use crate::binder::returns::Return;
 use crate::binder::wire::{TransactionData, WriteRead};
-use crate::binder::{Binder, Call, Client, Context, File, Poller, Process, Reply, Stats, Timers};
+use crate::binder::{
+    Binder, Call, Client, Context, File, Limits, Poller, Process, Reply, Stats, Timers,
+};
 use crate::client_mem::{ClientMemory, SharedSlice};
 use crate::mm_shim::HeapMm;
 use crate::shrinker::{Memory, MemoryConfig};
@@ -215,8 +217,12 @@ impl Default for World {
 
 impl World {
     pub fn new(config: MemoryConfig) -> World {
+        World::with_limits(config, Limits::default())
+    }
+
+    pub fn with_limits(config: MemoryConfig, limits: Limits) -> World {
         let timers = Arc::new(ManualTimers::default());
-        let binder = Binder::new(timers.clone());
+        let binder = Binder::with_limits(timers.clone(), limits);
         World { binder, memory: Memory::new(config), timers }
     }
 

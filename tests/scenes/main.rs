@@ -5,10 +5,17 @@ mod support;
 
 mod buffer;
 mod call;
+mod death;
 mod error;
 mod fd;
 mod file;
+mod freeze;
+mod freeze_notice;
+mod identity;
+mod ioctl;
+mod limits;
 mod looper;
+mod manager;
 mod nice;
 mod node;
 mod object;
