@@ -74,8 +74,6 @@ pub struct MemoryConfig {
     pub page_budget: Option<u64>,
     pub page_install: PageInstall,
     pub inject: Injector,
-    #[cfg(loom)]
-    pub broken: Broken,
 }
 
 /// The memory that all clients of a daemon share.
@@ -93,16 +91,29 @@ pub struct Memory {
 
 impl Memory {
     pub fn new(config: MemoryConfig) -> Arc<Memory> {
-        let pages = |bytes: u64| usize::try_from(bytes / PAGE_SIZE as u64).unwrap_or(usize::MAX);
+        Arc::new(Self::with(config))
+    }
+
+    /// As [`Memory::new`], with a rule undone.
+    #[cfg(loom)]
+    pub fn broken(config: MemoryConfig, broken: Broken) -> Arc<Memory> {
         Arc::new(Memory {
+            broken,
+            ..Self::with(config)
+        })
+    }
+
+    fn with(config: MemoryConfig) -> Memory {
+        let pages = |bytes: u64| usize::try_from(bytes / PAGE_SIZE as u64).unwrap_or(usize::MAX);
+        Memory {
             budget: config.page_budget.map_or(usize::MAX, pages),
             used: AtomicUsize::new(0),
             lru: ListLru::default(),
             page_install: config.page_install,
             inject: config.inject,
             #[cfg(loom)]
-            broken: config.broken,
-        })
+            broken: Broken::Nothing,
+        }
     }
 
     /// Takes one page out of the budget, reclaiming others if there is none left. To be called

@@ -24,7 +24,7 @@ use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// What the client maps, and so what to look for among its mappings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,11 +89,51 @@ pub struct ClientMm {
     warned: AtomicBool,
 }
 
-/// Who uses the mm just now, and what they see of it: one descriptor, for as long as they do.
+/// Who uses the mm just now, and what they see of it.
 #[derive(Debug, Default)]
 struct Users {
     count: usize,
     maps: Option<Result<Arc<Maps>, Errno>>,
+    /// `maps` is one of the [`KEPT`].
+    kept: bool,
+}
+
+/// How many clients have their maps open though nobody uses their mm.
+static KEPT: AtomicUsize = AtomicUsize::new(0);
+
+/// So many may: opening costs as much as installing a page, and descriptors are few where clients
+/// are many.
+const MAX_KEPT: usize = 256;
+
+impl Users {
+    /// Opens the maps of the process unless they are.
+    fn open(&mut self, pid: i32) {
+        if matches!(self.maps, None | Some(Err(_))) {
+            self.maps = Some(Maps::open(pid).map(Arc::new));
+        }
+    }
+
+    /// Nobody uses the mm any more.
+    fn idle(&mut self) {
+        if self.kept {
+            return;
+        }
+        let keep = |kept| (kept < MAX_KEPT).then_some(kept + 1);
+        self.kept = KEPT
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, keep)
+            .is_ok();
+        if !self.kept {
+            self.maps = None;
+        }
+    }
+}
+
+impl Drop for Users {
+    fn drop(&mut self) {
+        if self.kept {
+            KEPT.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
 }
 
 // SAFETY: `base` is a mapping of a file, not memory of one thread; all access to it is through raw
@@ -254,24 +294,24 @@ impl Mm for ClientMm {
 
     fn mmget_not_zero(&self) -> bool {
         let mut users = self.users.lock();
+        // As the kernel's: who has it in use already need not ask again.
         if users.count == 0 {
-            users.maps = Some(Maps::open(self.pid).map(Arc::new));
+            users.open(self.pid);
+            // After the open: a process that lives now is the one whose mappings were opened.
+            if !self.alive() {
+                users.idle();
+                return false;
+            }
         }
-        // After the open: a process that lives now is the one whose mappings were opened.
-        let alive = self.alive();
-        if alive {
-            users.count += 1;
-        } else if users.count == 0 {
-            users.maps = None;
-        }
-        alive
+        users.count += 1;
+        true
     }
 
     fn mmput(&self) {
         let mut users = self.users.lock();
         users.count -= 1;
         if users.count == 0 {
-            users.maps = None;
+            users.idle();
         }
     }
 
