@@ -2,7 +2,7 @@
 //!
 //! Every open of a device has a buffer file (a memfd), which the client maps for reading and we map
 //! for writing. Its pages are the installed ones: `UFFDIO_ZEROPAGE` on our mapping adds one
-//! (see `userfault`), a hole punched into the file takes it from everyone.
+//! (see `userfault`; where the kernel lets us have none, writing a zero does), a hole punched into the file takes it from everyone.
 //!
 //! Two ways in which this mm is not the kernel's: a client that reads a page that was never
 //! installed makes one of zeros (the driver: SIGBUS), and its munmap is noticed when we next look.
@@ -17,6 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::memfd::{self, MFdFlags};
 use nix::sys::mman::{self, MapFlags, ProtFlags};
 use nix::sys::stat::{self, Mode};
+use nix::sys::uio;
 use nix::unistd;
 use parking_lot::Mutex;
 use std::ffi::{CString, c_void};
@@ -79,7 +80,7 @@ pub struct ClientMm {
     memfd: OwnedFd,
     /// Our mapping of the whole of `memfd`.
     base: NonNull<u8>,
-    /// `None`: pages are added by fallocate, and this lock makes that atomic.
+    /// `None`: pages are added by writing to the file, and `page_table` makes that atomic.
     userfault: Option<&'static Userfault>,
     page_table: Mutex<()>,
     dev: u64,
@@ -352,12 +353,8 @@ impl Mm for ClientMm {
         if self.get_user_pages_remote(index) {
             return Err(Errno::EBUSY);
         }
-        fcntl::fallocate(
-            &self.memfd,
-            FallocateFlags::FALLOC_FL_KEEP_SIZE,
-            offset as i64,
-            PAGE_SIZE as i64,
-        )
+        // Not fallocate: mincore does not see its pages until they are touched.
+        uio::pwrite(&self.memfd, &[0], offset as i64).map(drop)
     }
 
     fn get_user_pages_remote(&self, index: usize) -> bool {
