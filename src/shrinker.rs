@@ -23,6 +23,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const DIRECT_RECLAIM: usize = 32;
 
 /// By which rule pages are installed into a client: `--page-install`.
+///
+/// The driver has gone on to a lock per VMA, tried before the mm's, so that an installer does not
+/// wait for whatever else the process maps. The lock that stands for the mm's here belongs to one
+/// mapping and nothing else takes it: it is a lock per VMA already, and there is no third rule to
+/// tell from `shared`.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum PageInstall {
     /// One installer at a time in a client, allocating under the mm's lock.

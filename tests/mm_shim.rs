@@ -433,3 +433,23 @@ fn maps_stay_open_between_installs_and_go_with_their_client() {
     }
     assert_eq!(left(), 0);
 }
+
+/// For `strace -f -c`: 1,000 small transactions whose pages are there, one system call each.
+#[test]
+#[ignore = "to be run under strace"]
+fn a_thousand_small_transactions() {
+    let client = Client::start(&CLIENT, 1 << 20, &memory());
+    let bytes = ByProcessVm(pattern(200));
+    for _ in 0..1000 {
+        let buffer = client.alloc.alloc_new_buf(&request(200)).expect("room");
+        client
+            .alloc
+            .copy_user_to_buffer(&buffer, 0, &bytes, 0, 200)
+            .expect("a copy");
+        client
+            .alloc
+            .copy_to_buffer(&buffer, 8, &[0; 8])
+            .expect("a copy");
+        client.alloc.free_buf(&buffer);
+    }
+}
