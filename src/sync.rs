@@ -83,6 +83,7 @@ mod model {
     #[derive(Debug)]
     pub struct RwLock<T> {
         raw: Raw,
+        #[allow(dead_code, reason = "nobody keeps a value behind one")]
         value: UnsafeCell<T>,
     }
 
