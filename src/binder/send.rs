@@ -342,7 +342,11 @@ impl Sender<'_> {
                     graph.effects.push(Effect::DropFiles(fixups));
                 });
                 alloc.free_buf(&buffer);
-                Err(errno.into())
+                Err(match errno {
+                    // An object found the target's tables gone: it died meanwhile.
+                    Errno::ESRCH => Failure::dead(),
+                    errno => errno.into(),
+                })
             }
         }
     }

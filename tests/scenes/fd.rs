@@ -228,6 +228,21 @@ fn what_comes_before_a_call_whose_descriptors_do_not_fit_is_read() {
     end(&world, [client, manager]);
 }
 
+/// Nothing is read, so nothing is asked for; what is read then, asks.
+#[test]
+fn a_call_whose_descriptors_do_not_fit_asks_for_no_thread() {
+    let Pair { world, manager, client } = files();
+    let limit = 1_u32.to_ne_bytes();
+    manager.main().call(uapi::BINDER_SET_MAX_THREADS, &limit).unwrap();
+    let waiting = manager.main().enter_looper();
+    manager.limit_files(0);
+    post_with(client.main(), 0, &[fd(10)]);
+    assert!(waiting.is_blocked());
+    post(client.main(), 0, 2, b"");
+    assert!(matches!(waiting.returns()[..], [Return::SpawnLooper, Return::Transaction(_)]));
+    end(&world, [client, manager]);
+}
+
 #[test]
 fn node_work_before_a_call_whose_descriptors_do_not_fit_is_read() {
     let Pair { world, manager, client } = pair();

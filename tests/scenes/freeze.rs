@@ -258,6 +258,19 @@ fn a_signal_ends_a_waiting_freeze_and_thaws() {
 }
 
 #[test]
+fn a_pending_signal_ends_a_freeze_that_would_wait() {
+    let Pair { world, manager, client } = pair();
+    call(client.main(), 0, 1, b"");
+    let other = open(&world, 300);
+    let arg = [100, 1, 1000].map(u32::to_ne_bytes).concat();
+    let ended = other.main().signalled().ioctl(uapi::BINDER_FREEZE, &arg).ended().unwrap();
+    assert_eq!((ended.result, ended.restarts), (Err(Errno::EINTR), true));
+    assert_eq!(world.timers.waiting(), 0);
+    assert!(call(other.main(), 0, 2, b"").is_blocked(), "not frozen");
+    end(&world, [client, manager, other]);
+}
+
+#[test]
 fn a_target_that_dies_ends_a_waiting_freeze() {
     let Pair { world, manager, client } = pair();
     call(client.main(), 0, 1, b"");

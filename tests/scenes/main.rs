@@ -21,6 +21,7 @@ mod node;
 mod object;
 mod oneway;
 mod poll;
+mod race;
 mod read;
 mod reference;
 mod scatter;
