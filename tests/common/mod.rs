@@ -7,6 +7,8 @@
 //! - `FAKEBINDER_BUILT=1`: the client programs are built already
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod forked;
+
 use fakebinder_client::{Call, Command as Write, Device, Object, Parcel, Reply, Thread, uapi};
 use std::ffi::OsStr;
 use std::fs;
