@@ -120,9 +120,15 @@ pub trait Client: Send + Sync {
     /// Sets it, as far as the client itself might (RLIMIT_NICE).
     fn set_nice(&self, tid: i32, nice: i32);
 
-    /// The security context of a thread of this client, with its trailing NUL. EOPNOTSUPP where
-    /// there is no security module.
-    fn security_context(&self, tid: i32) -> Result<Vec<u8>, Errno>;
+    /// The security context that this client had when it opened the device, with its trailing
+    /// NUL. EOPNOTSUPP where there is no security module.
+    fn security_context(&self) -> Result<Vec<u8>, Errno>;
+
+    /// Whether its pid is still its own: once it has ended and was waited for, another process
+    /// may get that number, while a child goes on with the open file.
+    fn has_pid(&self) -> bool {
+        true
+    }
 
     /// `pid` (of another client, in the daemon's namespace) as this client sees it; 0 when it
     /// does not.

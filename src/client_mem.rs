@@ -275,6 +275,15 @@ fn pidfd_open_with(id: i32, flags: libc::c_uint) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
+/// Whether the process still has a number: it has not ended, or was not waited for.
+pub fn pidfd_exists(pidfd: BorrowedFd<'_>) -> bool {
+    let none = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: no signal is sent (0), and none is described.
+    let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), 0, none, 0) };
+    // EPERM is a process, too.
+    Errno::result(sent) != Err(Errno::ESRCH)
+}
+
 /// A copy of the descriptor `fd` of a process. EBADF when it has none of that number; EPERM when
 /// this process may not look into it (ptrace access: CAP_SYS_PTRACE, Yama).
 pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: i32) -> Result<OwnedFd, Errno> {

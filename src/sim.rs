@@ -138,6 +138,8 @@ pub struct SimClient {
     files: Mutex<BTreeMap<i32, Arc<dyn File>>>,
     nice: Mutex<BTreeMap<i32, i32>>,
     no_files: AtomicBool,
+    /// The process has ended and was waited for; a child goes on with its open file.
+    reaped: AtomicBool,
     security_context: Mutex<Option<Vec<u8>>>,
     /// How many files may still be installed; for tests of a full descriptor table.
     room: Mutex<Option<usize>>,
@@ -181,12 +183,16 @@ impl Client for SimClient {
         self.nice.lock().insert(tid, nice.clamp(-20, 19));
     }
 
-    fn security_context(&self, _tid: i32) -> Result<Vec<u8>, Errno> {
+    fn security_context(&self) -> Result<Vec<u8>, Errno> {
         self.security_context.lock().clone().ok_or(Errno::EOPNOTSUPP)
     }
 
     fn pid_as_seen(&self, pid: i32) -> i32 {
         pid
+    }
+
+    fn has_pid(&self) -> bool {
+        !self.reaped.load(Ordering::Relaxed)
     }
 }
 
@@ -330,6 +336,11 @@ impl Sim {
 
     pub fn nice(&self, tid: i32) -> i32 {
         self.client.nice(tid)
+    }
+
+    /// The process has ended and was waited for; a child of its goes on with the open file.
+    pub fn reap(&self) {
+        self.client.reaped.store(true, Ordering::Relaxed);
     }
 
     pub fn set_security_context(&self, context: &[u8]) {

@@ -9,7 +9,7 @@ use super::graph::{Effect, Graph, Queue, ThreadId, TransactionId, Work};
 use super::returns::Return;
 use super::transaction::Fixup;
 use super::wire::{PtrCookie, TransactionData, WriteRead, align8};
-use super::{Context, Finish, Process, Reply};
+use super::{Client, Context, Finish, Process, Reply};
 use crate::Errno;
 use crate::alloc::Buffer;
 use crate::client_mem::ClientMemory;
@@ -51,7 +51,8 @@ struct Delivered {
     is_reply: bool,
     /// Where `sender_pid` lies in the bytes.
     sender_pid_at: usize,
-    sender_pid: i32,
+    /// The process that waits for a reply, by its pid here.
+    sender: Option<(i32, Arc<dyn Client>)>,
     /// The sender's nice value and the node's minimum, for a call.
     priority: Option<(i32, i32)>,
     oneway: bool,
@@ -288,13 +289,15 @@ impl Graph {
         let (process, offset) = transaction.to_process.zip(transaction.buffer)?;
         let buffer = self.processes.get(&process)?.buffers.get(&offset)?.buffer;
         let node = transaction.target_node.and_then(|node| self.nodes.get(&node));
-        let sender_pid = self.sender_process(transaction).map_or(0, |process| process.pid);
+        let sender = self.sender_process(transaction);
+        let sender = sender.map(|process| (process.pid, process.client.clone()));
         let data = TransactionData {
             target: node.map_or(0, |node| node.ptr),
             cookie: node.map_or(0, |node| node.cookie),
             code: transaction.code,
             flags: transaction.flags,
-            sender_pid,
+            // Comes when the receiver is known (`finish_record`).
+            sender_pid: 0,
             sender_euid: transaction.sender_euid,
             data_size: buffer.data_size as u64,
             offsets_size: buffer.offsets_size as u64,
@@ -308,7 +311,7 @@ impl Graph {
             fixups: Vec::new(),
             is_reply: transaction.is_reply,
             sender_pid_at,
-            sender_pid,
+            sender,
             priority: node.map(|node| (transaction.priority, node.min_priority)),
             oneway: transaction.is_oneway(),
             saved_priority: transaction.saved_priority.clone(),
@@ -467,8 +470,10 @@ impl Delivery {
             return;
         };
         let client = &self.process.client;
-        if delivered.sender_pid != 0 {
-            let pid = client.pid_as_seen(delivered.sender_pid);
+        if let Some((pid, sender)) = &delivered.sender
+            && sender.has_pid()
+        {
+            let pid = client.pid_as_seen(*pid);
             self.bytes[delivered.sender_pid_at..][..4].copy_from_slice(&pid.to_ne_bytes());
         }
         let Some((sender, least)) = delivered.priority else {

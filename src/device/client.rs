@@ -25,6 +25,8 @@ pub struct Client {
     /// The thread group.
     pub pid: i32,
     pub pidfd: Arc<OwnedFd>,
+    /// As it was at the open, with its NUL: `binder_transaction` tells `proc->cred`, whoever calls.
+    security_context: Option<Vec<u8>>,
     namespaces: OnceLock<Namespaces>,
     clients: Arc<Clients>,
     /// The way of descriptors into it, once it has attached.
@@ -73,6 +75,20 @@ pub fn thread_group(tid: i32) -> Result<i32, Errno> {
     numbers(&status, "Tgid:").and_then(|mut numbers| numbers.next()).ok_or(Errno::ESRCH)
 }
 
+/// The security context of a thread, with a NUL; none where there is no security module.
+fn security_context_of(tid: i32) -> Option<Vec<u8>> {
+    let mut context = fs::read(format!("/proc/{tid}/attr/current")).ok()?;
+    // SELinux ends it with a NUL, others with a newline.
+    while context.last().is_some_and(|byte| matches!(byte, 0 | b'\n')) {
+        context.pop();
+    }
+    if context.is_empty() {
+        return None;
+    }
+    context.push(0);
+    Some(context)
+}
+
 /// All clients, by thread group: who asks how a pid looks from elsewhere finds the answer here.
 #[derive(Default)]
 pub struct Clients {
@@ -87,6 +103,7 @@ impl Clients {
         let client = Arc::new(Client {
             pid,
             pidfd,
+            security_context: security_context_of(tid),
             namespaces: OnceLock::new(),
             clients: self.clone(),
             channel: Mutex::new(None),
@@ -113,7 +130,12 @@ impl Client {
 
     fn namespaces(&self) -> Option<&Namespaces> {
         if self.namespaces.get().is_none() {
-            let _ = self.namespaces.set(Namespaces::of(self.pid).ok()?);
+            let namespaces = Namespaces::of(self.pid).ok()?;
+            // Only now is it certain that this was about the process we mean.
+            if !binder::Client::has_pid(self) {
+                return None;
+            }
+            let _ = self.namespaces.set(namespaces);
         }
         self.namespaces.get()
     }
@@ -186,18 +208,12 @@ impl binder::Client for Client {
         }
     }
 
-    fn security_context(&self, tid: i32) -> Result<Vec<u8>, Errno> {
-        let mut context =
-            fs::read(format!("/proc/{tid}/attr/current")).map_err(|_| Errno::EOPNOTSUPP)?;
-        // SELinux ends it with a NUL, others with a newline.
-        while context.last().is_some_and(|byte| matches!(byte, 0 | b'\n')) {
-            context.pop();
-        }
-        if context.is_empty() {
-            return Err(Errno::EOPNOTSUPP);
-        }
-        context.push(0);
-        Ok(context)
+    fn security_context(&self) -> Result<Vec<u8>, Errno> {
+        self.security_context.clone().ok_or(Errno::EOPNOTSUPP)
+    }
+
+    fn has_pid(&self) -> bool {
+        client_mem::pidfd_exists(self.pidfd.as_fd())
     }
 
     /// Only processes of the client's own pid namespace have a number there; those of namespaces

@@ -7,6 +7,8 @@
 //! - `FAKEBINDER_BUILT=1`: the client programs are built already
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod forked;
+
 use fakebinder_client::{Call, Command as Write, Device, Object, Parcel, Reply, Thread, uapi};
 use std::ffi::OsStr;
 use std::fs;
@@ -248,16 +250,24 @@ impl Target {
 
     /// The same with a server of one's own, and a client on any device file of the context.
     pub fn pair_with(&self, server: Device, client: &Path) -> Pair {
+        let registrar = self.registrar();
+        offer(&server, uapi::FLAT_BINDER_FLAG_ACCEPTS_FDS);
+        let client = open(client);
+        let handle = look_up(&client);
+        Pair { server, client, handle, path: self.path.clone(), _registrar: registrar }
+    }
+
+    /// A context manager that keeps the node which it is [offered](offer) last, for whoever
+    /// [asks](look_up).
+    pub fn registrar(&self) -> Killed {
         let mut registrar = Killed(role("common::registrar", &self.path).spawn().unwrap());
         registrar.wait_for("ready");
-        let mut parcel = Parcel::new();
-        parcel.binder(NODE, COOKIE, uapi::FLAT_BINDER_FLAG_ACCEPTS_FDS);
-        let mut thread = Thread::new(&server);
-        let reply = thread.call(&Call::to(0).code(PUT).oneway().parcel(&parcel)).unwrap();
-        assert_eq!(reply, Reply::Sent);
-        thread.flush().unwrap();
-        let (client, handle) = known(open(client));
-        Pair { server, client, handle, path: self.path.clone(), _registrar: registrar }
+        registrar
+    }
+
+    /// Whether fakebinder's daemon is behind it, and not the kernel's driver.
+    pub fn is_fakebinder(&self) -> bool {
+        Device::open(&self.path).unwrap().daemon_stats().is_ok()
     }
 }
 
@@ -281,7 +291,9 @@ pub struct Pair {
 impl Pair {
     /// One more client, with its own handle.
     pub fn another(&self) -> (Device, u32) {
-        known(open(&self.path))
+        let client = open(&self.path);
+        let handle = look_up(&client);
+        (client, handle)
     }
 }
 
@@ -292,9 +304,19 @@ pub fn open(path: &Path) -> Device {
     device
 }
 
-/// Asks the registrar for the server's node, until it has it.
-fn known(client: Device) -> (Device, u32) {
-    let mut thread = Thread::new(&client);
+/// Gives the registrar a node of the server, [`NODE`] and [`COOKIE`], with these flags.
+pub fn offer(server: &Device, flags: u32) {
+    let mut parcel = Parcel::new();
+    parcel.binder(NODE, COOKIE, flags);
+    let mut thread = Thread::new(server);
+    let reply = thread.call(&Call::to(0).code(PUT).oneway().parcel(&parcel)).unwrap();
+    assert_eq!(reply, Reply::Sent);
+    thread.flush().unwrap();
+}
+
+/// Asks the registrar for the server's node, until it has it. The client owns a reference then.
+pub fn look_up(client: &Device) -> u32 {
+    let mut thread = Thread::new(client);
     let mut known = 0;
     let found = wait_until(PATIENCE, || {
         let reply = thread.call(&Call::to(0).code(GET)).unwrap();
@@ -308,7 +330,7 @@ fn known(client: Device) -> (Device, u32) {
         known != 0
     });
     assert!(found, "the server's node arrives at the registrar");
-    (client, known)
+    known
 }
 
 /// Not a test: the context manager that keeps a node for others to find.
