@@ -144,6 +144,8 @@ enum Event {
 
 fn main() -> ExitCode {
     let options = Options::parse();
+    // Started again by --daemonize it would be called "exe", and `pkill fakebinderd` miss it.
+    let _ = nix::sys::prctl::set_name(c"fakebinderd");
     let level = match options.verbose {
         0 => "info",
         1 => "debug",
