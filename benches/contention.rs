@@ -66,11 +66,7 @@ fn rounds(
     let barrier = || Barrier::new(workers + 1);
     let (begin, end, freed) = (barrier(), barrier(), barrier());
     let over = AtomicBool::new(false);
-    let mut outcome = Outcome {
-        latencies: Vec::new(),
-        bytes: 0,
-        took: Duration::ZERO,
-    };
+    let mut outcome = Outcome { latencies: Vec::new(), bytes: 0, took: Duration::ZERO };
     let work = |number| {
         let (mut latencies, mut bytes) = (Vec::new(), 0);
         loop {
@@ -81,17 +77,14 @@ fn rounds(
             let buffers = round(number, &mut latencies);
             end.wait();
             bytes += buffers.iter().map(Buffer::size).sum::<usize>();
-            buffers
-                .iter()
-                .for_each(|buffer| client.alloc.free_buf(buffer));
+            buffers.iter().for_each(|buffer| client.alloc.free_buf(buffer));
             freed.wait();
         }
     };
     thread::scope(|scope| {
         let work = &work;
-        let running: Vec<_> = (0..workers)
-            .map(|number| scope.spawn(move || work(number)))
-            .collect();
+        let running: Vec<_> =
+            (0..workers).map(|number| scope.spawn(move || work(number))).collect();
         while outcome.took < MEASURE {
             paused.store(false, Ordering::SeqCst);
             let start = Instant::now();
@@ -135,11 +128,7 @@ fn delayed_installer(page_install: PageInstall) -> Outcome {
         }
     };
     let inject = Injector::default().with(Rule::new(Verb::AllocPage).hook(slow_thread));
-    let memory = Memory::new(MemoryConfig {
-        page_install,
-        inject,
-        ..MemoryConfig::default()
-    });
+    let memory = Memory::new(MemoryConfig { page_install, inject, ..MemoryConfig::default() });
     let client = Client::start(&[], 4 << 20, &memory);
     let (paused, over) = (AtomicBool::new(true), AtomicBool::new(false));
     thread::scope(|scope| {
@@ -155,9 +144,7 @@ fn delayed_installer(page_install: PageInstall) -> Outcome {
                     // Its pages stay in use, so that the next is one to install too.
                     buffers.extend(client.alloc.alloc_new_buf(&request(PAGE)));
                 }
-                buffers
-                    .iter()
-                    .for_each(|buffer| client.alloc.free_buf(buffer));
+                buffers.iter().for_each(|buffer| client.alloc.free_buf(buffer));
             }
         });
         let outcome = rounds(&client, &memory, UNDISTURBED, &paused, &|_, latencies| {
@@ -181,32 +168,21 @@ fn large_transactions(page_install: PageInstall) -> Outcome {
     const SENDERS: usize = 4;
     const SIZE: usize = 256 << 10;
     const ROUND: usize = 3;
-    let memory = Memory::new(MemoryConfig {
-        page_install,
-        ..MemoryConfig::default()
-    });
+    let memory = Memory::new(MemoryConfig { page_install, ..MemoryConfig::default() });
     let client = Client::start(&[], 4 << 20, &memory);
-    let data: Vec<_> = (0..SENDERS)
-        .map(|number| ByProcessVm(vec![number as u8; SIZE]))
-        .collect();
-    rounds(
-        &client,
-        &memory,
-        SENDERS,
-        &AtomicBool::new(false),
-        &|number, latencies| {
-            (0..ROUND)
-                .map(|_| {
-                    let buffer = timed(&client.alloc, SIZE, latencies);
-                    client
-                        .alloc
-                        .copy_user_to_buffer(&buffer, 0, &data[number], 0, SIZE)
-                        .expect("a copy");
-                    buffer
-                })
-                .collect()
-        },
-    )
+    let data: Vec<_> = (0..SENDERS).map(|number| ByProcessVm(vec![number as u8; SIZE])).collect();
+    rounds(&client, &memory, SENDERS, &AtomicBool::new(false), &|number, latencies| {
+        (0..ROUND)
+            .map(|_| {
+                let buffer = timed(&client.alloc, SIZE, latencies);
+                client
+                    .alloc
+                    .copy_user_to_buffer(&buffer, 0, &data[number], 0, SIZE)
+                    .expect("a copy");
+                buffer
+            })
+            .collect()
+    })
 }
 
 struct Scene {
@@ -217,11 +193,7 @@ struct Scene {
 
 impl Scene {
     fn measure(name: &'static str, scene: fn(PageInstall) -> Outcome) -> Scene {
-        Scene {
-            name,
-            exclusive: scene(PageInstall::Exclusive),
-            shared: scene(PageInstall::Shared),
-        }
+        Scene { name, exclusive: scene(PageInstall::Exclusive), shared: scene(PageInstall::Shared) }
     }
 
     fn print(&self) {
@@ -231,11 +203,7 @@ impl Scene {
         for (name, outcome) in [("exclusive", exclusive), ("shared", shared)] {
             let throughput = format!("{:.1} MB/s", outcome.megabytes_per_second());
             let (p50, p99) = (outcome.percentile(50), outcome.percentile(99));
-            println!(
-                "  {name:<12}{throughput:>14}{:>14}{:>14}",
-                micros(p50),
-                micros(p99)
-            );
+            println!("  {name:<12}{throughput:>14}{:>14}{:>14}", micros(p50), micros(p99));
         }
         let gain = |percent| {
             exclusive.percentile(percent).as_secs_f64() / shared.percentile(percent).as_secs_f64()
@@ -266,42 +234,24 @@ fn draw(scenes: &[Scene], path: &str) -> Result<(), Box<dyn std::error::Error>> 
                 .map(|permille| {
                     let at = (outcome.latencies.len() * permille / 1000)
                         .min(outcome.latencies.len() - 1);
-                    (
-                        permille as f64 / 10.0,
-                        outcome.latencies[at].as_secs_f64() * 1e6,
-                    )
+                    (permille as f64 / 10.0, outcome.latencies[at].as_secs_f64() * 1e6)
                 })
                 .collect()
         };
         let (exclusive, shared) = (of(&scene.exclusive), of(&scene.shared));
-        let highest = exclusive
-            .iter()
-            .chain(&shared)
-            .map(|point| point.1)
-            .fold(1.0, f64::max);
-        let lowest = exclusive
-            .iter()
-            .chain(&shared)
-            .map(|point| point.1)
-            .fold(f64::MAX, f64::min);
+        let highest = exclusive.iter().chain(&shared).map(|point| point.1).fold(1.0, f64::max);
+        let lowest = exclusive.iter().chain(&shared).map(|point| point.1).fold(f64::MAX, f64::min);
         let mut chart = ChartBuilder::on(area)
             .caption(scene.name, ("sans-serif", 15))
             .margin(10)
             .x_label_area_size(40)
             .y_label_area_size(70)
             .build_cartesian_2d(0.0..100.0, (lowest * 0.8..highest * 1.5).log_scale())?;
-        chart
-            .configure_mesh()
-            .x_desc("percentile")
-            .y_desc("install latency, us")
-            .draw()?;
+        chart.configure_mesh().x_desc("percentile").y_desc("install latency, us").draw()?;
         for (name, points, color) in [("exclusive", exclusive, &RED), ("shared", shared, &BLUE)] {
-            chart
-                .draw_series(LineSeries::new(points, color.stroke_width(2)))?
-                .label(name)
-                .legend(move |(x, y)| {
-                    PathElement::new([(x, y), (x + 20, y)], color.stroke_width(2))
-                });
+            chart.draw_series(LineSeries::new(points, color.stroke_width(2)))?.label(name).legend(
+                move |(x, y)| PathElement::new([(x, y), (x + 20, y)], color.stroke_width(2)),
+            );
         }
         chart
             .configure_series_labels()
@@ -317,20 +267,12 @@ fn draw(scenes: &[Scene], path: &str) -> Result<(), Box<dyn std::error::Error>> 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     support::client_main();
     // Cargo passes --bench.
-    let path = std::env::args()
-        .skip(1)
-        .find(|argument| !argument.starts_with("--"));
+    let path = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
     let path = path
         .unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/target/contention.svg").into());
     let scenes = [
-        Scene::measure(
-            "pages of 2 installers beside one that takes 1 ms each",
-            delayed_installer,
-        ),
-        Scene::measure(
-            "4 senders of 256 KiB transactions to one process",
-            large_transactions,
-        ),
+        Scene::measure("pages of 2 installers beside one that takes 1 ms each", delayed_installer),
+        Scene::measure("4 senders of 256 KiB transactions to one process", large_transactions),
     ];
     scenes.iter().for_each(Scene::print);
     draw(&scenes, &path)?;

@@ -8,7 +8,7 @@ mod lru;
 mod pressure;
 
 pub use lru::{LruKey, LruOne, LruStatus, Reclaim};
-pub use pressure::Reclaimer;
+pub use pressure::{Reclaimer, group_limit};
 
 use crate::Errno;
 use crate::mm_shim::{Injector, PAGE_SIZE};
@@ -100,10 +100,7 @@ impl Memory {
     /// As [`Memory::new`], with a rule undone.
     #[cfg(loom)]
     pub fn broken(config: MemoryConfig, broken: Broken) -> Arc<Memory> {
-        Arc::new(Memory {
-            broken,
-            ..Self::with(config)
-        })
+        Arc::new(Memory { broken, ..Self::with(config) })
     }
 
     fn with(config: MemoryConfig) -> Memory {

@@ -47,10 +47,7 @@ mod model {
 
     impl Raw {
         fn new() -> Self {
-            Self {
-                state: State::new(0),
-                changed: Condvar::new(),
-            }
+            Self { state: State::new(0), changed: Condvar::new() }
         }
 
         fn wait(&self, acquire: fn(usize) -> Option<usize>) {
@@ -98,10 +95,7 @@ mod model {
 
     impl<T> RwLock<T> {
         pub fn new(value: T) -> Self {
-            Self {
-                raw: Raw::new(),
-                value: UnsafeCell::new(value),
-            }
+            Self { raw: Raw::new(), value: UnsafeCell::new(value) }
         }
         pub fn read(&self) -> RwLockReadGuard<'_, T> {
             self.raw.wait(read);
@@ -143,10 +137,7 @@ mod model {
 
     impl<T> Mutex<T> {
         pub fn new(value: T) -> Self {
-            Self {
-                raw: Raw::new(),
-                value: UnsafeCell::new(value),
-            }
+            Self { raw: Raw::new(), value: UnsafeCell::new(value) }
         }
         pub fn lock(&self) -> MutexGuard<'_, T> {
             self.raw.wait(write);
@@ -195,10 +186,7 @@ mod model {
 
     impl<T> LeafMutex<T> {
         pub fn new(value: T) -> Self {
-            Self {
-                step: AtomicUsize::new(0),
-                value: parking_lot::Mutex::new(value),
-            }
+            Self { step: AtomicUsize::new(0), value: parking_lot::Mutex::new(value) }
         }
         pub fn lock(&self) -> parking_lot::MutexGuard<'_, T> {
             self.step.fetch_add(1, Ordering::AcqRel);

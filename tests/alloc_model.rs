@@ -66,11 +66,7 @@ impl Scene {
         if !may_go {
             let states = self.alloc.page_states();
             let pages = buffer.offset / PAGE..(buffer.offset + size).div_ceil(PAGE);
-            self.expect(
-                states[pages]
-                    .iter()
-                    .all(|&state| state == PageState::Active),
-            );
+            self.expect(states[pages].iter().all(|&state| state == PageState::Active));
         }
         self.alloc.free_buf(&buffer);
     }
@@ -106,34 +102,20 @@ fn explore(
     let (runs, failed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let counts = (runs.clone(), failed.clone());
     let mut builder = Builder::new();
-    let preemptions = std::env::var("FAKEBINDER_MODEL_PREEMPTIONS")
-        .ok()
-        .and_then(|p| p.parse().ok());
+    let preemptions =
+        std::env::var("FAKEBINDER_MODEL_PREEMPTIONS").ok().and_then(|p| p.parse().ok());
     let preemptions = preemptions.unwrap_or(PREEMPTIONS);
     builder.preemption_bound = Some(preemptions);
     builder.max_branches = 20_000;
     builder.check(move || {
-        let memory = Memory::broken(
-            MemoryConfig {
-                page_install,
-                ..MemoryConfig::default()
-            },
-            broken,
-        );
+        let memory =
+            Memory::broken(MemoryConfig { page_install, ..MemoryConfig::default() }, broken);
         let mm = HeapMm::new();
         let alloc = Alloc::new(mm.clone(), &memory);
-        let this = Scene {
-            memory,
-            mm,
-            alloc,
-            failures: Arc::default(),
-        };
+        let this = Scene { memory, mm, alloc, failures: Arc::default() };
         scene(&this);
         counts.0.fetch_add(1, Ordering::SeqCst);
-        counts.1.fetch_add(
-            usize::from(this.failures.load(Ordering::SeqCst) > 0),
-            Ordering::SeqCst,
-        );
+        counts.1.fetch_add(usize::from(this.failures.load(Ordering::SeqCst) > 0), Ordering::SeqCst);
     });
     let (runs, failed) = (runs.load(Ordering::SeqCst), failed.load(Ordering::SeqCst));
     println!(
@@ -159,10 +141,7 @@ fn spawn(scene: &Scene, work: impl FnOnce(&Scene) + 'static) -> thread::JoinHand
 }
 
 fn map_two_pages(scene: &Scene) {
-    scene
-        .alloc
-        .mmap_handler(ADDRESS, 2 * PAGE)
-        .expect("the first mapping");
+    scene.alloc.mmap_handler(ADDRESS, 2 * PAGE).expect("the first mapping");
 }
 
 /// Two installers and a shrinker on one page, which begins on the LRU.

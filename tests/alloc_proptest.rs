@@ -106,12 +106,8 @@ impl Model {
     }
 
     fn async_left(&self) -> usize {
-        let taken: usize = self
-            .taken
-            .iter()
-            .filter(|t| t.buffer.is_async)
-            .map(|t| t.buffer.size())
-            .sum();
+        let taken: usize =
+            self.taken.iter().filter(|t| t.buffer.is_async).map(|t| t.buffer.size()).sum();
         self.size / 2 - taken
     }
 
@@ -126,9 +122,7 @@ impl Model {
             return Err(Errno::ENOSPC);
         }
         let fits = self.free().into_iter().filter(|&(_, free)| free >= size);
-        let best = fits
-            .min_by_key(|&(offset, free)| (free, offset))
-            .ok_or(Errno::ENOSPC)?;
+        let best = fits.min_by_key(|&(offset, free)| (free, offset)).ok_or(Errno::ENOSPC)?;
         Ok((best.0, size))
     }
 
@@ -165,11 +159,7 @@ impl Model {
             (false, true) => PageState::Lru,
             (false, false) => PageState::Free,
         };
-        self.used_pages()
-            .into_iter()
-            .zip(&self.installed)
-            .map(state)
-            .collect()
+        self.used_pages().into_iter().zip(&self.installed).map(state).collect()
     }
 
     fn give_back(&mut self, index: usize) -> Taken {
@@ -182,11 +172,8 @@ impl Model {
         // The record of the lowest of the merged ranges is the one that stays.
         self.last_user.entry(gone.buffer.offset).or_insert(0);
         self.last_user.insert(gone.buffer.offset, gone.pid);
-        let merged: Vec<usize> = self
-            .last_user
-            .range(start + 1..start + len)
-            .map(|(&offset, _)| offset)
-            .collect();
+        let merged: Vec<usize> =
+            self.last_user.range(start + 1..start + len).map(|(&offset, _)| offset).collect();
         merged.into_iter().for_each(|offset| {
             self.last_user.remove(&offset);
         });
@@ -235,9 +222,7 @@ impl World {
             }
         }
         let mut bytes = vec![0; size];
-        self.mm
-            .peek(buffer.user_data, &mut bytes)
-            .expect("a mapped buffer");
+        self.mm.peek(buffer.user_data, &mut bytes).expect("a mapped buffer");
         self.model.last_user.remove(&offset);
         self.model.taken.push(Taken {
             buffer,
@@ -253,9 +238,7 @@ impl World {
         self.alloc.free_buf(&gone.buffer);
         if gone.clear {
             let mut bytes = vec![1; gone.buffer.size()];
-            self.mm
-                .peek(gone.buffer.user_data, &mut bytes)
-                .expect("a mapped buffer");
+            self.mm.peek(gone.buffer.user_data, &mut bytes).expect("a mapped buffer");
             assert!(bytes.iter().all(|&byte| byte == 0), "not cleared");
         }
     }
@@ -264,13 +247,7 @@ impl World {
         let live = self.model.taken.len();
         let pick = |n: usize| (live > 0).then(|| n % live);
         match op {
-            Op::Allocate {
-                data,
-                offsets,
-                extra,
-                is_async,
-                pid,
-            } => self.allocate(Request {
+            Op::Allocate { data, offsets, extra, is_async, pid } => self.allocate(Request {
                 data_size: data,
                 offsets_size: offsets,
                 extra_buffers_size: extra,
@@ -286,11 +263,7 @@ impl World {
             Op::UserFree(n) => {
                 let Some(n) = pick(n) else { return };
                 let taken = &mut self.model.taken[n];
-                let expected = if taken.delivered {
-                    Ok(taken.buffer)
-                } else {
-                    Err(Errno::EPERM)
-                };
+                let expected = if taken.delivered { Ok(taken.buffer) } else { Err(Errno::EPERM) };
                 assert_eq!(self.alloc.prepare_to_free(taken.buffer.user_data), expected);
                 taken.delivered = false;
                 if expected.is_ok() {
@@ -302,12 +275,7 @@ impl World {
                 }
             }
             Op::UserFreeAt(address) => {
-                if self
-                    .model
-                    .taken
-                    .iter()
-                    .all(|taken| taken.buffer.user_data != address)
-                {
+                if self.model.taken.iter().all(|taken| taken.buffer.user_data != address) {
                     assert_eq!(self.alloc.prepare_to_free(address), Err(Errno::ENOENT));
                 }
             }
@@ -334,21 +302,13 @@ impl World {
                 } else {
                     Ok(())
                 };
-                assert_eq!(
-                    self.alloc.copy_to_buffer(&taken.buffer, at, &bytes),
-                    expected
-                );
+                assert_eq!(self.alloc.copy_to_buffer(&taken.buffer, at, &bytes), expected);
                 if expected.is_ok() {
                     taken.bytes[at..at + bytes.len()].copy_from_slice(&bytes);
                 }
             }
             Op::Reclaim(pages) => {
-                let lru = self
-                    .model
-                    .states()
-                    .iter()
-                    .filter(|&&s| s == PageState::Lru)
-                    .count();
+                let lru = self.model.states().iter().filter(|&&s| s == PageState::Lru).count();
                 assert_eq!(self.memory.scan(pages), pages.min(lru));
                 // Which pages went is the LRU's business; how many is not.
                 for (page, state) in self.alloc.page_states().into_iter().enumerate() {
@@ -374,9 +334,7 @@ impl World {
         assert_eq!(self.alloc.allocated_buffers(), expected);
         for taken in &model.taken {
             let mut bytes = vec![0; taken.bytes.len()];
-            self.alloc
-                .copy_from_buffer(&taken.buffer, 0, &mut bytes)
-                .expect("a live buffer");
+            self.alloc.copy_from_buffer(&taken.buffer, 0, &mut bytes).expect("a live buffer");
             assert_eq!(bytes, taken.bytes);
         }
     }

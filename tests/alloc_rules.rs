@@ -30,18 +30,12 @@ struct Client {
 fn client(memory: &Arc<Memory>) -> Client {
     let mm = HeapMm::new();
     let alloc = Alloc::new(mm.clone(), memory);
-    alloc
-        .mmap_handler(ADDRESS, MAPPING)
-        .expect("the first mapping");
+    alloc.mmap_handler(ADDRESS, MAPPING).expect("the first mapping");
     Client { mm, alloc }
 }
 
 fn memory(page_install: PageInstall, inject: Injector) -> Arc<Memory> {
-    Memory::new(MemoryConfig {
-        page_install,
-        inject,
-        ..MemoryConfig::default()
-    })
+    Memory::new(MemoryConfig { page_install, inject, ..MemoryConfig::default() })
 }
 
 fn plain() -> Arc<Memory> {
@@ -54,9 +48,7 @@ type Then = Arc<OnceLock<Box<dyn Fn() + Send + Sync>>>;
 fn at_first(verb: Verb) -> (Injector, Then) {
     let then: Then = Arc::default();
     let hook = then.clone();
-    let rule = Rule::new(verb)
-        .nth(1)
-        .hook(move |_| hook.get().expect("the scene is built")());
+    let rule = Rule::new(verb).nth(1).hook(move |_| hook.get().expect("the scene is built")());
     (Injector::default().with(rule), then)
 }
 
@@ -74,22 +66,14 @@ fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Recei
 /// A client whose first `pages` pages are installed and unused.
 fn client_with_unused(memory: &Arc<Memory>, pages: usize) -> Client {
     let client = client(memory);
-    let buffer = client
-        .alloc
-        .alloc_new_buf(&request(pages * PAGE))
-        .expect("room");
+    let buffer = client.alloc.alloc_new_buf(&request(pages * PAGE)).expect("room");
     client.alloc.free_buf(&buffer);
     client
 }
 
 fn nothing_is_left(memory: &Memory, client: &Client) {
     assert_eq!(
-        (
-            memory.used(),
-            memory.count(),
-            client.mm.resident(),
-            client.mm.users()
-        ),
+        (memory.used(), memory.count(), client.mm.resident(), client.mm.users()),
         (0, 0, 0, 0)
     );
     assert_eq!((client.alloc.allocated_count(), client.mm.lost()), (0, 0));
@@ -102,25 +86,12 @@ fn mmap_is_once_of_whole_pages_and_4_mib_at_most() {
     let memory = plain();
     let alloc = Alloc::new(HeapMm::new(), &memory);
     assert_eq!(alloc.alloc_new_buf(&request(8)), Err(Errno::ESRCH));
-    assert_eq!(
-        (
-            alloc.buffer_size(),
-            alloc.is_mapped(),
-            alloc.page_states().len()
-        ),
-        (0, false, 0)
-    );
+    assert_eq!((alloc.buffer_size(), alloc.is_mapped(), alloc.page_states().len()), (0, false, 0));
     assert_eq!(alloc.mmap_handler(ADDRESS, 0), Err(Errno::EINVAL));
     assert_eq!(alloc.mmap_handler(ADDRESS + 8, PAGE), Err(Errno::EINVAL));
-    assert_eq!(
-        alloc.mmap_handler(u64::MAX - 4095, 2 * PAGE),
-        Err(Errno::EINVAL)
-    );
+    assert_eq!(alloc.mmap_handler(u64::MAX - 4095, 2 * PAGE), Err(Errno::EINVAL));
     assert_eq!(alloc.mmap_handler(ADDRESS, 64 << 20), Ok(()));
-    assert_eq!(
-        (alloc.buffer_size(), alloc.free_async_space()),
-        (4 << 20, 2 << 20)
-    );
+    assert_eq!((alloc.buffer_size(), alloc.free_async_space()), (4 << 20, 2 << 20));
     assert_eq!(alloc.mmap_handler(ADDRESS, PAGE), Err(Errno::EBUSY));
     assert_eq!(alloc.alloc_new_buf(&request(5 << 20)), Err(Errno::ENOSPC));
     let whole = alloc.alloc_new_buf(&request(4 << 20)).expect("all of it");
@@ -136,24 +107,15 @@ fn a_mapping_that_nobody_told_of_is_found_when_it_is_needed() {
     let mm = HeapMm::with_mapping(ADDRESS, MAPPING);
     let alloc = Alloc::new(mm.clone(), &plain());
     assert!(!alloc.is_mapped());
-    assert_eq!(
-        alloc.alloc_new_buf(&request(8)).map(|b| b.user_data),
-        Ok(ADDRESS)
-    );
+    assert_eq!(alloc.alloc_new_buf(&request(8)).map(|b| b.user_data), Ok(ADDRESS));
     assert_eq!(alloc.buffer_size(), MAPPING);
 }
 
 /// The driver looks for a mapping before it looks at the sizes.
 #[test]
 fn no_mapping_is_esrch_whatever_is_asked() {
-    let huge = Request {
-        data_size: u64::MAX,
-        ..request(0)
-    };
-    assert_eq!(
-        Alloc::new(HeapMm::new(), &plain()).alloc_new_buf(&huge),
-        Err(Errno::ESRCH)
-    );
+    let huge = Request { data_size: u64::MAX, ..request(0) };
+    assert_eq!(Alloc::new(HeapMm::new(), &plain()).alloc_new_buf(&huge), Err(Errno::ESRCH));
     let client = client(&plain());
     for sizes in [
         (u64::MAX, 0, 0),
@@ -163,17 +125,8 @@ fn no_mapping_is_esrch_whatever_is_asked() {
         (8, 8, u64::MAX - 7),
     ] {
         let (data_size, offsets_size, extra_buffers_size) = sizes;
-        let request = Request {
-            data_size,
-            offsets_size,
-            extra_buffers_size,
-            ..request(0)
-        };
-        assert_eq!(
-            client.alloc.alloc_new_buf(&request),
-            Err(Errno::EINVAL),
-            "{sizes:?}"
-        );
+        let request = Request { data_size, offsets_size, extra_buffers_size, ..request(0) };
+        assert_eq!(client.alloc.alloc_new_buf(&request), Err(Errno::EINVAL), "{sizes:?}");
     }
 }
 
@@ -184,10 +137,7 @@ fn a_client_that_is_gone_is_esrch_and_costs_no_page() {
     let memory = plain();
     let client = client(&memory);
     client.mm.exit();
-    assert_eq!(
-        client.alloc.alloc_new_buf(&request(PAGE)),
-        Err(Errno::ESRCH)
-    );
+    assert_eq!(client.alloc.alloc_new_buf(&request(PAGE)), Err(Errno::ESRCH));
     nothing_is_left(&memory, &client);
 }
 
@@ -204,24 +154,15 @@ fn errors_of_the_verbs_fail_their_transaction_alone() {
             ("vm_insert_page:nth=2:errno=EFAULT", Errno::EFAULT),
             ("vm_insert_page:nth=2:errno=EINVAL", Errno::EINVAL),
         ] {
-            let memory = memory(
-                page_install,
-                specification.parse().expect("a specification"),
-            );
+            let memory = memory(page_install, specification.parse().expect("a specification"));
             let client = client(&memory);
             let failed = client.alloc.alloc_new_buf(&request(3 * PAGE));
             assert_eq!(failed, Err(expected), "{page_install} {specification}");
             assert_eq!(client.alloc.allocated_count(), 0);
             assert_eq!(client.alloc.pages().active, 0);
-            assert_eq!(
-                memory.used(),
-                client.mm.resident(),
-                "{page_install} {specification}"
-            );
-            let buffer = client
-                .alloc
-                .alloc_new_buf(&request(3 * PAGE))
-                .expect("the next one succeeds");
+            assert_eq!(memory.used(), client.mm.resident(), "{page_install} {specification}");
+            let buffer =
+                client.alloc.alloc_new_buf(&request(3 * PAGE)).expect("the next one succeeds");
             assert_eq!(client.alloc.pages().active, 3);
             client.alloc.free_buf(&buffer);
             memory.reclaim_all();
@@ -244,20 +185,12 @@ fn an_installer_that_waits_for_its_page_holds_up_nobody() {
             let alloc = alloc.clone();
             let neighbour = beside(move || alloc.alloc_new_buf(&request(100)));
             let wait = if may_go_on { SOON } else { NEVER };
-            assert_eq!(
-                neighbour.recv_timeout(wait).is_ok(),
-                may_go_on,
-                "{page_install}"
-            );
+            assert_eq!(neighbour.recv_timeout(wait).is_ok(), may_go_on, "{page_install}");
             *other.lock().expect("no panic") = Some(neighbour);
         });
         client.alloc.alloc_new_buf(&request(100)).expect("room");
         if !may_go_on {
-            let neighbour = others
-                .lock()
-                .expect("no panic")
-                .take()
-                .expect("it has begun");
+            let neighbour = others.lock().expect("no panic").take().expect("it has begun");
             assert!(neighbour.recv_timeout(SOON).expect("it goes on").is_ok());
         }
         assert_eq!((memory.used(), client.mm.resident()), (1, 1));
@@ -277,11 +210,7 @@ fn installers_insert_side_by_side() {
             let alloc = alloc.clone();
             let neighbour = beside(move || alloc.alloc_new_buf(&request(PAGE)));
             let wait = if may_go_on { SOON } else { NEVER };
-            assert_eq!(
-                neighbour.recv_timeout(wait).is_ok(),
-                may_go_on,
-                "{page_install}"
-            );
+            assert_eq!(neighbour.recv_timeout(wait).is_ok(), may_go_on, "{page_install}");
         });
         client.alloc.alloc_new_buf(&request(PAGE)).expect("room");
     }
@@ -296,10 +225,7 @@ fn the_mapping_is_looked_up_for_every_page() {
         count.fetch_add(1, Ordering::SeqCst);
     });
     let client = client(&memory(PageInstall::Shared, Injector::default().with(rule)));
-    client
-        .alloc
-        .alloc_new_buf(&request(5 * PAGE))
-        .expect("room");
+    client.alloc.alloc_new_buf(&request(5 * PAGE)).expect("room");
     assert_eq!(lookups.load(Ordering::SeqCst), 5);
     // And no more once they are there.
     let installed = client.alloc.alloc_new_buf(&request(8)).expect("room");
@@ -317,20 +243,11 @@ fn a_mapping_that_goes_while_the_page_is_allocated_is_esrch() {
         let client = client(&memory);
         let mm = client.mm.clone();
         set(&then, move || mm.munmap());
-        assert_eq!(
-            client.alloc.alloc_new_buf(&request(PAGE)),
-            Err(Errno::ESRCH)
-        );
+        assert_eq!(client.alloc.alloc_new_buf(&request(PAGE)), Err(Errno::ESRCH));
         nothing_is_left(&memory, &client);
         assert!(!client.alloc.is_mapped());
-        assert_eq!(
-            client.alloc.mmap_handler(ADDRESS, MAPPING),
-            Err(Errno::EBUSY)
-        );
-        assert_eq!(
-            client.alloc.alloc_new_buf(&request(PAGE)),
-            Err(Errno::ESRCH)
-        );
+        assert_eq!(client.alloc.mmap_handler(ADDRESS, MAPPING), Err(Errno::EBUSY));
+        assert_eq!(client.alloc.alloc_new_buf(&request(PAGE)), Err(Errno::ESRCH));
     }
 }
 
@@ -342,10 +259,7 @@ fn a_closed_mapping_takes_no_more_pages() {
     let client = client(&memory);
     let alloc = client.alloc.clone();
     set(&then, move || alloc.vma_close());
-    assert_eq!(
-        client.alloc.alloc_new_buf(&request(PAGE)),
-        Err(Errno::ESRCH)
-    );
+    assert_eq!(client.alloc.alloc_new_buf(&request(PAGE)), Err(Errno::ESRCH));
     nothing_is_left(&memory, &client);
 }
 
@@ -358,32 +272,14 @@ fn the_loser_of_a_race_for_a_page_uses_the_winners() {
     // Side by side on one page: the second buffer begins where the first one ends.
     set(&then, move || {
         let buffer = alloc.alloc_new_buf(&request(100)).expect("the winner");
-        alloc
-            .copy_to_buffer(&buffer, 0, &[7; 100])
-            .expect("a live buffer");
+        alloc.copy_to_buffer(&buffer, 0, &[7; 100]).expect("a live buffer");
     });
-    let buffer = client
-        .alloc
-        .alloc_new_buf(&request(100))
-        .expect("the loser has a page too");
-    client
-        .alloc
-        .copy_to_buffer(&buffer, 0, &[9; 100])
-        .expect("a live buffer");
-    assert_eq!(
-        (
-            memory.used(),
-            client.mm.resident(),
-            client.alloc.pages().active
-        ),
-        (1, 1, 1)
-    );
+    let buffer = client.alloc.alloc_new_buf(&request(100)).expect("the loser has a page too");
+    client.alloc.copy_to_buffer(&buffer, 0, &[9; 100]).expect("a live buffer");
+    assert_eq!((memory.used(), client.mm.resident(), client.alloc.pages().active), (1, 1, 1));
     let mut both = [0; 204];
     client.mm.peek(ADDRESS, &mut both).expect("mapped");
-    assert_eq!(
-        (both[..100].to_vec(), both[104..].to_vec()),
-        (vec![9; 100], vec![7; 100])
-    );
+    assert_eq!((both[..100].to_vec(), both[104..].to_vec()), (vec![9; 100], vec![7; 100]));
 }
 
 #[test]
@@ -391,10 +287,7 @@ fn a_race_without_a_winner_is_esrch() {
     let rule = Rule::new(Verb::InsertPage).nth(1).fail(Errno::EBUSY);
     let memory = memory(PageInstall::Shared, Injector::default().with(rule));
     let client = client(&memory);
-    assert_eq!(
-        client.alloc.alloc_new_buf(&request(PAGE)),
-        Err(Errno::ESRCH)
-    );
+    assert_eq!(client.alloc.alloc_new_buf(&request(PAGE)), Err(Errno::ESRCH));
     nothing_is_left(&memory, &client);
 }
 
@@ -420,9 +313,7 @@ fn the_slot_is_set_after_the_page_is_inserted() {
         let memory = memory(page_install, inject);
         let client = client(&memory);
         let alloc = client.alloc.clone();
-        set(&then, move || {
-            assert_eq!(alloc.page_states()[0], PageState::Free)
-        });
+        set(&then, move || assert_eq!(alloc.page_states()[0], PageState::Free));
         client.alloc.alloc_new_buf(&request(PAGE)).expect("room");
         assert_eq!(client.alloc.page_states()[0], PageState::Active);
     }
@@ -439,11 +330,7 @@ fn the_shrinker_zaps_under_the_buffer_mutex_and_not_under_the_lru_lock() {
     let (alloc, lru) = (client.alloc.clone(), memory.clone());
     set(&then, move || {
         let (alloc, lru) = (alloc.clone(), lru.clone());
-        assert!(
-            beside(move || alloc.allocated_count())
-                .recv_timeout(NEVER)
-                .is_err()
-        );
+        assert!(beside(move || alloc.allocated_count()).recv_timeout(NEVER).is_err());
         // Isolated already.
         assert_eq!(beside(move || lru.count()).recv_timeout(SOON), Ok(0));
     });
@@ -481,9 +368,7 @@ fn the_shrinker_skips_a_client_whose_buffer_mutex_is_busy_and_nobody_else() {
     let (lru, reclaimed) = (memory.clone(), Arc::new(AtomicUsize::new(0)));
     let count = reclaimed.clone();
     // The first page is being zapped, so its owner's mutex is held.
-    set(&then, move || {
-        count.store(lru.reclaim_all(), Ordering::SeqCst)
-    });
+    set(&then, move || count.store(lru.reclaim_all(), Ordering::SeqCst));
     assert_eq!(memory.scan(1), 1);
     assert_eq!(reclaimed.load(Ordering::SeqCst), 2);
     assert_eq!((busy.alloc.pages().lru, other.alloc.pages().lru), (2, 0));
@@ -496,16 +381,12 @@ fn the_shrinker_skips_a_client_whose_mm_is_busy_and_nobody_else() {
     let seen = Arc::new(AtomicUsize::new(usize::MAX));
     let hold = Then::default();
     let hook = hold.clone();
-    let rule = Rule::new(Verb::AllocPage)
-        .nth(6)
-        .hook(move |_| hook.get().expect("built")());
+    let rule = Rule::new(Verb::AllocPage).nth(6).hook(move |_| hook.get().expect("built")());
     let memory = self::memory(PageInstall::Exclusive, Injector::default().with(rule));
     let busy = client_with_unused(&memory, 3);
     let other = client_with_unused(&memory, 2);
     let (lru, count) = (memory.clone(), seen.clone());
-    set(&hold, move || {
-        count.store(lru.reclaim_all(), Ordering::SeqCst)
-    });
+    set(&hold, move || count.store(lru.reclaim_all(), Ordering::SeqCst));
     busy.alloc.alloc_new_buf(&request(4 * PAGE)).expect("room");
     assert_eq!(seen.load(Ordering::SeqCst), 2);
     assert_eq!((busy.alloc.pages().active, other.alloc.pages().lru), (4, 0));
@@ -520,29 +401,17 @@ fn the_oldest_pages_go_first_and_no_more_than_asked_for() {
     assert_eq!(memory.scan(0), 0);
     assert_eq!(memory.scan(3), 3);
     assert_eq!((first.alloc.pages().lru, second.alloc.pages().lru), (0, 1));
-    assert_eq!(
-        (memory.scan(100), memory.scan(100), memory.count()),
-        (1, 0, 0)
-    );
+    assert_eq!((memory.scan(100), memory.scan(100), memory.count()), (1, 0, 0));
 }
 
 /// A page that cannot be zapped stays where it is, is paid for once, and is used again.
 #[test]
 fn a_failed_zap_loses_no_page() {
-    let memory = memory(
-        PageInstall::Shared,
-        "zap:nth=1".parse().expect("a specification"),
-    );
+    let memory = memory(PageInstall::Shared, "zap:nth=1".parse().expect("a specification"));
     let client = client_with_unused(&memory, 1);
     memory.scan(1);
-    assert_eq!(
-        (memory.used(), client.mm.resident(), memory.count()),
-        (1, 1, 0)
-    );
-    let buffer = client
-        .alloc
-        .alloc_new_buf(&request(PAGE))
-        .expect("the page is found");
+    assert_eq!((memory.used(), client.mm.resident(), memory.count()), (1, 1, 0));
+    let buffer = client.alloc.alloc_new_buf(&request(PAGE)).expect("the page is found");
     assert_eq!((memory.used(), client.alloc.pages().active), (1, 1));
     client.alloc.free_buf(&buffer);
     assert_eq!(memory.scan(1), 1);
@@ -555,27 +424,14 @@ fn after_munmap_pages_are_reclaimed_and_others_go_on() {
     let gone = client_with_unused(&memory, 3);
     let other = client_with_unused(&memory, 1);
     gone.mm.munmap();
-    assert_eq!(
-        gone.alloc.alloc_new_buf(&request(4 * PAGE)),
-        Err(Errno::ESRCH)
-    );
-    other
-        .alloc
-        .alloc_new_buf(&request(4 * PAGE))
-        .expect("another client");
+    assert_eq!(gone.alloc.alloc_new_buf(&request(4 * PAGE)), Err(Errno::ESRCH));
+    other.alloc.alloc_new_buf(&request(4 * PAGE)).expect("another client");
     assert_eq!(memory.reclaim_all(), 3);
     nothing_is_left_of(&gone);
 }
 
 fn nothing_is_left_of(client: &Client) {
-    assert_eq!(
-        (
-            client.mm.resident(),
-            client.alloc.pages().lru,
-            client.mm.lost()
-        ),
-        (0, 0, 0)
-    );
+    assert_eq!((client.mm.resident(), client.alloc.pages().lru, client.mm.lost()), (0, 0, 0));
 }
 
 // ---------------------------------------------------------------- the budget
@@ -583,37 +439,19 @@ fn nothing_is_left_of(client: &Client) {
 #[test]
 fn a_used_up_budget_reclaims_and_then_fails_one_transaction() {
     let budget = Some(4 * PAGE as u64 + 100);
-    let memory = Memory::new(MemoryConfig {
-        page_budget: budget,
-        ..MemoryConfig::default()
-    });
+    let memory = Memory::new(MemoryConfig { page_budget: budget, ..MemoryConfig::default() });
     let (one, two) = (client(&memory), client(&memory));
-    let first = one
-        .alloc
-        .alloc_new_buf(&request(3 * PAGE))
-        .expect("within the budget");
-    assert_eq!(
-        two.alloc.alloc_new_buf(&request(2 * PAGE)),
-        Err(Errno::ENOMEM)
-    );
+    let first = one.alloc.alloc_new_buf(&request(3 * PAGE)).expect("within the budget");
+    assert_eq!(two.alloc.alloc_new_buf(&request(2 * PAGE)), Err(Errno::ENOMEM));
     assert_eq!(two.alloc.allocated_count(), 0);
-    let second = two
-        .alloc
-        .alloc_new_buf(&request(PAGE))
-        .expect("the last page");
+    let second = two.alloc.alloc_new_buf(&request(PAGE)).expect("the last page");
     assert_eq!(memory.used(), 4);
     assert_eq!(two.alloc.alloc_new_buf(&request(PAGE)), Err(Errno::ENOMEM));
 
     // What one client has given up, another gets.
     one.alloc.free_buf(&first);
-    let third = two
-        .alloc
-        .alloc_new_buf(&request(3 * PAGE))
-        .expect("reclaimed");
-    assert_eq!(
-        (memory.used(), one.mm.resident(), two.mm.resident()),
-        (4, 0, 4)
-    );
+    let third = two.alloc.alloc_new_buf(&request(3 * PAGE)).expect("reclaimed");
+    assert_eq!((memory.used(), one.mm.resident(), two.mm.resident()), (4, 0, 4));
     two.alloc.free_buf(&second);
     two.alloc.free_buf(&third);
     two.alloc.deferred_release();
@@ -626,30 +464,15 @@ fn a_used_up_budget_reclaims_and_then_fails_one_transaction() {
 fn a_buffer_is_freed_once_and_by_nobody_before_it_is_handed_out() {
     let client = client(&plain());
     let buffer = client.alloc.alloc_new_buf(&request(100)).expect("room");
-    assert_eq!(
-        client.alloc.prepare_to_free(buffer.user_data),
-        Err(Errno::EPERM)
-    );
+    assert_eq!(client.alloc.prepare_to_free(buffer.user_data), Err(Errno::EPERM));
     client.alloc.set_allow_user_free(&buffer, true);
-    assert_eq!(
-        client.alloc.prepare_to_free(buffer.user_data + 8),
-        Err(Errno::ENOENT)
-    );
+    assert_eq!(client.alloc.prepare_to_free(buffer.user_data + 8), Err(Errno::ENOENT));
     assert_eq!(client.alloc.prepare_to_free(0), Err(Errno::ENOENT));
     assert_eq!(client.alloc.prepare_to_free(buffer.user_data), Ok(buffer));
-    assert_eq!(
-        client.alloc.prepare_to_free(buffer.user_data),
-        Err(Errno::EPERM)
-    );
+    assert_eq!(client.alloc.prepare_to_free(buffer.user_data), Err(Errno::EPERM));
     client.alloc.free_buf(&buffer);
-    assert_eq!(
-        client.alloc.prepare_to_free(buffer.user_data),
-        Err(Errno::ENOENT)
-    );
-    assert_eq!(
-        Alloc::new(HeapMm::new(), &plain()).prepare_to_free(0),
-        Err(Errno::ENOENT)
-    );
+    assert_eq!(client.alloc.prepare_to_free(buffer.user_data), Err(Errno::ENOENT));
+    assert_eq!(Alloc::new(HeapMm::new(), &plain()).prepare_to_free(0), Err(Errno::ENOENT));
 }
 
 #[test]
@@ -658,44 +481,23 @@ fn copies_stay_within_their_buffer() {
     let buffer = client.alloc.alloc_new_buf(&request(100)).expect("room");
     assert_eq!(buffer.size(), 104);
     let from = Bytes((0..200).collect());
-    let copy = |offset, len| {
-        client
-            .alloc
-            .copy_user_to_buffer(&buffer, offset, &from, 0, len)
-    };
+    let copy = |offset, len| client.alloc.copy_user_to_buffer(&buffer, offset, &from, 0, len);
     assert_eq!(copy(0, 104), Ok(()));
     assert_eq!(copy(100, 4), Ok(()));
     assert_eq!(copy(104, 0), Ok(()));
-    for (offset, len) in [
-        (0, 105),
-        (104, 1),
-        (108, 0),
-        (2, 4),
-        (usize::MAX - 3, 8),
-        (0, usize::MAX),
-    ] {
+    for (offset, len) in
+        [(0, 105), (104, 1), (108, 0), (2, 4), (usize::MAX - 3, 8), (0, usize::MAX)]
+    {
         assert_eq!(copy(offset, len), Err(Errno::EFAULT), "{offset} {len}");
     }
     // The sender's memory ends before.
-    assert_eq!(
-        client.alloc.copy_user_to_buffer(&buffer, 0, &from, 190, 20),
-        Err(Errno::EFAULT)
-    );
+    assert_eq!(client.alloc.copy_user_to_buffer(&buffer, 0, &from, 190, 20), Err(Errno::EFAULT));
     let mut bytes = [0; 8];
     for offset in [2, 100, 104, usize::MAX - 3] {
-        assert_eq!(
-            client.alloc.copy_to_buffer(&buffer, offset, &bytes),
-            Err(Errno::EINVAL)
-        );
-        assert_eq!(
-            client.alloc.copy_from_buffer(&buffer, offset, &mut bytes),
-            Err(Errno::EINVAL)
-        );
+        assert_eq!(client.alloc.copy_to_buffer(&buffer, offset, &bytes), Err(Errno::EINVAL));
+        assert_eq!(client.alloc.copy_from_buffer(&buffer, offset, &mut bytes), Err(Errno::EINVAL));
     }
-    assert_eq!(
-        client.alloc.copy_from_buffer(&buffer, 96, &mut bytes),
-        Ok(())
-    );
+    assert_eq!(client.alloc.copy_from_buffer(&buffer, 96, &mut bytes), Ok(()));
 }
 
 #[test]
@@ -703,30 +505,18 @@ fn a_copy_over_several_pages_has_every_byte_in_its_place() {
     let client = client(&plain());
     client.alloc.alloc_new_buf(&request(1000)).expect("room");
     let bytes: Vec<u8> = (0..3 * PAGE).map(|i| (i % 251) as u8).collect();
-    let buffer = client
-        .alloc
-        .alloc_new_buf(&request(bytes.len()))
-        .expect("room");
+    let buffer = client.alloc.alloc_new_buf(&request(bytes.len())).expect("room");
     client
         .alloc
         .copy_user_to_buffer(&buffer, 0, &Bytes(bytes.clone()), 0, bytes.len())
         .expect("a copy");
     let mut seen = vec![0; bytes.len()];
-    client
-        .alloc
-        .copy_from_buffer(&buffer, 0, &mut seen)
-        .expect("a copy");
+    client.alloc.copy_from_buffer(&buffer, 0, &mut seen).expect("a copy");
     assert!(seen == bytes);
     client.mm.peek(buffer.user_data, &mut seen).expect("mapped");
     assert!(seen == bytes);
-    assert_eq!(
-        client.mm.peek(ADDRESS + MAPPING as u64 - 4, &mut [0; 8]),
-        Err(Errno::EFAULT)
-    );
-    assert_eq!(
-        client.mm.peek(ADDRESS + MAPPING as u64 - 8, &mut [0; 8]),
-        Ok(())
-    );
+    assert_eq!(client.mm.peek(ADDRESS + MAPPING as u64 - 4, &mut [0; 8]), Err(Errno::EFAULT));
+    assert_eq!(client.mm.peek(ADDRESS + MAPPING as u64 - 8, &mut [0; 8]), Ok(()));
     assert_eq!(client.mm.peek(ADDRESS - 8, &mut [0; 8]), Err(Errno::EFAULT));
 }
 
@@ -737,23 +527,13 @@ fn a_sender_of_too_many_oneway_buffers_is_a_suspect_once() {
     let memory = plain();
     let client = client(&memory);
     let oneway = |pid, size| {
-        let request = Request {
-            is_async: true,
-            pid,
-            ..request(size)
-        };
-        client
-            .alloc
-            .alloc_new_buf(&request)
-            .map(|buffer| (buffer.oneway_spam_suspect, buffer))
+        let request = Request { is_async: true, pid, ..request(size) };
+        client.alloc.alloc_new_buf(&request).map(|buffer| (buffer.oneway_spam_suspect, buffer))
     };
     // 64 KiB for one-way calls; below 13,107 bytes the search begins.
     let large = MAPPING / 2 - 13_104 - 8;
     let (suspect, filler) = oneway(7, large).expect("room");
-    assert!(
-        !suspect,
-        "one buffer of more than a quarter, but enough space is left"
-    );
+    assert!(!suspect, "one buffer of more than a quarter, but enough space is left");
     for number in 1..=51 {
         assert!(!oneway(1, 8).expect("room").0, "buffer {number}");
     }
@@ -769,25 +549,15 @@ fn a_sender_of_too_many_oneway_buffers_is_a_suspect_once() {
     oneway(7, large).expect("room");
     assert!(oneway(1, 8).expect("room").0);
     assert_eq!(oneway(1, 20_000).map(|_| ()), Err(Errno::ENOSPC));
-    client
-        .alloc
-        .alloc_new_buf(&request(20_000))
-        .expect("for synchronous calls there is room");
+    client.alloc.alloc_new_buf(&request(20_000)).expect("for synchronous calls there is room");
 }
 
 #[test]
 fn a_sender_of_too_much_is_a_suspect_too() {
     let client = client(&plain());
     let oneway = |size| {
-        let request = Request {
-            is_async: true,
-            ..request(size)
-        };
-        client
-            .alloc
-            .alloc_new_buf(&request)
-            .expect("room")
-            .oneway_spam_suspect
+        let request = Request { is_async: true, ..request(size) };
+        client.alloc.alloc_new_buf(&request).expect("room").oneway_spam_suspect
     };
     assert!(!oneway(MAPPING / 4));
     assert!(!oneway(MAPPING / 4 - 13_000), "just a quarter before it");
@@ -803,23 +573,14 @@ fn release_takes_everything_and_can_be_repeated() {
     let live = client.alloc.alloc_new_buf(&request(100)).expect("room");
     client.alloc.set_clear_on_free(&live);
     client.alloc.deferred_release();
-    assert_eq!(
-        (memory.used(), memory.count(), client.mm.resident()),
-        (0, 0, 0)
-    );
+    assert_eq!((memory.used(), memory.count(), client.mm.resident()), (0, 0, 0));
     client.alloc.free_buf(&live);
     client.alloc.set_clear_on_free(&live);
     client.alloc.set_allow_user_free(&live, true);
     client.alloc.deferred_release();
     assert_eq!(client.alloc.alloc_new_buf(&request(8)), Err(Errno::ESRCH));
-    assert_eq!(
-        client.alloc.mmap_handler(ADDRESS, MAPPING),
-        Err(Errno::EBUSY)
-    );
-    assert_eq!(
-        client.alloc.prepare_to_free(live.user_data),
-        Err(Errno::ENOENT)
-    );
+    assert_eq!(client.alloc.mmap_handler(ADDRESS, MAPPING), Err(Errno::EBUSY));
+    assert_eq!(client.alloc.prepare_to_free(live.user_data), Err(Errno::ENOENT));
     assert_eq!(client.alloc.allocated_buffers(), []);
     assert_eq!(memory.scan(10), 0);
 }
@@ -838,12 +599,7 @@ fn an_allocator_that_is_dropped_is_released() {
 #[test]
 fn a_release_in_the_middle_of_an_install_leaves_no_page() {
     for page_install in [PageInstall::Shared, PageInstall::Exclusive] {
-        for verb in [
-            Verb::MmGet,
-            Verb::AllocPage,
-            Verb::VmaLookup,
-            Verb::InsertPage,
-        ] {
+        for verb in [Verb::MmGet, Verb::AllocPage, Verb::VmaLookup, Verb::InsertPage] {
             let (inject, then) = at_first(verb);
             let memory = memory(page_install, inject);
             let client = client(&memory);
@@ -895,14 +651,8 @@ fn the_reclaim_thread_reclaims_when_it_is_asked_and_sleeps_otherwise() {
 
 #[test]
 fn policies_have_names() {
-    for (name, policy) in [
-        ("exclusive", PageInstall::Exclusive),
-        ("shared", PageInstall::Shared),
-    ] {
-        assert_eq!(
-            (name.parse(), policy.to_string()),
-            (Ok(policy), name.to_string())
-        );
+    for (name, policy) in [("exclusive", PageInstall::Exclusive), ("shared", PageInstall::Shared)] {
+        assert_eq!((name.parse(), policy.to_string()), (Ok(policy), name.to_string()));
     }
     assert!("other".parse::<PageInstall>().is_err());
     assert_eq!(PageInstall::default(), PageInstall::Shared);
@@ -913,13 +663,8 @@ fn policies_have_names() {
 #[test]
 fn a_full_mapping_is_hardly_slower_than_an_empty_one() {
     let alloc = Alloc::new(HeapMm::new(), &plain());
-    alloc
-        .mmap_handler(ADDRESS, 4 << 20)
-        .expect("the first mapping");
-    let oneway = Request {
-        is_async: true,
-        ..request(8)
-    };
+    alloc.mmap_handler(ADDRESS, 4 << 20).expect("the first mapping");
+    let oneway = Request { is_async: true, ..request(8) };
     let cost = || {
         let once = || {
             let start = Instant::now();

@@ -96,18 +96,9 @@ fn a_mapping_is_found_in_the_client_and_only_a_read_only_one_of_our_file() {
     let memory = memory();
     let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory, true);
     assert_eq!(client.mm.find_mapping(), Ok((client.address, 1 << 20)));
-    assert_eq!(
-        client.mm.mapping_at(client.address),
-        Ok((client.address, 1 << 20))
-    );
-    assert_eq!(
-        client.mm.mapping_at(client.address + PAGE as u64),
-        Err(Errno::ESRCH)
-    );
-    assert_eq!(
-        client.mm.mapping_at(client.address - PAGE as u64),
-        Err(Errno::ESRCH)
-    );
+    assert_eq!(client.mm.mapping_at(client.address), Ok((client.address, 1 << 20)));
+    assert_eq!(client.mm.mapping_at(client.address + PAGE as u64), Err(Errno::ESRCH));
+    assert_eq!(client.mm.mapping_at(client.address - PAGE as u64), Err(Errno::ESRCH));
     client.map_writable();
     assert_eq!(client.mm.find_mapping(), Err(Errno::EPERM));
     assert_eq!(client.mm.mapping_at(client.address), Err(Errno::EPERM));
@@ -132,71 +123,35 @@ fn a_mapping_of_another_file_is_not_ours() {
         let pidfd =
             unsafe { OwnedFd::from_raw_fd(libc::syscall(libc::SYS_pidfd_open, pid, 0) as i32) };
         let memfd = client.memfd.try_clone().expect("another descriptor");
-        ClientMm::new(
-            pid,
-            Arc::new(pidfd),
-            memfd,
-            MappingKind::FuseFile { dev, ino },
-        )
-        .expect("an mm")
+        ClientMm::new(pid, Arc::new(pidfd), memfd, MappingKind::FuseFile { dev, ino })
+            .expect("an mm")
     };
-    assert_eq!(
-        mm(stat.st_dev, stat.st_ino).find_mapping(),
-        Ok((client.address, 1 << 20))
-    );
-    assert_eq!(
-        mm(stat.st_dev, stat.st_ino + 1).find_mapping(),
-        Err(Errno::ESRCH)
-    );
-    assert_eq!(
-        mm(stat.st_dev + 1, stat.st_ino).find_mapping(),
-        Err(Errno::ESRCH)
-    );
+    assert_eq!(mm(stat.st_dev, stat.st_ino).find_mapping(), Ok((client.address, 1 << 20)));
+    assert_eq!(mm(stat.st_dev, stat.st_ino + 1).find_mapping(), Err(Errno::ESRCH));
+    assert_eq!(mm(stat.st_dev + 1, stat.st_ino).find_mapping(), Err(Errno::ESRCH));
     let alloc = Alloc::new(mm(stat.st_dev, stat.st_ino), &memory());
-    assert_eq!(
-        alloc
-            .alloc_new_buf(&request(8))
-            .map(|buffer| buffer.user_data),
-        Ok(client.address)
-    );
+    assert_eq!(alloc.alloc_new_buf(&request(8)).map(|buffer| buffer.user_data), Ok(client.address));
 }
 
 /// The next install finds out, fails alone, and the shrinker still has the client's pages.
 #[test]
 fn after_munmap_or_an_impostor_the_next_install_fails_and_pages_are_still_reclaimed() {
-    let changes: [fn(&mut Client); 4] = [
-        Client::munmap,
-        Client::map_impostor,
-        Client::map_writable,
-        |client| client.remap(PAGE as u64),
-    ];
+    let changes: [fn(&mut Client); 4] =
+        [Client::munmap, Client::map_impostor, Client::map_writable, |client| {
+            client.remap(PAGE as u64)
+        }];
     for change in changes {
         let memory = memory();
         let mut client = Client::start(&CLIENT, 1 << 20, &memory);
         let other = Client::start(&CLIENT, 1 << 20, &memory);
-        let unused = client
-            .alloc
-            .alloc_new_buf(&request(2 * PAGE))
-            .expect("room");
+        let unused = client.alloc.alloc_new_buf(&request(2 * PAGE)).expect("room");
         client.alloc.free_buf(&unused);
         change(&mut client);
-        assert_eq!(
-            client.alloc.alloc_new_buf(&request(3 * PAGE)),
-            Err(Errno::ESRCH)
-        );
+        assert_eq!(client.alloc.alloc_new_buf(&request(3 * PAGE)), Err(Errno::ESRCH));
         assert_eq!(client.alloc.alloc_new_buf(&request(8)), Err(Errno::ESRCH));
-        assert_eq!(
-            client.alloc.mmap_handler(client.address, client.size),
-            Err(Errno::EBUSY)
-        );
-        other
-            .alloc
-            .alloc_new_buf(&request(3 * PAGE))
-            .expect("another client");
-        assert_eq!(
-            (client.resident(), memory.reclaim_all(), client.resident()),
-            (2, 2, 0)
-        );
+        assert_eq!(client.alloc.mmap_handler(client.address, client.size), Err(Errno::EBUSY));
+        other.alloc.alloc_new_buf(&request(3 * PAGE)).expect("another client");
+        assert_eq!((client.resident(), memory.reclaim_all(), client.resident()), (2, 2, 0));
         assert_eq!((memory.used(), memory.count()), (3, 0));
     }
 }
@@ -205,25 +160,16 @@ fn after_munmap_or_an_impostor_the_next_install_fails_and_pages_are_still_reclai
 fn a_client_that_dies_leaves_no_page_and_no_descriptor() {
     let memory = memory();
     let mut client = Client::start(&CLIENT, 1 << 20, &memory);
-    let live = client
-        .alloc
-        .alloc_new_buf(&request(2 * PAGE))
-        .expect("room");
+    let live = client.alloc.alloc_new_buf(&request(2 * PAGE)).expect("room");
     client.kill();
-    assert_eq!(
-        client.alloc.alloc_new_buf(&request(3 * PAGE)),
-        Err(Errno::ESRCH)
-    );
+    assert_eq!(client.alloc.alloc_new_buf(&request(3 * PAGE)), Err(Errno::ESRCH));
     assert!(!client.mm.mmget_not_zero());
     client.alloc.free_buf(&live);
     assert_eq!(memory.reclaim_all(), 2);
     let again = client.alloc.alloc_new_buf(&request(PAGE));
     assert_eq!(again, Err(Errno::ESRCH));
     client.alloc.deferred_release();
-    assert_eq!(
-        (client.resident(), memory.used(), memory.count()),
-        (0, 0, 0)
-    );
+    assert_eq!((client.resident(), memory.used(), memory.count()), (0, 0, 0));
 }
 
 /// As the kernel's: whoever uses an mm already may use it once more.
@@ -251,10 +197,7 @@ fn a_page_that_the_client_made_by_reading_is_used_and_paid_for() {
         assert_eq!(client.peek(client.address, 8), [0; 8]);
         assert_eq!((client.resident(), memory.used()), (1, 0));
         let bytes = pattern(2 * PAGE);
-        let buffer = client
-            .alloc
-            .alloc_new_buf(&request(bytes.len()))
-            .expect("room");
+        let buffer = client.alloc.alloc_new_buf(&request(bytes.len())).expect("room");
         client
             .alloc
             .copy_user_to_buffer(&buffer, 0, &ByProcessVm(bytes.clone()), 0, bytes.len())
@@ -262,10 +205,7 @@ fn a_page_that_the_client_made_by_reading_is_used_and_paid_for() {
         assert_eq!(client.peek_buffer(&buffer), bytes);
         assert_eq!((client.resident(), memory.used()), (2, 2));
         client.alloc.free_buf(&buffer);
-        assert_eq!(
-            (memory.reclaim_all(), memory.used(), client.resident()),
-            (2, 0, 0)
-        );
+        assert_eq!((memory.reclaim_all(), memory.used(), client.resident()), (2, 0, 0));
     }
 }
 
@@ -299,10 +239,7 @@ fn verbs_have_the_errors_of_the_kernel() {
 fn a_hole_under_a_live_buffer_stops_nobody() {
     let memory = memory();
     let client = Client::start(&CLIENT, 1 << 20, &memory);
-    let buffer = client
-        .alloc
-        .alloc_new_buf(&request(2 * PAGE))
-        .expect("room");
+    let buffer = client.alloc.alloc_new_buf(&request(2 * PAGE)).expect("room");
     let punch = || {
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         fallocate(&client.memfd, flags, 0, 2 * PAGE as i64).expect("our own file");
@@ -310,40 +247,24 @@ fn a_hole_under_a_live_buffer_stops_nobody() {
     punch();
     let bytes = pattern(2 * PAGE);
     let copied =
-        client
-            .alloc
-            .copy_user_to_buffer(&buffer, 0, &ByProcessVm(bytes.clone()), 0, bytes.len());
+        client.alloc.copy_user_to_buffer(&buffer, 0, &ByProcessVm(bytes.clone()), 0, bytes.len());
     assert_eq!(copied, Err(Errno::EFAULT));
     punch();
-    client
-        .alloc
-        .copy_to_buffer(&buffer, 0, &bytes)
-        .expect("a store");
+    client.alloc.copy_to_buffer(&buffer, 0, &bytes).expect("a store");
     let mut back = vec![0; bytes.len()];
-    client
-        .alloc
-        .copy_from_buffer(&buffer, 0, &mut back)
-        .expect("a load");
+    client.alloc.copy_from_buffer(&buffer, 0, &mut back).expect("a load");
     assert!(back == bytes);
     client.alloc.set_clear_on_free(&buffer);
     punch();
     client.alloc.free_buf(&buffer);
-    assert_eq!(
-        (memory.reclaim_all(), memory.used(), client.resident()),
-        (2, 0, 0)
-    );
+    assert_eq!((memory.reclaim_all(), memory.used(), client.resident()), (2, 0, 0));
 }
 
 #[test]
 fn a_budget_is_shared_by_all_clients_and_reclaims_real_memory() {
     let budget = Some(8 * PAGE as u64);
-    let memory = Memory::new(MemoryConfig {
-        page_budget: budget,
-        ..MemoryConfig::default()
-    });
-    let clients: Vec<Client> = (0..3)
-        .map(|_| Client::start(&CLIENT, 1 << 20, &memory))
-        .collect();
+    let memory = Memory::new(MemoryConfig { page_budget: budget, ..MemoryConfig::default() });
+    let clients: Vec<Client> = (0..3).map(|_| Client::start(&CLIENT, 1 << 20, &memory)).collect();
     for round in 0..30 {
         let client = &clients[round % 3];
         let buffer = client
@@ -353,30 +274,18 @@ fn a_budget_is_shared_by_all_clients_and_reclaims_real_memory() {
         assert!(clients.iter().map(Client::resident).sum::<usize>() <= 8);
         client.alloc.free_buf(&buffer);
     }
-    assert_eq!(
-        clients[0].alloc.alloc_new_buf(&request(9 * PAGE)),
-        Err(Errno::ENOMEM)
-    );
-    clients[1]
-        .alloc
-        .alloc_new_buf(&request(8 * PAGE))
-        .expect("that failed alone");
+    assert_eq!(clients[0].alloc.alloc_new_buf(&request(9 * PAGE)), Err(Errno::ENOMEM));
+    clients[1].alloc.alloc_new_buf(&request(8 * PAGE)).expect("that failed alone");
 }
 
 #[test]
 fn maps_stay_open_between_installs_and_go_with_their_client() {
     let memory = memory();
     let open = || {
-        let links = std::fs::read_dir("/proc/self/fd")
-            .expect("our descriptors")
-            .flatten();
-        links
-            .filter(|l| std::fs::read_link(l.path()).is_ok_and(|p| p.ends_with("maps")))
-            .count()
+        let links = std::fs::read_dir("/proc/self/fd").expect("our descriptors").flatten();
+        links.filter(|l| std::fs::read_link(l.path()).is_ok_and(|p| p.ends_with("maps"))).count()
     };
-    let clients: Vec<Client> = (0..8)
-        .map(|_| Client::start(&CLIENT, 1 << 20, &memory))
-        .collect();
+    let clients: Vec<Client> = (0..8).map(|_| Client::start(&CLIENT, 1 << 20, &memory)).collect();
     for client in &clients {
         client.alloc.alloc_new_buf(&request(PAGE)).expect("room");
     }
@@ -385,17 +294,11 @@ fn maps_stay_open_between_installs_and_go_with_their_client() {
     drop(clients);
     let start = Instant::now();
     let left = || {
-        let links = std::fs::read_dir("/proc/self/fd")
-            .expect("our descriptors")
-            .flatten();
-        let paths: Vec<_> = links
-            .filter_map(|l| std::fs::read_link(l.path()).ok())
-            .collect();
+        let links = std::fs::read_dir("/proc/self/fd").expect("our descriptors").flatten();
+        let paths: Vec<_> = links.filter_map(|l| std::fs::read_link(l.path()).ok()).collect();
         pids.iter()
             .filter(|pid| {
-                paths
-                    .iter()
-                    .any(|p| *p == std::path::Path::new(&format!("/proc/{pid}/maps")))
+                paths.iter().any(|p| *p == std::path::Path::new(&format!("/proc/{pid}/maps")))
             })
             .count()
     };
@@ -413,14 +316,8 @@ fn a_thousand_small_transactions() {
     let bytes = ByProcessVm(pattern(200));
     for _ in 0..1000 {
         let buffer = client.alloc.alloc_new_buf(&request(200)).expect("room");
-        client
-            .alloc
-            .copy_user_to_buffer(&buffer, 0, &bytes, 0, 200)
-            .expect("a copy");
-        client
-            .alloc
-            .copy_to_buffer(&buffer, 8, &[0; 8])
-            .expect("a copy");
+        client.alloc.copy_user_to_buffer(&buffer, 0, &bytes, 0, 200).expect("a copy");
+        client.alloc.copy_to_buffer(&buffer, 8, &[0; 8]).expect("a copy");
         client.alloc.free_buf(&buffer);
     }
 }

@@ -116,9 +116,7 @@ impl Users {
             return;
         }
         let keep = |kept| (kept < MAX_KEPT).then_some(kept + 1);
-        self.kept = KEPT
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, keep)
-            .is_ok();
+        self.kept = KEPT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, keep).is_ok();
         if !self.kept {
             self.maps = None;
         }

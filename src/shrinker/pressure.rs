@@ -130,8 +130,22 @@ fn pressure_file() -> Option<PathBuf> {
 
 /// From `/proc/self/cgroup`: where the pressure file of the group on the unified hierarchy would be.
 fn pressure_of_group(groups: &str, root: &Path) -> Option<PathBuf> {
+    Some(unified_group(groups, root)?.join("memory.pressure"))
+}
+
+fn unified_group(groups: &str, root: &Path) -> Option<PathBuf> {
     let group = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    (!group.is_empty()).then(|| root.join(group).join("memory.pressure"))
+    (!group.is_empty()).then(|| root.join(group))
+}
+
+/// The hard limit of our control group's memory, in bytes, if it has one.
+///
+/// Past it the kernel kills: pages of buffers cannot be swapped out where there is no swap, and
+/// the kernel gives up too soon for a pressure event to be of use.
+pub fn group_limit() -> Option<u64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let limit = unified_group(&groups, Path::new("/sys/fs/cgroup"))?.join("memory.max");
+    fs::read_to_string(limit).ok()?.trim().parse().ok()
 }
 
 fn subscribe(path: &Path) -> io::Result<File> {
@@ -163,9 +177,7 @@ mod tests {
     fn pressure_reclaims_and_the_loss_of_its_source_does_not_end_the_thread() {
         let memory = Memory::new(MemoryConfig::default());
         let alloc = Alloc::new(HeapMm::new(), &memory);
-        alloc
-            .mmap_handler(0x7000_0000, 64 << 10)
-            .expect("the first mapping");
+        alloc.mmap_handler(0x7000_0000, 64 << 10).expect("the first mapping");
         let request = Request {
             data_size: 8 * 4096,
             offsets_size: 0,
@@ -199,10 +211,7 @@ mod tests {
         nix::sys::socket::setsockopt(
             &peer,
             nix::sys::socket::sockopt::Linger,
-            &libc::linger {
-                l_onoff: 1,
-                l_linger: 0,
-            },
+            &libc::linger { l_onoff: 1, l_linger: 0 },
         )
         .expect("to reset the connection");
         drop(peer);
