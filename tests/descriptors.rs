@@ -15,6 +15,7 @@ use fakebinder_client::{
 use std::fs;
 use std::io::{PipeReader, PipeWriter, Read, pipe};
 use std::os::fd::{AsRawFd, IntoRawFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 const STOP: u32 = 99;
@@ -54,9 +55,9 @@ fn received(device: &Device, contents: &Contents) -> (Vec<i32>, Vec<i32>) {
     (arrays, singles)
 }
 
-fn is_open(fd: i32) -> bool {
-    // SAFETY: no memory is involved.
-    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
+/// What a descriptor stands for; another thread may have been given the number of a closed one.
+fn inode(fd: i32) -> Option<u64> {
+    fs::metadata(format!("/proc/self/fd/{fd}")).ok().map(|file| file.ino())
 }
 
 fn write_mark(fd: i32, mark: u8) {
@@ -85,6 +86,7 @@ fn pair_with_files(target: &Target, client: &Path, slots: usize) -> Pair {
 fn there_and_back(pair: Pair) {
     let (mut reader, writer) = pipe().unwrap();
     let (mut back, answer) = pipe().unwrap();
+    let (question, reply) = (inode(writer.as_raw_fd()), inode(answer.as_raw_fd()));
     let Pair { server, client, handle, .. } = pair;
     let server = std::thread::spawn(move || {
         let mut thread = Thread::new(&server);
@@ -103,11 +105,12 @@ fn there_and_back(pair: Pair) {
             served.unwrap();
         }
         let (arrays, singles) = came.unwrap();
-        assert!(arrays.iter().chain(&singles).all(|fd| is_open(*fd)), "before BC_FREE_BUFFER");
+        let is_there = |fd: &i32| inode(*fd) == question;
+        assert!(arrays.iter().chain(&singles).all(is_there), "before BC_FREE_BUFFER");
         thread.flush().unwrap();
         // The driver closes them when the ioctl returns to its program; so does the library.
-        assert!(!arrays.iter().any(|fd| is_open(*fd)), "after BC_FREE_BUFFER");
-        assert!(singles.iter().all(|fd| is_open(*fd)));
+        assert!(!arrays.iter().any(is_there), "after BC_FREE_BUFFER");
+        assert!(singles.iter().all(is_there));
         singles.into_iter().for_each(|fd| nix::unistd::close(fd).unwrap());
     });
     let mut parcel = Parcel::new();
@@ -115,15 +118,14 @@ fn there_and_back(pair: Pair) {
     parcel.fd(writer.as_raw_fd());
     let mut thread = Thread::new(&client);
     let call = Call::to(handle).flags(uapi::TF_ACCEPT_FDS).parcel(&parcel);
-    let reply = thread.call(&call).unwrap();
-    let Reply::Data(contents) = reply else { panic!("{reply:?}") };
+    let Reply::Data(contents) = thread.call(&call).unwrap() else { panic!("no reply") };
     let (arrays, singles) = received(&client, &contents);
     assert_eq!((arrays.len(), singles.len()), (3, 1));
     for (mark, fd) in arrays.iter().chain(&singles).enumerate() {
         write_mark(*fd, b'A' + mark as u8);
     }
     thread.flush().unwrap();
-    assert!(!arrays.iter().any(|fd| is_open(*fd)), "after BC_FREE_BUFFER");
+    assert!(!arrays.iter().any(|fd| inode(*fd) == reply), "after BC_FREE_BUFFER");
     singles.into_iter().for_each(|fd| nix::unistd::close(fd).unwrap());
     server.join().unwrap();
     drop(writer);
