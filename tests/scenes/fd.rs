@@ -332,8 +332,13 @@ fn an_array_must_be_aligned_to_4_bytes_on_both_sides() {
     assert_eq!(post_array(client.main(), &objects), [Return::FailedReply]);
     assert_eq!(error(client.main()), failed(Errno::EINVAL));
     let [Object::Buffer(parent), fds] = array(&client, &[10, 11], 1, 0) else { panic!() };
-    let parent = Object::Buffer(BufferObject { buffer: parent.buffer + 1, length: 4, ..parent });
-    assert_eq!(post_array(client.main(), &[parent, fds]), [Return::FailedReply]);
+    let odd = Object::Buffer(BufferObject { buffer: parent.buffer + 1, length: 4, ..parent });
+    assert_eq!(post_array(client.main(), &[odd, fds]), [Return::FailedReply]);
+    assert_eq!(error(client.main()), failed(Errno::EINVAL));
+    // Aligned where it comes from, not where it goes to.
+    let odd = Object::Buffer(BufferObject { buffer: parent.buffer + 2, length: 6, ..parent });
+    let fds = Object::FdArray(FdArrayObject { num_fds: 1, parent_offset: 2, ..Default::default() });
+    assert_eq!(post_array(client.main(), &[odd, fds]), [Return::FailedReply]);
     assert_eq!(error(client.main()), failed(Errno::EINVAL));
     end(&world, [client, manager]);
 }
