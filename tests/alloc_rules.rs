@@ -564,6 +564,38 @@ fn a_sender_of_too_much_is_a_suspect_too() {
     assert!(oneway(8), "more than a quarter before it");
 }
 
+/// What a sender has had freed does not count.
+#[test]
+fn a_sender_whose_buffers_are_freed_in_time_is_no_suspect() {
+    let client = client(&plain());
+    let oneway = |pid, size| {
+        let request = Request {
+            is_async: true,
+            pid,
+            ..request(size)
+        };
+        client.alloc.alloc_new_buf(&request).expect("room")
+    };
+    for _ in 0..60 {
+        let small = oneway(1, 1000);
+        client.alloc.free_buf(&small);
+    }
+    oneway(1, 8);
+    let large = oneway(1, 20_000);
+    client.alloc.free_buf(&large);
+    oneway(1, 30_000);
+    oneway(2, 25_000);
+    assert!(client.alloc.free_async_space() < MAPPING / 10);
+    let last = oneway(1, 8);
+    assert!(!last.oneway_spam_suspect, "30,016 bytes in two buffers");
+    client.alloc.free_buf(&last);
+    // Counted with this one, whose record in the driver was this sender's before.
+    assert!(
+        oneway(1, 3000).oneway_spam_suspect,
+        "33,008 bytes in three buffers"
+    );
+}
+
 // ---------------------------------------------------------------- release
 
 #[test]
@@ -634,6 +666,7 @@ fn a_release_in_the_middle_of_an_install_leaves_no_page() {
 fn the_reclaim_thread_reclaims_when_it_is_asked_and_sleeps_otherwise() {
     let memory = plain();
     let client = client_with_unused(&memory, 5);
+    let users = Arc::strong_count(&memory);
     let reclaimer = Reclaimer::start(&memory).expect("a thread");
     thread::sleep(NEVER);
     assert_eq!((reclaimer.rounds(), memory.count()), (0, 5));
@@ -646,7 +679,29 @@ fn the_reclaim_thread_reclaims_when_it_is_asked_and_sleeps_otherwise() {
     let rounds = reclaimer.rounds();
     thread::sleep(NEVER);
     assert_eq!(reclaimer.rounds(), rounds);
+    // Signals are for other threads.
+    assert_eq!(blocked_signals("shrinker"), [true]);
     drop(reclaimer);
+    assert_eq!(Arc::strong_count(&memory), users, "the thread is gone");
+}
+
+/// Whether each thread of that name blocks SIGUSR2.
+fn blocked_signals(name: &str) -> Vec<bool> {
+    let tasks = std::fs::read_dir("/proc/self/task")
+        .expect("our threads")
+        .flatten();
+    let status = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("status")).ok());
+    let named = status.filter(|status| status.lines().next() == Some(&format!("Name:\t{name}")));
+    named
+        .map(|status| {
+            let mask = status
+                .lines()
+                .find_map(|line| line.strip_prefix("SigBlk:"))
+                .expect("a mask");
+            let mask = u64::from_str_radix(mask.trim(), 16).expect("a number");
+            mask & 1 << (libc::SIGUSR2 - 1) != 0
+        })
+        .collect()
 }
 
 #[test]

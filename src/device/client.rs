@@ -158,7 +158,7 @@ impl binder::Client for Client {
     }
 
     fn accepts_files(&self) -> bool {
-        let accepts = self.channel.lock().is_some();
+        let accepts = self.channel.lock().as_ref().is_some_and(Channel::receives);
         if !accepts && !self.said_no_channel.swap(true, Ordering::Relaxed) {
             log::warn!(
                 "a transaction with descriptors to process {} was refused: it has no way to receive them \

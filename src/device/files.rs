@@ -16,16 +16,19 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 pub struct Channel {
     socket: OwnedFd,
     slots: BTreeSet<i32>,
+    /// The client has offered numbers. Every client that attaches has a channel, but only these
+    /// look at what comes through it.
+    receives: bool,
 }
 
 impl Channel {
     pub fn new(socket: OwnedFd) -> Channel {
-        Channel { socket, slots: BTreeSet::new() }
+        Channel { socket, slots: BTreeSet::new(), receives: false }
     }
 
     /// Whether the client has ever offered numbers.
-    pub fn has_slots(&self) -> bool {
-        !self.slots.is_empty()
+    pub fn receives(&self) -> bool {
+        self.receives
     }
 
     /// Adds numbers. EINVAL: more than the argument holds, or negative ones; ENOSPC: more than
@@ -39,6 +42,7 @@ impl Channel {
             return Err(Errno::ENOSPC);
         }
         self.slots.extend(numbers);
+        self.receives |= !numbers.is_empty();
         Ok(())
     }
 
@@ -104,7 +108,7 @@ mod tests {
         assert_eq!(channel.install(&[file, file]), Ok(vec![7, 9]));
         assert_eq!(channel.install(&[file, file]), Err(Errno::EMFILE));
         assert_eq!(channel.install(&[file]), Ok(vec![12]));
-        assert!(!channel.has_slots());
+        assert!(channel.receives());
     }
 
     #[test]
@@ -115,6 +119,7 @@ mod tests {
         assert_eq!(channel.offer(&offer(63, 0, numbers)), Err(Errno::EINVAL));
         assert_eq!(channel.offer(&offer(1, 1, numbers)), Err(Errno::EINVAL));
         assert_eq!(channel.offer(&offer(1, 0, [-1; 62])), Err(Errno::EINVAL));
+        assert!(!channel.receives());
         assert_eq!(channel.offer(&offer(62, 0, numbers)), Ok(()));
     }
 
