@@ -381,6 +381,28 @@ fn arrays_and_pointers_in_a_parent_must_ascend() {
     end(&world, [client, manager]);
 }
 
+/// What was fixed up in one buffer says nothing about the next.
+#[test]
+fn a_new_buffer_is_fixed_up_from_its_start() {
+    let Pair { world, manager, client } = files();
+    let [parent, fds] = array(&client, &[10, 11], 2, 0);
+    let child = |bytes: &[u8], flags, parent| {
+        Object::Buffer(BufferObject {
+            flags,
+            buffer: client.arena.push(bytes),
+            length: bytes.len() as u64,
+            parent,
+            parent_offset: 0,
+        })
+    };
+    let second = child(&[0; 8], 0, 0);
+    let objects = [parent, fds, second, child(b"child", BINDER_BUFFER_FLAG_HAS_PARENT, 2)];
+    assert_eq!(post_array(client.main(), &objects), [Return::TransactionComplete]);
+    let received = take(manager.main());
+    assert_eq!(received_array(&manager, &received), [3, 4]);
+    end(&world, [client, manager]);
+}
+
 #[test]
 fn an_array_with_a_descriptor_that_is_none_fails_whole() {
     let Pair { world, manager, client } = files();
