@@ -25,7 +25,7 @@ mod death;
 mod freeze;
 mod graph;
 mod ioctl;
-pub mod limits;
+mod limits;
 mod message;
 mod node;
 pub mod object;
@@ -40,6 +40,7 @@ mod transaction;
 pub mod wire;
 mod write;
 
+pub use limits::Limits;
 pub use stats::Stats;
 
 use crate::lock_order::{self, Rank};
@@ -182,6 +183,7 @@ pub struct Binder {
 struct Shared {
     contexts: Mutex<Vec<Weak<Context>>>,
     ids: Arc<AtomicU64>,
+    limits: Limits,
     timers: Arc<dyn Timers>,
     freeze_callers: Mutex<FxHashMap<(ProcessId, i32), FreezeCaller>>,
 }
@@ -214,7 +216,13 @@ impl Drop for Process {
 
 impl Binder {
     pub fn new(timers: Arc<dyn Timers>) -> Arc<Binder> {
+        Self::with_limits(timers, Limits::default())
+    }
+
+    /// A driver with limits of its own, for clients that are trusted more or less than usual.
+    pub fn with_limits(timers: Arc<dyn Timers>, limits: Limits) -> Arc<Binder> {
         let shared = Arc::new(Shared {
+            limits,
             contexts: Mutex::default(),
             ids: Arc::default(),
             timers,
@@ -232,7 +240,7 @@ impl Binder {
         let context = Arc::new(Context {
             name: name.to_owned(),
             shared: self.shared.clone(),
-            graph: Mutex::new(Graph::new(self.shared.ids.clone())),
+            graph: Mutex::new(Graph::new(self.shared.ids.clone(), self.shared.limits)),
         });
         self.shared.contexts.lock().push(Arc::downgrade(&context));
         contexts.push(context.clone());

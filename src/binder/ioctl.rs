@@ -19,7 +19,7 @@ impl Process {
     /// Serves one ioctl; consumes `call.reply`, at once or later.
     ///
     /// EINVAL: unknown ioctl, or an argument of the wrong length; ENOMEM: too many threads
-    /// ([`limits`](super::limits)); the rest is said at each ioctl.
+    /// ([`Limits`](super::Limits)); the rest is said at each ioctl.
     pub fn ioctl(self: &Arc<Self>, call: Call) {
         let thread = self.context.locked(|graph| graph.get_thread(self.id, call.tid));
         let thread = match thread {

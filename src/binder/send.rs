@@ -6,6 +6,7 @@
 //!
 //! Whatever fails on the way is undone, and the sender reads why; the rest of the world goes on.
 
+use super::Process;
 use super::graph::{Effect, Graph, NodeId, ProcessId, ThreadId, TransactionId, Work};
 use super::message::Message;
 use super::process::BufferRecord;
@@ -13,7 +14,6 @@ use super::returns::Return;
 use super::thread::ExtendedError;
 use super::transaction::{Fixup, Held, Transaction};
 use super::wire::{TransactionData, align8};
-use super::{Process, limits};
 use crate::Errno;
 use crate::alloc::{Buffer, Request};
 use crate::client_mem::ClientMemory;
@@ -249,7 +249,7 @@ impl Sender<'_> {
             wants_security_ctx: node.txn_security_ctx,
         };
         let thread = graph.threads.get(&self.thread).ok_or_else(Failure::dead)?;
-        if thread.todo.len() >= limits::THREAD_TODO {
+        if thread.todo.len() >= graph.limits.thread_todo {
             return Err(Errno::ENOMEM.into());
         }
         if !oneway {
@@ -342,7 +342,11 @@ impl Sender<'_> {
                     graph.effects.push(Effect::DropFiles(fixups));
                 });
                 alloc.free_buf(&buffer);
-                Err(errno.into())
+                Err(match errno {
+                    // An object found the target's tables gone: it died meanwhile.
+                    Errno::ESRCH => Failure::dead(),
+                    errno => errno.into(),
+                })
             }
         }
     }

@@ -4,7 +4,6 @@
 //! something to give. No thread of the daemon waits with it: the parked read is a record here.
 
 use super::graph::{Effect, Graph, ProcessId, Queue, ThreadId, TransactionId, Work, WorkList};
-use super::limits;
 use super::read::Parked;
 use super::returns::Return;
 use super::{Finish, Poller};
@@ -66,13 +65,13 @@ pub(crate) struct Thread {
 
 impl Graph {
     /// The record of a calling thread, made at its first call (`binder_get_thread`).
-    /// ESRCH: the file has been released; ENOMEM: past [`limits::THREADS`].
+    /// ESRCH: the file has been released; ENOMEM: too many of them.
     pub fn get_thread(&mut self, process: ProcessId, tid: i32) -> Result<ThreadId, Errno> {
         let record = self.processes.get(&process).ok_or(Errno::ESRCH)?;
         if let Some(&thread) = record.threads.get(&tid) {
             return Ok(thread);
         }
-        if record.threads.len() >= limits::THREADS {
+        if record.threads.len() >= self.limits.threads {
             return Err(Errno::ENOMEM);
         }
         let id = ThreadId(self.next_id());

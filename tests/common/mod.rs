@@ -88,14 +88,35 @@ impl Daemon {
         daemon
     }
 
+    /// Starts it on the FUSE door with further arguments, inside a control group if one is named.
+    pub fn start_with(arguments: &[&str], group: Option<&Path>) -> Daemon {
+        let mut daemon = Daemon::spawn_with(&unique_name(), Door::Fuse, arguments, group);
+        daemon.wait_until_ready(Door::Fuse);
+        daemon
+    }
+
     /// Starts it and waits for nothing.
     pub fn spawn(name: &str, door: Door) -> Daemon {
+        Daemon::spawn_with(name, door, &[], None)
+    }
+
+    fn spawn_with(name: &str, door: Door, arguments: &[&str], group: Option<&Path>) -> Daemon {
         let mount = std::env::temp_dir().join(name);
         let log = std::env::temp_dir().join(format!("{name}.{}.log", unique_name()));
         fs::create_dir_all(&mount).or_else(stale_mount).expect("a directory to mount on");
-        let child = Command::new(DAEMON)
+        let mut command = match group {
+            None => Command::new(DAEMON),
+            Some(group) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", "echo $$ >\"$0/cgroup.procs\" && exec \"$@\""]);
+                shell.arg(group).arg(DAEMON);
+                shell
+            }
+        };
+        let child = command
             .args(["--name", name, "--door", door.flag(), "--foreground", "--mount"])
             .arg(&mount)
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(&log).expect("a log file"))

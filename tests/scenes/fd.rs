@@ -2,12 +2,14 @@
 
 use crate::support::*;
 use fakebinder::Errno;
+use fakebinder::binder::Client;
 use fakebinder::binder::command::Command;
 use fakebinder::binder::object::{BufferObject, FdArrayObject, FlatObject, Object};
 use fakebinder::binder::returns::Return;
 use fakebinder::binder::wire::{PtrCookie, TransactionData};
 use fakebinder::sim::{Sim, SimFile, SimThread, World};
 use fakebinder::uapi::{self, BINDER_BUFFER_FLAG_HAS_PARENT, FLAT_BINDER_FLAG_ACCEPTS_FDS};
+use std::sync::Arc;
 
 /// A manager that accepts descriptors, and a client that has some.
 fn files() -> Pair {
@@ -226,6 +228,21 @@ fn what_comes_before_a_call_whose_descriptors_do_not_fit_is_read() {
     end(&world, [client, manager]);
 }
 
+/// Nothing is read, so nothing is asked for; what is read then, asks.
+#[test]
+fn a_call_whose_descriptors_do_not_fit_asks_for_no_thread() {
+    let Pair { world, manager, client } = files();
+    let limit = 1_u32.to_ne_bytes();
+    manager.main().call(uapi::BINDER_SET_MAX_THREADS, &limit).unwrap();
+    let waiting = manager.main().enter_looper();
+    manager.limit_files(0);
+    post_with(client.main(), 0, &[fd(10)]);
+    assert!(waiting.is_blocked());
+    post(client.main(), 0, 2, b"");
+    assert!(matches!(waiting.returns()[..], [Return::SpawnLooper, Return::Transaction(_)]));
+    end(&world, [client, manager]);
+}
+
 #[test]
 fn node_work_before_a_call_whose_descriptors_do_not_fit_is_read() {
     let Pair { world, manager, client } = pair();
@@ -393,11 +410,26 @@ fn an_array_outside_of_memory_is_einval() {
 #[test]
 fn descriptors_on_their_way_to_a_dead_process_are_let_go() {
     let Pair { world, manager, client } = files();
-    let file = std::sync::Arc::strong_count(&client.client);
+    let file = client.client.take_file(200, 10).unwrap();
+    let before = Arc::strong_count(&file);
     post_with(client.main(), 0, &[fd(10)]);
     post_array(client.main(), &array(&client, &[10, 11], 2, 0));
+    assert_eq!(Arc::strong_count(&file), before + 2);
     manager.release();
+    assert_eq!(Arc::strong_count(&file), before);
     assert_eq!(world.stats().transactions, 0);
-    assert_eq!(std::sync::Arc::strong_count(&client.client), file);
     end(&world, [client]);
+}
+
+#[test]
+fn descriptors_of_a_failed_call_are_let_go() {
+    let Pair { world, manager, client } = files();
+    let file = client.client.take_file(200, 10).unwrap();
+    let before = Arc::strong_count(&file);
+    assert_eq!(post_with(client.main(), 0, &[fd(10), handle(9)]), [Return::FailedReply]);
+    let mut objects = array(&client, &[10, 11], 2, 0).to_vec();
+    objects.push(handle(9));
+    assert_eq!(post_array(client.main(), &objects), [Return::FailedReply]);
+    assert_eq!(Arc::strong_count(&file), before);
+    end(&world, [client, manager]);
 }

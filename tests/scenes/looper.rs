@@ -3,6 +3,7 @@
 use crate::support::*;
 use fakebinder::binder::command::Command;
 use fakebinder::binder::returns::Return;
+use fakebinder::binder::wire::WriteRead;
 use fakebinder::sim::{Pending, Sim, SimThread};
 use fakebinder::uapi;
 
@@ -81,6 +82,22 @@ fn br_spawn_looper_is_not_asked_without_a_limit() {
     let Pair { world, manager, client } = pair();
     manager.main().write(&[Command::EnterLooper]);
     assert!(!asks_for_a_thread(&serve(manager.main(), &client)), "max threads is 0 at first");
+    end(&world, [client, manager]);
+}
+
+/// The request was not read, so it was not made.
+#[test]
+fn br_spawn_looper_that_cannot_be_written_is_asked_again() {
+    let Pair { world, manager, client } = pair();
+    set_max_threads(&manager, 1);
+    manager.main().write(&[Command::EnterLooper]);
+    let read_buffer = manager.arena.push(&[0; 256]);
+    manager.arena.unmap(read_buffer + 40, 8);
+    post(client.main(), 0, 1, b"");
+    let call = WriteRead { read_size: 256, read_buffer, ..Default::default() };
+    assert!(manager.main().write_read(call).ended().unwrap().result.is_err());
+    manager.process.flush();
+    assert!(asks_for_a_thread(&manager.main().read()));
     end(&world, [client, manager]);
 }
 
@@ -215,11 +232,8 @@ fn a_call_that_a_thread_exits_with_unread_gets_dead_reply() {
     let thread = manager.thread(101);
     introduce(thread);
     let buffer = manager.arena.push(&[0; 64]);
-    let reading = thread.write_read(fakebinder::binder::wire::WriteRead {
-        read_size: 64,
-        read_buffer: buffer,
-        ..Default::default()
-    });
+    let reading =
+        thread.write_read(WriteRead { read_size: 64, read_buffer: buffer, ..Default::default() });
     let calling = call(client.main(), 0, 1, b"");
     assert_eq!(reading.returns(), [Return::Noop], "no room for a transaction");
     assert!(calling.is_blocked());

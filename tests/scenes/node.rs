@@ -42,6 +42,28 @@ fn the_owner_of_a_node_hears_of_a_weak_reference_as_that() {
 }
 
 #[test]
+fn a_node_offered_weak_and_strong_in_one_message_is_told_as_strong() {
+    let Pair { world, manager, client } = pair();
+    let own = node(0x10);
+    let told = post_with(client.main(), 0, &[weak_binder(0x10), binder(0x10)]);
+    assert_eq!(told, [Return::Increfs(own), Return::Acquire(own), Return::TransactionComplete]);
+    end(&world, [client, manager]);
+}
+
+/// It was to be told of the weak reference; the strong one comes from another of its threads.
+#[test]
+fn the_thread_that_makes_a_node_strong_is_told() {
+    let Pair { world, manager, client } = pair();
+    let own = node(0x10);
+    let weak = one_way(client.message(0, 1, b"", &[weak_binder(0x10)]));
+    client.main().write(&[Command::Transaction(weak)]);
+    let told = post_with(client.thread(201), 0, &[binder(0x10)]);
+    assert_eq!(told, [Return::Increfs(own), Return::Acquire(own), Return::TransactionComplete]);
+    assert_eq!(client.main().drain(), [Return::TransactionComplete]);
+    end(&world, [client, manager]);
+}
+
+#[test]
 fn the_owner_of_a_node_is_told_once_however_many_references_there_are() {
     let Pair { world, manager, client } = pair();
     let other = open(&world, 300);

@@ -267,6 +267,29 @@ fn a_signal_does_not_take_work_along() {
 }
 
 #[test]
+fn a_pending_signal_ends_a_read_that_would_wait() {
+    let Pair { world, manager, client } = pair();
+    introduce(manager.main());
+    let reading = manager.main().signalled().read();
+    assert_eq!(reading.ended().unwrap().result, Err(Errno::EINTR));
+    // What is there is given all the same.
+    post(client.main(), 0, 1, b"");
+    assert_eq!(transaction(&manager.main().signalled().read()).code, 1);
+    end(&world, [client, manager]);
+}
+
+#[test]
+fn a_read_that_goes_on_may_give_nothing() {
+    let Pair { world, manager, client } = pair();
+    manager.process.flush();
+    let read_buffer = manager.arena.push(&[0; 256]);
+    let call = WriteRead { read_size: 256, read_consumed: 8, read_buffer, ..Default::default() };
+    let ended = manager.main().write_read(call).ended().unwrap();
+    assert_eq!((ended.result, WriteRead::decode(&ended.out).read_consumed), (Ok(0), 8));
+    end(&world, [client, manager]);
+}
+
+#[test]
 fn br_dead_binder_ends_a_read() {
     let Pair { world, manager, client } = pair();
     let held = [0x10, 0x20].map(|ptr| offer(&client, &manager, ptr));

@@ -144,6 +144,18 @@ fn handles_are_the_smallest_that_are_free() {
 }
 
 #[test]
+fn a_handle_that_is_given_back_between_others_is_the_next() {
+    let Pair { world, manager, client } = pair();
+    for ptr in [0x10, 0x20, 0x30, 0x40] {
+        offer(&client, &manager, ptr);
+    }
+    manager.main().write(&[Command::Release(3), Command::Release(1)]);
+    client.main().drain();
+    assert_eq!([0x50, 0x60, 0x70].map(|ptr| offer(&client, &manager, ptr)), [1, 3, 5]);
+    end(&world, [client, manager]);
+}
+
+#[test]
 fn a_node_has_one_handle_in_a_process() {
     let Pair { world, manager, client } = pair();
     let held = offer(&client, &manager, 0x10);

@@ -391,3 +391,24 @@ fn a_buffer_freed_before_the_answer_does_not_harm_the_call() {
     assert_eq!(client.data(&reply(&calling)), b"done");
     end(&world, [client, manager]);
 }
+
+/// Two calls in turn from within a call, and neither outcome read.
+#[test]
+fn a_second_failed_reply_that_is_not_read_is_dropped() {
+    let Ring { world, manager, client, third, to_third, .. } = ring();
+    let fourth = open(&world, 400);
+    let to_fourth = offer(&fourth, &manager, 0x40);
+    let outer = call(client.main(), 0, 1, b"");
+    take(manager.main());
+    manager.main().write(&[Command::Transaction(manager.message(to_third, 2, b"", &[]))]);
+    third.release();
+    manager.main().write(&[Command::Transaction(manager.message(to_fourth, 3, b"", &[]))]);
+    fourth.release();
+    assert_eq!(
+        manager.main().drain(),
+        [Return::TransactionComplete, Return::DeadReply, Return::TransactionComplete]
+    );
+    answer(manager.main().nonblock(), b"still here");
+    assert_eq!(client.data(&reply(&outer)), b"still here");
+    end(&world, [client, manager]);
+}
