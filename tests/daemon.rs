@@ -4,12 +4,13 @@
 
 mod common;
 
+use common::unfilled::Unfilled;
 use common::{Daemon, Door, PATIENCE, skip, unique_name, wait_until};
 use fakebinder::Errno;
 use fakebinder::uapi;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -200,54 +201,6 @@ fn daemonize_returns_when_clients_can_come_and_tells_why_it_cannot() {
     fs::remove_file(&log).unwrap();
 }
 
-/// Pages that nobody fills until this is dropped: who reads them waits.
-struct Unfilled {
-    userfault: Option<OwnedFd>,
-    start: *mut libc::c_void,
-}
-
-impl Unfilled {
-    const SIZE: usize = 4096;
-
-    fn new() -> Unfilled {
-        const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
-        const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
-        // SAFETY: a new descriptor, a new mapping, and two structures that live through their calls.
-        unsafe {
-            let fd = libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC);
-            let fd = OwnedFd::from_raw_fd(Errno::result(fd).unwrap() as i32);
-            let start = libc::mmap(
-                std::ptr::null_mut(),
-                Self::SIZE,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            );
-            assert_ne!(start, libc::MAP_FAILED);
-            let mut api = [0xaau64, 0, 0];
-            Errno::result(libc::ioctl(fd.as_raw_fd(), UFFDIO_API, api.as_mut_ptr())).unwrap();
-            let mut register = [start as u64, Self::SIZE as u64, 1, 0];
-            let registered = libc::ioctl(fd.as_raw_fd(), UFFDIO_REGISTER, register.as_mut_ptr());
-            Errno::result(registered).unwrap();
-            Unfilled { userfault: Some(fd), start }
-        }
-    }
-
-    fn address(&self) -> u64 {
-        self.start as u64
-    }
-}
-
-impl Drop for Unfilled {
-    fn drop(&mut self) {
-        // Without its descriptor it is memory like any other.
-        self.userfault = None;
-        // SAFETY: our own mapping, which is not used any more.
-        unsafe { libc::munmap(self.start, Self::SIZE) };
-    }
-}
-
 #[test]
 fn clients_whose_memory_blocks_do_not_hold_up_others() {
     if !possible() {
@@ -288,7 +241,7 @@ fn clients_whose_memory_blocks_do_not_hold_up_others() {
         assert!(rescued, "{} threads, {before} before", daemon.threads());
         assert_eq!(version(&open(&daemon.fuse()).unwrap()), Ok(8));
         for pages in &mut unfilled {
-            pages.userfault = None;
+            pages.fill();
         }
         // The memory reads as zeros now, which are no command.
         for thread in stuck {

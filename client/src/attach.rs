@@ -67,10 +67,18 @@ pub(crate) fn connect(device: BorrowedFd<'_>) -> Result<(OwnedFd, u32), Errno> {
         ..Default::default()
     };
     match sys::ioctl(device, uapi::FAKEBINDER_ATTACH, &mut request) {
+        // What other drivers say to an ioctl that they do not know, and ours to another process.
+        Err(Errno::EINVAL) if is_fakebinder(device) => return Err(Errno::EINVAL),
         Err(Errno::EINVAL | Errno::ENOTTY) => return Err(Errno::ENODEV),
         other => other?,
     };
     Ok((ours, request.flags))
+}
+
+/// Whether the device knows an ioctl that only fakebinder's has.
+fn is_fakebinder(device: BorrowedFd<'_>) -> bool {
+    let mut stats = uapi::fakebinder_stats::default();
+    matches!(sys::ioctl(device, uapi::FAKEBINDER_STATS, &mut stats), Ok(_) | Err(Errno::EPERM))
 }
 
 /// The one descriptor of a one-byte message. EPROTO for anything else.
