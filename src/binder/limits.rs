@@ -35,7 +35,7 @@ impl Default for Limits {
         Limits {
             threads: 16_384,
             nodes: 262_144,
-            refs: 262_144,
+            refs: 1_048_576,
             links: 262_144,
             thread_todo: 65_536,
             files_per_transaction: 1_024,

@@ -42,10 +42,13 @@ pub use runner::{Options, Outcome, Report, Verdict, list, run};
 
 use scene::Scene;
 
+/// What a test does with its processes.
+type Test = fn(&Scene);
+
 /// The tests of one noun.
 struct Group {
     name: &'static str,
-    tests: &'static [(&'static str, fn(&Scene))],
+    tests: &'static [(&'static str, Test)],
 }
 
 /// Every test, in the order in which they run.
