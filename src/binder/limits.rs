@@ -37,7 +37,7 @@ impl Default for Limits {
             threads: 16_384,
             nodes: 262_144,
             refs: 1_048_576,
-            links: 262_144,
+            links: 1_048_576,
             thread_todo: 65_536,
             files_per_transaction: crate::uapi::FAKEBINDER_FILES_MAX,
             files_in_flight: 4_096,
