@@ -82,9 +82,7 @@ impl Bench {
         let memory = Memory::new(MemoryConfig::default());
         let mm = HeapMm::new();
         let alloc = Alloc::new(mm.clone(), &memory);
-        alloc
-            .mmap_handler(0x7000_0000, MAPPING)
-            .expect("the first mapping");
+        alloc.mmap_handler(0x7000_0000, MAPPING).expect("the first mapping");
         Bench { memory, mm, alloc }
     }
 
@@ -98,10 +96,7 @@ impl Bench {
             let states = self.alloc.page_states();
             let unused = support::pages(&buffer).find(|&page| states[page] != PageState::Active);
             if let Some(page) = unused {
-                return Err(format!(
-                    "buffer {number}: page {page} is {:?}",
-                    states[page]
-                ));
+                return Err(format!("buffer {number}: page {page} is {:?}", states[page]));
             }
             buffers.push(buffer);
         }
@@ -110,9 +105,7 @@ impl Bench {
 
     /// Frees the buffers; of the first `end` bytes of the mapping every page is then on the LRU.
     fn free(&self, buffers: &[Buffer], order: &[usize; BUFFERS], end: usize) -> Result<(), String> {
-        order
-            .iter()
-            .for_each(|&number| self.alloc.free_buf(&buffers[number]));
+        order.iter().for_each(|&number| self.alloc.free_buf(&buffers[number]));
         let states = self.alloc.page_states();
         let touched = end.div_ceil(PAGE);
         match (0..touched).find(|&page| states[page] != PageState::Lru) {
@@ -148,10 +141,7 @@ impl Bench {
         self.free(&buffers, order, end)?;
         let buffers = self.allocate(sizes)?;
         if self.memory.count() != 0 {
-            return Err(format!(
-                "{} pages in use are on the LRU",
-                self.memory.count()
-            ));
+            return Err(format!("{} pages in use are on the LRU", self.memory.count()));
         }
         self.free(&buffers, order, end)?;
         self.reclaim()

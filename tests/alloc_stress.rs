@@ -25,9 +25,7 @@ fn client_process() {
 }
 
 fn seconds() -> Duration {
-    let seconds = std::env::var("FAKEBINDER_STRESS_SECONDS")
-        .ok()
-        .and_then(|s| s.parse().ok());
+    let seconds = std::env::var("FAKEBINDER_STRESS_SECONDS").ok().and_then(|s| s.parse().ok());
     Duration::from_secs(seconds.unwrap_or(5))
 }
 
@@ -36,10 +34,8 @@ struct Random(u64);
 
 impl Random {
     fn below(&mut self, limit: usize) -> usize {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) as usize % limit
     }
 }
@@ -53,14 +49,8 @@ fn contents(tag: u64, len: usize) -> Vec<u8> {
 /// What the process `pid` has at `address`.
 fn client_reads(pid: u32, address: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0u8; len];
-    let local = libc::iovec {
-        iov_base: bytes.as_mut_ptr().cast(),
-        iov_len: len,
-    };
-    let remote = libc::iovec {
-        iov_base: address as *mut _,
-        iov_len: len,
-    };
+    let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: len };
+    let remote = libc::iovec { iov_base: address as *mut _, iov_len: len };
     // SAFETY: one vector each; the local one is ours, as long as we say.
     let copied = unsafe { libc::process_vm_readv(pid as i32, &local, 1, &remote, 1, 0) };
     assert_eq!(copied, len as isize, "{}", std::io::Error::last_os_error());
@@ -76,9 +66,7 @@ impl Live {
     fn check(&self, alloc: &Alloc, client: u32) {
         let expected = contents(self.tag, self.buffer.data_size);
         let mut ours = vec![0; expected.len()];
-        alloc
-            .copy_from_buffer(&self.buffer, 0, &mut ours)
-            .expect("a live buffer");
+        alloc.copy_from_buffer(&self.buffer, 0, &mut ours).expect("a live buffer");
         assert!(
             ours == expected,
             "buffer {} at {:#x} is not what was written",
@@ -86,11 +74,7 @@ impl Live {
             self.buffer.offset
         );
         let theirs = client_reads(client, self.buffer.user_data, expected.len());
-        assert!(
-            theirs == expected,
-            "the client sees another buffer {}",
-            self.tag
-        );
+        assert!(theirs == expected, "the client sees another buffer {}", self.tag);
     }
 }
 
@@ -101,11 +85,8 @@ fn install_and_free(alloc: &Alloc, client: u32, number: u64, stop: &AtomicBool) 
     let mut allocated = 0;
     while !stop.load(Ordering::Relaxed) {
         // Mostly smaller than a page, so that neighbours share one.
-        let size = if random.below(8) == 0 {
-            random.below(10 * PAGE)
-        } else {
-            8 + random.below(2000)
-        };
+        let size =
+            if random.below(8) == 0 { random.below(10 * PAGE) } else { 8 + random.below(2000) };
         match alloc.alloc_new_buf(&request(size)) {
             Ok(buffer) => {
                 allocated += 1;
@@ -181,25 +162,17 @@ fn use_until_gone(memory: &Arc<Memory>, stop: &AtomicBool) -> usize {
 }
 
 fn open_descriptors() -> usize {
-    std::fs::read_dir("/proc/self/fd")
-        .expect("our descriptors")
-        .count()
+    std::fs::read_dir("/proc/self/fd").expect("our descriptors").count()
 }
 
 fn stress(time: Duration, page_install: PageInstall, inject: &str, page_budget: Option<u64>) {
     let inject: Injector = inject.parse().expect("a specification");
-    let memory = Memory::new(MemoryConfig {
-        page_install,
-        inject,
-        page_budget,
-    });
+    let memory = Memory::new(MemoryConfig { page_install, inject, page_budget });
     // The userfaultfd is there from the first client on.
     drop(Client::start(&CLIENT, 1 << 20, &memory));
     let descriptors = open_descriptors();
 
-    let clients: Vec<Client> = (0..2)
-        .map(|_| Client::start(&CLIENT, 512 << 10, &memory))
-        .collect();
+    let clients: Vec<Client> = (0..2).map(|_| Client::start(&CLIENT, 512 << 10, &memory)).collect();
     let (stop, reclaimed) = (AtomicBool::new(false), AtomicUsize::new(0));
     let (mut buffers, mut rounds) = (0, 0);
     thread::scope(|scope| {
@@ -222,10 +195,7 @@ fn stress(time: Duration, page_install: PageInstall, inject: &str, page_budget: 
             thread::sleep(Duration::from_millis(20));
         }
         stop.store(true, Ordering::Relaxed);
-        buffers = installers
-            .into_iter()
-            .map(|thread| thread.join().expect("an installer"))
-            .sum();
+        buffers = installers.into_iter().map(|thread| thread.join().expect("an installer")).sum();
         rounds = leavers.join().expect("the clients that go away");
     });
     let reclaimed = reclaimed.into_inner();
@@ -252,10 +222,5 @@ fn live_buffers_keep_their_bytes_whatever_others_do() {
     stress(seconds() / 5, PageInstall::Exclusive, "", None);
     let faults =
         "alloc_page:share=0.01,vm_insert_page:delay=50us:share=0.05,zap:delay=100us:share=0.02";
-    stress(
-        seconds() / 5,
-        PageInstall::Shared,
-        faults,
-        Some(96 * PAGE as u64),
-    );
+    stress(seconds() / 5, PageInstall::Shared, faults, Some(96 * PAGE as u64));
 }
