@@ -274,7 +274,8 @@ fn a_receiver_that_dies_takes_its_descriptors_along() {
     on_devices(|target| {
         let _registrar = target.registrar();
         // Once it has been called, the daemon has opened all that it wants of it.
-        Thread::new(&target.open()).call(&Call::to(0).code(common::GET)).unwrap();
+        let bystander = target.open();
+        Thread::new(&bystander).call(&Call::to(0).code(common::GET)).unwrap();
         let before = target.daemon.as_ref().map(|daemon| descriptors(daemon.pid()));
         let (reader, writer) = pipe().unwrap();
         let path = target.path.clone();
