@@ -77,7 +77,7 @@ impl Process {
             result = self.begin_read(thread, &call, &data, nice);
             if result.is_ok() {
                 let Call { nonblock, memory, reply, .. } = call;
-                let read = Parked { call: data, memory, nonblock, reply };
+                let read = Parked::new(data, memory, nonblock, reply);
                 return self.context.locked(|graph| graph.resume_read(thread, read));
             }
             self.context.locked(|graph| graph.wakeup_leftover(self.id));

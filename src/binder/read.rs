@@ -20,12 +20,36 @@ use std::sync::atomic::{AtomicI32, Ordering};
 /// The least room in a read buffer for one more return: the largest there is, with its number.
 const ROOM: u64 = 4 + size_of::<uapi::binder_transaction_data_secctx>() as u64;
 
+/// Bytes of a page of any client, or a part of them.
+const PAGE: u64 = 4096;
+
 /// A BINDER_WRITE_READ in its read part.
 pub(crate) struct Parked {
     pub call: WriteRead,
     pub memory: Arc<dyn ClientMemory>,
     pub nonblock: bool,
     pub reply: Box<dyn Reply>,
+    /// `read_consumed` when it began: what a read that fails says.
+    pub start: u64,
+}
+
+impl Parked {
+    pub fn new(
+        call: WriteRead,
+        memory: Arc<dyn ClientMemory>,
+        nonblock: bool,
+        reply: Box<dyn Reply>,
+    ) -> Parked {
+        Parked { start: call.read_consumed, call, memory, nonblock, reply }
+    }
+
+    /// The buffer lies in more than one page, of which any may turn out not to be there: then
+    /// each return is written before the next is taken, so that only the one that does not fit is
+    /// lost. Where the first word can be written, the rest of its page can.
+    fn in_steps(&self) -> bool {
+        let last = self.call.read_buffer.wrapping_add(self.call.read_size.saturating_sub(1));
+        self.call.read_buffer / PAGE != last / PAGE
+    }
 }
 
 /// Returns on their way to a client.
@@ -41,6 +65,8 @@ pub(crate) struct Delivery {
     /// The thread could take the process's work when it began to wait.
     for_process: bool,
     transaction: Option<Delivered>,
+    /// There may be more to read when this is written.
+    is_step: bool,
 }
 
 /// The transaction at the end of a delivery.
@@ -65,6 +91,8 @@ enum Collected {
     Nothing,
     /// All there was, or as much as there is room for.
     Returns,
+    /// One return of perhaps more, for a buffer that is filled in steps.
+    Step,
     /// A transaction came, which ends a read.
     Transaction(Delivered),
 }
@@ -96,8 +124,9 @@ impl Graph {
                 };
                 return self.finish_read(id, read, errno);
             }
-            match self.collect(id, &read.call, for_process, &mut bytes) {
+            match self.collect(id, &read, for_process, &mut bytes) {
                 Collected::Nothing => {}
+                Collected::Step => return self.deliver_step(id, read, bytes, for_process),
                 Collected::Returns => return self.deliver(id, read, bytes, for_process, None),
                 Collected::Transaction(delivered) => {
                     return self.deliver(id, read, bytes, for_process, Some(delivered));
@@ -106,11 +135,12 @@ impl Graph {
         }
     }
 
-    /// Reads on after a transaction that could not be given out. What was collected before it
-    /// is given, even when nothing follows.
+    /// Reads on after a step, or after a transaction that could not be given out. What was
+    /// collected before it is given, even when nothing follows.
     fn continue_read(&mut self, id: ThreadId, read: Parked, mut bytes: Vec<u8>, for_process: bool) {
-        match self.collect(id, &read.call, for_process, &mut bytes) {
+        match self.collect(id, &read, for_process, &mut bytes) {
             Collected::Nothing => self.wait_for_work(id, read, bytes),
+            Collected::Step => self.deliver_step(id, read, bytes, for_process),
             Collected::Returns => self.deliver(id, read, bytes, for_process, None),
             Collected::Transaction(delivered) => {
                 self.deliver(id, read, bytes, for_process, Some(delivered));
@@ -149,9 +179,32 @@ impl Graph {
             spawn_looper,
             for_process,
             transaction,
+            is_step: false,
         });
         self.wakeup_leftover(process);
         self.effects.push(Effect::Deliver(delivery));
+    }
+
+    /// One return goes to the client; the read goes on when it has it.
+    fn deliver_step(&mut self, id: ThreadId, read: Parked, bytes: Vec<u8>, for_process: bool) {
+        let owner = self.threads.get(&id).and_then(|thread| {
+            let process = self.processes.get(&thread.process)?.process.clone();
+            Some((process, thread.tid))
+        });
+        let Some((process, tid)) = owner else {
+            return self.finish_read(id, read, Errno::ESRCH);
+        };
+        self.effects.push(Effect::Deliver(Box::new(Delivery {
+            process,
+            thread: id,
+            tid,
+            read,
+            bytes,
+            spawn_looper: false,
+            for_process,
+            transaction: None,
+            is_step: true,
+        })));
     }
 
     fn park(&mut self, id: ThreadId, read: Parked, for_process: bool) {
@@ -181,11 +234,16 @@ impl Graph {
     fn collect(
         &mut self,
         id: ThreadId,
-        call: &WriteRead,
+        read: &Parked,
         for_process: bool,
         bytes: &mut Vec<u8>,
     ) -> Collected {
+        let call = &read.call;
+        let before = bytes.len();
         loop {
+            if bytes.len() > before && read.in_steps() {
+                return Collected::Step;
+            }
             let Some(thread) = self.threads.get_mut(&id) else {
                 return Collected::Returns;
             };
@@ -358,6 +416,9 @@ impl Graph {
     fn transaction_undelivered(&mut self, delivery: &Delivery) {
         if let Some(thread) = self.threads.get_mut(&delivery.thread) {
             thread.known_read_buffer = None;
+            thread.looper_need_return = false;
+            let process = thread.process;
+            self.wakeup_leftover(process);
         }
         if delivery.spawn_looper
             && let Some(record) = self.processes.get_mut(&delivery.process.id)
@@ -415,9 +476,17 @@ impl Delivery {
         self.finish_record();
         if let Err(errno) = self.write() {
             let effects = context.collect_effects(|graph| graph.transaction_undelivered(&self));
+            self.read.call.read_consumed = self.read.start;
             let out = self.read.call.encode();
             self.read.reply.send(Err(errno), &out);
             return effects;
+        }
+        if self.is_step {
+            let Delivery { thread, mut read, bytes, for_process, .. } = *self;
+            read.call.read_consumed += bytes.len() as u64;
+            return context.collect_effects(|graph| {
+                graph.continue_read(thread, read, Vec::new(), for_process);
+            });
         }
         let mut effects = Vec::new();
         if let Some(delivered) = &self.transaction {

@@ -4,9 +4,10 @@ use crate::support::*;
 use fakebinder::Errno;
 use fakebinder::binder::command::Command;
 use fakebinder::binder::returns::Return;
-use fakebinder::binder::wire::{HandleCookie, WriteRead};
+use fakebinder::binder::wire::{HandleCookie, TransactionData, WriteRead};
 use fakebinder::client_mem::ClientMemory;
 use fakebinder::sim::{Pending, SimThread};
+use fakebinder::uapi::TF_ONE_WAY;
 
 /// Reads with a buffer of `size` bytes.
 fn read_with(thread: SimThread<'_>, size: u64) -> Pending {
@@ -329,5 +330,27 @@ fn a_second_read_of_a_thread_ends_the_first() {
     assert_eq!(waiting.ended().unwrap().result, Err(Errno::EINTR));
     post(client.main(), 0, 1, b"");
     assert_eq!(transaction(&second).code, 1);
+    end(&world, [client, manager]);
+}
+
+/// A buffer that lies in two pages, of which the second is not there: what fits before it was
+/// read, what does not fit is lost, and what comes after that waits for the next read.
+#[test]
+fn only_the_return_that_meets_a_hole_is_lost() {
+    let Pair { world, manager, client } = pair();
+    for code in 1..=3 {
+        let data = client.message(0, code, b"", &[]);
+        let data = TransactionData { flags: TF_ONE_WAY, ..data };
+        client.main().write(&[Command::Transaction(data)]);
+    }
+    let next_page = (client.arena.push(&[]) + 8).next_multiple_of(4096);
+    client.arena.push(&vec![0; (next_page - client.arena.push(&[])) as usize + 256]);
+    client.arena.unmap(next_page, 256);
+    let call = WriteRead { read_size: 256, read_buffer: next_page - 8, ..Default::default() };
+    let ended = client.main().write_read(call).ended().unwrap();
+    assert_eq!(ended.result, Err(Errno::EFAULT));
+    assert_eq!(WriteRead::decode(&ended.out).read_consumed, 0);
+    assert_eq!(client.main().read().returns(), [Return::Noop, Return::TransactionComplete]);
+    assert!(client.main().read().is_blocked());
     end(&world, [client, manager]);
 }
