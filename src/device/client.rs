@@ -1,18 +1,28 @@
 //! The process behind an open file, as the engine reaches it.
 
-use super::files::Channel;
+use super::{files::Channel, warn_once};
 use crate::{Errno, binder, client_mem, uapi};
+use nix::sys::resource::{Resource, getrlimit};
 use parking_lot::Mutex;
 use std::any::Any;
 use std::collections::HashMap;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 /// A descriptor taken from a client.
-pub struct TakenFile(pub OwnedFd);
+pub struct TakenFile {
+    file: OwnedFd,
+    clients: Arc<Clients>,
+}
+
+impl Drop for TakenFile {
+    fn drop(&mut self) {
+        self.clients.taken.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 impl binder::File for TakenFile {
     fn as_any(&self) -> &dyn Any {
@@ -75,6 +85,14 @@ pub fn thread_group(tid: i32) -> Result<i32, Errno> {
     numbers(&status, "Tgid:").and_then(|mut numbers| numbers.next()).ok_or(Errno::ESRCH)
 }
 
+/// Files on their way may have half of this process's descriptors: the others are for opens.
+fn most_taken() -> usize {
+    static MOST: OnceLock<usize> = OnceLock::new();
+    *MOST.get_or_init(|| {
+        getrlimit(Resource::RLIMIT_NOFILE).map_or(512, |(soft, _)| soft as usize / 2)
+    })
+}
+
 /// The security context of a thread, with a NUL; none where there is no security module.
 fn security_context_of(tid: i32) -> Option<Vec<u8>> {
     let mut context = fs::read(format!("/proc/{tid}/attr/current")).ok()?;
@@ -93,6 +111,8 @@ fn security_context_of(tid: i32) -> Option<Vec<u8>> {
 #[derive(Default)]
 pub struct Clients {
     by_pid: Mutex<HashMap<i32, Weak<Client>>>,
+    /// How many of our descriptors are files on their way from one to another.
+    taken: AtomicUsize,
 }
 
 impl Clients {
@@ -153,8 +173,17 @@ impl Drop for Client {
 
 impl binder::Client for Client {
     fn take_file(&self, tid: i32, fd: i32) -> Result<Arc<dyn binder::File>, Errno> {
-        let file = client_mem::getfd(self.pidfd.as_fd(), tid, fd)?;
-        Ok(Arc::new(TakenFile(file)))
+        let taken = self.clients.taken.fetch_add(1, Ordering::Relaxed);
+        // Counted until it is dropped, and not at all if it does not come to be.
+        let not_taken = |_: &Errno| _ = self.clients.taken.fetch_sub(1, Ordering::Relaxed);
+        if taken >= most_taken() {
+            warn_once!(
+                "clients do not read the descriptors that they are sent: {taken} are on their way"
+            );
+            return Err(Errno::EMFILE).inspect_err(not_taken);
+        }
+        let file = client_mem::getfd(self.pidfd.as_fd(), tid, fd).inspect_err(not_taken)?;
+        Ok(Arc::new(TakenFile { file, clients: self.clients.clone() }))
     }
 
     fn accepts_files(&self) -> bool {
@@ -176,7 +205,7 @@ impl binder::Client for Client {
     ) -> Result<Vec<i32>, Errno> {
         let descriptors: Option<Vec<RawFd>> = files
             .iter()
-            .map(|file| Some(file.as_any().downcast_ref::<TakenFile>()?.0.as_raw_fd()))
+            .map(|file| Some(file.as_any().downcast_ref::<TakenFile>()?.file.as_raw_fd()))
             .collect();
         let descriptors = descriptors.ok_or(Errno::EBADF)?;
         self.channel.lock().as_mut().ok_or(Errno::EOPNOTSUPP)?.install(&descriptors)

@@ -3,7 +3,8 @@
 //! A worker never waits for a client on purpose, but a client can make one wait: its memory may
 //! lie behind a userfaultfd or a mount of its own, and then `process_vm_readv` blocks. So when
 //! all workers have been busy for [`Limits::stuck`] and none has come back for another request,
-//! one more is started, up to [`Limits::most`]. A worker that comes back and finds
+//! one more is started, up to [`Limits::most`]; and when that, too, is soon held up, the next ones
+//! come after a tenth of the time. A worker that comes back and finds
 //! [`Limits::least`] others waiting for requests leaves. An idle pool has `least` threads, all of
 //! them asleep in `read`, and a supervisor that sleeps, too.
 
@@ -23,10 +24,11 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// As many as there are cores, 2 to 4; up to 32 while clients hold some of them up.
+    /// As many as there are cores, 2 to 4; up to 256 while clients hold some of them up. One that
+    /// is held up costs its stack and little else.
     pub fn of_this_machine() -> Limits {
         let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get());
-        Limits { least: cores.clamp(2, 4), most: 32, stuck: Duration::from_millis(100) }
+        Limits { least: cores.clamp(2, 4), most: 256, stuck: Duration::from_millis(100) }
     }
 }
 
@@ -136,6 +138,7 @@ impl Pool {
         const CALM: u32 = 10;
         let mut calm = CALM;
         let mut last_reads = None;
+        let mut patience = self.limits.stuck;
         while !self.ended.load(SeqCst) {
             if calm >= CALM {
                 self.asleep.store(true, SeqCst);
@@ -149,11 +152,12 @@ impl Pool {
                 (calm, last_reads) = (0, None);
             }
             let mut woken = self.supervisor.lock();
-            self.wake.wait_for(&mut woken, self.limits.stuck);
+            self.wake.wait_for(&mut woken, patience);
             *woken = false;
             drop(woken);
             if self.reading.load(SeqCst) > 0 {
                 (calm, last_reads) = (calm + 1, None);
+                patience = self.limits.stuck;
                 continue;
             }
             calm = 0;
@@ -161,6 +165,7 @@ impl Pool {
             if last_reads.replace(reads) == Some(reads) {
                 self.rescue();
                 last_reads = None;
+                patience = self.limits.stuck / 10;
             }
         }
     }
