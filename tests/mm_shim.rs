@@ -89,6 +89,10 @@ fn a_buffer_file_has_its_size_and_mode_for_good() {
     assert_eq!(nix::unistd::ftruncate(&file.memfd, 8 << 20), Err(Errno::EPERM));
     assert_eq!(nix::unistd::write(&file.read_only, &[1]), Err(Errno::EBADF));
     assert_eq!(resident(&file.memfd), 0);
+    for fd in [&file.memfd, &file.read_only] {
+        let flags = nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_GETFD).expect("a descriptor");
+        assert_eq!(flags, libc::FD_CLOEXEC);
+    }
 }
 
 #[test]

@@ -405,3 +405,50 @@ impl Mm for ClientMm {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::FromRawFd;
+
+    /// Whether we have our own maps open, of which only this test opens any for longer.
+    fn maps_open() -> bool {
+        let ours = format!("/proc/{}/maps", std::process::id());
+        let links = std::fs::read_dir("/proc/self/fd")
+            .expect("our descriptors")
+            .flatten();
+        links
+            .filter_map(|link| std::fs::read_link(link.path()).ok())
+            .any(|path| path.ends_with(&ours))
+    }
+
+    /// Our own process is the client here.
+    #[test]
+    fn a_client_too_many_has_its_maps_open_only_while_they_are_used() {
+        let pid = std::process::id() as i32;
+        // SAFETY: takes no pointer; the descriptor is new and ours.
+        let pidfd =
+            unsafe { OwnedFd::from_raw_fd(libc::syscall(libc::SYS_pidfd_open, pid, 0) as i32) };
+        let pidfd = Arc::new(pidfd);
+        let new = || {
+            let file = create_memfd("fakebinder-test").expect("a buffer file");
+            ClientMm::new(pid, pidfd.clone(), file.memfd, MappingKind::Memfd).expect("an mm")
+        };
+        let use_twice = |mm: &ClientMm| {
+            assert!(mm.mmget_not_zero() && mm.mmget_not_zero());
+            mm.mmput();
+            let maps = mm.users.lock().maps.is_some();
+            mm.mmput();
+            (maps, mm.users.lock().maps.is_some())
+        };
+        let before = KEPT.swap(MAX_KEPT - 1, Ordering::Relaxed);
+        let (last, too_many) = (new(), new());
+        assert_eq!(use_twice(&last), (true, true));
+        assert_eq!(KEPT.load(Ordering::Relaxed), MAX_KEPT);
+        assert_eq!(use_twice(&last), (true, true));
+        assert_eq!(use_twice(&too_many), (true, false));
+        assert!(maps_open());
+        drop((last, too_many));
+        assert_eq!(KEPT.swap(before, Ordering::Relaxed), MAX_KEPT - 1);
+    }
+}
