@@ -27,7 +27,7 @@ mod freeze;
 mod graph;
 pub mod invariants;
 mod ioctl;
-pub mod limits;
+mod limits;
 mod message;
 mod node;
 pub mod object;
@@ -42,11 +42,12 @@ mod transaction;
 pub mod wire;
 mod write;
 
+pub use limits::Limits;
 pub use stats::Stats;
 
 use crate::lock_order::{self, Rank};
 use crate::{Errno, alloc::Alloc, client_mem::ClientMemory};
-use graph::{Effect, Graph, ProcessId, ThreadId};
+use graph::{Effect, Graph, ProcessId};
 use parking_lot::Mutex;
 use process::ProcessRecord;
 use rustc_hash::FxHashMap;
@@ -121,9 +122,15 @@ pub trait Client: Send + Sync {
     /// Sets it, as far as the client itself might (RLIMIT_NICE).
     fn set_nice(&self, tid: i32, nice: i32);
 
-    /// The security context of a thread of this client, with its trailing NUL. EOPNOTSUPP where
-    /// there is no security module.
-    fn security_context(&self, tid: i32) -> Result<Vec<u8>, Errno>;
+    /// The security context that this client had when it opened the device, with its trailing
+    /// NUL. EOPNOTSUPP where there is no security module.
+    fn security_context(&self) -> Result<Vec<u8>, Errno>;
+
+    /// Whether its pid is still its own: once it has ended and was waited for, another process
+    /// may get that number, while a child goes on with the open file.
+    fn has_pid(&self) -> bool {
+        true
+    }
 
     /// `pid` (of another client, in the daemon's namespace) as this client sees it; 0 when it
     /// does not.
@@ -178,6 +185,7 @@ pub struct Binder {
 struct Shared {
     contexts: Mutex<Vec<Weak<Context>>>,
     ids: Arc<AtomicU64>,
+    limits: Limits,
     timers: Arc<dyn Timers>,
     freeze_callers: Mutex<FxHashMap<(ProcessId, i32), FreezeCaller>>,
 }
@@ -210,7 +218,13 @@ impl Drop for Process {
 
 impl Binder {
     pub fn new(timers: Arc<dyn Timers>) -> Arc<Binder> {
+        Self::with_limits(timers, Limits::default())
+    }
+
+    /// A driver with limits of its own, for clients that are trusted more or less than usual.
+    pub fn with_limits(timers: Arc<dyn Timers>, limits: Limits) -> Arc<Binder> {
         let shared = Arc::new(Shared {
+            limits,
             contexts: Mutex::default(),
             ids: Arc::default(),
             timers,
@@ -228,7 +242,7 @@ impl Binder {
         let context = Arc::new(Context {
             name: name.to_owned(),
             shared: self.shared.clone(),
-            graph: Mutex::new(Graph::new(self.shared.ids.clone())),
+            graph: Mutex::new(Graph::new(self.shared.ids.clone(), self.shared.limits)),
         });
         self.shared.contexts.lock().push(Arc::downgrade(&context));
         contexts.push(context.clone());
@@ -348,12 +362,6 @@ impl Context {
                 }
                 Effect::DropProcess(process) => drop(process),
             }
-        }
-    }
-
-    fn note_nice_changed(&self, thread: ThreadId) {
-        if let Some(thread) = self.graph.lock().threads.get_mut(&thread) {
-            thread.nice_changed = true;
         }
     }
 }

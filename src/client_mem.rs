@@ -5,6 +5,7 @@
 //! has gathered for a CUSE retry, or plain bytes in tests and fuzz targets.
 
 use crate::Errno;
+use crate::lock_order::assert_outside_graph;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
 use parking_lot::Mutex;
@@ -94,6 +95,16 @@ impl ProcessMemory {
             Ok(length) if length == wanted => Ok(()),
             // Stopped at the first address that is not the client's to be read or written.
             Ok(_) => Err(Errno::EFAULT),
+            Err(Errno::EPERM) => {
+                static SAID: AtomicBool = AtomicBool::new(false);
+                if !SAID.swap(true, Ordering::Relaxed) {
+                    log::warn!(
+                        "a client's memory cannot be reached: it takes CAP_SYS_PTRACE here (or the client's uid and \
+                         capabilities), and Yama's kernel.yama.ptrace_scope at 0 or that capability, below 3"
+                    );
+                }
+                Err(Errno::EPERM)
+            }
             Err(error) => Err(error),
         }
     }
@@ -104,6 +115,7 @@ const MOST_RANGES: usize = 1024;
 
 impl ClientMemory for ProcessMemory {
     fn read(&self, addr: u64, dst: &mut [u8]) -> Result<(), Errno> {
+        assert_outside_graph();
         if dst.is_empty() {
             return Ok(());
         }
@@ -113,6 +125,7 @@ impl ClientMemory for ProcessMemory {
     }
 
     fn read_vectored(&self, parts: &mut [(u64, &mut [u8])]) -> Result<(), Errno> {
+        assert_outside_graph();
         for parts in parts.chunks_mut(MOST_RANGES) {
             let remote: Vec<RemoteIoVec> = parts
                 .iter()
@@ -129,6 +142,7 @@ impl ClientMemory for ProcessMemory {
     }
 
     fn read_shared(&self, addr: u64, dst: SharedSlice<'_>) -> Result<(), Errno> {
+        assert_outside_graph();
         if dst.is_empty() {
             return Ok(());
         }
@@ -142,6 +156,7 @@ impl ClientMemory for ProcessMemory {
     }
 
     fn write(&self, addr: u64, src: &[u8]) -> Result<(), Errno> {
+        assert_outside_graph();
         if src.is_empty() {
             return Ok(());
         }
@@ -260,6 +275,15 @@ fn pidfd_open_with(id: i32, flags: libc::c_uint) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
+/// Whether the process still has a number: it has not ended, or was not waited for.
+pub fn pidfd_exists(pidfd: BorrowedFd<'_>) -> bool {
+    let none = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: no signal is sent (0), and none is described.
+    let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), 0, none, 0) };
+    // EPERM is a process, too.
+    Errno::result(sent) != Err(Errno::ESRCH)
+}
+
 /// A copy of the descriptor `fd` of a process. EBADF when it has none of that number; EPERM when
 /// this process may not look into it (ptrace access: CAP_SYS_PTRACE, Yama).
 pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: i32) -> Result<OwnedFd, Errno> {
@@ -273,6 +297,7 @@ pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: i32) -> Result<OwnedFd, Errno> {
 /// A copy of the descriptor `fd` of the thread `tid` of the process `pidfd`. Threads nearly always
 /// share their descriptors; where one does not, or the first thread has exited, Linux >= 6.9 tells.
 pub fn getfd(pidfd: BorrowedFd<'_>, tid: i32, fd: i32) -> Result<OwnedFd, Errno> {
+    assert_outside_graph();
     use std::os::fd::AsFd;
     static THREADS_HAVE_PIDFDS: AtomicBool = AtomicBool::new(true);
     if THREADS_HAVE_PIDFDS.load(Ordering::Relaxed) {

@@ -4,13 +4,15 @@
 //! it is mapped and how ioctl arguments travel. From an [`Open`] on they are the same, and a
 //! client of one can call a client of the other.
 //!
-//! Nothing here waits for a client: an ioctl that must wait is a [`Call`](binder::Call) that the
+//! Nothing here waits for a client: an ioctl that must wait is a [`Call`] that the
 //! engine keeps, and whoever completes it writes the reply.
 
 pub mod attach;
 pub mod claim;
 pub mod client;
+mod control;
 pub mod cuse;
+pub mod files;
 pub mod fuse;
 pub mod reply;
 pub mod retry;
@@ -20,7 +22,6 @@ pub mod tree;
 pub mod wire;
 pub mod workers;
 
-use self::attach::Channel;
 use self::client::{Client, Clients};
 use self::reply::{CopyOut, IoctlReply, PollWaiter};
 use self::retry::{Rounds, Step};
@@ -35,6 +36,7 @@ use crate::{Errno, uapi};
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -78,13 +80,15 @@ pub struct Device {
 
 /// One open of a device, by one process. A file handle on the wire (`fh`) stands for one of these.
 pub struct Open {
+    hub: Arc<Hub>,
     client: Arc<Client>,
     process: Arc<Process>,
     /// For the attach handshake; none where the file itself can be mapped.
     buffer: Option<OwnedFd>,
     mm: Arc<ClientMm>,
+    /// A socket that the client is to connect to (see [`attach`]).
+    listener: Mutex<Option<UnixListener>>,
     nonblock: bool,
-    channel: Mutex<Option<Channel>>,
     /// The client's memory cannot be reached from here: the kernel must gather it.
     gathered: AtomicBool,
     /// For each thread whose ioctl is being gathered, what was asked for last.
@@ -113,6 +117,7 @@ impl Device {
         let alloc = Alloc::new(mm.clone(), &self.hub.memory);
         let process = self.context.open(client.pid, header.tid, client.clone(), alloc);
         Ok(Arc::new(Open {
+            hub: self.hub.clone(),
             client,
             process,
             buffer: match mapping {
@@ -120,12 +125,18 @@ impl Device {
                 MappingKind::FuseFile { .. } => None,
             },
             mm,
+            listener: Mutex::new(None),
             nonblock: flags & libc::O_NONBLOCK as u32 != 0,
-            channel: Mutex::new(None),
             gathered: AtomicBool::new(false),
             rounds: Mutex::default(),
         }))
     }
+}
+
+/// The driver does not look at the argument of these two: it may be a null pointer.
+fn reads_argument(cmd: u32) -> bool {
+    let ignored = matches!(cmd, uapi::BINDER_THREAD_EXIT | uapi::BINDER_SET_CONTEXT_MGR);
+    uapi::ioc_copies_in(cmd) && !ignored
 }
 
 impl Open {
@@ -152,24 +163,22 @@ impl Open {
             return self.gather(header, ioctl, responder);
         }
         let mut argument = vec![0; size];
-        if uapi::ioc_copies_in(ioctl.cmd) {
+        if reads_argument(ioctl.cmd) {
             match memory.read(ioctl.arg, &mut argument) {
                 Ok(()) => {}
                 Err(Errno::EPERM) => {
                     warn_once!(
-                        "the memory of process {} cannot be reached (it takes CAP_SYS_PTRACE, and Yama's \
-                         kernel.yama.ptrace_scope below 3); the kernel copies instead, which is slower and \
-                         limited to 128 KiB a call",
-                        self.client.pid
+                        "{}: the kernel copies instead, in several rounds, at most 128 KiB a call",
+                        responder.session().name()
                     );
                     self.gathered.store(true, Ordering::Relaxed);
                     return self.gather(header, ioctl, responder);
                 }
-                Err(error) => return responder.ioctl(-(error as i32), &[]),
+                Err(_) => return responder.ioctl(-(bad_argument(ioctl.cmd) as i32), &[]),
             }
         }
         let out = match uapi::ioc_copies_out(ioctl.cmd) {
-            true => CopyOut::Memory { memory, addr: ioctl.arg },
+            true => CopyOut::Memory { memory, addr: ioctl.arg, fault: bad_argument(ioctl.cmd) },
             false => CopyOut::Nothing,
         };
         self.call(header, ioctl.cmd, argument, Arc::new(memory), responder, out);
@@ -224,6 +233,16 @@ impl Open {
 
     fn release(&self) {
         self.process.release();
+    }
+}
+
+/// What the driver says to an argument that lies outside of the caller's memory.
+fn bad_argument(cmd: u32) -> Errno {
+    match cmd {
+        uapi::BINDER_VERSION | uapi::BINDER_SET_MAX_THREADS | uapi::BINDER_SET_CONTEXT_MGR_EXT => {
+            Errno::EINVAL
+        }
+        _ => Errno::EFAULT,
     }
 }
 

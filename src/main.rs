@@ -4,7 +4,8 @@ use clap::{ArgAction, Parser, ValueEnum};
 use fakebinder::device::claim::{Claim, Thing};
 use fakebinder::device::tree::Permissions;
 use fakebinder::device::{Hub, cuse, fuse};
-use fakebinder::shrinker::{Memory, MemoryConfig, PageInstall, Reclaimer};
+use fakebinder::mm_shim::Injector;
+use fakebinder::shrinker::{self, Memory, MemoryConfig, PageInstall, Reclaimer};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Gid, Group, Uid, User};
@@ -65,6 +66,17 @@ struct Options {
     #[arg(long, value_name = "shared|exclusive", default_value_t = PageInstall::Shared)]
     page_install: PageInstall,
 
+    /// The most memory that the buffers of all clients together may take, in bytes or with K, M or G; what is not in use is
+    /// reclaimed first, then a transaction fails. Without it: three quarters of the memory limit of the daemon's control
+    /// group, if that has one
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    page_budget: Option<u64>,
+
+    /// Make page operations fail or wait, for tests: OPERATION:WHEN[:WHAT],..., as in alloc_page:nth=3:errno=ENOMEM or
+    /// zap:share=0.1:delay=1ms,seed=7; operations are alloc_page, vm_insert_page, vma_lookup, mmget and zap
+    #[arg(long, value_name = "SPEC", default_value = "", hide_default_value = true)]
+    inject: Injector,
+
     /// Log more; twice for every request. RUST_LOG is obeyed, too
     #[arg(short, long, action = ArgAction::Count)]
     verbose: u8,
@@ -99,6 +111,24 @@ fn device_name(name: &str) -> Result<String, String> {
         return Err("this name has a meaning of its own in the directory of devices".into());
     }
     Ok(name.to_owned())
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    let (number, unit) = match text.strip_suffix(['K', 'M', 'G', 'k', 'm', 'g']) {
+        Some(number) => (number, &text[number.len()..]),
+        None => (text, ""),
+    };
+    let shift = match unit {
+        "K" | "k" => 10,
+        "M" | "m" => 20,
+        "G" | "g" => 30,
+        _ => 0,
+    };
+    let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
+    bytes.filter(|bytes| *bytes >= 4096).ok_or_else(|| {
+        "a size is a number of bytes, of at least a page, or a number with K, M or G, as in 64M"
+            .into()
+    })
 }
 
 fn mode(octal: &str) -> Result<u32, String> {
@@ -144,6 +174,8 @@ enum Event {
 
 fn main() -> ExitCode {
     let options = Options::parse();
+    // Started again by --daemonize it would be called "exe", and `pkill fakebinderd` miss it.
+    let _ = nix::sys::prctl::set_name(c"fakebinderd");
     let level = match options.verbose {
         0 => "info",
         1 => "debug",
@@ -185,8 +217,16 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     raise_descriptor_limit();
 
     let (tell, events) = mpsc::channel();
-    let memory =
-        Memory::new(MemoryConfig { page_install: options.page_install, ..Default::default() });
+    let page_budget = options.page_budget.or_else(|| {
+        let limit = shrinker::group_limit()?;
+        log::info!("buffers may take three quarters of this control group's {limit} bytes");
+        Some(limit / 4 * 3)
+    });
+    let memory = Memory::new(MemoryConfig {
+        page_budget,
+        page_install: options.page_install,
+        inject: options.inject.clone(),
+    });
     let reclaimer = Reclaimer::start(&memory)?;
     let opened = open_doors(options, memory, &tell)?;
     std::thread::Builder::new().name("signals".into()).spawn(move || {

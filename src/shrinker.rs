@@ -8,7 +8,7 @@ mod lru;
 mod pressure;
 
 pub use lru::{LruKey, LruOne, LruStatus, Reclaim};
-pub use pressure::Reclaimer;
+pub use pressure::{Reclaimer, group_limit};
 
 use crate::Errno;
 use crate::mm_shim::{Injector, PAGE_SIZE};
@@ -23,6 +23,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const DIRECT_RECLAIM: usize = 32;
 
 /// By which rule pages are installed into a client: `--page-install`.
+///
+/// The driver has gone on to a lock per VMA, tried before the mm's, so that an installer does not
+/// wait for whatever else the process maps. The lock that stands for the mm's here belongs to one
+/// mapping and nothing else takes it: it is a lock per VMA already, and there is no third rule to
+/// tell from `shared`.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum PageInstall {
     /// One installer at a time in a client, allocating under the mm's lock.
@@ -72,8 +77,6 @@ pub struct MemoryConfig {
     pub page_budget: Option<u64>,
     pub page_install: PageInstall,
     pub inject: Injector,
-    #[cfg(loom)]
-    pub broken: Broken,
 }
 
 /// The memory that all clients of a daemon share.
@@ -91,16 +94,26 @@ pub struct Memory {
 
 impl Memory {
     pub fn new(config: MemoryConfig) -> Arc<Memory> {
+        Arc::new(Self::with(config))
+    }
+
+    /// As [`Memory::new`], with a rule undone.
+    #[cfg(loom)]
+    pub fn broken(config: MemoryConfig, broken: Broken) -> Arc<Memory> {
+        Arc::new(Memory { broken, ..Self::with(config) })
+    }
+
+    fn with(config: MemoryConfig) -> Memory {
         let pages = |bytes: u64| usize::try_from(bytes / PAGE_SIZE as u64).unwrap_or(usize::MAX);
-        Arc::new(Memory {
+        Memory {
             budget: config.page_budget.map_or(usize::MAX, pages),
             used: AtomicUsize::new(0),
             lru: ListLru::default(),
             page_install: config.page_install,
             inject: config.inject,
             #[cfg(loom)]
-            broken: config.broken,
-        })
+            broken: Broken::Nothing,
+        }
     }
 
     /// Takes one page out of the budget, reclaiming others if there is none left. To be called

@@ -11,13 +11,16 @@ use crate::binder::command::Command;
 use crate::binder::object::Object;
 use crate::binder::returns::Return;
 use crate::binder::wire::{TransactionData, WriteRead};
-use crate::binder::{Binder, Call, Client, Context, File, Poller, Process, Reply, Stats, Timers};
+use crate::binder::{
+    Binder, Call, Client, Context, File, Limits, Poller, Process, Reply, Stats, Timers,
+};
 use crate::client_mem::{ClientMemory, SharedSlice};
 use crate::mm_shim::HeapMm;
 use crate::shrinker::{Memory, MemoryConfig};
 use crate::uapi;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -28,11 +31,17 @@ pub const ARENA: u64 = 0x10_0000;
 /// Where clients map their buffers.
 pub const MAPPING: u64 = 0x7000_0000_0000;
 
-/// A client's memory: one stretch of bytes from [`ARENA`] on; everything else is EFAULT.
-#[derive(Debug, Default)]
+/// A client's memory: one stretch of bytes from [`ARENA`] on; everything else, and what was
+/// unmapped of it, is EFAULT.
+#[derive(Default)]
 pub struct Arena {
     bytes: Mutex<Vec<u8>>,
+    holes: Mutex<Vec<Range<u64>>>,
+    traps: Mutex<Vec<(u64, Trap)>>,
 }
+
+/// What happens to the world while somebody's memory is being copied.
+type Trap = Box<dyn FnOnce() + Send>;
 
 impl Arena {
     /// Appends bytes, 8-byte aligned, and returns their address.
@@ -49,6 +58,25 @@ impl Arena {
         self.bytes.lock().truncate(keep);
     }
 
+    /// Makes a hole of `len` bytes.
+    pub fn unmap(&self, addr: u64, len: u64) {
+        self.holes.lock().push(addr..addr + len);
+    }
+
+    /// Does something, once, when the byte at `addr` is about to be copied from or to: what another
+    /// client may do at that moment, for the engine copies without a lock.
+    pub fn trap(&self, addr: u64, happens: impl FnOnce() + Send + 'static) {
+        self.traps.lock().push((addr, Box::new(happens)));
+    }
+
+    fn spring(&self, addr: u64, size: usize) {
+        let covers = |trap: &(u64, Trap)| addr <= trap.0 && trap.0 - addr < size as u64;
+        let mut traps = self.traps.lock();
+        let sprung: Vec<_> = traps.extract_if(.., |trap| covers(trap)).collect();
+        drop(traps);
+        sprung.into_iter().for_each(|(_, happens)| happens());
+    }
+
     /// Bytes in use.
     pub fn len(&self) -> usize {
         self.bytes.lock().len()
@@ -58,7 +86,11 @@ impl Arena {
         self.len() == 0
     }
 
-    fn range(len: usize, addr: u64, size: usize) -> Result<std::ops::Range<usize>, Errno> {
+    fn range(&self, len: usize, addr: u64, size: usize) -> Result<Range<usize>, Errno> {
+        let past = addr.saturating_add(size as u64);
+        if self.holes.lock().iter().any(|hole| addr < hole.end && hole.start < past) {
+            return Err(Errno::EFAULT);
+        }
         let start = addr.checked_sub(ARENA).ok_or(Errno::EFAULT)?;
         let start = usize::try_from(start).map_err(|_| Errno::EFAULT)?;
         let end = start.checked_add(size).filter(|end| *end <= len).ok_or(Errno::EFAULT)?;
@@ -68,20 +100,23 @@ impl Arena {
 
 impl ClientMemory for Arena {
     fn read(&self, addr: u64, dst: &mut [u8]) -> Result<(), Errno> {
+        self.spring(addr, dst.len());
         let bytes = self.bytes.lock();
-        dst.copy_from_slice(&bytes[Arena::range(bytes.len(), addr, dst.len())?]);
+        dst.copy_from_slice(&bytes[self.range(bytes.len(), addr, dst.len())?]);
         Ok(())
     }
 
     fn read_shared(&self, addr: u64, dst: SharedSlice<'_>) -> Result<(), Errno> {
+        self.spring(addr, dst.len());
         let bytes = self.bytes.lock();
-        dst.copy_from_slice(&bytes[Arena::range(bytes.len(), addr, dst.len())?]);
+        dst.copy_from_slice(&bytes[self.range(bytes.len(), addr, dst.len())?]);
         Ok(())
     }
 
     fn write(&self, addr: u64, src: &[u8]) -> Result<(), Errno> {
+        self.spring(addr, src.len());
         let mut bytes = self.bytes.lock();
-        let range = Arena::range(bytes.len(), addr, src.len())?;
+        let range = self.range(bytes.len(), addr, src.len())?;
         bytes[range].copy_from_slice(src);
         Ok(())
     }
@@ -103,6 +138,8 @@ pub struct SimClient {
     files: Mutex<BTreeMap<i32, Arc<dyn File>>>,
     nice: Mutex<BTreeMap<i32, i32>>,
     no_files: AtomicBool,
+    /// The process has ended and was waited for; a child goes on with its open file.
+    reaped: AtomicBool,
     security_context: Mutex<Option<Vec<u8>>>,
     /// How many files may still be installed; for tests of a full descriptor table.
     room: Mutex<Option<usize>>,
@@ -146,12 +183,16 @@ impl Client for SimClient {
         self.nice.lock().insert(tid, nice.clamp(-20, 19));
     }
 
-    fn security_context(&self, _tid: i32) -> Result<Vec<u8>, Errno> {
+    fn security_context(&self) -> Result<Vec<u8>, Errno> {
         self.security_context.lock().clone().ok_or(Errno::EOPNOTSUPP)
     }
 
     fn pid_as_seen(&self, pid: i32) -> i32 {
         pid
+    }
+
+    fn has_pid(&self) -> bool {
+        !self.reaped.load(Ordering::Relaxed)
     }
 }
 
@@ -204,8 +245,12 @@ impl Default for World {
 
 impl World {
     pub fn new(config: MemoryConfig) -> World {
+        World::with_limits(config, Limits::default())
+    }
+
+    pub fn with_limits(config: MemoryConfig, limits: Limits) -> World {
         let timers = Arc::new(ManualTimers::default());
-        let binder = Binder::new(timers.clone());
+        let binder = Binder::with_limits(timers.clone(), limits);
         World { binder, memory: Memory::new(config), timers }
     }
 
@@ -253,7 +298,7 @@ impl Sim {
 
     /// Its thread of that id, which is `pid` for the first.
     pub fn thread(&self, tid: i32) -> SimThread<'_> {
-        SimThread { sim: self, tid, nonblock: false }
+        SimThread { sim: self, tid, nonblock: false, signalled: false }
     }
 
     /// The thread that has the process's own id.
@@ -291,6 +336,11 @@ impl Sim {
 
     pub fn nice(&self, tid: i32) -> i32 {
         self.client.nice(tid)
+    }
+
+    /// The process has ended and was waited for; a child of its goes on with the open file.
+    pub fn reap(&self) {
+        self.client.reaped.store(true, Ordering::Relaxed);
     }
 
     pub fn set_security_context(&self, context: &[u8]) {
@@ -446,17 +496,36 @@ pub struct SimThread<'a> {
     pub sim: &'a Sim,
     pub tid: i32,
     pub nonblock: bool,
+    /// A signal is pending when its ioctl begins.
+    pub signalled: bool,
 }
 
 impl SimThread<'_> {
+    /// The same thread with a signal pending.
+    pub fn signalled(self) -> Self {
+        Self { signalled: true, ..self }
+    }
+
     /// The same thread with O_NONBLOCK set on its file.
     pub fn nonblock(self) -> Self {
         Self { nonblock: true, ..self }
     }
 
+    /// An ioctl that is called later, whatever becomes of it (see [`Arena::trap`]).
+    pub fn ioctl_later(&self, cmd: u32, arg: &[u8]) -> impl FnOnce() + Send + use<> {
+        let (process, memory) = (self.sim.process.clone(), self.sim.arena.clone());
+        let (tid, euid, nonblock) = (self.tid, self.sim.euid, self.nonblock);
+        let arg = arg.to_vec();
+        move || {
+            let reply = Box::new(SimReply(Arc::default()));
+            process.ioctl(Call { tid, euid, nonblock, cmd, arg, memory, reply });
+        }
+    }
+
     /// Calls any ioctl.
     pub fn ioctl(&self, cmd: u32, arg: &[u8]) -> Pending {
         let slot = Arc::new(Slot::default());
+        slot.interrupted.store(self.signalled, Ordering::SeqCst);
         self.sim.process.ioctl(Call {
             tid: self.tid,
             euid: self.sim.euid,

@@ -42,8 +42,12 @@ impl Error {
     /// reports it as ENOTCONN or ECONNABORTED (FUSE) or ENODEV (CUSE); the driver itself never
     /// gives one of these from an ioctl.
     pub fn is_disconnected(&self) -> bool {
-        matches!(self.errno, Errno::ENOTCONN | Errno::ECONNABORTED | Errno::ENODEV)
-            && self.operation != "mmap"
+        match self.errno {
+            Errno::ENOTCONN | Errno::ECONNABORTED => true,
+            // From mmap it says that the device cannot be mapped.
+            Errno::ENODEV => self.operation != "mmap",
+            _ => false,
+        }
     }
 
     /// One line for a person: the device, what is wrong, and what to do about it.

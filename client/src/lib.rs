@@ -13,6 +13,7 @@
 //! - [`Call`]: an outgoing transaction or reply: target, code, flags, parcel
 //! - [`Mapping`]: the memory that incoming transactions lie in
 //! - [`Thread`]: calls, replies and served calls of one thread
+//! - [`conformance`]: tests of everything that a client can see of a device
 //! - [`Error`]: an errno, the operation and the device
 //!
 //! ```no_run
@@ -43,8 +44,10 @@ pub use nix::errno::Errno;
 mod attach;
 mod call;
 mod command;
+pub mod conformance;
 mod device;
 mod error;
+mod files;
 mod mapping;
 mod object;
 mod parcel;
@@ -55,6 +58,7 @@ mod thread;
 mod transaction;
 mod wire;
 
+pub use attach::attach;
 pub use call::Call;
 pub use command::Command;
 pub use device::{Device, Transfer};

@@ -11,6 +11,7 @@ use super::write::Writer;
 use super::{Call, Finish, Process};
 use crate::Errno;
 use crate::uapi::*;
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ impl Process {
     /// Serves one ioctl; consumes `call.reply`, at once or later.
     ///
     /// EINVAL: unknown ioctl, or an argument of the wrong length; ENOMEM: too many threads
-    /// ([`limits`](super::limits)); the rest is said at each ioctl.
+    /// ([`Limits`](super::Limits)); the rest is said at each ioctl.
     pub fn ioctl(self: &Arc<Self>, call: Call) {
         let thread = self.context.locked(|graph| graph.get_thread(self.id, call.tid));
         let thread = match thread {
@@ -56,6 +57,7 @@ impl Process {
         }
         let mut data = WriteRead::decode(&call.arg);
         let mut result = Ok(());
+        let mut nice = None;
         if data.write_size > 0 {
             let writer = Writer {
                 process: self,
@@ -63,14 +65,16 @@ impl Process {
                 tid: call.tid,
                 euid: call.euid,
                 memory: &*call.memory,
+                nice: Cell::default(),
             };
             result = writer.write(&mut data);
+            nice = writer.nice.get();
             if result.is_err() {
                 data.read_consumed = 0;
             }
         }
         if result.is_ok() && data.read_size > 0 {
-            result = self.begin_read(thread, &call, &data);
+            result = self.begin_read(thread, &call, &data, nice);
             if result.is_ok() {
                 let Call { nonblock, memory, reply, .. } = call;
                 let read = Parked { call: data, memory, nonblock, reply };
@@ -82,22 +86,24 @@ impl Process {
         call.reply.send(result.map(|()| 0), &data.encode());
     }
 
-    /// What a read does before it waits: the thread's own priority comes back, and a read buffer
-    /// that cannot be written to is refused before anything is taken for it. Buffers that were
-    /// good before are not tried again: mostly a thread reads to the same place for ever.
-    fn begin_read(&self, id: ThreadId, call: &Call, data: &WriteRead) -> Result<(), Errno> {
-        let (known, restore) = self.context.locked(|graph| {
-            let available = graph
-                .threads
-                .get(&id)
-                .is_some_and(|thread| graph.available_for_process_work(thread));
-            let Some(thread) = graph.threads.get_mut(&id) else {
-                return (true, false);
-            };
-            let known = thread.known_read_buffer == Some(data.read_buffer);
-            (known, available && std::mem::take(&mut thread.nice_changed))
+    /// What a read does before it waits: a thread that waits for the process's work has the
+    /// process's own priority, and a read buffer that cannot be written to is refused before
+    /// anything is taken for it. Buffers that were good before are not tried again: mostly a
+    /// thread reads to the same place for ever. `nice` is the thread's nice value, if it is known.
+    fn begin_read(
+        &self,
+        id: ThreadId,
+        call: &Call,
+        data: &WriteRead,
+        nice: Option<i32>,
+    ) -> Result<(), Errno> {
+        let (known, available) = self.context.locked(|graph| {
+            graph.threads.get(&id).map_or((true, false), |thread| {
+                let known = thread.known_read_buffer == Some(data.read_buffer);
+                (known, graph.available_for_process_work(thread))
+            })
         });
-        if restore {
+        if available && nice.unwrap_or_else(|| self.client.nice(call.tid)) != self.default_nice {
             self.client.set_nice(call.tid, self.default_nice);
         }
         if known || data.read_consumed != 0 {

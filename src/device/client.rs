@@ -1,12 +1,14 @@
 //! The process behind an open file, as the engine reaches it.
 
-use crate::{Errno, binder, client_mem};
+use super::files::Channel;
+use crate::{Errno, binder, client_mem, uapi};
 use parking_lot::Mutex;
 use std::any::Any;
 use std::collections::HashMap;
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 /// A descriptor taken from a client.
@@ -23,15 +25,21 @@ pub struct Client {
     /// The thread group.
     pub pid: i32,
     pub pidfd: Arc<OwnedFd>,
+    /// As it was at the open, with its NUL: `binder_transaction` tells `proc->cred`, whoever calls.
+    security_context: Option<Vec<u8>>,
     namespaces: OnceLock<Namespaces>,
     clients: Arc<Clients>,
+    /// The way of descriptors into it, once it has attached.
+    channel: Mutex<Option<Channel>>,
+    /// It has been said that there is none.
+    said_no_channel: AtomicBool,
 }
 
 /// Where a process stands among the pid namespaces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Namespaces {
-    /// The inode of its pid namespace.
-    innermost: u64,
+    /// The inode of its pid namespace, if that is not the daemon's own.
+    innermost: Option<u64>,
     /// Its number there.
     pid: i32,
 }
@@ -40,23 +48,45 @@ impl Namespaces {
     fn of(pid: i32) -> Result<Namespaces, Errno> {
         let failed =
             |error: std::io::Error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
-        let innermost = fs::metadata(format!("/proc/{pid}/ns/pid")).map_err(failed)?.ino();
         let status = fs::read_to_string(format!("/proc/{pid}/status")).map_err(failed)?;
-        let pid = last_number(&status, "NSpid:").ok_or(Errno::EIO)?;
-        Ok(Namespaces { innermost, pid })
+        let mut numbers = numbers(&status, "NSpid:").ok_or(Errno::EIO)?;
+        // One number for each namespace from ours inwards.
+        let (outermost, inner) = (numbers.next().ok_or(Errno::EIO)?, numbers.next_back());
+        match inner {
+            None => Ok(Namespaces { innermost: None, pid: outermost }),
+            // This, unlike the status, takes ptrace access.
+            Some(inner) => {
+                let namespace = fs::metadata(format!("/proc/{pid}/ns/pid")).map_err(failed)?;
+                Ok(Namespaces { innermost: Some(namespace.ino()), pid: inner })
+            }
+        }
     }
 }
 
-/// The last number on the line that starts with `key`.
-fn last_number(status: &str, key: &str) -> Option<i32> {
+/// The numbers on the line that starts with `key`.
+fn numbers<'a>(status: &'a str, key: &str) -> Option<impl DoubleEndedIterator<Item = i32> + 'a> {
     let line = status.lines().find_map(|line| line.strip_prefix(key))?;
-    line.split_ascii_whitespace().next_back()?.parse().ok()
+    Some(line.split_ascii_whitespace().filter_map(|number| number.parse().ok()))
 }
 
 /// The thread group of a thread. The caller must know that the thread lives: it waits for a reply.
 pub fn thread_group(tid: i32) -> Result<i32, Errno> {
     let status = fs::read_to_string(format!("/proc/{tid}/status")).map_err(|_| Errno::ESRCH)?;
-    last_number(&status, "Tgid:").ok_or(Errno::ESRCH)
+    numbers(&status, "Tgid:").and_then(|mut numbers| numbers.next()).ok_or(Errno::ESRCH)
+}
+
+/// The security context of a thread, with a NUL; none where there is no security module.
+fn security_context_of(tid: i32) -> Option<Vec<u8>> {
+    let mut context = fs::read(format!("/proc/{tid}/attr/current")).ok()?;
+    // SELinux ends it with a NUL, others with a newline.
+    while context.last().is_some_and(|byte| matches!(byte, 0 | b'\n')) {
+        context.pop();
+    }
+    if context.is_empty() {
+        return None;
+    }
+    context.push(0);
+    Some(context)
 }
 
 /// All clients, by thread group: who asks how a pid looks from elsewhere finds the answer here.
@@ -70,8 +100,15 @@ impl Clients {
     pub fn of_thread(self: &Arc<Self>, tid: i32) -> Result<Arc<Client>, Errno> {
         let pid = thread_group(tid)?;
         let pidfd = Arc::new(client_mem::pidfd_open(pid)?);
-        let client =
-            Arc::new(Client { pid, pidfd, namespaces: OnceLock::new(), clients: self.clone() });
+        let client = Arc::new(Client {
+            pid,
+            pidfd,
+            security_context: security_context_of(tid),
+            namespaces: OnceLock::new(),
+            clients: self.clone(),
+            channel: Mutex::new(None),
+            said_no_channel: AtomicBool::new(false),
+        });
         self.by_pid.lock().insert(pid, Arc::downgrade(&client));
         Ok(client)
     }
@@ -82,9 +119,23 @@ impl Clients {
 }
 
 impl Client {
+    pub fn set_channel(&self, channel: Channel) {
+        *self.channel.lock() = Some(channel);
+    }
+
+    /// ENOTCONN: it has not attached; else as [`Channel::offer`].
+    pub fn offer_slots(&self, slots: &uapi::fakebinder_slots) -> Result<(), Errno> {
+        self.channel.lock().as_mut().ok_or(Errno::ENOTCONN)?.offer(slots)
+    }
+
     fn namespaces(&self) -> Option<&Namespaces> {
         if self.namespaces.get().is_none() {
-            let _ = self.namespaces.set(Namespaces::of(self.pid).ok()?);
+            let namespaces = Namespaces::of(self.pid).ok()?;
+            // Only now is it certain that this was about the process we mean.
+            if !binder::Client::has_pid(self) {
+                return None;
+            }
+            let _ = self.namespaces.set(namespaces);
         }
         self.namespaces.get()
     }
@@ -100,12 +151,6 @@ impl Drop for Client {
     }
 }
 
-/// The inode of the daemon's own pid namespace.
-fn own_namespace() -> Option<u64> {
-    static OWN: OnceLock<Option<u64>> = OnceLock::new();
-    *OWN.get_or_init(|| fs::metadata("/proc/self/ns/pid").ok().map(|it| it.ino()))
-}
-
 impl binder::Client for Client {
     fn take_file(&self, tid: i32, fd: i32) -> Result<Arc<dyn binder::File>, Errno> {
         let file = client_mem::getfd(self.pidfd.as_fd(), tid, fd)?;
@@ -113,18 +158,37 @@ impl binder::Client for Client {
     }
 
     fn accepts_files(&self) -> bool {
-        false
+        let accepts = self.channel.lock().as_ref().is_some_and(Channel::receives);
+        if !accepts && !self.said_no_channel.swap(true, Ordering::Relaxed) {
+            log::warn!(
+                "a transaction with descriptors to process {} was refused: it has no way to receive them \
+                 (clients of the fakebinder-client library have, after Device::accept_files)",
+                self.pid
+            );
+        }
+        accepts
     }
 
     fn install_files(
         &self,
         _tid: i32,
-        _files: Vec<Arc<dyn binder::File>>,
+        files: Vec<Arc<dyn binder::File>>,
     ) -> Result<Vec<i32>, Errno> {
-        Err(Errno::ENOTSUP)
+        let descriptors: Option<Vec<RawFd>> = files
+            .iter()
+            .map(|file| Some(file.as_any().downcast_ref::<TakenFile>()?.0.as_raw_fd()))
+            .collect();
+        let descriptors = descriptors.ok_or(Errno::EBADF)?;
+        self.channel.lock().as_mut().ok_or(Errno::EOPNOTSUPP)?.install(&descriptors)
     }
 
-    fn close_files(&self, _fds: &[i32]) {}
+    fn close_files(&self, fds: &[i32]) {
+        if let Some(channel) = &*self.channel.lock()
+            && let Err(error) = channel.close(fds)
+        {
+            log::debug!("process {} keeps descriptors of a freed buffer: {error}", self.pid);
+        }
+    }
 
     fn nice(&self, tid: i32) -> i32 {
         client_mem::getpriority(tid).unwrap_or(0)
@@ -144,25 +208,19 @@ impl binder::Client for Client {
         }
     }
 
-    fn security_context(&self, tid: i32) -> Result<Vec<u8>, Errno> {
-        let mut context =
-            fs::read(format!("/proc/{tid}/attr/current")).map_err(|_| Errno::EOPNOTSUPP)?;
-        // SELinux ends it with a NUL, others with a newline.
-        while context.last().is_some_and(|byte| matches!(byte, 0 | b'\n')) {
-            context.pop();
-        }
-        if context.is_empty() {
-            return Err(Errno::EOPNOTSUPP);
-        }
-        context.push(0);
-        Ok(context)
+    fn security_context(&self) -> Result<Vec<u8>, Errno> {
+        self.security_context.clone().ok_or(Errno::EOPNOTSUPP)
+    }
+
+    fn has_pid(&self) -> bool {
+        client_mem::pidfd_exists(self.pidfd.as_fd())
     }
 
     /// Only processes of the client's own pid namespace have a number there; those of namespaces
     /// below it do in the driver, and are 0 here.
     fn pid_as_seen(&self, pid: i32) -> i32 {
         let Some(own) = self.namespaces() else { return 0 };
-        if Some(own.innermost) == own_namespace() {
+        if own.innermost.is_none() {
             return pid;
         }
         let as_seen = |other: &Namespaces| (other.innermost == own.innermost).then_some(other.pid);
@@ -175,7 +233,7 @@ impl binder::Client for Client {
 
     fn pid_named(&self, pid: i32) -> i32 {
         let Some(own) = self.namespaces() else { return -1 };
-        if Some(own.innermost) == own_namespace() {
+        if own.innermost.is_none() {
             return pid;
         }
         let wanted = Namespaces { innermost: own.innermost, pid };
@@ -230,8 +288,9 @@ mod tests {
     #[test]
     fn the_innermost_pid_is_the_last_one() {
         let status = "Name:\tx\nTgid:\t41\nNSpid:\t41\t7\t1\n";
-        assert_eq!(last_number(status, "NSpid:"), Some(1));
-        assert_eq!(last_number(status, "Tgid:"), Some(41));
-        assert_eq!(last_number(status, "Uid:"), None);
+        let all = |key| numbers(status, key).map(Iterator::collect::<Vec<_>>);
+        assert_eq!(all("NSpid:"), Some(vec![41, 7, 1]));
+        assert_eq!(all("Tgid:"), Some(vec![41]));
+        assert_eq!(all("Uid:"), None);
     }
 }

@@ -8,7 +8,7 @@
 //! scatter-gather buffers that the objects in the data point to.
 //!
 //! The client may change its memory between two rounds; what is needed is computed anew each time
-//! from what was gathered last, and [`MOST_ROUNDS`] bounds it.
+//! from what was gathered last, and a limit on the rounds bounds it.
 
 use crate::Errno;
 use crate::client_mem::{ClientMemory, GatheredMemory};
@@ -105,7 +105,7 @@ pub const READ_SIZE: std::ops::Range<usize> = 24..32;
 fn needs(cmd: u32, addr: u64, memory: &GatheredMemory) -> Rounds {
     let mut needs = Rounds::default();
     let size = uapi::ioc_size(cmd) as u64;
-    if uapi::ioc_copies_in(cmd) {
+    if super::reads_argument(cmd) {
         push(&mut needs.input, 0, addr, size);
     }
     if uapi::ioc_copies_out(cmd) {

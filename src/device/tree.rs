@@ -15,6 +15,7 @@
 
 use super::Device;
 use super::wire::push_dirent;
+use crate::alloc::MAX_BUFFER_SIZE;
 use crate::uapi;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -147,7 +148,8 @@ impl Tree {
                 let length = self.file_name(device, 0).map_or(0, |name| name.len());
                 (libc::S_IFLNK | 0o777, 1, length as u64)
             }
-            Node::File { .. } => (libc::S_IFREG | mode, 1, 0),
+            // What can be mapped: some programs ask before they map.
+            Node::File { .. } => (libc::S_IFREG | mode, 1, MAX_BUFFER_SIZE as u64),
         };
         let (uid, gid) = match node {
             Node::File { .. } => (uid, gid),

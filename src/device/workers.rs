@@ -60,7 +60,7 @@ pub fn start(
         door,
         limits,
         workers: AtomicUsize::new(0),
-        reading: AtomicUsize::new(0),
+        reading: AtomicUsize::new(limits.least),
         reads: AtomicU64::new(0),
         asleep: AtomicBool::new(false),
         ended: AtomicBool::new(false),
@@ -76,11 +76,10 @@ pub fn start(
 }
 
 impl Pool {
+    /// Starts a worker that has been counted as one that reads: until it runs, it is on its way.
     fn add_worker(self: &Arc<Self>) -> std::io::Result<()> {
         let pool = self.clone();
-        // Counted here, not by the thread itself: until it runs, it is on its way to read.
         self.workers.fetch_add(1, SeqCst);
-        self.reading.fetch_add(1, SeqCst);
         let started =
             std::thread::Builder::new().name("worker".into()).spawn(move || pool.work()).map(drop);
         if started.is_err() {
@@ -177,6 +176,10 @@ impl Pool {
                 self.session.name()
             );
         }
+        // Unless one has just come back: it has counted on being the only one that reads.
+        if self.reading.compare_exchange(0, 1, SeqCst, SeqCst).is_err() {
+            return;
+        }
         if let Err(error) = self.add_worker() {
             log::error!("{}: starting another thread: {error}", self.session.name());
         }
@@ -224,7 +227,7 @@ mod tests {
             door: door.clone(),
             limits,
             workers: AtomicUsize::new(0),
-            reading: AtomicUsize::new(0),
+            reading: AtomicUsize::new(limits.least),
             reads: AtomicU64::new(0),
             asleep: AtomicBool::new(false),
             ended: AtomicBool::new(false),

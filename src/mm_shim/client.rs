@@ -2,7 +2,7 @@
 //!
 //! Every open of a device has a buffer file (a memfd), which the client maps for reading and we map
 //! for writing. Its pages are the installed ones: `UFFDIO_ZEROPAGE` on our mapping adds one
-//! (see `userfault`), a hole punched into the file takes it from everyone.
+//! (see `userfault`; where the kernel lets us have none, writing a zero does), a hole punched into the file takes it from everyone.
 //!
 //! Two ways in which this mm is not the kernel's: a client that reads a page that was never
 //! installed makes one of zeros (the driver: SIGBUS), and its munmap is noticed when we next look.
@@ -17,6 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::memfd::{self, MFdFlags};
 use nix::sys::mman::{self, MapFlags, ProtFlags};
 use nix::sys::stat::{self, Mode};
+use nix::sys::uio;
 use nix::unistd;
 use parking_lot::Mutex;
 use std::ffi::{CString, c_void};
@@ -24,7 +25,7 @@ use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// What the client maps, and so what to look for among its mappings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +76,7 @@ pub struct ClientMm {
     memfd: OwnedFd,
     /// Our mapping of the whole of `memfd`.
     base: NonNull<u8>,
-    /// `None`: pages are added by fallocate, and this lock makes that atomic.
+    /// `None`: pages are added by writing to the file, and `page_table` makes that atomic.
     userfault: Option<&'static Userfault>,
     page_table: Mutex<()>,
     dev: u64,
@@ -85,11 +86,49 @@ pub struct ClientMm {
     warned: AtomicBool,
 }
 
-/// Who uses the mm just now, and what they see of it: one descriptor, for as long as they do.
+/// Who uses the mm just now, and what they see of it.
 #[derive(Debug, Default)]
 struct Users {
     count: usize,
     maps: Option<Result<Arc<Maps>, Errno>>,
+    /// `maps` is one of the [`KEPT`].
+    kept: bool,
+}
+
+/// How many clients have their maps open though nobody uses their mm.
+static KEPT: AtomicUsize = AtomicUsize::new(0);
+
+/// So many may: opening costs as much as installing a page, and descriptors are few where clients
+/// are many.
+const MAX_KEPT: usize = 256;
+
+impl Users {
+    /// Opens the maps of the process unless they are.
+    fn open(&mut self, pid: i32) {
+        if matches!(self.maps, None | Some(Err(_))) {
+            self.maps = Some(Maps::open(pid).map(Arc::new));
+        }
+    }
+
+    /// Nobody uses the mm any more.
+    fn idle(&mut self) {
+        if self.kept {
+            return;
+        }
+        let keep = |kept| (kept < MAX_KEPT).then_some(kept + 1);
+        self.kept = KEPT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, keep).is_ok();
+        if !self.kept {
+            self.maps = None;
+        }
+    }
+}
+
+impl Drop for Users {
+    fn drop(&mut self) {
+        if self.kept {
+            KEPT.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
 }
 
 // SAFETY: `base` is a mapping of a file, not memory of one thread; all access to it is through raw
@@ -250,24 +289,24 @@ impl Mm for ClientMm {
 
     fn mmget_not_zero(&self) -> bool {
         let mut users = self.users.lock();
+        // As the kernel's: who has it in use already need not ask again.
         if users.count == 0 {
-            users.maps = Some(Maps::open(self.pid).map(Arc::new));
+            users.open(self.pid);
+            // After the open: a process that lives now is the one whose mappings were opened.
+            if !self.alive() {
+                users.idle();
+                return false;
+            }
         }
-        // After the open: a process that lives now is the one whose mappings were opened.
-        let alive = self.alive();
-        if alive {
-            users.count += 1;
-        } else if users.count == 0 {
-            users.maps = None;
-        }
-        alive
+        users.count += 1;
+        true
     }
 
     fn mmput(&self) {
         let mut users = self.users.lock();
         users.count -= 1;
         if users.count == 0 {
-            users.maps = None;
+            users.idle();
         }
     }
 
@@ -308,12 +347,8 @@ impl Mm for ClientMm {
         if self.get_user_pages_remote(index) {
             return Err(Errno::EBUSY);
         }
-        fcntl::fallocate(
-            &self.memfd,
-            FallocateFlags::FALLOC_FL_KEEP_SIZE,
-            offset as i64,
-            PAGE_SIZE as i64,
-        )
+        // Not fallocate: mincore does not see its pages until they are touched.
+        uio::pwrite(&self.memfd, &[0], offset as i64).map(drop)
     }
 
     fn get_user_pages_remote(&self, index: usize) -> bool {

@@ -3,7 +3,7 @@
 use super::{Mm, NoVma, PAGE_SIZE, Page};
 use crate::Errno;
 use crate::client_mem::{ClientMemory, SharedSlice};
-use crate::sync::Mutex;
+use crate::sync::LeafMutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 #[derive(Debug)]
 pub struct HeapMm {
     /// The page table, and its lock.
-    table: Mutex<Table>,
+    table: LeafMutex<Table>,
     dead: AtomicBool,
     users: AtomicUsize,
     lost: AtomicUsize,
@@ -48,7 +48,7 @@ impl HeapMm {
     /// A client that has mapped nothing yet.
     pub fn new() -> Arc<HeapMm> {
         Arc::new(HeapMm {
-            table: Mutex::new(Table::default()),
+            table: LeafMutex::new(Table::default()),
             dead: AtomicBool::new(false),
             users: AtomicUsize::new(0),
             lost: AtomicUsize::new(0),

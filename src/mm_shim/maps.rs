@@ -54,10 +54,14 @@ pub(super) struct Maps {
 }
 
 impl Maps {
+    /// ESRCH: there is no such process.
     pub(super) fn open(pid: i32) -> Result<Maps, Errno> {
-        let file = File::open(format!("/proc/{pid}/maps"));
-        let errno = |e: std::io::Error| e.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
-        Ok(Maps { file: file.map_err(errno)?, pid })
+        let errno = |e: std::io::Error| match e.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ENOENT) => Errno::ESRCH,
+            other => other.unwrap_or(Errno::EIO),
+        };
+        let file = File::open(format!("/proc/{pid}/maps")).map_err(errno)?;
+        Ok(Maps { file, pid })
     }
 
     /// The first mapping of a file that ends above `address`. ENOENT: none. ESRCH: the process is

@@ -77,7 +77,9 @@ impl Userfault {
         static USERFAULT: OnceLock<Option<Userfault>> = OnceLock::new();
         let get = || {
             Userfault::open()
-                .inspect_err(|e| log::info!("no userfaultfd ({e}): pages come by fallocate"))
+                .inspect_err(|e| {
+                    log::info!("no userfaultfd ({e}): pages are added by writing zeros")
+                })
                 .ok()
         };
         let userfault = USERFAULT.get_or_init(get).as_ref()?;

@@ -130,8 +130,22 @@ fn pressure_file() -> Option<PathBuf> {
 
 /// From `/proc/self/cgroup`: where the pressure file of the group on the unified hierarchy would be.
 fn pressure_of_group(groups: &str, root: &Path) -> Option<PathBuf> {
+    Some(unified_group(groups, root)?.join("memory.pressure"))
+}
+
+fn unified_group(groups: &str, root: &Path) -> Option<PathBuf> {
     let group = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    (!group.is_empty()).then(|| root.join(group).join("memory.pressure"))
+    (!group.is_empty()).then(|| root.join(group))
+}
+
+/// The hard limit of our control group's memory, in bytes, if it has one.
+///
+/// Past it the kernel kills: pages of buffers cannot be swapped out where there is no swap, and
+/// the kernel gives up too soon for a pressure event to be of use.
+pub fn group_limit() -> Option<u64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let limit = unified_group(&groups, Path::new("/sys/fs/cgroup"))?.join("memory.max");
+    fs::read_to_string(limit).ok()?.trim().parse().ok()
 }
 
 fn subscribe(path: &Path) -> io::Result<File> {
@@ -150,6 +164,68 @@ fn subscribe(path: &Path) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::alloc::{Alloc, Request};
+    use crate::mm_shim::HeapMm;
+    use crate::shrinker::MemoryConfig;
+    use nix::sys::socket::{MsgFlags, send};
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::{AsRawFd, OwnedFd};
+    use std::time::{Duration, Instant};
+
+    /// Urgent data on a socket looks to `poll` as a pressure event does.
+    #[test]
+    fn pressure_reclaims_and_the_loss_of_its_source_does_not_end_the_thread() {
+        let memory = Memory::new(MemoryConfig::default());
+        let alloc = Alloc::new(HeapMm::new(), &memory);
+        alloc.mmap_handler(0x7000_0000, 64 << 10).expect("the first mapping");
+        let request = Request {
+            data_size: 8 * 4096,
+            offsets_size: 0,
+            extra_buffers_size: 0,
+            is_async: false,
+            pid: 1,
+        };
+        let use_pages = || {
+            let buffer = alloc.alloc_new_buf(&request).expect("room");
+            alloc.free_buf(&buffer);
+            assert_eq!(memory.count(), 8);
+        };
+        let reclaimed = || {
+            let start = Instant::now();
+            while memory.count() > 0 && start.elapsed() < Duration::from_secs(10) {
+                thread::sleep(Duration::from_millis(1));
+            }
+            memory.count() == 0
+        };
+        use_pages();
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a socket");
+        let peer = TcpStream::connect(listener.local_addr().expect("bound")).expect("a connection");
+        let (source, _) = listener.accept().expect("a connection");
+        let source = File::from(OwnedFd::from(source));
+        let reclaimer = Reclaimer::listen(&memory, Some(source)).expect("a thread");
+        thread::sleep(Duration::from_millis(50));
+        assert_eq!((reclaimer.rounds(), memory.count()), (0, 8));
+        send(peer.as_raw_fd(), b"!", MsgFlags::MSG_OOB).expect("urgent data");
+        assert!(reclaimed());
+
+        nix::sys::socket::setsockopt(
+            &peer,
+            nix::sys::socket::sockopt::Linger,
+            &libc::linger { l_onoff: 1, l_linger: 0 },
+        )
+        .expect("to reset the connection");
+        drop(peer);
+        use_pages();
+        reclaimer.kick();
+        assert!(reclaimed());
+    }
+
+    #[test]
+    fn the_pressure_file_says_how_long_was_waited_for_memory() {
+        let Some(path) = pressure_file() else { return };
+        let text = fs::read_to_string(path).expect("a file that can be read");
+        assert!(text.starts_with("some avg10="), "{text}");
+    }
 
     #[test]
     fn the_pressure_file_is_that_of_the_group_on_the_unified_hierarchy() {

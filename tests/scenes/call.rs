@@ -33,6 +33,19 @@ fn a_call_and_its_answer() {
     assert_eq!(world.stats(), Stats::default());
 }
 
+/// A child may go on with the open file of a process that has ended and been waited for. Its
+/// number may be another's by now.
+#[test]
+fn a_sender_whose_process_is_no_more_has_no_pid() {
+    let Stage { world, manager, client, waiting } = stage();
+    client.reap();
+    let calling = call(client.main(), 0, 7, b"question");
+    assert!(calling.is_blocked());
+    let received = transaction(&waiting);
+    assert_eq!((received.code, received.sender_pid), (7, 0));
+    end(&world, [client, manager]);
+}
+
 /// The client gives the manager an object, the manager calls it while it is being called.
 #[test]
 fn a_nested_call_lands_on_the_waiting_thread() {
@@ -151,12 +164,4 @@ fn with_o_nonblock_an_empty_read_is_eagain() {
     let Stage { client, .. } = stage();
     let reading = client.main().nonblock().read();
     assert_eq!(reading.ended().unwrap().result, Err(Errno::EAGAIN));
-}
-
-#[test]
-fn a_flush_wakes_every_blocked_thread_once() {
-    let Stage { manager, waiting, .. } = stage();
-    manager.process.flush();
-    assert_eq!(waiting.returns(), [Return::Noop]);
-    assert!(manager.main().read().is_blocked());
 }

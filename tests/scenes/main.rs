@@ -3,4 +3,28 @@
 
 mod support;
 
+mod buffer;
 mod call;
+mod death;
+mod error;
+mod fd;
+mod file;
+mod freeze;
+mod freeze_notice;
+mod identity;
+mod ioctl;
+mod limits;
+mod looper;
+mod manager;
+mod nice;
+mod node;
+mod object;
+mod oneway;
+mod poll;
+mod race;
+mod read;
+mod reference;
+mod scatter;
+mod security_context;
+mod stack;
+mod write;

@@ -14,7 +14,7 @@ mod report;
 use clap::{Parser, ValueEnum};
 use fakebinder_client::Device;
 use indicatif::{ProgressBar, ProgressStyle};
-use nix::sys::prctl::set_pdeathsig;
+use nix::sys::prctl::{set_name, set_pdeathsig};
 use nix::sys::signal::Signal;
 use report::Report;
 use std::io::{BufRead, BufReader, Write};
@@ -80,6 +80,8 @@ fn main() -> ExitCode {
     if args.role.is_some() {
         // The parent's death must not leave a manager behind.
         let _ = set_pdeathsig(Signal::SIGKILL);
+        // Started as /proc/self/exe, it would be "exe" in ps and killall.
+        let _ = set_name(c"fb-ping");
     }
     match args.role {
         Some(Role::Manager) => manager::run(&args),
