@@ -26,7 +26,7 @@ fn main() {
     for file in args {
         let bytes = std::fs::read(&file).unwrap_or_else(|error| panic!("{file}: {error}"));
         let program = Program::from_bytes(&bytes);
-        println!("{}\n{}", report::story(&program), report::unit_test(&program));
+        println!("{}", report::tell(&program, interpret::play));
     }
 }
 
@@ -45,7 +45,7 @@ fn minimize(file: &str) {
     std::fs::write(format!("{file}.min"), &smallest).expect("FILE.min");
     let program = Program::from_bytes(&smallest);
     std::panic::set_hook(Box::new(|panic| eprintln!("{panic}")));
-    println!("{}\n{}", report::story(&program), report::unit_test(&program));
+    println!("{}", report::tell(&program, interpret::play));
 }
 
 /// Bytes that differ from one call to the next, and are the same in every run.
@@ -67,11 +67,7 @@ fn rate(time: Duration, files: &[String]) {
     let start = Instant::now();
     while start.elapsed() < time {
         for input in &inputs {
-            let summary = if std::env::var_os("QUIET").is_some() {
-                interpret::play(&Program::from_bytes(input))
-            } else {
-                report::play_reported(Program::from_bytes(input))
-            };
+            let summary = report::run(&Program::from_bytes(input), interpret::play);
             programs += 1;
             steps += summary.steps;
             sent += summary.messages_sent;

@@ -2,11 +2,12 @@
 #![no_main]
 
 use fakebinder_fuzz::grammar::Program;
+use fakebinder_fuzz::interpret::play;
 use fakebinder_fuzz::{records, report};
 use libfuzzer_sys::{fuzz_crossover, fuzz_mutator, fuzz_target, fuzzer_mutate};
 
 fuzz_target!(|bytes: &[u8]| {
-    report::play_reported(Program::from_bytes(bytes));
+    report::run(&Program::from_bytes(bytes), play);
 });
 
 fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {

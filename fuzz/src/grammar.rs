@@ -45,6 +45,7 @@ macro_rules! grammar {
         }
     )*};
 }
+pub(crate) use grammar;
 
 /// One of the things of a kind that earlier steps have returned, counted around; [`Pick::WILD`]
 /// and above: one that nobody has returned.

@@ -85,6 +85,8 @@ struct Role {
     threads: [Thread; THREADS],
     open: bool,
     handles: Vec<u32>,
+    /// Handles that it has ever let go of, perhaps too often.
+    dropped: Vec<u32>,
     buffers: Vec<u64>,
     freed: Vec<u64>,
     notices: Vec<(PtrCookie, bool)>,
@@ -250,6 +252,7 @@ impl Stage {
             threads: Default::default(),
             open: true,
             handles: vec![0],
+            dropped: Vec::new(),
             buffers: Vec::new(),
             freed: Vec::new(),
             notices: Vec::new(),
@@ -643,8 +646,12 @@ impl Stage {
             }
             Command::Increfs { handle: h } => (Bc::Increfs(handle(h)), Done::Acquired(handle(h))),
             Command::Acquire { handle: h } => (Bc::Acquire(handle(h)), Done::Acquired(handle(h))),
-            Command::Release { handle: h } => (Bc::Release(handle(h)), Done::Nothing),
-            Command::Decrefs { handle: h } => (Bc::Decrefs(handle(h)), Done::Nothing),
+            Command::Release { handle: h } | Command::Decrefs { handle: h } => {
+                let handle = handle(h);
+                r.dropped.push(handle);
+                let strong = matches!(command, Command::Release { .. });
+                (if strong { Bc::Release(handle) } else { Bc::Decrefs(handle) }, Done::Nothing)
+            }
             Command::IncrefsDone { notice } => {
                 let node = notice.of(&r.notices).map_or(PtrCookie { ptr: 8, cookie: 8 }, |n| n.0);
                 (Bc::IncrefsDone(node), Done::Confirmed(node, false))
@@ -1092,16 +1099,23 @@ impl Stage {
     }
 
     fn returned(&mut self, role: usize, thread: usize, what: Return) {
+        let strangers = self.ledger.has_strangers;
         let r = &mut self.roles[role];
         match what {
             Return::Increfs(node) => r.notices.push((node, false)),
             Return::Acquire(node) => r.notices.push((node, true)),
             Return::DeadBinder(cookie) => {
-                assert!(cookie < r.next_cookie, "a death that nobody asked for: {cookie}");
+                assert!(
+                    strangers || cookie < r.next_cookie,
+                    "a death that nobody asked for: {cookie}"
+                );
                 r.deaths.push(cookie);
             }
             Return::FrozenBinder { cookie, .. } => {
-                assert!(cookie < r.next_cookie, "a freeze that nobody asked for: {cookie}");
+                assert!(
+                    strangers || cookie < r.next_cookie,
+                    "a freeze that nobody asked for: {cookie}"
+                );
                 r.freezes.push(cookie);
             }
             Return::Transaction(data) | Return::TransactionSecCtx(data, _) => {
@@ -1140,6 +1154,9 @@ impl Stage {
         | Return::Decrefs(node) = what
         {
             let r = &self.roles[role];
+            if self.ledger.has_strangers {
+                return;
+            }
             let own = r.nodes().contains(&node.ptr) && node.cookie | 1 == (node.ptr ^ COOKIE) | 1;
             assert!(own || node == PtrCookie::default(), "{role} hears of {node:x?}");
         }
@@ -1151,7 +1168,11 @@ impl Stage {
         let end = data.buffer.wrapping_add(data.data_size);
         let mapping = MAPPING..=MAPPING + r.alloc.buffer_size() as u64;
         assert!(mapping.contains(&data.buffer) && mapping.contains(&end), "{data:x?}");
-        assert!(!r.buffers.contains(&data.buffer), "a buffer is given twice: {data:x?}");
+        let strangers = self.ledger.has_strangers;
+        assert!(
+            strangers || !r.buffers.contains(&data.buffer),
+            "a buffer is given twice: {data:x?}"
+        );
         r.buffers.push(data.buffer);
         let receiver = Receiver {
             process: &r.process,
@@ -1159,6 +1180,7 @@ impl Stage {
             actress: &r.actress,
             pid: r.pid,
             nodes: r.nodes(),
+            dropped: &r.dropped,
             // Objects of who is gone are nobody's.
             hasty: r.hasty || !r.open,
         };
@@ -1172,7 +1194,7 @@ impl Stage {
     }
 
     fn check_security_context(&self, role: usize, data: &TransactionData, address: u64) {
-        if self.roles[role].hasty || data.flags & TF_UPDATE_TXN != 0 {
+        if self.ledger.has_strangers || self.roles[role].hasty || data.flags & TF_UPDATE_TXN != 0 {
             return;
         }
         let sent = &self.ledger.sent[(data.code >> 2) as usize];
@@ -1186,6 +1208,9 @@ impl Stage {
 
     /// A reply goes to the thread whose call its sender served, and each call has one at most.
     fn check_answer(&mut self, role: usize, thread: usize, reply: usize) {
+        if self.ledger.has_strangers {
+            return;
+        }
         let Some(by) = self.ledger.sent.get(reply).map(|reply| reply.by) else { return };
         let call = self.ledger.sent.iter_mut().rev().find(|call| {
             !call.is_reply
@@ -1284,3 +1309,100 @@ fn transaction_flags(flags: Flags) -> u32 {
     }
     bits
 }
+
+/// A scene with something of everything for `writer` (process 1, thread 0) to get hold of: it
+/// serves a call of the manager's, waits for nobody, has handles, buffers, links and notices.
+fn scene() -> Program {
+    let plain = |objects| Message {
+        flags: Flags(1),
+        code: 0,
+        size: Size::Bytes { count: 32 },
+        objects,
+        twist: Twist::Honest,
+    };
+    let node = |index| Object::Node { index, strong: Strength::Strong, flags: NodeFlags(0x40) };
+    let transaction = |to, objects| Command::Transaction { to: Pick(to), message: plain(objects) };
+    let write = |by, commands| Step::WriteRead {
+        by: Actor(by),
+        commands: List(commands),
+        read: Read::DoesNotWait,
+        trouble: Trouble::NoTrouble,
+    };
+    let behave = |by| Step::Behave { by: Actor(by), trouble: Trouble::NoTrouble };
+    Program {
+        setting: Setting {
+            budget: 255,
+            pages: 3,
+            install: Install::Shared,
+            manager: Manager::TakesFiles,
+            faults: List(Vec::new()),
+        },
+        steps: List(vec![
+            // The manager gets a node of 1 and one of 2, and passes 2's on to 1.
+            write(0x11, vec![transaction(0, List(vec![node(0), node(1)]))]),
+            behave(0x00),
+            behave(0x11),
+            write(0x12, vec![transaction(0, List(vec![node(0)]))]),
+            behave(0x10),
+            behave(0x12),
+            write(0x01, vec![Command::EnterLooper]),
+            write(
+                0x20,
+                vec![transaction(
+                    1,
+                    List(vec![Object::Handle { handle: Pick(3), strong: Strength::Strong }]),
+                )],
+            ),
+            write(0x01, vec![]),
+            write(
+                0x01,
+                vec![
+                    Command::RequestDeath { handle: Pick(1) },
+                    Command::RequestFreeze { handle: Pick(1) },
+                    Command::Acquire { handle: Pick(0) },
+                ],
+            ),
+        ]),
+    }
+}
+
+/// Target `write_buffer`: `bytes` are what a client writes, twice, while others do what they do.
+///
+/// The write buffer lies at [`WRITE_BUFFER`]; its own bytes are the messages that it can send.
+///
+/// # Panics
+/// When anything happens that must not.
+pub fn play_raw(bytes: &[u8]) {
+    let scene = scene();
+    let mut stage = Stage::new(&scene.setting);
+    for step in scene.steps.iter() {
+        stage.step(step);
+    }
+    stage.check();
+    stage.ledger.has_strangers = true;
+    for _ in 0..2 {
+        let role = &mut stage.roles[1];
+        role.arena.truncate(SCRATCH);
+        let call = WriteRead {
+            write_size: bytes.len() as u64,
+            write_buffer: role.arena.push(bytes),
+            read_size: 256,
+            read_buffer: ARENA,
+            ..WriteRead::default()
+        };
+        debug_assert_eq!(call.write_buffer, WRITE_BUFFER);
+        let view = role.view.clone();
+        let kind = Kind::WriteRead { done: Vec::new() };
+        stage.begin(1, 0, BINDER_WRITE_READ, call.encode(), view, true, kind);
+        stage.attend();
+        stage.check();
+        for by in [0x00, 0x10, 0x02] {
+            stage.step(&Step::Behave { by: Actor(by), trouble: Trouble::NoTrouble });
+            stage.check();
+        }
+    }
+    stage.end();
+}
+
+/// Where the write buffer of [`play_raw`] lies in its client.
+pub const WRITE_BUFFER: u64 = ARENA + SCRATCH as u64;

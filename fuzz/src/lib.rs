@@ -3,12 +3,14 @@
 //! | module | what |
 //! |---|---|
 //! | [`grammar`] | programs: what clients may do |
+//! | [`allocator`] | the allocator and its shrinker, against a model |
 //! | [`records`] | programs from bytes, and mutations that keep their steps whole |
 //! | [`stage`] | clients in plain memory, and races at a place of one's choice |
 //! | [`interpret`] | plays a program and checks it |
 //! | [`ledger`] | what was sent, and whether it arrives |
 //! | [`report`] | tells people what happened |
 
+pub mod allocator;
 pub mod grammar;
 pub mod interpret;
 pub mod ledger;

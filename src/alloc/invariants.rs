@@ -22,6 +22,12 @@ pub(crate) use rule;
 type Checked = Result<(), Violation>;
 
 impl Alloc {
+    /// Whether a call that takes the buffer mutex, or the mm's lock for reading, would have to
+    /// wait: for tests that act in the middle of another call, in the same thread.
+    pub fn is_busy(&self) -> bool {
+        self.buffers.try_lock().is_none() || self.mm.mmap_read_trylock().is_none()
+    }
+
     /// Checks every rule about the buffers of a mapping and their pages. To be called while no
     /// other thread uses this allocator.
     pub fn check_invariants(&self) -> Result<(), Violation> {

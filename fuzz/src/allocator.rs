@@ -1,0 +1,584 @@
+//! Target `alloc`: the allocator and its shrinker against a model that is too simple to be wrong.
+//!
+//! The model knows which ranges of a mapping are taken and what was written there. It says where a
+//! best fit must lie; pages and the rest are checked by [`Alloc::check_invariants`] and by
+//! [`HeapMm`], which counts everybody who comes for a page that is not there.
+
+use crate::grammar::{Fault, Install, List, MmVerb, Pick, grammar};
+use crate::stage::trace;
+use arbitrary::{Arbitrary, Result, Unstructured};
+use fakebinder::Errno;
+use fakebinder::alloc::{Alloc, Buffer, PageState, Request};
+use fakebinder::mm_shim::{HeapMm, Injector, PAGE_SIZE, Rule, Verb};
+use fakebinder::shrinker::{Memory, MemoryConfig, PageInstall};
+use fakebinder::sim::MAPPING;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// Allocators that share a budget.
+const CLIENTS: usize = 2;
+
+/// The most steps of one input.
+const MAX_STEPS: usize = 64;
+
+grammar! {
+    pub enum Step {
+        40 => Allocate { client: Pick, size: Size, oneway: Oneway, trouble: Meanwhile },
+        30 => Free { client: Pick, buffer: Pick },
+        /// By its address, as BC_FREE_BUFFER does.
+        8 => UserFree { client: Pick, buffer: Pick, allowed: bool },
+        10 => Write { client: Pick, buffer: Pick, at: u8, length: u8 },
+        3 => Clear { client: Pick, buffer: Pick },
+        14 => Reclaim { pages: u8, trouble: Meanwhile },
+        2 => Unmap { client: Pick },
+        1 => Exit { client: Pick },
+        1 => Release { client: Pick },
+        2 => OutOfBounds { client: Pick, buffer: Pick, offset: u16, length: u16 },
+    }
+
+    /// Bytes of a buffer.
+    pub enum Size {
+        4 => Bytes { count: u8 },
+        /// In units of 64.
+        4 => Chunks { count: u8 },
+        /// Whole pages, and a little more or less.
+        3 => Pages { count: u8, more: i8 },
+        1 => Huge { bits: u8 },
+    }
+
+    pub enum Oneway {
+        3 => TwoWay,
+        2 => OneWay,
+    }
+
+    /// What somebody else does at the n-th time that a verb of the mm is carried out in a step.
+    pub enum Meanwhile {
+        8 => Nothing,
+        4 => Do { nth: u8, what: Aside },
+    }
+
+    pub enum Aside {
+        4 => AllocateToo { client: Pick, size: Size },
+        3 => FreeToo { client: Pick, buffer: Pick },
+        3 => ReclaimToo { pages: u8 },
+        1 => UnmapToo { client: Pick },
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Arbitrary)]
+pub struct Setting {
+    /// Pages for both clients together: from 128 on as many as they like, else a few.
+    pub budget: u8,
+    pub pages: u8,
+    pub install: Install,
+    pub faults: List<Fault>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Program {
+    pub setting: Setting,
+    pub steps: List<Step>,
+}
+
+impl Program {
+    /// Steps follow one another without gaps, until the bytes end.
+    pub fn from_bytes(bytes: &[u8]) -> Program {
+        let mut bytes = Unstructured::new(bytes);
+        let setting = Setting::arbitrary(&mut bytes).expect("never runs out");
+        let mut steps = Vec::new();
+        while !bytes.is_empty() && steps.len() < MAX_STEPS {
+            steps.push(Step::arbitrary(&mut bytes).expect("never runs out"));
+        }
+        Program { setting, steps: List(steps) }
+    }
+}
+
+/// A buffer, as the model knows it.
+#[derive(Clone)]
+struct Taken {
+    buffer: Buffer,
+    size: usize,
+    /// The user may free it.
+    allowed: bool,
+    clear: bool,
+    /// What was written, where it was.
+    content: Vec<Option<u8>>,
+}
+
+struct Client {
+    alloc: Arc<Alloc>,
+    mm: Arc<HeapMm>,
+    mapped: bool,
+    taken: Vec<Taken>,
+}
+
+impl Client {
+    fn size(&self) -> usize {
+        self.alloc.buffer_size()
+    }
+
+    /// Where the best fit for `size` bytes is: the smallest gap, of equals the first.
+    fn best_fit(&self, size: usize) -> Option<usize> {
+        let mut taken: Vec<(usize, usize)> =
+            self.taken.iter().map(|taken| (taken.buffer.offset, taken.size)).collect();
+        taken.sort_unstable();
+        taken.push((self.size(), 0));
+        let mut end = 0;
+        let mut best: Option<(usize, usize)> = None;
+        for (offset, length) in taken {
+            let gap = offset - end;
+            if gap >= size.max(1) && best.is_none_or(|(smallest, _)| gap < smallest) {
+                best = Some((gap, end));
+            }
+            end = offset + length;
+        }
+        best.map(|(_, offset)| offset)
+    }
+
+    fn oneway_left(&self) -> usize {
+        let taken: usize = self.taken.iter().filter(|t| t.buffer.is_async).map(|t| t.size).sum();
+        self.size() / 2 - taken
+    }
+
+    fn pick(&self, pick: Pick) -> Option<usize> {
+        usize::from(pick.0).checked_rem(self.taken.len())
+    }
+}
+
+/// What an aside did, and for which client.
+enum AsideDone {
+    Allocated(usize, Request, std::result::Result<Buffer, Errno>),
+    Freed(usize, Buffer),
+}
+
+/// Lets somebody act at the n-th verb of the mm, unless that would have to wait for us.
+#[derive(Default)]
+struct Wings {
+    countdown: AtomicU32,
+    #[allow(clippy::type_complexity, reason = "a thing to do, once")]
+    act: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl Wings {
+    fn pass(&self) {
+        let left = self.countdown.load(Ordering::Relaxed);
+        if left > 0 {
+            self.countdown.store(left - 1, Ordering::Relaxed);
+            if left == 1 {
+                let act = self.act.lock().expect("one thread").take();
+                act.into_iter().for_each(|act| act());
+            }
+        }
+    }
+}
+
+struct Stage {
+    memory: Arc<Memory>,
+    clients: Vec<Client>,
+    wings: Arc<Wings>,
+    /// Whether an allocation may fail for want of a page or an injected reason.
+    pages_may_fail: bool,
+    zap_fails: bool,
+}
+
+/// Carries out a program.
+///
+/// # Panics
+/// When the allocator does anything that it must not.
+pub fn play(program: &Program) {
+    let mut stage = Stage::new(&program.setting);
+    for step in program.steps.iter() {
+        trace(|| format!("{step:?}"));
+        stage.step(step);
+        stage.check();
+    }
+    let memory = stage.memory.clone();
+    drop(stage);
+    assert_eq!((memory.used(), memory.count()), (0, 0), "pages are left");
+}
+
+fn bytes(size: &Size) -> u64 {
+    match *size {
+        Size::Bytes { count } => u64::from(count),
+        Size::Chunks { count } => 64 * u64::from(count),
+        Size::Pages { count, more } => {
+            (PAGE_SIZE as u64 * u64::from(1 + count % 5)).saturating_add_signed(i64::from(more))
+        }
+        Size::Huge { bits } => u64::MAX >> (bits % 64),
+    }
+}
+
+/// A size in its three parts: the same sum in different ways.
+fn request(size: &Size, oneway: bool, client: usize) -> Request {
+    let all = bytes(size);
+    let (data, rest) = if all % 3 == 1 { (all / 2, all - all / 2) } else { (all, 0) };
+    Request {
+        data_size: data,
+        offsets_size: rest / 2,
+        extra_buffers_size: rest - rest / 2,
+        is_async: oneway,
+        pid: 100 + client as i32,
+    }
+}
+
+fn total(request: &Request) -> Option<usize> {
+    let part = |size: u64| size.checked_next_multiple_of(8);
+    let sum = part(request.data_size)?.checked_add(part(request.offsets_size)?)?;
+    usize::try_from(sum.checked_add(part(request.extra_buffers_size)?)?.max(8)).ok()
+}
+
+impl Stage {
+    fn new(setting: &Setting) -> Stage {
+        let wings = Arc::new(Wings::default());
+        let mut inject = Injector::default();
+        for verb in [Verb::AllocPage, Verb::InsertPage, Verb::VmaLookup, Verb::MmGet, Verb::Zap] {
+            let wings = wings.clone();
+            inject = inject.with(Rule::new(verb).hook(move |_| wings.pass()));
+        }
+        let mut zap_fails = false;
+        for fault in setting.faults.iter() {
+            let (verb, errno) = match fault.verb {
+                MmVerb::AllocPage => (Verb::AllocPage, Errno::ENOMEM),
+                MmVerb::InsertPage => (Verb::InsertPage, Errno::EINTR),
+                MmVerb::VmaLookup => (Verb::VmaLookup, Errno::ESRCH),
+                MmVerb::MmGet => (Verb::MmGet, Errno::ESRCH),
+                MmVerb::Zap => (Verb::Zap, Errno::EIO),
+            };
+            zap_fails |= verb == Verb::Zap;
+            inject = inject.with(Rule::new(verb).nth(1 + u64::from(fault.nth % 32)).fail(errno));
+        }
+        let limited = setting.budget < 128;
+        let memory = Memory::new(MemoryConfig {
+            page_budget: limited.then_some(u64::from(1 + setting.budget % 16) * PAGE_SIZE as u64),
+            page_install: match setting.install {
+                Install::Shared => PageInstall::Shared,
+                Install::Exclusive => PageInstall::Exclusive,
+            },
+            inject,
+        });
+        let clients = (0..CLIENTS)
+            .map(|index| {
+                let mm = HeapMm::new();
+                let alloc = Alloc::new(mm.clone(), &memory);
+                let pages = 1 + usize::from(setting.pages >> (4 * index)) % 12;
+                mm.mmap(MAPPING, pages * PAGE_SIZE);
+                alloc.mmap_handler(MAPPING, pages * PAGE_SIZE).expect("a first mapping");
+                Client { alloc, mm, mapped: true, taken: Vec::new() }
+            })
+            .collect();
+        let pages_may_fail = limited || !setting.faults.is_empty();
+        Stage { memory, clients, wings, pages_may_fail, zap_fails }
+    }
+
+    fn client(&self, pick: Pick) -> usize {
+        usize::from(pick.0) % CLIENTS
+    }
+
+    /// Arms the wings; what the aside came to is found in the returned cell. Ranges are taken and
+    /// given back at the beginning of a call, before any verb: so the aside comes after.
+    fn arm(&self, meanwhile: &Meanwhile) -> Arc<Mutex<Option<AsideDone>>> {
+        let result = Arc::new(Mutex::new(None));
+        let Meanwhile::Do { nth, what } = meanwhile else { return result };
+        let cell = result.clone();
+        let tell = move |done| *cell.lock().expect("one thread") = Some(done);
+        let act: Box<dyn FnOnce() + Send> = match what {
+            Aside::AllocateToo { client, size } => {
+                let client = self.client(*client);
+                let alloc = self.clients[client].alloc.clone();
+                let request = request(size, false, client);
+                Box::new(move || {
+                    if !alloc.is_busy() {
+                        let got = alloc.alloc_new_buf(&request);
+                        tell(AsideDone::Allocated(client, request, got));
+                    }
+                })
+            }
+            Aside::FreeToo { client, buffer } => {
+                let client = self.client(*client);
+                let alloc = self.clients[client].alloc.clone();
+                let Some(index) = self.clients[client].pick(*buffer) else { return result };
+                let buffer = self.clients[client].taken[index].buffer;
+                Box::new(move || {
+                    if !alloc.is_busy() {
+                        alloc.free_buf(&buffer);
+                        tell(AsideDone::Freed(client, buffer));
+                    }
+                })
+            }
+            Aside::ReclaimToo { pages } => {
+                let (memory, pages) = (self.memory.clone(), usize::from(*pages));
+                Box::new(move || {
+                    memory.scan(pages);
+                })
+            }
+            Aside::UnmapToo { client } => {
+                let mm = self.clients[self.client(*client)].mm.clone();
+                Box::new(move || mm.munmap())
+            }
+        };
+        *self.wings.act.lock().expect("one thread") = Some(act);
+        self.wings.countdown.store(1 + u32::from(*nth % 8), Ordering::Relaxed);
+        result
+    }
+
+    /// The step is over; what came of its aside, if there was one.
+    fn land(&mut self, aside: &Mutex<Option<AsideDone>>) {
+        self.wings.countdown.store(0, Ordering::Relaxed);
+        *self.wings.act.lock().expect("one thread") = None;
+        match aside.lock().expect("one thread").take() {
+            None => {}
+            Some(AsideDone::Allocated(client, request, got)) => {
+                trace(|| format!("    meanwhile client {client} gets {got:?}"));
+                self.allocated(client, &request, got);
+            }
+            Some(AsideDone::Freed(client, buffer)) => {
+                trace(|| format!("    meanwhile client {client} frees {:#x}", buffer.offset));
+                self.clients[client].taken.retain(|taken| taken.buffer.offset != buffer.offset);
+            }
+        }
+    }
+
+    /// Compares what an allocation came to with the model, and notes it.
+    fn allocated(
+        &mut self,
+        index: usize,
+        request: &Request,
+        got: std::result::Result<Buffer, Errno>,
+    ) {
+        let client = &mut self.clients[index];
+        let oneway_left = client.oneway_left();
+        let expected = match total(request) {
+            _ if client.size() == 0 => Err(Errno::ESRCH),
+            None => Err(Errno::EINVAL),
+            Some(size) if request.is_async && oneway_left < size => Err(Errno::ENOSPC),
+            Some(size) => client.best_fit(size).ok_or(Errno::ENOSPC),
+        };
+        match (got, expected) {
+            (Ok(buffer), Ok(offset)) => {
+                assert_eq!(buffer.offset, offset, "client {index}: not the best fit");
+                let size = total(request).expect("else it would have failed");
+                assert_eq!(buffer.size(), size, "client {index}: the size of {buffer:?}");
+                assert_eq!(buffer.user_data, MAPPING + offset as u64, "client {index}");
+                assert_eq!(
+                    (buffer.data_size as u64, buffer.is_async),
+                    (request.data_size, request.is_async),
+                    "client {index}: {buffer:?}"
+                );
+                let content = vec![None; size];
+                let taken = Taken { buffer, size, allowed: false, clear: false, content };
+                client.taken.push(taken);
+            }
+            (Err(got), Err(expected)) => {
+                let closed = got == Errno::ESRCH && !client.mapped;
+                assert!(got == expected || closed, "client {index}: {got}, not {expected}");
+            }
+            (Err(errno), Ok(_)) => {
+                let may_fail = self.pages_may_fail || !client.mapped;
+                assert!(may_fail, "client {index}: {errno}, and there was room");
+            }
+            (Ok(buffer), Err(errno)) => panic!("client {index}: got {buffer:?}, not {errno}"),
+        }
+    }
+
+    fn step(&mut self, step: &Step) {
+        match step {
+            Step::Allocate { client, size, oneway, trouble } => {
+                let index = self.client(*client);
+                let request = request(size, *oneway == Oneway::OneWay, index);
+                if let Meanwhile::Do { what: Aside::UnmapToo { client }, .. } = trouble {
+                    let client = self.client(*client);
+                    self.clients[client].mapped = false;
+                }
+                let aside = self.arm(trouble);
+                let got = self.clients[index].alloc.alloc_new_buf(&request);
+                trace(|| format!("    client {index} gets {got:?}"));
+                self.settle(index, &request, got, &aside);
+            }
+            Step::Free { client, buffer } => {
+                let client = self.client(*client);
+                if let Some(index) = self.clients[client].pick(*buffer) {
+                    self.free(client, index);
+                }
+            }
+            Step::UserFree { client, buffer, allowed } => {
+                let index = self.client(*client);
+                let client = &mut self.clients[index];
+                let Some(picked) = client.pick(*buffer) else { return };
+                let taken = &mut client.taken[picked];
+                if *allowed {
+                    client.alloc.set_allow_user_free(&taken.buffer, true);
+                    taken.allowed = true;
+                }
+                let address = taken.buffer.user_data;
+                assert_eq!(client.alloc.prepare_to_free(address + 4), Err(Errno::ENOENT));
+                let got = client.alloc.prepare_to_free(address);
+                if taken.allowed {
+                    assert_eq!(got.map(|b| b.offset), Ok(taken.buffer.offset), "client {index}");
+                    let again = client.alloc.prepare_to_free(address);
+                    assert_eq!(again, Err(Errno::EPERM), "client {index}: a second time");
+                    self.free(index, picked);
+                } else {
+                    assert_eq!(got, Err(Errno::EPERM), "client {index}: not the user's to free");
+                }
+            }
+            Step::Write { client, buffer, at, length } => {
+                let client = self.client(*client);
+                let client = &mut self.clients[client];
+                let Some(picked) = client.pick(*buffer) else { return };
+                let taken = &mut client.taken[picked];
+                let at = (usize::from(*at) * taken.size / 256) & !3;
+                let length = usize::from(*length).min(taken.size - at);
+                let bytes: Vec<u8> =
+                    (0..length).map(|i| (i ^ taken.buffer.offset ^ at) as u8).collect();
+                client
+                    .alloc
+                    .copy_to_buffer(&taken.buffer, at, &bytes)
+                    .expect("its pages are there");
+                for (place, byte) in taken.content[at..].iter_mut().zip(bytes) {
+                    *place = Some(byte);
+                }
+            }
+            Step::Clear { client, buffer } => {
+                let client = self.client(*client);
+                let client = &mut self.clients[client];
+                if let Some(picked) = client.pick(*buffer) {
+                    client.alloc.set_clear_on_free(&client.taken[picked].buffer);
+                    client.taken[picked].clear = true;
+                }
+            }
+            Step::Reclaim { pages, trouble } => {
+                if let Meanwhile::Do { what: Aside::UnmapToo { client }, .. } = trouble {
+                    let client = self.client(*client);
+                    self.clients[client].mapped = false;
+                }
+                let aside = self.arm(trouble);
+                let before = self.memory.count();
+                let reclaimed = self.memory.scan(usize::from(*pages));
+                trace(|| format!("    {reclaimed} of {before} pages reclaimed"));
+                let alone = matches!(trouble, Meanwhile::Nothing);
+                assert!(
+                    !alone || reclaimed == before.min(usize::from(*pages)),
+                    "{reclaimed} pages of {before} were reclaimed, asked for {pages}"
+                );
+                self.land(&aside);
+            }
+            Step::Unmap { client } => {
+                let client = self.client(*client);
+                self.clients[client].mm.munmap();
+                self.clients[client].mapped = false;
+            }
+            Step::Exit { client } => {
+                let client = self.client(*client);
+                self.clients[client].mm.exit();
+                self.clients[client].mapped = false;
+            }
+            Step::Release { client } => {
+                let client = self.client(*client);
+                let client = &mut self.clients[client];
+                client.alloc.deferred_release();
+                client.mapped = false;
+                client.taken.clear();
+                assert_eq!(client.mm.resident(), 0, "pages are left after a release");
+            }
+            Step::OutOfBounds { client, buffer, offset, length } => {
+                let client = self.client(*client);
+                let client = &self.clients[client];
+                let Some(picked) = client.pick(*buffer) else { return };
+                let taken = &client.taken[picked];
+                let (offset, length) = (usize::from(*offset), usize::from(*length));
+                let mut bytes = vec![0; length];
+                let inside = offset + length <= taken.size && offset.is_multiple_of(4);
+                let got = client.alloc.copy_from_buffer(&taken.buffer, offset, &mut bytes);
+                assert_eq!(got.is_ok(), inside, "{offset} + {length} of {}", taken.size);
+            }
+        }
+    }
+
+    /// After an allocation that somebody acted in: its range was taken first, and, where its
+    /// pages could not be had, given back last.
+    fn settle(
+        &mut self,
+        index: usize,
+        request: &Request,
+        got: std::result::Result<Buffer, Errno>,
+        aside: &Mutex<Option<AsideDone>>,
+    ) {
+        let count = self.clients[index].taken.len();
+        if got.is_err() && aside.lock().expect("one thread").is_some() {
+            // It had its range while the aside happened.
+            let size = total(request).unwrap_or(0);
+            if let Some(offset) = self.clients[index].best_fit(size) {
+                let buffer = Buffer {
+                    offset,
+                    user_data: MAPPING + offset as u64,
+                    data_size: size,
+                    offsets_size: 0,
+                    extra_buffers_size: 0,
+                    is_async: request.is_async,
+                    oneway_spam_suspect: false,
+                };
+                let ghost =
+                    Taken { buffer, size, allowed: false, clear: false, content: Vec::new() };
+                self.clients[index].taken.push(ghost);
+                self.land(aside);
+                // A buffer that the aside freed may have stood before it.
+                let taken = &mut self.clients[index].taken;
+                let ghost = taken.iter().position(|taken| taken.buffer.offset == offset);
+                taken.remove(ghost.expect("nobody else frees it"));
+                assert!(self.pages_may_fail || !self.clients[index].mapped, "{got:?}");
+                return;
+            }
+        }
+        self.allocated(index, request, got);
+        debug_assert!(self.clients[index].taken.len() <= count + 1);
+        self.land(aside);
+    }
+
+    fn free(&mut self, client: usize, index: usize) {
+        let client = &mut self.clients[client];
+        let taken = client.taken.remove(index);
+        client.alloc.free_buf(&taken.buffer);
+        if taken.clear && client.mapped {
+            let mut bytes = vec![1; taken.size];
+            client.mm.peek(taken.buffer.user_data, &mut bytes).expect("in the mapping");
+            assert!(bytes.iter().all(|byte| *byte == 0), "a cleared buffer is not clear");
+        }
+    }
+
+    /// All that must hold between two steps.
+    fn check(&self) {
+        let (mut used, mut lru) = (0, 0);
+        for (index, client) in self.clients.iter().enumerate() {
+            if let Err(violation) = client.alloc.check_invariants() {
+                panic!("client {index}: {violation}");
+            }
+            assert_eq!(client.mm.lost(), 0, "client {index}: a page that should be there is not");
+            assert_eq!(client.mm.users(), 0, "client {index}: a use of the mm was not put");
+            assert_eq!(client.alloc.allocated_count(), client.taken.len(), "client {index}");
+            let (mut installed, mut on_lru) = (0, 0);
+            for state in client.alloc.page_states() {
+                installed += usize::from(state != PageState::Free);
+                on_lru += usize::from(state == PageState::Lru);
+            }
+            let resident = client.mm.resident();
+            assert!(
+                resident == installed || (self.zap_fails && resident > installed),
+                "client {index}: {resident} pages are resident, {installed} installed"
+            );
+            (used, lru) = (used + resident, lru + on_lru);
+            for taken in &client.taken {
+                let mut bytes = vec![0; taken.size];
+                let read = client.alloc.copy_from_buffer(&taken.buffer, 0, &mut bytes);
+                assert_eq!(read, Ok(()), "client {index}: {:?}", taken.buffer);
+                let mut expected = taken.content.iter().zip(&bytes);
+                assert!(
+                    expected.all(|(expected, byte)| expected.is_none_or(|e| e == *byte)),
+                    "client {index}: {:?} holds what nobody wrote",
+                    taken.buffer
+                );
+            }
+        }
+        assert_eq!(self.memory.used(), used, "pages in use, by the budget and by the clients");
+        assert_eq!(self.memory.count(), lru, "pages on the LRU, by the list and by their owners");
+    }
+}
