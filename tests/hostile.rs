@@ -324,8 +324,7 @@ fn with_socket(target: &Target, slots: &[i32]) -> (Device, OwnedFd) {
 
 fn offer_slots(device: &Device, slots: &[i32]) -> Result<(), Errno> {
     for slots in slots.chunks(62) {
-        let mut offer = uapi::fakebinder_slots::default();
-        offer.count = slots.len() as u32;
+        let mut offer = uapi::fakebinder_slots { count: slots.len() as u32, ..Default::default() };
         offer.numbers[..slots.len()].copy_from_slice(slots);
         // SAFETY: the ioctl's argument is of its type.
         unsafe { device.raw_ioctl(uapi::FAKEBINDER_SLOTS, (&raw mut offer).cast()) }?;

@@ -414,9 +414,7 @@ mod tests {
     /// Whether we have our own maps open, of which only this test opens any for longer.
     fn maps_open() -> bool {
         let ours = format!("/proc/{}/maps", std::process::id());
-        let links = std::fs::read_dir("/proc/self/fd")
-            .expect("our descriptors")
-            .flatten();
+        let links = std::fs::read_dir("/proc/self/fd").expect("our descriptors").flatten();
         links
             .filter_map(|link| std::fs::read_link(link.path()).ok())
             .any(|path| path.ends_with(&ours))
