@@ -1,7 +1,7 @@
 //! Tests of everything that a client of a binder device can see.
 //!
 //! The measure is the kernel's driver: every test passes there before it judges another device.
-//! A test is a [scene](scene): several processes that do one system call at a time, all told to
+//! A test is a scene: several processes that do one system call at a time, all told to
 //! by one script, so that a scene reads from top to bottom and always goes the same way.
 //!
 //! - `sys`: fork, shared memory, any system call: all unsafe code
