@@ -258,7 +258,12 @@ impl MmStruct {
     pub fn exit_mmap(&self, _lock: &MmapLock<'_>) -> usize {
         self.mm.exit_mmap();
         let pages =
-            self.charged.iter().filter(|charged| charged.swap(false, Ordering::Relaxed)).count();
+            // Most are not, and a look is cheaper than a swap.
+            self.charged
+                .iter()
+                .filter(|charged| charged.load(Ordering::Relaxed))
+                .filter(|charged| charged.swap(false, Ordering::Relaxed))
+                .count();
         self.memory.uncharge(pages);
         pages
     }

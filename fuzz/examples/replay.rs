@@ -4,12 +4,12 @@
 //! - `replay --minimize FILE`: the same of the smallest program that still panics, which is
 //!   written to FILE.min;
 //! - `replay --rate SECONDS [FILE...]`: plays them, or random programs of 20 steps, round and
-//!   round, and says how many a second.
+//!   round, and says how many a second of one core's time.
 
 use fakebinder_fuzz::grammar::Program;
 use fakebinder_fuzz::records::RECORD;
 use fakebinder_fuzz::{interpret, report};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 fn main() {
     let mut args: Vec<String> = std::env::args().skip(1).collect();
@@ -28,6 +28,13 @@ fn main() {
         let program = Program::from_bytes(&bytes);
         println!("{}", report::tell(&program, interpret::play));
     }
+}
+
+/// What this process has had of the processor: others may be busy beside it.
+fn cpu_time() -> Duration {
+    let schedstat = std::fs::read_to_string("/proc/self/schedstat").expect("/proc is mounted");
+    let time = schedstat.split(' ').next().and_then(|time| time.parse().ok());
+    Duration::from_nanos(time.expect("nanoseconds on the processor"))
 }
 
 fn minimize(file: &str) {
@@ -64,8 +71,8 @@ fn rate(time: Duration, files: &[String]) {
         files => files.iter().map(|file| std::fs::read(file).expect("a file")).collect(),
     };
     let (mut programs, mut steps, mut sent, mut delivered) = (0, 0, 0, 0);
-    let start = Instant::now();
-    while start.elapsed() < time {
+    let start = cpu_time();
+    while cpu_time() - start < time {
         for input in &inputs {
             let summary = report::run(&Program::from_bytes(input), interpret::play);
             programs += 1;
@@ -74,7 +81,7 @@ fn rate(time: Duration, files: &[String]) {
             delivered += summary.messages_delivered;
         }
     }
-    let seconds = start.elapsed().as_secs_f64();
+    let seconds = (cpu_time() - start).as_secs_f64();
     println!(
         "{:.0} programs/s, {:.0} steps/s, {:.1} steps a program; {:.1} messages a program, {:.0} % arrive",
         programs as f64 / seconds,

@@ -133,6 +133,7 @@ pub struct Setting {
     pub pages: u8,
     pub install: Install,
     pub manager: Manager,
+    pub acquaintance: Acquaintance,
     /// Verbs of the mm that fail once.
     pub faults: List<Fault>,
 }
@@ -160,6 +161,13 @@ grammar! {
         1 => Absent,
     }
 
+    /// Whether the context manager has a handle to a node of process 1, and one to a node of 2,
+    /// and has told 1 of 2's.
+    pub enum Acquaintance {
+        1 => Strangers,
+        1 => Acquainted,
+    }
+
     pub enum MmVerb {
         4 => AllocPage,
         2 => InsertPage,
@@ -170,7 +178,7 @@ grammar! {
 
     /// Something that one client does, or that happens to it.
     pub enum Step {
-        /// BINDER_WRITE_READ.
+        /// BINDER_WRITE_READ. A reply is sent by a thread that has one to give, if there is any.
         120 => WriteRead { by: Actor, commands: List<Command>, read: Read, trouble: Trouble },
         /// What libbinder does unasked: confirms notices, frees what it was sent, answers.
         24 => Behave { by: Actor, trouble: Trouble },
@@ -311,14 +319,16 @@ grammar! {
     }
 
     pub enum Size {
-        6 => Bytes { count: u8 },
-        /// In units of 64 bytes: from a fraction of a page to four pages.
-        3 => Chunks { count: u8 },
+        12 => Bytes { count: u8 },
+        /// In units of 16 bytes: up to a page.
+        4 => Chunks { count: u8 },
+        /// In units of 128 bytes: up to all of most mappings.
+        1 => BigChunks { count: u8 },
     }
 
     /// How a message is not what it should be.
     pub enum Twist {
-        40 => Honest,
+        150 => Honest,
         1 => OffsetsMisaligned,
         1 => OffsetsOutOfOrder,
         1 => OffsetOutOfBounds { by: u8 },

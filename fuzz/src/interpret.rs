@@ -217,9 +217,36 @@ impl Stage {
             Manager::Absent => {}
         }
         stage.write_read(0, 0, &[Command::EnterLooper], &Read::Nothing, &Trouble::NoTrouble);
+        if setting.acquaintance == Acquaintance::Acquainted && setting.manager != Manager::Absent {
+            stage.acquaint();
+        }
         stage.write_read(0, 0, &[], &Read::Waits, &Trouble::NoTrouble);
         stage.attend();
         stage
+    }
+
+    /// Processes 1 and 2 tell the manager of a node each, the manager tells 1 of 2's.
+    fn acquaint(&mut self) {
+        let node = Object::Node { index: 0, strong: Strength::Strong, flags: NodeFlags(0x40) };
+        let handle = Object::Handle { handle: Pick(2), strong: Strength::Strong };
+        for (by, to, object) in [(1, 0, node.clone()), (2, 0, node), (0, 1, handle)] {
+            let message = Message {
+                flags: Flags(0xc0),
+                code: 0,
+                size: Size::Bytes { count: 8 },
+                objects: List(vec![object]),
+                twist: Twist::Honest,
+            };
+            let send = [Command::Transaction { to: Pick(to), message }];
+            self.write_read(by, 2, &send, &Read::DoesNotWait, &Trouble::NoTrouble);
+            self.attend();
+            let receiver = usize::from(to);
+            self.write_read(receiver, 1, &[], &Read::DoesNotWait, &Trouble::NoTrouble);
+            self.attend();
+            let thanks = self.courtesies(receiver, 1);
+            self.write_read(receiver, 1, &thanks, &Read::Nothing, &Trouble::NoTrouble);
+            self.attend();
+        }
     }
 
     fn open(&mut self, context: usize, pid: i32, pages: u8) {
@@ -304,6 +331,20 @@ impl Stage {
         self.roles[role].threads[first].running.is_none().then_some((role, first))
     }
 
+    /// A thread that is in its program and has a call to answer, from the named actor on.
+    fn server(&self, actor: Actor) -> Option<(usize, usize)> {
+        let first = self.role(actor.process())?;
+        let roles = self.roles[first..].iter().chain(&self.roles[..first]);
+        let mut threads = roles
+            .filter(|role| role.open)
+            .flat_map(|role| (0..THREADS).map(move |thread| (role, thread)));
+        let (role, thread) = threads.find(|(role, thread)| {
+            let thread = &role.threads[*thread];
+            thread.running.is_none() && !thread.serving.is_empty()
+        })?;
+        Some((role.index, thread))
+    }
+
     fn signal(&mut self, role: usize, thread: usize) {
         let role = &self.roles[role];
         let Some(running) = &role.threads[thread].running else {
@@ -318,7 +359,9 @@ impl Stage {
     fn step(&mut self, step: &Step) {
         match step {
             Step::WriteRead { by, commands, read, trouble } => {
-                if let Some((role, thread)) = self.actor(*by) {
+                let replies = commands.iter().any(|c| matches!(c, Command::Reply { .. }));
+                let server = if replies { self.server(*by) } else { None };
+                if let Some((role, thread)) = server.or_else(|| self.actor(*by)) {
                     self.write_read(role, thread, commands, read, trouble);
                 }
             }
@@ -618,7 +661,11 @@ impl Stage {
         let handle = |pick: &Pick| pick.of(&r.handles).unwrap_or(u32::from(pick.0));
         let (command, then) = match command {
             Command::Transaction { to, message } => {
-                let to = handle(to);
+                let mut to = handle(to);
+                if to == 0 && role == 0 && r.handles.len() > 1 {
+                    // The first context manager cannot mean itself.
+                    to = r.handles[1];
+                }
                 let (data, room) = self.message(role, thread, message, Some(to), raced);
                 let command = match room {
                     None => Bc::Transaction(data),
@@ -716,7 +763,8 @@ impl Stage {
         let flags = transaction_flags(message.flags);
         let mut count = match message.size {
             Size::Bytes { count } => usize::from(count),
-            Size::Chunks { count } => 64 * usize::from(count),
+            Size::Chunks { count } => 16 * usize::from(count),
+            Size::BigChunks { count } => 128 * usize::from(count),
         };
         if flags & TF_UPDATE_TXN != 0 {
             count = count.max(4);
@@ -1335,6 +1383,7 @@ fn scene() -> Program {
             pages: 3,
             install: Install::Shared,
             manager: Manager::TakesFiles,
+            acquaintance: Acquaintance::Strangers,
             faults: List(Vec::new()),
         },
         steps: List(vec![

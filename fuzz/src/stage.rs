@@ -198,7 +198,7 @@ impl Client for Actress {
         }
     }
 
-    fn security_context(&self, _tid: i32) -> Result<Vec<u8>, Errno> {
+    fn security_context(&self) -> Result<Vec<u8>, Errno> {
         self.gate.pass();
         self.security_context.clone().ok_or(Errno::EOPNOTSUPP)
     }

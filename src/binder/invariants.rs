@@ -247,8 +247,9 @@ impl Graph {
                 "thread {tid} is parked and will not hear of its process's work"
             );
         }
+        // A flush makes the next read return, and is nothing that there is to read.
         rule!(
-            thread.poller.is_none() || !has_work,
+            thread.poller.is_none() || !has_work || thread.looper_need_return,
             "thread {tid} polls and was not told of work for it"
         );
         let (mut return_errors, mut reply_errors) = (0, 0);
