@@ -1,0 +1,74 @@
+//! The attach handshake: how a device that cannot be mapped gives its client a buffer.
+//!
+//! Character devices in userspace (CUSE) have no mmap. So the daemon hands over a read-only
+//! descriptor of the buffer itself, through a socketpair whose one end this process makes known
+//! by number in an ioctl; this process maps it and says where.
+
+use crate::mapping::Mapping;
+use crate::sys::{self, Region};
+use crate::{Errno, uapi};
+use nix::sys::mman::{MapFlags, ProtFlags};
+use nix::sys::socket::{
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, socketpair,
+};
+use std::io::IoSliceMut;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// What the handshake leaves behind.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    pub(crate) mapping: Mapping,
+    /// Our end of the socketpair: the daemon sees it close when this device is dropped.
+    pub(crate) channel: OwnedFd,
+}
+
+/// The whole handshake. Errors are those of the driver's mmap, or `ENODEV` when the device knows
+/// no handshake: then it is not fakebinder's, and cannot be mapped.
+pub(crate) fn attach(
+    device: BorrowedFd<'_>,
+    size: usize,
+    prot: ProtFlags,
+    flags: MapFlags,
+) -> Result<Attached, Errno> {
+    if prot.contains(ProtFlags::PROT_WRITE) {
+        return Err(Errno::EPERM);
+    }
+    let (ours, theirs) =
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    let mut request = uapi::fakebinder_attach {
+        version: uapi::FAKEBINDER_ATTACH_VERSION,
+        socket: theirs.as_raw_fd(),
+        ..Default::default()
+    };
+    match sys::ioctl(device, uapi::FAKEBINDER_ATTACH, &mut request) {
+        Err(Errno::EINVAL | Errno::ENOTTY) => return Err(Errno::ENODEV),
+        other => other?,
+    };
+    drop(theirs);
+    let buffer = receive_descriptor(ours.as_fd())?;
+    let region = Region::map(buffer.as_fd(), size, prot, flags)?;
+    let mut mapped =
+        uapi::fakebinder_mapped { address: region.address(), size: region.len() as u64 };
+    sys::ioctl(device, uapi::FAKEBINDER_MAPPED, &mut mapped)?;
+    Ok(Attached { mapping: Mapping::new(region), channel: ours })
+}
+
+/// The one descriptor of a one-byte message. EPROTO for anything else.
+fn receive_descriptor(socket: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let mut byte = [0u8; 1];
+    let mut parts = [IoSliceMut::new(&mut byte)];
+    let mut space = nix::cmsg_space!([i32; 4]);
+    // The message was sent before the ioctl returned: waiting for it would only hide a fault.
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
+    let mut received = Vec::new();
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(numbers) = control {
+            received.extend(numbers.into_iter().map(sys::adopt));
+        }
+    }
+    match received.len() {
+        1 => received.pop().ok_or(Errno::EPROTO),
+        _ => Err(Errno::EPROTO),
+    }
+}

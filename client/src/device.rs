@@ -1,0 +1,375 @@
+//! One open of a binder device.
+
+use crate::attach::{Attached, attach};
+use crate::command::Command;
+use crate::error::{Error, Result};
+use crate::mapping::Mapping;
+use crate::object::Object;
+use crate::returns::Returns;
+use crate::sys::{self, Plain, Region};
+use crate::transaction::{Contents, Transaction};
+use crate::{Errno, uapi};
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::mman::{MapFlags, ProtFlags};
+use nix::sys::stat::Mode;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// One open of a device: a process, in binder's eyes.
+///
+/// Each operating-system thread that calls [`write_read`](Device::write_read) is a binder thread
+/// of it. All methods but [`mmap`](Device::mmap) take `&self`, so that threads can share it.
+///
+/// Errors: every operation can give ENOTCONN, ECONNABORTED or ENODEV when the daemon behind a
+/// fakebinder device has gone ([`Error::is_disconnected`]); the further ones are named at each.
+#[derive(Debug)]
+pub struct Device {
+    // Dropped in this order: the mapping goes before the open file, as in a process that exits.
+    mapping: Option<Mapping>,
+    channel: Option<OwnedFd>,
+    file: OwnedFd,
+    path: PathBuf,
+}
+
+/// What a [`Device::transfer`] did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transfer {
+    /// Bytes of the write buffer that were taken, also when the ioctl failed.
+    pub write_consumed: usize,
+    /// Bytes of the read buffer that were filled, also when the ioctl failed.
+    pub read_consumed: usize,
+    /// The ioctl's result.
+    pub result: Result<()>,
+}
+
+impl Device {
+    /// Opens for reading and writing, close-on-exec, blocking.
+    ///
+    /// Errors: those of open(2); ENODEV or ENXIO while a daemon is starting or ending.
+    pub fn open(path: impl AsRef<Path>) -> Result<Device> {
+        Device::open_with(path, OFlag::O_RDWR | OFlag::O_CLOEXEC)
+    }
+
+    /// Opens so that a read with nothing to give fails with EAGAIN.
+    pub fn open_nonblock(path: impl AsRef<Path>) -> Result<Device> {
+        Device::open_with(path, OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
+    }
+
+    /// Opens with these flags of open(2).
+    pub fn open_with(path: impl AsRef<Path>, flags: OFlag) -> Result<Device> {
+        let path = path.as_ref();
+        let file = open(path, flags, Mode::empty()).map_err(|e| Error::new(path, "open", e))?;
+        Ok(Device { mapping: None, channel: None, file, path: path.to_owned() })
+    }
+
+    /// The path that it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Maps `size` bytes for incoming transactions, read-only, private.
+    ///
+    /// Where the device cannot be mapped (fakebinder's CUSE door: ENODEV), the attach handshake
+    /// stands in; [`is_attached`](Device::is_attached) tells. Half of the size at most can be
+    /// taken by one-way transactions, and the driver uses at most 4 MiB.
+    ///
+    /// Errors: EBUSY when this open was mapped before (unmapping does not change that), EINVAL
+    /// for size 0 and in another process than the opener's, ENODEV when the file is no binder
+    /// device.
+    pub fn mmap(&mut self, size: usize) -> Result<()> {
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        let (mapping, channel) = self.map(size, ProtFlags::PROT_READ, flags)?;
+        self.mapping = Some(mapping);
+        if channel.is_some() {
+            self.channel = channel;
+        }
+        Ok(())
+    }
+
+    /// A mapping with any protection and flags, given to the caller and not kept (for tests).
+    ///
+    /// Errors: those of [`mmap`](Device::mmap); EPERM for a writable one.
+    pub fn map_with(&self, size: usize, prot: ProtFlags, flags: MapFlags) -> Result<Mapping> {
+        self.map(size, prot, flags).map(|(mapping, _)| mapping)
+    }
+
+    fn map(
+        &self,
+        size: usize,
+        prot: ProtFlags,
+        flags: MapFlags,
+    ) -> Result<(Mapping, Option<OwnedFd>)> {
+        let failed = |errno| Error::new(&self.path, "mmap", errno);
+        match Region::map(self.as_fd(), size, prot, flags) {
+            Ok(region) => Ok((Mapping::new(region), None)),
+            Err(Errno::ENODEV) => {
+                let Attached { mapping, channel } =
+                    attach(self.as_fd(), size, prot, flags).map_err(failed)?;
+                Ok((mapping, Some(channel)))
+            }
+            Err(errno) => Err(failed(errno)),
+        }
+    }
+
+    /// Unmaps what [`mmap`](Device::mmap) has mapped. What arrives from then on fails.
+    pub fn munmap(&mut self) {
+        self.mapping = None;
+    }
+
+    /// The mapping, once there is one.
+    pub fn mapping(&self) -> Option<&Mapping> {
+        self.mapping.as_ref()
+    }
+
+    /// Whether the mapping came by the attach handshake.
+    pub fn is_attached(&self) -> bool {
+        self.channel.is_some()
+    }
+
+    /// Copies data and offsets of a received transaction out of the mapping. Its buffer stays
+    /// occupied.
+    ///
+    /// Errors: EFAULT when they do not lie in this device's mapping.
+    pub fn contents(&self, transaction: &Transaction) -> Result<Contents> {
+        let mut contents = Contents::default();
+        self.read_contents(transaction, &mut contents)?;
+        Ok(contents)
+    }
+
+    /// Like [`contents`](Device::contents), into what the caller has.
+    pub fn read_contents(&self, transaction: &Transaction, into: &mut Contents) -> Result<()> {
+        let fault = || Error::new(&self.path, "contents", Errno::EFAULT);
+        let mapping = self.mapping.as_ref().ok_or_else(fault)?;
+        let limit = mapping.len() as u64;
+        if transaction.data_size > limit || transaction.offsets_size > limit {
+            return Err(fault());
+        }
+        into.code = transaction.code;
+        into.flags = transaction.flags;
+        into.data.resize(transaction.data_size as usize, 0);
+        into.offsets.clear();
+        if !into.data.is_empty() {
+            mapping.read(transaction.buffer, &mut into.data).ok_or_else(fault)?;
+        }
+        for index in 0..transaction.offsets_size / 8 {
+            let mut offset = [0; 8];
+            mapping.read(transaction.offsets + index * 8, &mut offset).ok_or_else(fault)?;
+            into.offsets.push(u64::from_ne_bytes(offset));
+        }
+        Ok(())
+    }
+
+    /// The sender's security context, without its NUL; `None` when the transaction has none.
+    ///
+    /// Errors: EFAULT when it does not lie in this device's mapping.
+    pub fn security_context(&self, transaction: &Transaction) -> Result<Option<Vec<u8>>> {
+        if transaction.secctx == 0 {
+            return Ok(None);
+        }
+        let fault = || Error::new(&self.path, "security context", Errno::EFAULT);
+        let mapping = self.mapping.as_ref().ok_or_else(fault)?;
+        let mut context = Vec::new();
+        loop {
+            let mut byte = [0];
+            let address = transaction.secctx + context.len() as u64;
+            mapping.read(address, &mut byte).ok_or_else(fault)?;
+            if byte[0] == 0 {
+                return Ok(Some(context));
+            }
+            context.push(byte[0]);
+        }
+    }
+
+    // ------------------------------------------------------------ BINDER_WRITE_READ
+
+    /// `BINDER_WRITE_READ`: writes `write` (unless empty), then reads into `read` (unless empty;
+    /// blocks while there is nothing).
+    ///
+    /// Errors: EINTR when a signal came while it waited, EAGAIN when it would wait and may not,
+    /// EINVAL for an unknown command, EFAULT for data that cannot be read. The commands before
+    /// the faulty one are done, and counted in `write_consumed`.
+    pub fn transfer(&self, write: &[u8], read: &mut [u8]) -> Transfer {
+        let (write_consumed, read_consumed, result) = sys::write_read(self.as_fd(), write, read);
+        Transfer {
+            // The counts come from the other side: never more than was offered.
+            write_consumed: (write_consumed as usize).min(write.len()),
+            read_consumed: (read_consumed as usize).min(read.len()),
+            result: result.map(drop).map_err(|e| Error::new(&self.path, "BINDER_WRITE_READ", e)),
+        }
+    }
+
+    /// Writes commands and reads nothing. Returns how many bytes were taken: fewer than all when
+    /// one of them failed and the driver waits for its error to be read.
+    ///
+    /// Errors: those of [`transfer`](Device::transfer), but EINTR and EAGAIN.
+    pub fn write(&self, commands: &[Command<'_>]) -> Result<usize> {
+        let transfer = self.transfer(&encode(commands), &mut []);
+        transfer.result.map(|()| transfer.write_consumed)
+    }
+
+    /// Reads returns into `buffer` (libbinder uses 256 bytes) and takes them apart.
+    ///
+    /// Errors: EINTR, EAGAIN.
+    pub fn read<'b>(&self, buffer: &'b mut [u8]) -> Result<Returns<'b>> {
+        self.write_read(&[], buffer)
+    }
+
+    /// Writes commands, then reads returns, in one ioctl.
+    ///
+    /// Errors: those of [`transfer`](Device::transfer), which to use where it matters what was
+    /// done before the error.
+    pub fn write_read<'b>(
+        &self,
+        commands: &[Command<'_>],
+        buffer: &'b mut [u8],
+    ) -> Result<Returns<'b>> {
+        let transfer = self.transfer(&encode(commands), buffer);
+        transfer.result?;
+        Ok(Returns::new(&buffer[..transfer.read_consumed]))
+    }
+
+    /// Waits until there is something to read, at most `timeout_ms` (`None`: for ever; 0: not at
+    /// all). Empty flags: time is up.
+    ///
+    /// Errors: EINTR.
+    pub fn poll(&self, timeout_ms: Option<u16>) -> Result<PollFlags> {
+        let mut files = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        let timeout = timeout_ms.map_or(PollTimeout::NONE, PollTimeout::from);
+        poll(&mut files, timeout).map_err(|e| Error::new(&self.path, "poll", e))?;
+        Ok(files[0].revents().unwrap_or(PollFlags::empty()))
+    }
+
+    /// Sets or clears O_NONBLOCK (`F_SETFL`).
+    pub fn set_nonblock(&self, nonblock: bool) -> Result<()> {
+        let failed = |errno| Error::new(&self.path, "fcntl", errno);
+        let flags = fcntl(&self.file, FcntlArg::F_GETFL).map_err(failed)?;
+        let mut flags = OFlag::from_bits_retain(flags);
+        flags.set(OFlag::O_NONBLOCK, nonblock);
+        fcntl(&self.file, FcntlArg::F_SETFL(flags)).map(drop).map_err(failed)
+    }
+
+    // ------------------------------------------------------------ the other ioctls
+
+    /// `BINDER_VERSION`: the protocol version; 8 in every 64-bit driver.
+    pub fn version(&self) -> Result<i32> {
+        let mut version = uapi::binder_version::default();
+        self.ioctl("BINDER_VERSION", uapi::BINDER_VERSION, &mut version)?;
+        Ok(version.protocol_version)
+    }
+
+    /// `BINDER_SET_MAX_THREADS`: how many threads `BR_SPAWN_LOOPER` may ask for.
+    pub fn set_max_threads(&self, threads: u32) -> Result<()> {
+        self.ioctl("BINDER_SET_MAX_THREADS", uapi::BINDER_SET_MAX_THREADS, &mut { threads })
+    }
+
+    /// `BINDER_SET_CONTEXT_MGR`: makes this process what handle 0 means to the others, with node
+    /// 0 and cookie 0.
+    ///
+    /// Errors: EBUSY when there is one, EPERM when the first one had another effective uid.
+    pub fn set_context_manager(&self) -> Result<()> {
+        self.ioctl("BINDER_SET_CONTEXT_MGR", uapi::BINDER_SET_CONTEXT_MGR, &mut 0i32)
+    }
+
+    /// `BINDER_SET_CONTEXT_MGR_EXT`: the same with a node that has flags
+    /// (`FLAT_BINDER_FLAG_ACCEPTS_FDS`, `FLAT_BINDER_FLAG_TXN_SECURITY_CTX`), identity and
+    /// cookie.
+    ///
+    /// Errors: EBUSY, EPERM.
+    pub fn set_context_manager_ext(&self, ptr: u64, cookie: u64, flags: u32) -> Result<()> {
+        let kind = Object::Binder { ptr, cookie, flags }.kind();
+        let mut node = uapi::flat_binder_object {
+            hdr: uapi::binder_object_header { type_: kind },
+            flags,
+            __bindgen_anon_1: uapi::flat_binder_object__bindgen_ty_1 { binder: ptr },
+            cookie,
+        };
+        self.ioctl("BINDER_SET_CONTEXT_MGR_EXT", uapi::BINDER_SET_CONTEXT_MGR_EXT, &mut node)
+    }
+
+    /// `BINDER_THREAD_EXIT`: the calling thread is done with binder.
+    pub fn thread_exit(&self) -> Result<()> {
+        self.ioctl("BINDER_THREAD_EXIT", uapi::BINDER_THREAD_EXIT, &mut 0i32)
+    }
+
+    /// `BINDER_SET_IDLE_TIMEOUT`: EINVAL, as in the driver.
+    pub fn set_idle_timeout(&self, nanoseconds: i64) -> Result<()> {
+        let mut timeout = nanoseconds;
+        self.ioctl("BINDER_SET_IDLE_TIMEOUT", uapi::BINDER_SET_IDLE_TIMEOUT, &mut timeout)
+    }
+
+    /// `BINDER_SET_IDLE_PRIORITY`: EINVAL, as in the driver.
+    pub fn set_idle_priority(&self, priority: i32) -> Result<()> {
+        let mut priority = priority;
+        self.ioctl("BINDER_SET_IDLE_PRIORITY", uapi::BINDER_SET_IDLE_PRIORITY, &mut priority)
+    }
+
+    /// `BINDER_GET_NODE_DEBUG_INFO`: the first node of this process whose identity is greater
+    /// than `ptr`; all zeros when there is none.
+    pub fn node_debug_info(&self, ptr: u64) -> Result<uapi::binder_node_debug_info> {
+        let mut info = uapi::binder_node_debug_info { ptr, ..Default::default() };
+        let cmd = uapi::BINDER_GET_NODE_DEBUG_INFO;
+        self.ioctl("BINDER_GET_NODE_DEBUG_INFO", cmd, &mut info)?;
+        Ok(info)
+    }
+
+    /// `BINDER_GET_NODE_INFO_FOR_REF`: the reference counts of the node behind `handle`, the
+    /// three reserved fields being 0.
+    ///
+    /// Errors: EPERM when this process is not the context manager, EINVAL for an unknown handle.
+    pub fn node_info_for_ref(&self, handle: u32) -> Result<uapi::binder_node_info_for_ref> {
+        let mut info = uapi::binder_node_info_for_ref { handle, ..Default::default() };
+        let cmd = uapi::BINDER_GET_NODE_INFO_FOR_REF;
+        self.ioctl("BINDER_GET_NODE_INFO_FOR_REF", cmd, &mut info)?;
+        Ok(info)
+    }
+
+    /// `BINDER_FREEZE`: freezes (or thaws) every open of the process `pid`, waiting up to
+    /// `timeout_ms` for transactions that it has not answered yet.
+    ///
+    /// Errors: EAGAIN when there still are some, EINVAL when no such process has a device open.
+    pub fn freeze(&self, pid: u32, enable: bool, timeout_ms: u32) -> Result<()> {
+        let mut info = uapi::binder_freeze_info { pid, enable: enable.into(), timeout_ms };
+        self.ioctl("BINDER_FREEZE", uapi::BINDER_FREEZE, &mut info)
+    }
+
+    /// `BINDER_GET_FROZEN_INFO`: what the process `pid` was sent since it was frozen.
+    ///
+    /// Errors: EINVAL when no such process has a device open.
+    pub fn frozen_info(&self, pid: u32) -> Result<uapi::binder_frozen_status_info> {
+        let mut info = uapi::binder_frozen_status_info { pid, ..Default::default() };
+        self.ioctl("BINDER_GET_FROZEN_INFO", uapi::BINDER_GET_FROZEN_INFO, &mut info)?;
+        Ok(info)
+    }
+
+    /// `BINDER_ENABLE_ONEWAY_SPAM_DETECTION`: whether senders to this process are to be told
+    /// with `BR_ONEWAY_SPAM_SUSPECT`.
+    pub fn enable_oneway_spam_detection(&self, enable: bool) -> Result<()> {
+        let cmd = uapi::BINDER_ENABLE_ONEWAY_SPAM_DETECTION;
+        self.ioctl("BINDER_ENABLE_ONEWAY_SPAM_DETECTION", cmd, &mut u32::from(enable))
+    }
+
+    /// `BINDER_GET_EXTENDED_ERROR`: the calling thread's last failed transaction: its id, the
+    /// `BR_*` it ended with, and a negative errno. Reading it clears it (to `BR_OK`).
+    pub fn extended_error(&self) -> Result<uapi::binder_extended_error> {
+        let mut error = uapi::binder_extended_error::default();
+        self.ioctl("BINDER_GET_EXTENDED_ERROR", uapi::BINDER_GET_EXTENDED_ERROR, &mut error)?;
+        Ok(error)
+    }
+
+    fn ioctl<T: Plain>(&self, name: &'static str, cmd: u32, arg: &mut T) -> Result<()> {
+        sys::ioctl(self.as_fd(), cmd, arg).map(drop).map_err(|e| Error::new(&self.path, name, e))
+    }
+}
+
+impl AsFd for Device {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+fn encode(commands: &[Command<'_>]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    commands.iter().for_each(|command| command.encode(&mut bytes));
+    bytes
+}

@@ -1,0 +1,41 @@
+//! The memory that incoming transactions lie in.
+
+use crate::sys::Region;
+
+/// The mapping of a device: read-only memory that the driver puts transactions into. Unmapped
+/// when dropped.
+///
+/// On the kernel's driver, reading where no buffer is gives SIGBUS; on fakebinder, zeros. So read
+/// only what a received [`Transaction`](crate::Transaction) names.
+#[derive(Debug)]
+pub struct Mapping {
+    region: Region,
+}
+
+impl Mapping {
+    pub(crate) fn new(region: Region) -> Mapping {
+        Mapping { region }
+    }
+
+    /// Where it begins.
+    pub fn address(&self) -> u64 {
+        self.region.address()
+    }
+
+    /// Length in bytes, as asked for (the driver uses at most the first 4 MiB).
+    pub fn len(&self) -> usize {
+        self.region.len()
+    }
+
+    /// Never: a mapping of no bytes is refused by mmap (EINVAL).
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// Copies the bytes at an address of this process; `None` when they are not all inside the
+    /// mapping.
+    pub fn read(&self, address: u64, out: &mut [u8]) -> Option<()> {
+        let offset = address.checked_sub(self.address())?;
+        self.region.read(usize::try_from(offset).ok()?, out)
+    }
+}

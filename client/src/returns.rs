@@ -1,0 +1,203 @@
+//! What a client reads: `BR_*`.
+
+use crate::transaction::Transaction;
+use crate::uapi;
+use crate::wire::Fields;
+
+/// A return, with its payload.
+///
+/// In the read buffer a return is its 32-bit number and its payload, packed. A fresh read
+/// begins with `Noop` (or `SpawnLooper` in its place).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Return {
+    /// `BR_ERROR`: a negative errno.
+    Error(i32),
+    /// `BR_OK`.
+    Ok,
+    /// `BR_TRANSACTION_SEC_CTX`: a transaction for a node that asks for the sender's context.
+    TransactionSecCtx(Transaction),
+    /// `BR_TRANSACTION`: somebody calls a node of this process.
+    Transaction(Transaction),
+    /// `BR_REPLY`: the reply to this thread's transaction.
+    Reply(Transaction),
+    /// `BR_ACQUIRE_RESULT`: not used by the driver.
+    AcquireResult(i32),
+    /// `BR_DEAD_REPLY`: the target is gone.
+    DeadReply,
+    /// `BR_TRANSACTION_COMPLETE`: what this thread sent last is on its way.
+    TransactionComplete,
+    /// `BR_INCREFS`: others have a weak reference to this node now.
+    Increfs {
+        /// Identity of the node.
+        ptr: u64,
+        /// Cookie of the node.
+        cookie: u64,
+    },
+    /// `BR_ACQUIRE`: others have a strong reference to this node now.
+    Acquire {
+        /// Identity of the node.
+        ptr: u64,
+        /// Cookie of the node.
+        cookie: u64,
+    },
+    /// `BR_RELEASE`: nobody else has a strong reference any more.
+    Release {
+        /// Identity of the node.
+        ptr: u64,
+        /// Cookie of the node.
+        cookie: u64,
+    },
+    /// `BR_DECREFS`: nobody else has a weak reference any more.
+    Decrefs {
+        /// Identity of the node.
+        ptr: u64,
+        /// Cookie of the node.
+        cookie: u64,
+    },
+    /// `BR_ATTEMPT_ACQUIRE`: not used by the driver.
+    AttemptAcquire {
+        /// Priority.
+        priority: i32,
+        /// Identity of the node.
+        ptr: u64,
+        /// Cookie of the node.
+        cookie: u64,
+    },
+    /// `BR_NOOP`.
+    Noop,
+    /// `BR_SPAWN_LOOPER`: the process should start one more serving thread.
+    SpawnLooper,
+    /// `BR_FINISHED`: not used by the driver.
+    Finished,
+    /// `BR_DEAD_BINDER`: the process of a node has died; the request's cookie.
+    DeadBinder(u64),
+    /// `BR_CLEAR_DEATH_NOTIFICATION_DONE`: the request's cookie.
+    ClearDeathNotificationDone(u64),
+    /// `BR_FAILED_REPLY`: the transaction could not be delivered
+    /// ([`Device::extended_error`](crate::Device::extended_error) may say why).
+    FailedReply,
+    /// `BR_FROZEN_REPLY`: the target's process is frozen.
+    FrozenReply,
+    /// `BR_ONEWAY_SPAM_SUSPECT`: sent, but this process takes too much of the target's space.
+    OnewaySpamSuspect,
+    /// `BR_TRANSACTION_PENDING_FROZEN`: sent, one-way, to a frozen process.
+    TransactionPendingFrozen,
+    /// `BR_FROZEN_BINDER`: the process of a node was frozen or thawed.
+    FrozenBinder {
+        /// The request's cookie.
+        cookie: u64,
+        /// 1 when it is frozen now, 0 when it runs.
+        is_frozen: u32,
+    },
+    /// `BR_CLEAR_FREEZE_NOTIFICATION_DONE`: the request's cookie.
+    ClearFreezeNotificationDone(u64),
+    /// A return that this library does not know; its payload was skipped by the length in its
+    /// number.
+    Unknown(u32),
+    /// The buffer ended inside a return: the driver never does that.
+    Truncated,
+}
+
+/// Takes returns off a read buffer.
+#[derive(Debug, Clone)]
+pub struct Returns<'a>(&'a [u8]);
+
+impl<'a> Returns<'a> {
+    /// The returns in the bytes that the driver filled (`read_consumed` of them).
+    pub fn new(bytes: &'a [u8]) -> Returns<'a> {
+        Returns(bytes)
+    }
+}
+
+impl Iterator for Returns<'_> {
+    type Item = Return;
+
+    fn next(&mut self) -> Option<Return> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let mut fields = Fields(self.0);
+        let decoded = decode(&mut fields);
+        self.0 = if decoded.is_some() { fields.0 } else { &[] };
+        Some(decoded.unwrap_or(Return::Truncated))
+    }
+}
+
+fn decode(fields: &mut Fields<'_>) -> Option<Return> {
+    let number = fields.u32()?;
+    let payload = &mut Fields(fields.bytes(uapi::ioc_size(number))?);
+    Some(match number {
+        uapi::BR_ERROR => Return::Error(payload.i32()?),
+        uapi::BR_OK => Return::Ok,
+        uapi::BR_TRANSACTION_SEC_CTX => {
+            let transaction = Transaction::decode(payload)?;
+            Return::TransactionSecCtx(Transaction { secctx: payload.u64()?, ..transaction })
+        }
+        uapi::BR_TRANSACTION => Return::Transaction(Transaction::decode(payload)?),
+        uapi::BR_REPLY => Return::Reply(Transaction::decode(payload)?),
+        uapi::BR_ACQUIRE_RESULT => Return::AcquireResult(payload.i32()?),
+        uapi::BR_DEAD_REPLY => Return::DeadReply,
+        uapi::BR_TRANSACTION_COMPLETE => Return::TransactionComplete,
+        uapi::BR_INCREFS => Return::Increfs { ptr: payload.u64()?, cookie: payload.u64()? },
+        uapi::BR_ACQUIRE => Return::Acquire { ptr: payload.u64()?, cookie: payload.u64()? },
+        uapi::BR_RELEASE => Return::Release { ptr: payload.u64()?, cookie: payload.u64()? },
+        uapi::BR_DECREFS => Return::Decrefs { ptr: payload.u64()?, cookie: payload.u64()? },
+        uapi::BR_ATTEMPT_ACQUIRE => {
+            let priority = payload.i32()?;
+            payload.u32()?;
+            Return::AttemptAcquire { priority, ptr: payload.u64()?, cookie: payload.u64()? }
+        }
+        uapi::BR_NOOP => Return::Noop,
+        uapi::BR_SPAWN_LOOPER => Return::SpawnLooper,
+        uapi::BR_FINISHED => Return::Finished,
+        uapi::BR_DEAD_BINDER => Return::DeadBinder(payload.u64()?),
+        uapi::BR_CLEAR_DEATH_NOTIFICATION_DONE => {
+            Return::ClearDeathNotificationDone(payload.u64()?)
+        }
+        uapi::BR_FAILED_REPLY => Return::FailedReply,
+        uapi::BR_FROZEN_REPLY => Return::FrozenReply,
+        uapi::BR_ONEWAY_SPAM_SUSPECT => Return::OnewaySpamSuspect,
+        uapi::BR_TRANSACTION_PENDING_FROZEN => Return::TransactionPendingFrozen,
+        uapi::BR_FROZEN_BINDER => {
+            Return::FrozenBinder { cookie: payload.u64()?, is_frozen: payload.u32()? }
+        }
+        uapi::BR_CLEAR_FREEZE_NOTIFICATION_DONE => {
+            Return::ClearFreezeNotificationDone(payload.u64()?)
+        }
+        unknown => Return::Unknown(unknown),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_read_buffer_is_taken_apart() {
+        let mut bytes = Vec::new();
+        for number in [uapi::BR_NOOP, uapi::BR_TRANSACTION_COMPLETE, uapi::BR_FROZEN_BINDER] {
+            bytes.extend_from_slice(&number.to_ne_bytes());
+        }
+        for word in [7u32, 0, 1, 0] {
+            bytes.extend_from_slice(&word.to_ne_bytes());
+        }
+        let expected = [
+            Return::Noop,
+            Return::TransactionComplete,
+            Return::FrozenBinder { cookie: 7, is_frozen: 1 },
+        ];
+        assert_eq!(Returns::new(&bytes).collect::<Vec<_>>(), expected);
+        bytes.pop();
+        assert_eq!(Returns::new(&bytes).last(), Some(Return::Truncated));
+    }
+
+    #[test]
+    fn an_unknown_return_is_skipped_by_its_length() {
+        let unknown = 0x8008_72ffu32;
+        let mut bytes = unknown.to_ne_bytes().to_vec();
+        bytes.extend_from_slice(&[0; 8]);
+        bytes.extend_from_slice(&uapi::BR_OK.to_ne_bytes());
+        let returns: Vec<_> = Returns::new(&bytes).collect();
+        assert_eq!(returns, [Return::Unknown(unknown), Return::Ok]);
+    }
+}

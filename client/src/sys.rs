@@ -1,0 +1,161 @@
+//! System calls and mapped memory: all of this crate's unsafe code.
+
+use crate::Errno;
+use crate::device::Device;
+use crate::uapi;
+use nix::sys::mman::{MapFlags, ProtFlags};
+use std::ffi::c_void;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr::NonNull;
+
+/// An ioctl argument without pointers in it.
+///
+/// # Safety
+/// Every bit pattern must be a valid value, as the kernel writes over it.
+pub(crate) unsafe trait Plain: Copy {}
+
+macro_rules! plain {
+    ($($kind:ty),* $(,)?) => {
+        // SAFETY: integers, and structs of nothing but integers (a union of integers in one).
+        $(unsafe impl Plain for $kind {})*
+    };
+}
+
+plain!(
+    u32,
+    i32,
+    i64,
+    uapi::binder_version,
+    uapi::binder_node_debug_info,
+    uapi::binder_node_info_for_ref,
+    uapi::binder_freeze_info,
+    uapi::binder_frozen_status_info,
+    uapi::binder_extended_error,
+    uapi::flat_binder_object,
+    uapi::fakebinder_attach,
+    uapi::fakebinder_mapped,
+);
+
+/// An ioctl whose argument is `arg` and nothing that it points to.
+pub(crate) fn ioctl<T: Plain>(fd: BorrowedFd<'_>, cmd: u32, arg: &mut T) -> Result<i32, Errno> {
+    assert!(uapi::ioc_size(cmd) <= size_of::<T>() && cmd != uapi::BINDER_WRITE_READ);
+    let arg: *mut T = arg;
+    // SAFETY: the kernel touches no more than _IOC_SIZE(cmd) bytes, which `arg` has, and any
+    // bytes are a valid T.
+    Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), cmd.into(), arg) })
+}
+
+/// `BINDER_WRITE_READ` with whole buffers. The consumed counts come back on errors too.
+pub(crate) fn write_read(
+    fd: BorrowedFd<'_>,
+    write: &[u8],
+    read: &mut [u8],
+) -> (u64, u64, Result<i32, Errno>) {
+    let mut arg = uapi::binder_write_read {
+        write_size: write.len() as u64,
+        write_consumed: 0,
+        write_buffer: write.as_ptr().expose_provenance() as u64,
+        read_size: read.len() as u64,
+        read_consumed: 0,
+        read_buffer: read.as_mut_ptr().expose_provenance() as u64,
+    };
+    let pointer: *mut uapi::binder_write_read = &mut arg;
+    // SAFETY: the driver reads `write`, fills `read` and updates `arg`: all three are borrowed
+    // for the call, and the latter two exclusively.
+    let result = Errno::result(unsafe {
+        libc::ioctl(fd.as_raw_fd(), uapi::BINDER_WRITE_READ.into(), pointer)
+    });
+    (arg.write_consumed, arg.read_consumed, result)
+}
+
+impl Device {
+    /// Any ioctl with any pointer, wrong ones included (for tests). Returns what the ioctl does.
+    ///
+    /// # Safety
+    /// What the kernel writes to `arg`, and to pointers inside it, must be memory that the caller
+    /// may let it write to (or not memory at all: then EFAULT).
+    pub unsafe fn raw_ioctl(&self, cmd: u32, arg: *mut c_void) -> Result<i32, Errno> {
+        // SAFETY: the caller's promise.
+        Errno::result(unsafe { libc::ioctl(self.as_fd().as_raw_fd(), cmd.into(), arg) })
+    }
+
+    /// `BINDER_WRITE_READ` with the struct as it is, wrong pointers included (for tests). The
+    /// consumed counts are updated on errors too.
+    ///
+    /// # Safety
+    /// `read_buffer..read_buffer + read_size` must be memory that the caller may let the driver
+    /// write to (or not memory at all: then EFAULT).
+    pub unsafe fn raw_write_read(&self, arg: &mut uapi::binder_write_read) -> Result<(), Errno> {
+        let pointer: *mut uapi::binder_write_read = arg;
+        // SAFETY: the caller's promise.
+        unsafe { self.raw_ioctl(uapi::BINDER_WRITE_READ, pointer.cast()) }.map(drop)
+    }
+}
+
+/// A mapping of ours; unmapped when dropped.
+#[derive(Debug)]
+pub(crate) struct Region {
+    start: NonNull<c_void>,
+    len: NonZeroUsize,
+}
+
+// SAFETY: the region is only ever read, byte by byte, and unmapped by its one owner.
+unsafe impl Send for Region {}
+// SAFETY: as above; reads from several threads do not disturb each other.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// A new mapping of the file, at an address of the kernel's choice.
+    pub(crate) fn map(
+        fd: BorrowedFd<'_>,
+        len: usize,
+        prot: ProtFlags,
+        flags: MapFlags,
+    ) -> Result<Region, Errno> {
+        let len = NonZeroUsize::new(len).ok_or(Errno::EINVAL)?;
+        // SAFETY: without MAP_FIXED a new mapping covers no memory that is in use.
+        let start =
+            unsafe { nix::sys::mman::mmap(None, len, prot, flags - MapFlags::MAP_FIXED, fd, 0) }?;
+        Ok(Region { start, len })
+    }
+
+    pub(crate) fn address(&self) -> u64 {
+        self.start.as_ptr().addr() as u64
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len.get()
+    }
+
+    /// Copies from `offset` on; `None` when that is not all inside. The driver may be writing
+    /// there: the bytes are then any mixture of old and new.
+    pub(crate) fn read(&self, offset: usize, out: &mut [u8]) -> Option<()> {
+        let end = offset.checked_add(out.len())?;
+        if end > self.len() {
+            return None;
+        }
+        // SAFETY: the range is inside the mapping, which lives as long as `self`; no Rust
+        // reference ever covers it, and the copy is a plain memory read that tolerates changes.
+        unsafe {
+            let from = self.start.as_ptr().cast::<u8>().add(offset);
+            std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), out.len());
+        }
+        Some(())
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: `map` made exactly this mapping, and nothing refers to it any more.
+        // An error could only say that it is no mapping: nothing to be done then.
+        let _ = unsafe { nix::sys::mman::munmap(self.start, self.len()) };
+    }
+}
+
+/// Takes over a descriptor that the kernel has just installed here (SCM_RIGHTS).
+pub(crate) fn adopt(fd: RawFd) -> OwnedFd {
+    // SAFETY: only called with numbers out of a received SCM_RIGHTS message: open, and nobody
+    // else's.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}

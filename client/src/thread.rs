@@ -1,0 +1,193 @@
+//! Calls, replies and served calls of one thread.
+
+use crate::Errno;
+use crate::call::Call;
+use crate::command::Command;
+use crate::device::Device;
+use crate::error::Result;
+use crate::parcel::Parcel;
+use crate::returns::{Return, Returns};
+use crate::transaction::{Contents, Transaction};
+use std::collections::VecDeque;
+
+/// libbinder reads with 256 bytes; how much fits into a read decides what the driver puts there.
+const READ_SIZE: usize = 256;
+
+/// The conversation of the calling thread with the driver, at the level of calls.
+///
+/// It does what every binder client must: it collects commands until the next read, tries a read
+/// again that a signal interrupted, acknowledges `BR_INCREFS` and `BR_ACQUIRE`, frees the buffers
+/// of what it has handed out as [`Contents`], and serves calls that come back while it waits for
+/// a reply. Anything else it leaves alone. The driver tells threads apart by themselves: use a
+/// `Thread` in the thread that made it.
+#[derive(Debug)]
+pub struct Thread<'d> {
+    device: &'d Device,
+    write: Vec<u8>,
+    /// Replies that `write` holds the addresses of.
+    replies: Vec<Parcel>,
+    read: Vec<u8>,
+    pending: VecDeque<Return>,
+    /// Replies sent whose BR_TRANSACTION_COMPLETE has not been read yet: it must not be taken
+    /// for that of a later one-way call.
+    unconfirmed_replies: usize,
+}
+
+/// How a call ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// The reply; with `TF_STATUS_CODE` in its flags, the data is an errno-like i32.
+    Data(Contents),
+    /// A one-way call is on its way.
+    Sent,
+    /// The same, and the driver finds that this process sends too much (`BR_ONEWAY_SPAM_SUSPECT`).
+    SentSpamSuspect,
+    /// A one-way call waits for its frozen target (`BR_TRANSACTION_PENDING_FROZEN`).
+    SentToFrozen,
+    /// `BR_DEAD_REPLY`: the target is gone.
+    Dead,
+    /// `BR_FAILED_REPLY`: see [`Device::extended_error`].
+    Failed,
+    /// `BR_FROZEN_REPLY`: the target is frozen.
+    Frozen,
+}
+
+/// A served call's code and data in; what is put into the parcel goes back.
+type Serve<'s, 'd> = dyn FnMut(&mut Thread<'d>, &Transaction, &Contents, &mut Parcel) + 's;
+
+impl<'d> Thread<'d> {
+    /// The calling thread, on this device.
+    pub fn new(device: &'d Device) -> Thread<'d> {
+        Thread {
+            device,
+            write: Vec::new(),
+            replies: Vec::new(),
+            read: vec![0; READ_SIZE],
+            pending: VecDeque::new(),
+            unconfirmed_replies: 0,
+        }
+    }
+
+    /// The device.
+    pub fn device(&self) -> &'d Device {
+        self.device
+    }
+
+    /// Puts a command before the next read. (A call's data is borrowed only until the call
+    /// ends, so it goes by [`call`](Thread::call).)
+    pub fn queue(&mut self, command: Command<'static>) {
+        command.encode(&mut self.write);
+    }
+
+    /// Writes what is queued, without reading.
+    pub fn flush(&mut self) -> Result<()> {
+        while !self.write.is_empty() {
+            let transfer = self.device.transfer(&self.write, &mut []);
+            self.written(transfer.write_consumed);
+            transfer.result?;
+            if transfer.write_consumed == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The next return; reads (and waits) when none is left over.
+    pub fn next_return(&mut self) -> Result<Return> {
+        loop {
+            if let Some(next) = self.pending.pop_front() {
+                return Ok(next);
+            }
+            let transfer = self.device.transfer(&self.write, &mut self.read);
+            self.written(transfer.write_consumed);
+            self.pending.extend(Returns::new(&self.read[..transfer.read_consumed]));
+            match transfer.result {
+                Err(error) if error.errno() == Errno::EINTR => {}
+                other => other?,
+            }
+        }
+    }
+
+    /// Makes a call and waits for its end. Calls that come back meanwhile fail the caller: use
+    /// [`call_serving`](Thread::call_serving) where they are possible.
+    pub fn call(&mut self, call: &Call<'_>) -> Result<Reply> {
+        self.call_serving(call, &mut |_, _, _, reply| {
+            reply.i32(-libc::ENOSYS);
+        })
+    }
+
+    /// Makes a call and waits for its end, serving calls that come back meanwhile.
+    pub fn call_serving(&mut self, call: &Call<'_>, serve: &mut Serve<'_, 'd>) -> Result<Reply> {
+        let oneway = call.flags & crate::uapi::TF_ONE_WAY != 0;
+        Command::transaction(call).encode(&mut self.write);
+        loop {
+            let next = self.next_return();
+            if next.is_err() {
+                // The call's data is borrowed: its command must not outlive this function.
+                self.written(self.write.len());
+            }
+            match next? {
+                Return::Reply(transaction) => {
+                    return self.take(&transaction).map(Reply::Data);
+                }
+                Return::TransactionComplete if self.unconfirmed_replies > 0 => {
+                    self.unconfirmed_replies -= 1;
+                }
+                Return::TransactionComplete if oneway => return Ok(Reply::Sent),
+                Return::OnewaySpamSuspect if oneway => return Ok(Reply::SentSpamSuspect),
+                Return::TransactionPendingFrozen => return Ok(Reply::SentToFrozen),
+                Return::DeadReply => return Ok(Reply::Dead),
+                Return::FailedReply => return Ok(Reply::Failed),
+                Return::FrozenReply => return Ok(Reply::Frozen),
+                other => self.handle(&other, serve)?,
+            }
+        }
+    }
+
+    /// Reads one return and does what it asks for: serves a call (and queues the reply, unless
+    /// the call is one-way, and the freeing of its buffer), acknowledges a reference. Returns it,
+    /// for what else the caller wants to do about it. The queue is written with the next read.
+    pub fn serve(&mut self, serve: &mut Serve<'_, 'd>) -> Result<Return> {
+        let next = self.next_return()?;
+        if next == Return::TransactionComplete {
+            self.unconfirmed_replies = self.unconfirmed_replies.saturating_sub(1);
+        }
+        self.handle(&next, serve)?;
+        Ok(next)
+    }
+
+    /// Copies a received transaction's contents and queues the freeing of its buffer.
+    pub fn take(&mut self, transaction: &Transaction) -> Result<Contents> {
+        let contents = self.device.contents(transaction)?;
+        self.queue(Command::FreeBuffer(transaction.buffer));
+        Ok(contents)
+    }
+
+    fn handle(&mut self, next: &Return, serve: &mut Serve<'_, 'd>) -> Result<()> {
+        match *next {
+            Return::Transaction(transaction) | Return::TransactionSecCtx(transaction) => {
+                let contents = self.device.contents(&transaction)?;
+                let mut parcel = Parcel::new();
+                serve(self, &transaction, &contents, &mut parcel);
+                self.queue(Command::FreeBuffer(transaction.buffer));
+                if !transaction.is_oneway() {
+                    Command::reply(&Call::reply().parcel(&parcel)).encode(&mut self.write);
+                    self.replies.push(parcel);
+                    self.unconfirmed_replies += 1;
+                }
+            }
+            Return::Increfs { ptr, cookie } => self.queue(Command::IncrefsDone { ptr, cookie }),
+            Return::Acquire { ptr, cookie } => self.queue(Command::AcquireDone { ptr, cookie }),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Forgets commands that the driver has taken, and the replies once none is left.
+    fn written(&mut self, bytes: usize) {
+        self.write.drain(..bytes);
+        if self.write.is_empty() {
+            self.replies.clear();
+        }
+    }
+}

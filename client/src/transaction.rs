@@ -1,0 +1,79 @@
+//! A received transaction or reply.
+
+use crate::object::Object;
+use crate::wire::Fields;
+
+/// What `BR_TRANSACTION`, `BR_TRANSACTION_SEC_CTX` and `BR_REPLY` carry: where the data lies in
+/// this process's mapping, and who sent it. Its buffer is occupied until
+/// [`Command::FreeBuffer`](crate::Command::FreeBuffer) with `buffer`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Transaction {
+    /// Identity of the called node, 0 in a reply.
+    pub target: u64,
+    /// The called node's cookie, 0 in a reply.
+    pub cookie: u64,
+    /// What is asked for.
+    pub code: u32,
+    /// `TF_*`.
+    pub flags: u32,
+    /// The sender's process, as this process sees it; 0 for one-way transactions and in replies.
+    pub sender_pid: i32,
+    /// The sender's effective uid.
+    pub sender_euid: u32,
+    /// Length of the data in bytes.
+    pub data_size: u64,
+    /// Length of the offsets array in bytes.
+    pub offsets_size: u64,
+    /// Address of the data.
+    pub buffer: u64,
+    /// Address of the offsets array.
+    pub offsets: u64,
+    /// Address of the sender's security context, a NUL-terminated string
+    /// (`BR_TRANSACTION_SEC_CTX`), else 0.
+    pub secctx: u64,
+}
+
+impl Transaction {
+    /// Whether no reply is expected.
+    pub fn is_oneway(&self) -> bool {
+        self.flags & crate::uapi::TF_ONE_WAY != 0
+    }
+
+    /// Takes the 64 bytes of `struct binder_transaction_data` off the front.
+    pub(crate) fn decode(fields: &mut Fields<'_>) -> Option<Transaction> {
+        Some(Transaction {
+            target: fields.u64()?,
+            cookie: fields.u64()?,
+            code: fields.u32()?,
+            flags: fields.u32()?,
+            sender_pid: fields.i32()?,
+            sender_euid: fields.u32()?,
+            data_size: fields.u64()?,
+            offsets_size: fields.u64()?,
+            buffer: fields.u64()?,
+            offsets: fields.u64()?,
+            secctx: 0,
+        })
+    }
+}
+
+/// A copy of what a received transaction holds, made by
+/// [`Device::contents`](crate::Device::contents).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Contents {
+    /// The code of the transaction it came with (0 in most replies).
+    pub code: u32,
+    /// `TF_*`.
+    pub flags: u32,
+    /// The data, objects included, as the receiver sees them.
+    pub data: Vec<u8>,
+    /// Where in the data its objects begin.
+    pub offsets: Vec<u64>,
+}
+
+impl Contents {
+    /// The objects, in the order of the offsets; `None` for one that cannot be decoded.
+    pub fn objects(&self) -> impl Iterator<Item = Option<Object>> + '_ {
+        self.offsets.iter().map(|&offset| Object::decode(self.data.get(offset as usize..)?))
+    }
+}
