@@ -98,6 +98,40 @@ pub enum Return {
     Truncated,
 }
 
+impl Return {
+    /// Its name in `<linux/android/binder.h>`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Return::Error(_) => "BR_ERROR",
+            Return::Ok => "BR_OK",
+            Return::TransactionSecCtx(_) => "BR_TRANSACTION_SEC_CTX",
+            Return::Transaction(_) => "BR_TRANSACTION",
+            Return::Reply(_) => "BR_REPLY",
+            Return::AcquireResult(_) => "BR_ACQUIRE_RESULT",
+            Return::DeadReply => "BR_DEAD_REPLY",
+            Return::TransactionComplete => "BR_TRANSACTION_COMPLETE",
+            Return::Increfs { .. } => "BR_INCREFS",
+            Return::Acquire { .. } => "BR_ACQUIRE",
+            Return::Release { .. } => "BR_RELEASE",
+            Return::Decrefs { .. } => "BR_DECREFS",
+            Return::AttemptAcquire { .. } => "BR_ATTEMPT_ACQUIRE",
+            Return::Noop => "BR_NOOP",
+            Return::SpawnLooper => "BR_SPAWN_LOOPER",
+            Return::Finished => "BR_FINISHED",
+            Return::DeadBinder(_) => "BR_DEAD_BINDER",
+            Return::ClearDeathNotificationDone(_) => "BR_CLEAR_DEATH_NOTIFICATION_DONE",
+            Return::FailedReply => "BR_FAILED_REPLY",
+            Return::FrozenReply => "BR_FROZEN_REPLY",
+            Return::OnewaySpamSuspect => "BR_ONEWAY_SPAM_SUSPECT",
+            Return::TransactionPendingFrozen => "BR_TRANSACTION_PENDING_FROZEN",
+            Return::FrozenBinder { .. } => "BR_FROZEN_BINDER",
+            Return::ClearFreezeNotificationDone(_) => "BR_CLEAR_FREEZE_NOTIFICATION_DONE",
+            Return::Unknown(_) => "unknown",
+            Return::Truncated => "truncated",
+        }
+    }
+}
+
 /// Takes returns off a read buffer.
 #[derive(Debug, Clone)]
 pub struct Returns<'a>(&'a [u8]);

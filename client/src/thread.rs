@@ -92,11 +92,23 @@ impl<'d> Thread<'d> {
         Ok(())
     }
 
+    /// How many returns of the last read are left over: poll knows nothing of them.
+    pub fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
     /// The next return; reads (and waits) when none is left over.
     pub fn next_return(&mut self) -> Result<Return> {
+        self.next().map(|(next, _)| next)
+    }
+
+    /// The next return, and whether it is the confirmation of a reply.
+    fn next(&mut self) -> Result<(Return, bool)> {
         loop {
             if let Some(next) = self.pending.pop_front() {
-                return Ok(next);
+                let of_reply = next == Return::TransactionComplete && self.unconfirmed_replies > 0;
+                self.unconfirmed_replies -= usize::from(of_reply);
+                return Ok((next, of_reply));
             }
             let transfer = self.device.transfer(&self.write, &mut self.read);
             self.written(transfer.write_consumed);
@@ -121,19 +133,17 @@ impl<'d> Thread<'d> {
         let oneway = call.flags & crate::uapi::TF_ONE_WAY != 0;
         Command::transaction(call).encode(&mut self.write);
         loop {
-            let next = self.next_return();
+            let next = self.next();
             if next.is_err() {
                 // The call's data is borrowed: its command must not outlive this function.
                 self.written(self.write.len());
             }
-            match next? {
+            let (next, of_reply) = next?;
+            match next {
                 Return::Reply(transaction) => {
                     return self.take(&transaction).map(Reply::Data);
                 }
-                Return::TransactionComplete if self.unconfirmed_replies > 0 => {
-                    self.unconfirmed_replies -= 1;
-                }
-                Return::TransactionComplete if oneway => return Ok(Reply::Sent),
+                Return::TransactionComplete if oneway && !of_reply => return Ok(Reply::Sent),
                 Return::OnewaySpamSuspect if oneway => return Ok(Reply::SentSpamSuspect),
                 Return::TransactionPendingFrozen => return Ok(Reply::SentToFrozen),
                 Return::DeadReply => return Ok(Reply::Dead),
@@ -149,9 +159,6 @@ impl<'d> Thread<'d> {
     /// for what else the caller wants to do about it. The queue is written with the next read.
     pub fn serve(&mut self, serve: &mut Serve<'_, 'd>) -> Result<Return> {
         let next = self.next_return()?;
-        if next == Return::TransactionComplete {
-            self.unconfirmed_replies = self.unconfirmed_replies.saturating_sub(1);
-        }
         self.handle(&next, serve)?;
         Ok(next)
     }
@@ -163,6 +170,13 @@ impl<'d> Thread<'d> {
         Ok(contents)
     }
 
+    /// Queues a reply to the transaction that this thread works on.
+    pub fn reply(&mut self, parcel: Parcel) {
+        Command::reply(&Call::reply().parcel(&parcel)).encode(&mut self.write);
+        self.replies.push(parcel);
+        self.unconfirmed_replies += 1;
+    }
+
     fn handle(&mut self, next: &Return, serve: &mut Serve<'_, 'd>) -> Result<()> {
         match *next {
             Return::Transaction(transaction) | Return::TransactionSecCtx(transaction) => {
@@ -171,9 +185,7 @@ impl<'d> Thread<'d> {
                 serve(self, &transaction, &contents, &mut parcel);
                 self.queue(Command::FreeBuffer(transaction.buffer));
                 if !transaction.is_oneway() {
-                    Command::reply(&Call::reply().parcel(&parcel)).encode(&mut self.write);
-                    self.replies.push(parcel);
-                    self.unconfirmed_replies += 1;
+                    self.reply(parcel);
                 }
             }
             Return::Increfs { ptr, cookie } => self.queue(Command::IncrefsDone { ptr, cookie }),
