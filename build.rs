@@ -25,18 +25,32 @@ fn have_libclang() -> bool {
         PathBuf::from("/usr/lib64"),
         PathBuf::from("/usr/local/lib"),
     ];
-    for parent in ["/usr/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu"] {
+    for parent in [
+        "/usr/lib",
+        "/usr/lib/x86_64-linux-gnu",
+        "/usr/lib/aarch64-linux-gnu",
+    ] {
         roots.push(PathBuf::from(parent));
         if let Ok(entries) = std::fs::read_dir(parent) {
-            roots.extend(entries.flatten().map(|e| e.path().join("lib")).filter(|p| p.is_dir()));
+            roots.extend(
+                entries
+                    .flatten()
+                    .map(|e| e.path().join("lib"))
+                    .filter(|p| p.is_dir()),
+            );
         }
     }
     let is_libclang = |name: &str| {
         name == "libclang.so" || name.starts_with("libclang.so.") || name.starts_with("libclang-")
     };
-    roots.iter().filter_map(|r| std::fs::read_dir(r).ok()).any(|entries| {
-        entries.flatten().any(|e| e.file_name().to_str().is_some_and(is_libclang))
-    })
+    roots
+        .iter()
+        .filter_map(|r| std::fs::read_dir(r).ok())
+        .any(|entries| {
+            entries
+                .flatten()
+                .any(|e| e.file_name().to_str().is_some_and(is_libclang))
+        })
 }
 
 fn main() {
@@ -44,14 +58,23 @@ fn main() {
     println!("cargo::rerun-if-env-changed=LIBCLANG_PATH");
     for header in HEADERS {
         if !Path::new("/usr/include").join(header).exists() {
-            fail(&format!("the kernel header <{header}> is missing"), "linux-libc-dev");
+            fail(
+                &format!("the kernel header <{header}> is missing"),
+                "linux-libc-dev",
+            );
         }
     }
     if !have_libclang() {
-        fail("libclang, which bindgen needs to read the kernel headers, is missing", "libclang-dev");
+        fail(
+            "libclang, which bindgen needs to read the kernel headers, is missing",
+            "libclang-dev",
+        );
     }
 
-    let includes: String = HEADERS.iter().map(|h| format!("#include <{h}>\n")).collect();
+    let includes: String = HEADERS
+        .iter()
+        .map(|h| format!("#include <{h}>\n"))
+        .collect();
     let bindings = bindgen::Builder::default()
         .header_contents("uapi.h", &includes)
         .allowlist_type("fuse_.*|cuse_.*|binder_.*|flat_binder_object")
@@ -65,7 +88,10 @@ fn main() {
         .generate();
     let bindings = match bindings {
         Ok(bindings) => bindings,
-        Err(error) => fail(&format!("bindgen could not read the kernel headers: {error}"), "linux-libc-dev libclang-dev"),
+        Err(error) => fail(
+            &format!("bindgen could not read the kernel headers: {error}"),
+            "linux-libc-dev libclang-dev",
+        ),
     };
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("uapi.rs");
     if let Err(error) = bindings.write_to_file(&out) {

@@ -68,10 +68,20 @@ impl Alloc {
     ) -> Result<(), Errno> {
         todo!()
     }
-    pub fn copy_to_buffer(&self, buffer: &Buffer, offset: usize, bytes: &[u8]) -> Result<(), Errno> {
+    pub fn copy_to_buffer(
+        &self,
+        buffer: &Buffer,
+        offset: usize,
+        bytes: &[u8],
+    ) -> Result<(), Errno> {
         todo!()
     }
-    pub fn copy_from_buffer(&self, buffer: &Buffer, offset: usize, bytes: &mut [u8]) -> Result<(), Errno> {
+    pub fn copy_from_buffer(
+        &self,
+        buffer: &Buffer,
+        offset: usize,
+        bytes: &mut [u8],
+    ) -> Result<(), Errno> {
         todo!()
     }
     /// `binder_alloc_deferred_release`.

@@ -1,9 +1,57 @@
-//! The driver itself. Safe code only; no descriptor, no clock and no thread of its own.
+//! The driver itself: what an open binder device does, without knowing how it is reached.
+//!
+//! A [`Context`] is a device name: one context manager and one graph of processes, threads, nodes,
+//! references and transactions, under one lock. A [`Process`] is an open file of it. The engine
+//! has no descriptor, no clock and no thread of its own: the device hands it ioctls ([`Call`]) and
+//! gives it what it needs of the world ([`Client`], [`ClientMemory`], [`Timers`]); tests and fuzz
+//! targets do the same with plain bytes.
+//!
+//! Who wants to know how the driver does something finds it here:
+//!
+//! | file | noun |
+//! |---|---|
+//! | `ioctl` | the ioctls |
+//! | `write`, `read` | the two halves of BINDER_WRITE_READ |
+//! | `command`, `returns`, `object`, `wire` | `BC_*`, `BR_*`, the objects, other records: from and to bytes |
+//! | `send`, `message` | `binder_transaction`: finding the target; filling the buffer |
+//! | `transaction` | a transaction's life, replies that fail, buffers that are freed |
+//! | `thread`, `process`, `node`, `reference`, `death`, `freeze` | what they say |
+//! | `graph` | all of them, and their work lists |
+//! | `limits` | what one client may make us hold |
 #![forbid(unsafe_code)]
 
+pub mod command;
+mod death;
+mod freeze;
+mod graph;
+mod ioctl;
+pub mod limits;
+mod message;
+mod node;
+pub mod object;
+mod process;
+mod read;
+mod reference;
+pub mod returns;
+mod send;
+mod stats;
+mod thread;
+mod transaction;
+pub mod wire;
+mod write;
+
+pub use stats::Stats;
+
 use crate::{Errno, alloc::Alloc, client_mem::ClientMemory};
-use std::sync::Arc;
+use graph::{Effect, Graph, ProcessId, ThreadId};
+use parking_lot::Mutex;
+use process::ProcessRecord;
+use rustc_hash::FxHashMap;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
+use thread::Looper;
 
 /// An ioctl that a client waits in. The engine consumes it once: at once, or when another
 /// client's work, a signal or a release completes it.
@@ -13,8 +61,13 @@ pub trait Reply: Send {
 
     /// Ends the ioctl. `out` is the ioctl's argument as it is to be copied out (the device drops
     /// it for ioctls that copy nothing out); it is copied out on errors too.
-    /// `Err(Errno::EINTR)`: the read was interrupted (see [`Process::interrupt`]).
     fn send(self: Box<Self>, result: Result<i32, Errno>, out: &[u8]);
+
+    /// Ends the ioctl as ERESTARTSYS does: after the signal's handler it is called again or fails
+    /// with EINTR, as SA_RESTART says.
+    fn restart(self: Box<Self>, out: &[u8]) {
+        self.send(Err(Errno::EINTR), out);
+    }
 }
 
 /// One ioctl, as the device hands it to the engine.
@@ -26,7 +79,8 @@ pub struct Call {
     /// The open file has O_NONBLOCK.
     pub nonblock: bool,
     pub cmd: u32,
-    /// The argument as copied in: `ioc_size(cmd)` bytes when the ioctl copies in, else zeros of that length.
+    /// The argument as copied in: `ioc_size(cmd)` bytes when the ioctl copies in, else zeros of
+    /// that length.
     pub arg: Vec<u8>,
     /// The caller's memory.
     pub memory: Arc<dyn ClientMemory>,
@@ -48,75 +102,328 @@ pub trait File: Send + Sync {
 pub trait Client: Send + Sync {
     /// `fget` in the calling thread: EBADF when it has no such descriptor.
     fn take_file(&self, tid: i32, fd: i32) -> Result<Arc<dyn File>, Errno>;
-    /// Puts a file into the client and returns its number there. ENOTSUP: this client has no channel for descriptors.
-    fn install_file(&self, file: Arc<dyn File>) -> Result<i32, Errno>;
-    /// Closes a descriptor in the client (a freed buffer's descriptor array).
-    fn close_file(&self, fd: i32);
+
+    /// Whether [`Client::install_files`] has a way into this client.
+    fn accepts_files(&self) -> bool;
+
+    /// Puts files into the client, all or none, and returns their numbers there.
+    fn install_files(&self, tid: i32, files: Vec<Arc<dyn File>>) -> Result<Vec<i32>, Errno>;
+
+    /// Closes descriptors in the client (a freed buffer's descriptor arrays).
+    fn close_files(&self, fds: &[i32]);
+
     /// The nice value of a thread of this client.
     fn nice(&self, tid: i32) -> i32;
+
+    /// Sets it, as far as the client itself might (RLIMIT_NICE).
     fn set_nice(&self, tid: i32, nice: i32);
-    /// The security context of a thread of this client, without a trailing NUL added; ENOENT... where there is no security module.
+
+    /// The security context of a thread of this client, with its trailing NUL. EOPNOTSUPP where
+    /// there is no security module.
     fn security_context(&self, tid: i32) -> Result<Vec<u8>, Errno>;
-    /// `pid` (of another client, in the daemon's namespace) as this client sees it; 0 when it does not.
+
+    /// `pid` (of another client, in the daemon's namespace) as this client sees it; 0 when it
+    /// does not.
     fn pid_as_seen(&self, pid: i32) -> i32;
+
+    /// A pid that this client names, in the daemon's namespace; the inverse of
+    /// [`Client::pid_as_seen`]. -1 when it is nobody's.
+    fn pid_named(&self, pid: i32) -> i32 {
+        pid
+    }
 }
 
 /// A timer that the engine asks the device for (freezing waits for outstanding transactions).
 pub trait Timers: Send + Sync {
-    /// Calls `fire` after `delay`, on any thread, at most once.
-    fn after(&self, delay: Duration, fire: Box<dyn FnOnce() + Send>);
+    /// Calls `fire` after `delay`, on any thread, at most once. `ticket` names it, once.
+    fn after(&self, ticket: u64, delay: Duration, fire: Box<dyn FnOnce() + Send>);
+
+    /// Forgets a timer that has not fired.
+    fn cancel(&self, ticket: u64);
+}
+
+/// An ioctl that is to be ended.
+pub(crate) struct Finish {
+    pub reply: Box<dyn Reply>,
+    pub result: Result<i32, Errno>,
+    pub out: Vec<u8>,
+}
+
+impl Finish {
+    fn send(self) {
+        self.reply.send(self.result, &self.out);
+    }
+
+    fn restart(self) {
+        self.reply.restart(&self.out);
+    }
+}
+
+/// Which freeze a caller waits for.
+struct FreezeCaller {
+    target: Weak<Process>,
+    ticket: u64,
 }
 
 /// The driver: its contexts and every open process.
-pub struct Binder {}
+pub struct Binder {
+    contexts: Mutex<Vec<Arc<Context>>>,
+    ids: Arc<AtomicU64>,
+    timers: Arc<dyn Timers>,
+    freeze_callers: Mutex<FxHashMap<(ProcessId, i32), FreezeCaller>>,
+}
 
 /// A device name: one context manager, one object graph, one lock.
-pub struct Context {}
+pub struct Context {
+    name: String,
+    binder: Weak<Binder>,
+    graph: Mutex<Graph>,
+}
 
-/// One open of a device (`struct binder_proc`).
-pub struct Process {}
+/// One open of a device (`struct binder_proc`): what of it never changes. What does is in the
+/// context's graph. Dropping the last handle frees its buffers.
+pub struct Process {
+    id: ProcessId,
+    /// The opener's thread group, in the daemon's pid namespace.
+    pid: i32,
+    /// The opener's nice value.
+    default_nice: i32,
+    context: Arc<Context>,
+    client: Arc<dyn Client>,
+    alloc: Arc<Alloc>,
+}
 
-#[allow(unused_variables, clippy::todo)]
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.alloc.deferred_release();
+    }
+}
+
 impl Binder {
     pub fn new(timers: Arc<dyn Timers>) -> Arc<Binder> {
-        todo!()
+        Arc::new(Binder {
+            contexts: Mutex::default(),
+            ids: Arc::default(),
+            timers,
+            freeze_callers: Mutex::default(),
+        })
     }
+
     /// The context of that name, made when it is new.
     pub fn context(self: &Arc<Self>, name: &str) -> Arc<Context> {
-        todo!()
+        let mut contexts = self.contexts.lock();
+        if let Some(context) = contexts.iter().find(|context| context.name == name) {
+            return context.clone();
+        }
+        let context = Arc::new(Context {
+            name: name.to_owned(),
+            binder: Arc::downgrade(self),
+            graph: Mutex::new(Graph::new(self.ids.clone())),
+        });
+        contexts.push(context.clone());
+        context
+    }
+
+    fn next_id(&self) -> u64 {
+        self.ids.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Every open file of a thread group, over all contexts, the latest first.
+    fn processes_of(&self, pid: i32) -> Vec<Arc<Process>> {
+        let contexts = self.contexts.lock().clone();
+        let mut found: Vec<Arc<Process>> = contexts
+            .iter()
+            .flat_map(|context| {
+                let graph = context.graph.lock();
+                let records = graph
+                    .processes
+                    .values()
+                    .map(|record| record.process.clone());
+                records
+                    .filter(|process| process.pid == pid)
+                    .collect::<Vec<_>>()
+            })
+            .collect();
+        found.sort_by_key(|process| std::cmp::Reverse(process.id));
+        found
+    }
+
+    fn note_freeze_caller(&self, caller: (ProcessId, i32), target: &Arc<Process>, ticket: u64) {
+        let caller_wait = FreezeCaller {
+            target: Arc::downgrade(target),
+            ticket,
+        };
+        self.freeze_callers.lock().insert(caller, caller_wait);
+    }
+
+    fn forget_freeze_caller(&self, caller: (ProcessId, i32)) -> Option<FreezeCaller> {
+        let waited = self.freeze_callers.lock().remove(&caller)?;
+        self.timers.cancel(waited.ticket);
+        Some(waited)
+    }
+
+    /// What the driver holds, over all contexts.
+    pub fn stats(&self) -> Stats {
+        let contexts = self.contexts.lock().clone();
+        contexts.iter().map(|context| context.stats()).sum()
     }
 }
 
-#[allow(unused_variables, clippy::todo)]
 impl Context {
-    /// `binder_open`. `pid` is the opener's thread group, `euid` its effective uid.
-    pub fn open(self: &Arc<Self>, pid: i32, euid: u32, client: Arc<dyn Client>, alloc: Arc<Alloc>) -> Arc<Process> {
-        todo!()
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// `binder_open`. `pid` is the opener's thread group, `tid` the opening thread.
+    pub fn open(
+        self: &Arc<Self>,
+        pid: i32,
+        tid: i32,
+        client: Arc<dyn Client>,
+        alloc: Arc<Alloc>,
+    ) -> Arc<Process> {
+        let id = ProcessId(self.graph.lock().next_id());
+        let default_nice = client.nice(tid);
+        let process = Arc::new(Process {
+            id,
+            pid,
+            default_nice,
+            context: self.clone(),
+            client,
+            alloc,
+        });
+        self.graph
+            .lock()
+            .processes
+            .insert(id, ProcessRecord::new(process.clone()));
+        process
+    }
+
+    /// What this context holds.
+    pub fn stats(&self) -> Stats {
+        Stats::of(&self.graph.lock())
+    }
+
+    fn binder(&self) -> Arc<Binder> {
+        self.binder
+            .upgrade()
+            .expect("a context is used through its driver")
+    }
+
+    /// Runs `f` on the graph under its lock, and then does what is left to do in the world.
+    fn locked<R>(&self, f: impl FnOnce(&mut Graph) -> R) -> R {
+        let (result, effects) = self.with_effects(f);
+        if !effects.is_empty() {
+            self.carry_out(effects);
+        }
+        result
+    }
+
+    /// Runs `f` on the graph under its lock, and returns what is left to do.
+    fn collect_effects(&self, f: impl FnOnce(&mut Graph)) -> Vec<Effect> {
+        self.with_effects(f).1
+    }
+
+    fn with_effects<R>(&self, f: impl FnOnce(&mut Graph) -> R) -> (R, Vec<Effect>) {
+        let mut graph = self.graph.lock();
+        let result = f(&mut graph);
+        graph.settle();
+        (result, std::mem::take(&mut graph.effects))
+    }
+
+    /// Does in the world what the graph has decided; what comes of it is done too, one after the
+    /// other, for a chain of clients that fail must not become a chain of calls.
+    fn carry_out(&self, effects: Vec<Effect>) {
+        let mut effects = VecDeque::from(effects);
+        while let Some(effect) = effects.pop_front() {
+            match effect {
+                Effect::Deliver(delivery) => effects.extend(delivery.carry_out(self)),
+                Effect::Finish(finish) => finish.send(),
+                Effect::Poll(poller) => poller.wake(),
+                Effect::FreeBuffer(process, buffer) => process.alloc.free_buf(&buffer),
+                Effect::CloseFiles(process, files) => process.client.close_files(&files),
+                Effect::DropFiles(files) => drop(files),
+                Effect::Frozen(wait) => {
+                    if let Some(target) = wait.targets.first().cloned() {
+                        target.freeze_waited(wait);
+                    }
+                }
+                Effect::DropProcess(process) => drop(process),
+            }
+        }
+    }
+
+    fn note_nice_changed(&self, thread: ThreadId) {
+        if let Some(thread) = self.graph.lock().threads.get_mut(&thread) {
+            thread.nice_changed = true;
+        }
     }
 }
 
-#[allow(unused_variables, clippy::todo)]
 impl Process {
-    /// `binder_ioctl`. Consumes `call.reply`, now or later.
-    pub fn ioctl(self: &Arc<Self>, call: Call) {
-        todo!()
+    pub fn pid(&self) -> i32 {
+        self.pid
     }
-    /// A signal has arrived for the thread `tid`: ends its blocked read, if it has one.
-    /// To be called after `Reply::interrupted` has begun to say true.
+
+    pub fn alloc(&self) -> &Arc<Alloc> {
+        &self.alloc
+    }
+
+    fn pid_from_client(&self, pid: i32) -> i32 {
+        self.client.pid_named(pid)
+    }
+
+    /// A signal has arrived for the thread `tid`: ends its blocked ioctl, if it has one.
+    /// To be called after [`Reply::interrupted`] has begun to say true.
     pub fn interrupt(self: &Arc<Self>, tid: i32) {
-        todo!()
+        self.context
+            .locked(|graph| graph.interrupt_thread(self.id, tid));
+        if let Some(caller) = self.context.binder().forget_freeze_caller((self.id, tid))
+            && let Some(target) = caller.target.upgrade()
+        {
+            target.end_freeze_wait(caller.ticket, ioctl::FreezeEnd::Interrupted);
+        }
     }
-    /// `binder_poll`: whether the thread has something to read; if not, `poller` is kept and woken when it may.
-    /// A later poll of the same thread replaces it.
-    pub fn poll(self: &Arc<Self>, tid: i32, poller: Option<Box<dyn Poller>>) -> bool {
-        todo!()
+
+    /// `binder_poll`: whether the thread has something to read; if not, `poller` is kept and woken
+    /// when it may. A later poll of the same thread replaces it. ENOMEM: too many threads.
+    pub fn poll(
+        self: &Arc<Self>,
+        tid: i32,
+        poller: Option<Box<dyn Poller>>,
+    ) -> Result<bool, Errno> {
+        // Somebody may ask without waiting while an earlier poller of the thread still waits.
+        self.context.locked(|graph| {
+            let id = graph.get_thread(self.id, tid)?;
+            let Some(thread) = graph.threads.get_mut(&id) else {
+                return Ok(false);
+            };
+            let first = !thread.looper.contains(Looper::POLL);
+            thread.looper |= Looper::POLL;
+            if let Some(record) = graph.processes.get_mut(&self.id) {
+                record.pollers += usize::from(first);
+            }
+            let Some(thread) = graph.threads.get(&id) else {
+                return Ok(false);
+            };
+            if graph.has_work(thread, graph.available_for_process_work(thread)) {
+                return Ok(true);
+            }
+            if let (Some(thread), Some(poller)) = (graph.threads.get_mut(&id), poller) {
+                thread.poller = Some(poller);
+            }
+            Ok(false)
+        })
     }
+
     /// `binder_flush`: every blocked thread returns once.
     pub fn flush(self: &Arc<Self>) {
-        todo!()
+        self.context.locked(|graph| graph.flush(self.id));
     }
-    /// `binder_release`. Blocked reads are ended; nothing of the process remains.
+
+    /// `binder_release`. Blocked reads are ended; nothing of the process remains but the memory of
+    /// its buffers, which goes with the last handle.
     pub fn release(self: &Arc<Self>) {
-        todo!()
+        self.context.locked(|graph| graph.release_process(self.id));
     }
 }

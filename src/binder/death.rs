@@ -1,0 +1,232 @@
+//! Death notifications: a reference's holder asks to be told when the node's owner dies.
+//!
+//! A link is idle, or queued for its holder, or delivered and waiting to be acknowledged
+//! (`Queue::DeliveredDeath`). Clearing one that is queued or delivered does not take the
+//! notice back: the holder reads it, and the confirmation of the clearing after it.
+
+use super::command::Command;
+use super::graph::{DeathId, Graph, NodeId, Place, ProcessId, Queue, ThreadId, Work};
+use super::limits;
+use super::returns::Return;
+use super::wire::HandleCookie;
+
+/// What a link will tell its holder (`BINDER_WORK_DEAD_BINDER` and its kin).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DeathWork {
+    DeadBinder,
+    DeadBinderAndClear,
+    Clear,
+}
+
+/// `struct binder_ref_death`.
+pub(crate) struct Death {
+    pub holder: ProcessId,
+    pub cookie: u64,
+    pub work: DeathWork,
+    pub place: Option<Place>,
+}
+
+impl Graph {
+    /// BC_REQUEST_DEATH_NOTIFICATION. A handle that is none, or one that has a link already, is
+    /// ignored as in the driver; past [`limits::LINKS`] the thread reads BR_ERROR.
+    pub fn request_death(&mut self, process: ProcessId, thread: ThreadId, request: HandleCookie) {
+        let Some(reference) = self.find_ref(process, request.handle, false) else {
+            log::debug!(
+                "{:?}: invalid ref",
+                Command::RequestDeathNotification(request)
+            );
+            return;
+        };
+        if reference.death.is_some() {
+            log::debug!(
+                "{:?}: already set",
+                Command::RequestDeathNotification(request)
+            );
+            return;
+        }
+        let node = reference.node;
+        if self
+            .processes
+            .get(&process)
+            .is_none_or(|p| p.deaths >= limits::LINKS)
+        {
+            self.set_return_error(thread, Return::Error(0));
+            return;
+        }
+        let id = DeathId(self.next_id());
+        if let Some(record) = self.processes.get_mut(&process) {
+            record.deaths += 1;
+        }
+        self.deaths.insert(
+            id,
+            Death {
+                holder: process,
+                cookie: request.cookie,
+                work: DeathWork::DeadBinder,
+                place: None,
+            },
+        );
+        if let Some(reference) = self.find_ref_mut(process, request.handle) {
+            reference.death = Some(id);
+        }
+        if self
+            .nodes
+            .get(&node)
+            .is_none_or(|node| node.process.is_none())
+        {
+            self.queue_death(id, Queue::Process(process));
+        }
+    }
+
+    /// BC_CLEAR_DEATH_NOTIFICATION.
+    pub fn clear_death(&mut self, process: ProcessId, thread: ThreadId, request: HandleCookie) {
+        let Some(reference) = self.find_ref_mut(process, request.handle) else {
+            log::debug!(
+                "{:?}: invalid ref",
+                Command::ClearDeathNotification(request)
+            );
+            return;
+        };
+        let Some(id) = reference.death else {
+            log::debug!("{:?}: not active", Command::ClearDeathNotification(request));
+            return;
+        };
+        let Some(death) = self.deaths.get_mut(&id) else {
+            return;
+        };
+        if death.cookie != request.cookie {
+            log::debug!(
+                "{:?}: cookie mismatch, it is {:#x}",
+                Command::ClearDeathNotification(request),
+                death.cookie
+            );
+            return;
+        }
+        if death.place.is_some() {
+            death.work = DeathWork::DeadBinderAndClear;
+        } else {
+            self.confirm_clear(id, process, thread);
+        }
+        if let Some(reference) = self.find_ref_mut(process, request.handle) {
+            reference.death = None;
+        }
+    }
+
+    /// BC_DEAD_BINDER_DONE.
+    pub fn dead_binder_done(&mut self, process: ProcessId, thread: ThreadId, cookie: u64) {
+        let delivered = self.list(Queue::DeliveredDeath(process)).map(|list| {
+            list.values().filter_map(|work| match work {
+                Work::Death(id) => Some(*id),
+                _ => None,
+            })
+        });
+        let ids: Vec<DeathId> = delivered.into_iter().flatten().collect();
+        let Some(id) = ids
+            .into_iter()
+            .find(|id| self.deaths.get(id).is_some_and(|d| d.cookie == cookie))
+        else {
+            log::debug!("BC_DEAD_BINDER_DONE {cookie:#x}: not found");
+            return;
+        };
+        let Some(death) = self.deaths.get_mut(&id) else {
+            return;
+        };
+        let cleared = death.work == DeathWork::DeadBinderAndClear;
+        if let Some(place) = death.place.take() {
+            self.dequeue(place);
+        }
+        if cleared {
+            self.confirm_clear(id, process, thread);
+        }
+    }
+
+    /// Queues BR_CLEAR_DEATH_NOTIFICATION_DONE: for the thread that asked when it is a looper, else
+    /// for any of the process.
+    fn confirm_clear(&mut self, id: DeathId, process: ProcessId, thread: ThreadId) {
+        if let Some(death) = self.deaths.get_mut(&id) {
+            death.work = DeathWork::Clear;
+        }
+        let is_looper = self
+            .threads
+            .get(&thread)
+            .is_some_and(|t| t.looper.is_looper());
+        self.queue_death(
+            id,
+            if is_looper {
+                Queue::Thread(thread)
+            } else {
+                Queue::Process(process)
+            },
+        );
+    }
+
+    fn queue_death(&mut self, id: DeathId, queue: Queue) {
+        let place = match queue {
+            Queue::Thread(thread) => self.enqueue_thread_work(thread, Work::Death(id)),
+            Queue::Process(process) => self.enqueue_process_work(process, Work::Death(id)),
+            Queue::DeliveredDeath(_) | Queue::DeliveredFreeze(_) => {
+                self.enqueue(queue, Work::Death(id))
+            }
+        };
+        if let Some(death) = self.deaths.get_mut(&id) {
+            death.place = place;
+        }
+    }
+
+    /// A link's holder reads its notice: what to say, and whether it is the last that the link has.
+    pub fn take_death_notice(&mut self, id: DeathId) -> Option<Return> {
+        let death = self.deaths.get(&id)?;
+        let (cookie, holder) = (death.cookie, death.holder);
+        Some(match death.work {
+            DeathWork::Clear => {
+                self.forget_death(id);
+                Return::ClearDeathNotificationDone(cookie)
+            }
+            DeathWork::DeadBinder | DeathWork::DeadBinderAndClear => {
+                self.queue_death(id, Queue::DeliveredDeath(holder));
+                Return::DeadBinder(cookie)
+            }
+        })
+    }
+
+    /// The owner of `node` has died: tells a holder that asked for it.
+    pub fn notify_death(&mut self, holder: ProcessId, node: NodeId) {
+        let Some(record) = self.processes.get(&holder) else {
+            return;
+        };
+        let link = record
+            .handles
+            .get(&node)
+            .and_then(|handle| record.refs.get(handle)?.death);
+        if let Some(id) = link
+            && let Some(death) = self.deaths.get_mut(&id)
+            && death.place.is_none()
+        {
+            death.work = DeathWork::DeadBinder;
+            self.queue_death(id, Queue::Process(holder));
+        }
+    }
+
+    /// Forgets a link, wherever it stands.
+    pub fn forget_death(&mut self, id: DeathId) {
+        if let Some(death) = self.deaths.remove(&id) {
+            if let Some(place) = death.place {
+                self.dequeue(place);
+            }
+            if let Some(holder) = self.processes.get_mut(&death.holder) {
+                holder.deaths = holder.deaths.saturating_sub(1);
+            }
+        }
+    }
+}
+
+impl Graph {
+    /// A death notice that will not be read any more, its list's owner being gone. One that only
+    /// says "dead" belongs to its reference and goes with it.
+    pub fn release_death_work(&mut self, id: DeathId) {
+        match self.deaths.get(&id).map(|death| death.work) {
+            Some(DeathWork::DeadBinderAndClear | DeathWork::Clear) => self.forget_death(id),
+            Some(DeathWork::DeadBinder) | None => {}
+        }
+    }
+}

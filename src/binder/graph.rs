@@ -1,0 +1,223 @@
+//! The object graph of a context: who there is, who refers to whom, and what waits for whom.
+//!
+//! One lock guards all of it. Nothing here copies to or from a client, installs a page or makes a
+//! system call: what has to be done in the world is noted as an [`Effect`] and carried out by
+//! [`Context`](super::Context) after the lock is dropped.
+//!
+//! Records refer to one another by ids that are never used again, so a stale reference finds
+//! nothing instead of somebody else.
+
+use super::death::Death;
+use super::freeze::{Freeze, FreezeWait};
+use super::node::Node;
+use super::process::ProcessRecord;
+use super::read::Delivery;
+use super::thread::Thread;
+use super::transaction::{Fixup, Transaction};
+use super::{Poller, Process};
+use crate::alloc::Buffer;
+use rustc_hash::FxHashMap;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! ids {
+    ($($(#[$doc:meta])* $name:ident)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub(crate) struct $name(pub u64);
+    )*};
+}
+
+ids! {
+    /// One open file.
+    ProcessId
+    ThreadId
+    NodeId
+    TransactionId
+    DeathId
+    FreezeId
+}
+
+/// A to-do list, or a list of what was delivered and not yet acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Queue {
+    Thread(ThreadId),
+    Process(ProcessId),
+    DeliveredDeath(ProcessId),
+    DeliveredFreeze(ProcessId),
+}
+
+/// Where a piece of work stands: which list, and its place there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub queue: Queue,
+    pub sequence: u64,
+}
+
+/// `struct binder_work`: what a thread will be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Work {
+    Transaction(TransactionId),
+    /// The thread's own command failed (`return_error`).
+    ReturnError,
+    /// The reply that the thread waits for will not come (`reply_error`).
+    ReplyError,
+    TransactionComplete,
+    TransactionPending,
+    TransactionOnewaySpamSuspect,
+    Node(NodeId),
+    /// Dead, dead and clear, or clear: what it is stands in the death record.
+    Death(DeathId),
+    Freeze(FreezeId),
+}
+
+/// A list of work, oldest first, from which any entry can be taken.
+pub(crate) type WorkList = BTreeMap<u64, Work>;
+
+/// What remains to be done once the lock is dropped.
+pub(crate) enum Effect {
+    /// A read has something to give: write it to the client and end its ioctl.
+    Deliver(Box<Delivery>),
+    /// End an ioctl that has nothing to write.
+    Finish(super::Finish),
+    Poll(Box<dyn Poller>),
+    FreeBuffer(Arc<Process>, Buffer),
+    /// Close descriptors that a freed buffer held, in the client.
+    CloseFiles(Arc<Process>, Vec<i32>),
+    /// Files that did not arrive; dropped outside the lock, for that may close them.
+    DropFiles(Vec<Fixup>),
+    /// A frozen process has no outstanding transactions any more.
+    Frozen(FreezeWait),
+    /// A released process: its last holder frees its buffers.
+    DropProcess(Arc<Process>),
+}
+
+/// Every record of a context.
+pub(crate) struct Graph {
+    pub processes: FxHashMap<ProcessId, ProcessRecord>,
+    pub threads: FxHashMap<ThreadId, Thread>,
+    pub nodes: FxHashMap<NodeId, Node>,
+    pub transactions: FxHashMap<TransactionId, Transaction>,
+    pub deaths: FxHashMap<DeathId, Death>,
+    pub freezes: FxHashMap<FreezeId, Freeze>,
+    /// The context manager's node.
+    pub manager: Option<NodeId>,
+    /// The uid of the first context manager: later ones must have it too.
+    pub manager_uid: Option<u32>,
+    /// Threads to look at before the lock is dropped: they may have something to read.
+    pub woken: Vec<ThreadId>,
+    pub effects: Vec<Effect>,
+    ids: Arc<AtomicU64>,
+    sequence: u64,
+}
+
+impl Graph {
+    pub fn new(ids: Arc<AtomicU64>) -> Graph {
+        Graph {
+            processes: FxHashMap::default(),
+            threads: FxHashMap::default(),
+            nodes: FxHashMap::default(),
+            transactions: FxHashMap::default(),
+            deaths: FxHashMap::default(),
+            freezes: FxHashMap::default(),
+            manager: None,
+            manager_uid: None,
+            woken: Vec::new(),
+            effects: Vec::new(),
+            ids,
+            sequence: 0,
+        }
+    }
+
+    /// A new id (`binder_last_id`): unique over all contexts, never used again.
+    pub fn next_id(&self) -> u64 {
+        self.ids.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Appends work to a list (`binder_enqueue_work_ilocked`); nothing when its owner is gone.
+    pub fn enqueue(&mut self, queue: Queue, work: Work) -> Option<Place> {
+        self.sequence += 1;
+        let sequence = self.sequence;
+        self.list(queue)?.insert(sequence, work);
+        Some(Place { queue, sequence })
+    }
+
+    /// Takes work out of the list that it stands in (`binder_dequeue_work_ilocked`).
+    pub fn dequeue(&mut self, place: Place) {
+        if let Some(list) = self.list(place.queue) {
+            list.remove(&place.sequence);
+        }
+    }
+
+    /// The list behind a name, while its owner lives.
+    pub fn list(&mut self, queue: Queue) -> Option<&mut WorkList> {
+        match queue {
+            Queue::Thread(id) => self.threads.get_mut(&id).map(|t| &mut t.todo),
+            Queue::Process(id) => self.processes.get_mut(&id).map(|p| &mut p.todo),
+            Queue::DeliveredDeath(id) => {
+                self.processes.get_mut(&id).map(|p| &mut p.delivered_death)
+            }
+            Queue::DeliveredFreeze(id) => {
+                self.processes.get_mut(&id).map(|p| &mut p.delivered_freeze)
+            }
+        }
+    }
+
+    /// Takes the oldest work of a list (`binder_dequeue_work_head_ilocked`) and, where the work
+    /// has a record of its own, notes there that it stands in no list.
+    pub fn dequeue_head(&mut self, queue: Queue) -> Option<Work> {
+        let (_, work) = self.list(queue)?.pop_first()?;
+        match work {
+            Work::Node(id) => {
+                if let Some(node) = self.nodes.get_mut(&id) {
+                    node.work = None;
+                }
+            }
+            Work::Death(id) => {
+                if let Some(death) = self.deaths.get_mut(&id) {
+                    death.place = None;
+                }
+            }
+            Work::Freeze(id) => {
+                if let Some(freeze) = self.freezes.get_mut(&id) {
+                    freeze.place = None;
+                }
+            }
+            Work::Transaction(_)
+            | Work::ReturnError
+            | Work::ReplyError
+            | Work::TransactionComplete
+            | Work::TransactionPending
+            | Work::TransactionOnewaySpamSuspect => {}
+        }
+        Some(work)
+    }
+
+    /// Appends work to a thread's list without asking the thread to come and fetch it
+    /// (`binder_enqueue_deferred_thread_work_ilocked`).
+    pub fn enqueue_deferred_thread_work(&mut self, thread: ThreadId, work: Work) -> Option<Place> {
+        self.enqueue(Queue::Thread(thread), work)
+    }
+
+    /// Appends work to a thread's list; the thread's next read gives it
+    /// (`binder_enqueue_thread_work_ilocked`).
+    pub fn enqueue_thread_work(&mut self, thread: ThreadId, work: Work) -> Option<Place> {
+        let place = self.enqueue(Queue::Thread(thread), work);
+        if let Some(thread_record) = self.threads.get_mut(&thread) {
+            let first = !thread_record.process_todo;
+            thread_record.process_todo = true;
+            if first && thread_record.poller.is_some() {
+                self.woken.push(thread);
+            }
+        }
+        place
+    }
+
+    /// Appends work to a process's list and wakes one of its threads.
+    pub fn enqueue_process_work(&mut self, process: ProcessId, work: Work) -> Option<Place> {
+        let place = self.enqueue(Queue::Process(process), work)?;
+        self.wakeup_process(process);
+        Some(place)
+    }
+}

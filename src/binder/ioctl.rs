@@ -1,0 +1,392 @@
+//! The ioctls of a binder device (`binder_ioctl`).
+
+use super::freeze::FreezeWait;
+use super::graph::ThreadId;
+use super::object::FlatObject;
+use super::read::Parked;
+use super::returns::Return;
+use super::thread::ExtendedError;
+use super::wire::{Put, Reader, WriteRead};
+use super::write::Writer;
+use super::{Call, Finish, Process};
+use crate::Errno;
+use crate::uapi::*;
+use std::sync::Arc;
+use std::time::Duration;
+
+impl Process {
+    /// Serves one ioctl; consumes `call.reply`, at once or later.
+    ///
+    /// EINVAL: unknown ioctl, or an argument of the wrong length; ENOMEM: too many threads
+    /// ([`limits`](super::limits)); the rest is said at each ioctl.
+    pub fn ioctl(self: &Arc<Self>, call: Call) {
+        let thread = self
+            .context
+            .locked(|graph| graph.get_thread(self.id, call.tid));
+        let thread = match thread {
+            Ok(thread) => thread,
+            Err(errno) => return call.reply.send(Err(errno), &call.arg),
+        };
+        if call.cmd == BINDER_WRITE_READ {
+            return self.write_read(thread, call);
+        }
+        if call.cmd == BINDER_FREEZE {
+            return self.freeze(thread, call);
+        }
+        let answer = self.simple_ioctl(thread, &call);
+        self.ioctl_done(thread);
+        match answer {
+            Ok(out) => call.reply.send(Ok(0), &out),
+            Err(errno) => call.reply.send(Err(errno), &call.arg),
+        }
+    }
+
+    /// A new or flushed thread has been back to its program.
+    fn ioctl_done(&self, thread: ThreadId) {
+        self.context.locked(|graph| {
+            if let Some(thread) = graph.threads.get_mut(&thread) {
+                thread.looper_need_return = false;
+            }
+        });
+    }
+
+    /// BINDER_WRITE_READ: first the write part, then the read part. Consumed counts are copied
+    /// back on errors and signals too.
+    fn write_read(self: &Arc<Self>, thread: ThreadId, call: Call) {
+        if call.arg.len() != WriteRead::SIZE {
+            return call.reply.send(Err(Errno::EINVAL), &call.arg);
+        }
+        let mut data = WriteRead::decode(&call.arg);
+        let mut result = Ok(());
+        if data.write_size > 0 {
+            let writer = Writer {
+                process: self,
+                thread,
+                tid: call.tid,
+                euid: call.euid,
+                memory: &*call.memory,
+            };
+            result = writer.write(&mut data);
+            if result.is_err() {
+                data.read_consumed = 0;
+            }
+        }
+        if result.is_ok() && data.read_size > 0 {
+            result = self.begin_read(thread, &call, &data);
+            if result.is_ok() {
+                let Call {
+                    nonblock,
+                    memory,
+                    reply,
+                    ..
+                } = call;
+                let read = Parked {
+                    call: data,
+                    memory,
+                    nonblock,
+                    reply,
+                };
+                return self.context.locked(|graph| graph.resume_read(thread, read));
+            }
+            self.context.locked(|graph| graph.wakeup_leftover(self.id));
+        }
+        self.ioctl_done(thread);
+        call.reply.send(result.map(|()| 0), &data.encode());
+    }
+
+    /// What a read does before it waits: the thread's own priority comes back, and a read buffer
+    /// that cannot be written to is refused before anything is taken for it. Buffers that were
+    /// good before are not tried again: mostly a thread reads to the same place for ever.
+    fn begin_read(&self, id: ThreadId, call: &Call, data: &WriteRead) -> Result<(), Errno> {
+        let (known, restore) = self.context.locked(|graph| {
+            let available = graph
+                .threads
+                .get(&id)
+                .is_some_and(|thread| graph.available_for_process_work(thread));
+            let Some(thread) = graph.threads.get_mut(&id) else {
+                return (true, false);
+            };
+            let known = thread.known_read_buffer == Some(data.read_buffer);
+            (known, available && std::mem::take(&mut thread.nice_changed))
+        });
+        if restore {
+            self.client.set_nice(call.tid, self.default_nice);
+        }
+        if known || data.read_consumed != 0 {
+            return Ok(());
+        }
+        let mut noop = Vec::with_capacity(4);
+        Return::Noop.encode(&mut noop);
+        call.memory.write(data.read_buffer, &noop)?;
+        self.context.locked(|graph| {
+            if let Some(thread) = graph.threads.get_mut(&id) {
+                thread.known_read_buffer = Some(data.read_buffer);
+            }
+        });
+        Ok(())
+    }
+
+    /// Every ioctl that neither waits nor touches the caller's memory beyond its argument.
+    /// The answer is the argument as it is copied out.
+    fn simple_ioctl(self: &Arc<Self>, thread: ThreadId, call: &Call) -> Result<Vec<u8>, Errno> {
+        let mut arg = Reader(&call.arg);
+        let unchanged = || call.arg.clone();
+        match call.cmd {
+            BINDER_SET_MAX_THREADS => {
+                let max_threads = arg.u32();
+                self.context.locked(|graph| {
+                    if let Some(record) = graph.processes.get_mut(&self.id) {
+                        record.max_threads = max_threads;
+                    }
+                });
+                Ok(unchanged())
+            }
+            BINDER_SET_CONTEXT_MGR | BINDER_SET_CONTEXT_MGR_EXT => {
+                let object = if call.cmd == BINDER_SET_CONTEXT_MGR_EXT {
+                    FlatObject::decode_any(&call.arg)
+                } else {
+                    FlatObject::default()
+                };
+                self.context
+                    .locked(|graph| graph.set_context_manager(self.id, call.euid, &object))?;
+                Ok(unchanged())
+            }
+            BINDER_THREAD_EXIT => {
+                self.context.locked(|graph| graph.release_thread(thread));
+                Ok(unchanged())
+            }
+            BINDER_VERSION => Ok(BINDER_CURRENT_PROTOCOL_VERSION.to_ne_bytes().to_vec()),
+            BINDER_GET_NODE_INFO_FOR_REF => self.node_info_for_ref(&call.arg),
+            BINDER_GET_NODE_DEBUG_INFO => Ok(self.node_debug_info(arg.u64())),
+            BINDER_GET_FROZEN_INFO => self.frozen_info(arg.u32()),
+            BINDER_ENABLE_ONEWAY_SPAM_DETECTION => {
+                let enable = arg.u32() != 0;
+                self.context.locked(|graph| {
+                    if let Some(record) = graph.processes.get_mut(&self.id) {
+                        record.oneway_spam_detection = enable;
+                    }
+                });
+                Ok(unchanged())
+            }
+            BINDER_GET_EXTENDED_ERROR => {
+                let error = self.context.locked(|graph| {
+                    let thread = graph.threads.get_mut(&thread)?;
+                    Some(std::mem::replace(
+                        &mut thread.extended_error,
+                        ExtendedError::NONE,
+                    ))
+                });
+                let error = error.unwrap_or(ExtendedError::NONE);
+                let mut out = Vec::with_capacity(12);
+                out.put_u32(error.id);
+                out.put_u32(error.command);
+                out.put_u32(error.param as u32);
+                Ok(out)
+            }
+            _ => {
+                log::debug!("{}: unknown ioctl {:#x}", call.tid, call.cmd);
+                Err(Errno::EINVAL)
+            }
+        }
+    }
+
+    /// BINDER_GET_NODE_INFO_FOR_REF. EINVAL: anything but the handle is set, or no such strong
+    /// handle; EPERM: not the context manager.
+    fn node_info_for_ref(&self, arg: &[u8]) -> Result<Vec<u8>, Errno> {
+        let mut arg = Reader(arg);
+        let handle = arg.u32();
+        if [arg.u32(), arg.u32(), arg.u32(), arg.u32(), arg.u32()]
+            .iter()
+            .any(|field| *field != 0)
+        {
+            return Err(Errno::EINVAL);
+        }
+        let (strong, weak) = self.context.locked(|graph| {
+            if graph.manager_process() != Some(self.id) {
+                return Err(Errno::EPERM);
+            }
+            let reference = graph.find_ref(self.id, handle, true).ok_or(Errno::EINVAL)?;
+            let node = graph.nodes.get(&reference.node).ok_or(Errno::EINVAL)?;
+            Ok((
+                node.local_strong_refs + node.internal_strong_refs,
+                node.local_weak_refs,
+            ))
+        })?;
+        let mut out = Vec::with_capacity(24);
+        for field in [handle, strong as u32, weak as u32, 0, 0, 0] {
+            out.put_u32(field);
+        }
+        Ok(out)
+    }
+
+    /// BINDER_GET_NODE_DEBUG_INFO: zeros when there is no node behind the given pointer.
+    fn node_debug_info(&self, ptr: u64) -> Vec<u8> {
+        let (ptr, cookie, strong, weak) = self.context.locked(|graph| {
+            graph.next_node(self.id, ptr).map_or((0, 0, 0, 0), |node| {
+                (
+                    node.ptr,
+                    node.cookie,
+                    node.has_strong_ref.into(),
+                    node.has_weak_ref.into(),
+                )
+            })
+        });
+        let mut out = Vec::with_capacity(24);
+        out.put_u64(ptr);
+        out.put_u64(cookie);
+        out.put_u32(strong);
+        out.put_u32(weak);
+        out
+    }
+
+    /// BINDER_GET_FROZEN_INFO. EINVAL: no open file of that pid.
+    fn frozen_info(&self, pid: u32) -> Result<Vec<u8>, Errno> {
+        let targets = self
+            .context
+            .binder()
+            .processes_of(self.pid_from_client(pid as i32));
+        if targets.is_empty() {
+            return Err(Errno::EINVAL);
+        }
+        let (mut sync, mut asynchronous) = (0, 0);
+        for target in targets {
+            target.context.locked(|graph| {
+                let pending = graph.txns_pending(target.id);
+                if let Some(record) = graph.processes.get(&target.id) {
+                    sync |= u32::from(record.sync_recv) | (u32::from(pending) << 1);
+                    asynchronous |= u32::from(record.async_recv);
+                }
+            });
+        }
+        let mut out = Vec::with_capacity(12);
+        for field in [pid, sync, asynchronous] {
+            out.put_u32(field);
+        }
+        Ok(out)
+    }
+
+    /// BINDER_FREEZE: each open file of a pid in turn; the first that fails ends it. EINVAL: no
+    /// open file of that pid; EAGAIN: transactions are still pending after the timeout.
+    fn freeze(self: &Arc<Self>, thread: ThreadId, call: Call) {
+        let mut arg = Reader(&call.arg);
+        let (pid, enable, timeout_ms) = (arg.i32(), arg.u32(), arg.u32());
+        let targets = self
+            .context
+            .binder()
+            .processes_of(self.pid_from_client(pid));
+        if targets.is_empty() {
+            self.ioctl_done(thread);
+            return call.reply.send(Err(Errno::EINVAL), &call.arg);
+        }
+        if enable == 0 {
+            for target in targets {
+                target.context.locked(|graph| graph.unfreeze(target.id));
+            }
+            self.ioctl_done(thread);
+            return call.reply.send(Ok(0), &call.arg);
+        }
+        self.ioctl_done(thread);
+        self.freeze_next(FreezeWait {
+            ticket: self.context.binder().next_id(),
+            caller: (self.id, call.tid),
+            timeout_ms,
+            targets,
+            finish: Finish {
+                reply: call.reply,
+                result: Ok(0),
+                out: call.arg,
+            },
+        });
+    }
+
+    /// Freezes the first of the targets that remain, and waits for it if there is something to
+    /// wait for.
+    fn freeze_next(&self, mut wait: FreezeWait) {
+        let binder = self.context.binder();
+        while let Some(target) = wait.targets.first().cloned() {
+            let ticket = wait.ticket;
+            let timeout = Duration::from_millis(wait.timeout_ms.into());
+            let caller = wait.caller;
+            let returned = target.context.locked(|graph| {
+                let busy = graph.freeze(target.id) && wait.timeout_ms > 0;
+                let Some(record) = graph.processes.get_mut(&target.id).filter(|_| busy) else {
+                    return Some(wait);
+                };
+                // Known before the look at `interrupted`: a signal finds the one or the other.
+                binder.note_freeze_caller(caller, &target, ticket);
+                if wait.finish.reply.interrupted() {
+                    graph.freeze_abandoned(target.id);
+                    wait.finish.result = Err(Errno::EINTR);
+                    return Some(wait);
+                }
+                record.freeze_waits.push(wait);
+                None
+            });
+            let Some(returned) = returned else {
+                let target = Arc::downgrade(&target);
+                let fire = move || {
+                    if let Some(target) = target.upgrade() {
+                        target.end_freeze_wait(ticket, FreezeEnd::TimedOut);
+                    }
+                };
+                return binder.timers.after(ticket, timeout, Box::new(fire));
+            };
+            wait = returned;
+            if wait.finish.result.is_err() {
+                binder.forget_freeze_caller(caller);
+                return wait.finish.restart();
+            }
+            wait = self.freeze_settled(wait);
+            if wait.finish.result.is_err() {
+                break;
+            }
+        }
+        wait.finish.send();
+    }
+
+    /// The first target has no outstanding transactions, or was waited for long enough.
+    fn freeze_settled(&self, mut wait: FreezeWait) -> FreezeWait {
+        let target = wait.targets.remove(0);
+        let settled = target
+            .context
+            .locked(|graph| graph.freeze_settled(target.id));
+        wait.finish.result = settled.map(|()| 0);
+        wait
+    }
+
+    /// A wait for this process is over before its transactions are done.
+    pub(crate) fn end_freeze_wait(self: &Arc<Self>, ticket: u64, end: FreezeEnd) {
+        let wait = self.context.locked(|graph| {
+            let waits = &mut graph.processes.get_mut(&self.id)?.freeze_waits;
+            let index = waits.iter().position(|wait| wait.ticket == ticket)?;
+            let wait = waits.swap_remove(index);
+            if end == FreezeEnd::Interrupted {
+                graph.freeze_abandoned(self.id);
+            }
+            Some(wait)
+        });
+        match (wait, end) {
+            (None, _) => {}
+            (Some(wait), FreezeEnd::Interrupted) => wait.finish.restart(),
+            (Some(wait), FreezeEnd::TimedOut) => self.freeze_waited(wait),
+        }
+    }
+
+    /// The wait for this process is over, one way or the other: on with the next.
+    pub(crate) fn freeze_waited(self: &Arc<Self>, mut wait: FreezeWait) {
+        self.context.binder().forget_freeze_caller(wait.caller);
+        wait = self.freeze_settled(wait);
+        if wait.targets.is_empty() || wait.finish.result.is_err() {
+            return wait.finish.send();
+        }
+        wait.ticket = self.context.binder().next_id();
+        self.freeze_next(wait);
+    }
+}
+
+/// What ended a wait early.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FreezeEnd {
+    TimedOut,
+    Interrupted,
+}

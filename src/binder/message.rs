@@ -1,0 +1,465 @@
+//! A message: a transaction's data and objects on their way into the receiver's buffer.
+//!
+//! Plain data is copied once, from the sender's memory straight into the buffer. Data with objects
+//! is copied to the daemon first: objects are checked and translated in that copy, which nobody
+//! else can change, and then written to the buffer. Nothing is read back from there.
+//!
+//! In a buffer lie, each beginning at a multiple of 8 bytes: data, offsets, scatter-gather
+//! buffers, security context.
+
+use super::File;
+use super::limits;
+use super::object::{BufferObject, FdArrayObject, FlatObject, Object};
+use super::send::{Sender, Target};
+use super::transaction::{Fixup, Held};
+use super::wire::{TransactionData, align8};
+use crate::Errno;
+use crate::alloc::Buffer;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Where the number of a descriptor lies in its object.
+const FD_IN_OBJECT: u64 = 8;
+
+/// Bytes of a pointer that is fixed up in a parent buffer.
+const POINTER: u64 = 8;
+
+/// What is written into, or left out of, a scatter-gather buffer when it is copied
+/// (`struct binder_ptr_fixup`).
+enum Patch {
+    Pointer(u64),
+    /// Bytes of descriptors, which the receiver's side fills in.
+    Skip(u64),
+}
+
+/// A scatter-gather buffer that is to be copied when all objects are known
+/// (`struct binder_sg_copy`).
+struct Copy {
+    offset: u64,
+    address: u64,
+    length: u64,
+}
+
+/// An object that has been translated.
+struct Translated {
+    offset: u64,
+    /// As the sender wrote it.
+    original: Object,
+    /// As the receiver gets it.
+    object: Object,
+}
+
+pub(crate) struct Message<'a> {
+    sender: &'a Sender<'a>,
+    target: &'a Target,
+    data: &'a TransactionData,
+    buffer: Buffer,
+    /// Bytes for scatter-gather buffers.
+    extra: u64,
+    /// Offset of the next scatter-gather buffer.
+    sg_offset: u64,
+    sg_end: u64,
+    objects: Vec<Translated>,
+    copies: Vec<Copy>,
+    patches: BTreeMap<u64, Patch>,
+    /// Object and least offset that the next fix-up may concern; 0 stands for no object.
+    last_fixup_object: u64,
+    last_fixup_min: u64,
+    held: Vec<Held>,
+    fixups: Vec<Fixup>,
+}
+
+impl<'a> Message<'a> {
+    pub fn new(
+        sender: &'a Sender<'a>,
+        target: &'a Target,
+        data: &'a TransactionData,
+        buffer: Buffer,
+        extra: u64,
+    ) -> Self {
+        let sg_offset = align8(align8(data.data_size).saturating_add(data.offsets_size));
+        Message {
+            sender,
+            target,
+            data,
+            buffer,
+            extra,
+            sg_offset,
+            sg_end: sg_offset.saturating_add(extra),
+            objects: Vec::new(),
+            copies: Vec::new(),
+            patches: BTreeMap::new(),
+            last_fixup_object: 0,
+            last_fixup_min: 0,
+            held: Vec::new(),
+            fixups: Vec::new(),
+        }
+    }
+
+    /// What the translated objects hold, also after a failure.
+    pub fn into_parts(self) -> (Vec<Held>, Vec<Fixup>) {
+        (self.held, self.fixups)
+    }
+
+    /// Copies and translates. EFAULT: the sender's memory; EINVAL: offsets or an object that are
+    /// not what they should be; and what the translation of an object fails with.
+    pub fn fill(&mut self) -> Result<(), Errno> {
+        let mut offsets = vec![0; self.data.offsets_size as usize];
+        if !offsets.is_empty() {
+            self.sender.memory.read(self.data.offsets, &mut offsets)?;
+        }
+        if !self.data.offsets_size.is_multiple_of(8) || !self.extra.is_multiple_of(8) {
+            return Err(Errno::EINVAL);
+        }
+        if offsets.is_empty() {
+            return self.copy_from_sender(0, self.data.buffer, self.data.data_size);
+        }
+        let mut staged = vec![0; self.data.data_size as usize];
+        // Where the sender's memory has holes, what fails is the first piece that the driver
+        // would have come to: find it step by step.
+        let whole = self
+            .sender
+            .memory
+            .read(self.data.buffer, &mut staged)
+            .is_ok();
+        let mut done = 0;
+        for bytes in offsets.as_chunks::<8>().0 {
+            let offset = u64::from_ne_bytes(*bytes);
+            if offset != done {
+                if done > offset || offset > self.data.data_size {
+                    return Err(Errno::EFAULT);
+                }
+                self.stage(&mut staged, whole, done, offset)?;
+            }
+            if !Object::may_begin_at(offset, self.data.data_size) {
+                return Err(Errno::EINVAL);
+            }
+            let end = self.data.data_size.min(offset + Object::MAX_SIZE as u64);
+            self.stage(&mut staged, whole, offset, end)
+                .map_err(|_| Errno::EINVAL)?;
+            let object = Object::read(&staged, offset).ok_or(Errno::EINVAL)?;
+            let translated = self.translate(offset, object)?;
+            let mut encoded = Vec::with_capacity(Object::MAX_SIZE);
+            translated.encode(&mut encoded);
+            staged[offset as usize..][..encoded.len()].copy_from_slice(&encoded);
+            self.objects.push(Translated {
+                offset,
+                original: object,
+                object: translated,
+            });
+            done = offset + object.size() as u64;
+        }
+        self.stage(&mut staged, whole, done, self.data.data_size)?;
+        staged.resize(align8(self.data.data_size) as usize, 0);
+        staged.extend_from_slice(&offsets);
+        self.copy_to_buffer(0, &staged)?;
+        self.copy_scatter_gather()
+    }
+
+    /// Makes sure that `start..end` of the data is in the staged copy.
+    fn stage(&self, staged: &mut [u8], whole: bool, start: u64, end: u64) -> Result<(), Errno> {
+        if whole || start == end {
+            return Ok(());
+        }
+        let address = self.data.buffer.wrapping_add(start);
+        self.sender
+            .memory
+            .read(address, &mut staged[start as usize..end as usize])
+    }
+
+    fn copy_from_sender(&self, offset: u64, address: u64, length: u64) -> Result<(), Errno> {
+        if length == 0 {
+            return Ok(());
+        }
+        self.target.process.alloc.copy_user_to_buffer(
+            &self.buffer,
+            offset as usize,
+            self.sender.memory,
+            address,
+            length as usize,
+        )
+    }
+
+    fn copy_to_buffer(&self, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
+        self.target
+            .process
+            .alloc
+            .copy_to_buffer(&self.buffer, offset as usize, bytes)
+    }
+
+    fn translate(&mut self, offset: u64, object: Object) -> Result<Object, Errno> {
+        match object {
+            Object::Binder { strong, flat } => self.translate_binder(strong, flat),
+            Object::Handle { strong, flat } => self.translate_handle(strong, flat),
+            Object::Fd {
+                pad_flags,
+                fd,
+                cookie,
+            } => {
+                let file = self.take_file(fd)?;
+                let offset = (offset + FD_IN_OBJECT) as usize;
+                self.fixups.push(Fixup {
+                    offset,
+                    file,
+                    in_array: false,
+                });
+                Ok(Object::Fd {
+                    pad_flags,
+                    fd: 0,
+                    cookie,
+                })
+            }
+            Object::FdArray(array) => {
+                self.translate_fd_array(array)?;
+                Ok(object)
+            }
+            Object::Buffer(buffer) => self.translate_buffer(offset, buffer),
+        }
+    }
+
+    /// A node of the sender becomes a handle of the target (`binder_translate_binder`).
+    fn translate_binder(&mut self, strong: bool, flat: FlatObject) -> Result<Object, Errno> {
+        let (sender, target) = (self.sender, self.target);
+        let handle = sender.process.context.locked(|graph| {
+            let node = graph.get_or_new_node(sender.process.id, &flat)?;
+            graph.inc_node_tmpref(node);
+            let cookie = graph.nodes.get(&node).map(|node| node.cookie);
+            let result = if cookie == Some(flat.cookie) {
+                graph.inc_ref_for_node(target.process.id, node, strong, Some(sender.thread))
+            } else {
+                log::debug!("node u{:016x}: cookie mismatch", flat.binder);
+                Err(Errno::EINVAL)
+            };
+            graph.dec_node_tmpref(node);
+            result
+        })?;
+        self.held.push(Held::Handle { handle, strong });
+        let flat = FlatObject {
+            flags: flat.flags,
+            binder: handle.into(),
+            cookie: 0,
+        };
+        Ok(Object::Handle { strong, flat })
+    }
+
+    /// A handle of the sender becomes a handle of the target, or, for the node's owner, the node
+    /// itself again (`binder_translate_handle`).
+    fn translate_handle(&mut self, strong: bool, flat: FlatObject) -> Result<Object, Errno> {
+        let (sender, target) = (self.sender, self.target);
+        let target_id = target.process.id;
+        let (held, object) = sender.process.context.locked(|graph| {
+            let reference = graph.find_ref(sender.process.id, flat.handle(), strong);
+            let node_id = reference
+                .map(|reference| reference.node)
+                .ok_or(Errno::EINVAL)?;
+            let node = graph.nodes.get(&node_id).ok_or(Errno::EINVAL)?;
+            if node.process == Some(target_id) {
+                let own = FlatObject {
+                    flags: flat.flags,
+                    binder: node.ptr,
+                    cookie: node.cookie,
+                };
+                graph.inc_node(node_id, strong, false, None)?;
+                let held = Held::Node {
+                    ptr: own.binder,
+                    strong,
+                };
+                return Ok((held, Object::Binder { strong, flat: own }));
+            }
+            graph.inc_node_tmpref(node_id);
+            let handle = graph.inc_ref_for_node(target_id, node_id, strong, None);
+            graph.dec_node_tmpref(node_id);
+            let handle = handle?;
+            let flat = FlatObject {
+                flags: flat.flags,
+                binder: handle.into(),
+                cookie: 0,
+            };
+            Ok::<_, Errno>((
+                Held::Handle { handle, strong },
+                Object::Handle { strong, flat },
+            ))
+        })?;
+        self.held.push(held);
+        Ok(object)
+    }
+
+    /// Takes a descriptor of the sender (`binder_translate_fd`). EPERM: the target does not take
+    /// any; EBADF: there is none of that number; EOPNOTSUPP: the target has no way to get it.
+    fn take_file(&self, fd: u32) -> Result<Arc<dyn File>, Errno> {
+        if !self.target.accepts_fds {
+            return Err(Errno::EPERM);
+        }
+        if !self.target.process.client.accepts_files() {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        if self.fixups.len() >= limits::FILES_PER_TRANSACTION {
+            return Err(Errno::EINVAL);
+        }
+        let target = self.target.process.id;
+        let in_flight = self.sender.process.context.locked(|graph| {
+            graph
+                .processes
+                .get(&target)
+                .map_or(0, |record| record.files_in_flight)
+        });
+        if in_flight + self.fixups.len() >= limits::FILES_IN_FLIGHT {
+            return Err(Errno::EMFILE);
+        }
+        let fd = i32::try_from(fd).map_err(|_| Errno::EBADF)?;
+        self.sender.process.client.take_file(self.sender.tid, fd)
+    }
+
+    /// The descriptors of an array, in a scatter-gather buffer (`binder_translate_fd_array`).
+    fn translate_fd_array(&mut self, array: FdArrayObject) -> Result<(), Errno> {
+        let (parent_offset, parent, original) = self.parent(array.parent)?;
+        if !self.fixup_is_in_order(parent_offset, array.parent_offset) {
+            return Err(Errno::EINVAL);
+        }
+        if array.num_fds > 0 {
+            self.take_files_of_array(&array, &parent, &original)?;
+        }
+        self.last_fixup_object = parent_offset;
+        self.last_fixup_min = array
+            .parent_offset
+            .wrapping_add(array.num_fds.wrapping_mul(size_of::<u32>() as u64));
+        Ok(())
+    }
+
+    fn take_files_of_array(
+        &mut self,
+        array: &FdArrayObject,
+        parent: &BufferObject,
+        original: &BufferObject,
+    ) -> Result<(), Errno> {
+        let size = array
+            .num_fds
+            .checked_mul(size_of::<u32>() as u64)
+            .ok_or(Errno::EINVAL)?;
+        if size > parent.length || array.parent_offset > parent.length - size {
+            return Err(Errno::EINVAL);
+        }
+        let offset = parent.buffer - self.buffer.user_data + array.parent_offset;
+        let address = original.buffer.wrapping_add(array.parent_offset);
+        if !offset.is_multiple_of(4) || !address.is_multiple_of(4) {
+            return Err(Errno::EINVAL);
+        }
+        self.patches.insert(offset, Patch::Skip(size));
+        for index in 0..array.num_fds {
+            let step = index * size_of::<u32>() as u64;
+            let mut fd = [0; 4];
+            self.sender
+                .memory
+                .read(address.wrapping_add(step), &mut fd)
+                .map_err(|_| Errno::EINVAL)?;
+            let file = self.take_file(u32::from_ne_bytes(fd))?;
+            let offset = (offset + step) as usize;
+            self.fixups.push(Fixup {
+                offset,
+                file,
+                in_array: true,
+            });
+        }
+        Ok(())
+    }
+
+    /// A scatter-gather buffer gets its place behind the offsets, and the pointer to it in its
+    /// parent is fixed up (`BINDER_TYPE_PTR`, `binder_fixup_parent`).
+    fn translate_buffer(&mut self, offset: u64, mut object: BufferObject) -> Result<Object, Errno> {
+        if object.length > self.sg_end.saturating_sub(self.sg_offset) {
+            return Err(Errno::EINVAL);
+        }
+        self.copies.push(Copy {
+            offset: self.sg_offset,
+            address: object.buffer,
+            length: object.length,
+        });
+        object.buffer = self.buffer.user_data + self.sg_offset;
+        self.sg_offset += align8(object.length);
+        if object.has_parent() {
+            let (parent_offset, parent, _) = self.parent(object.parent)?;
+            if !self.fixup_is_in_order(parent_offset, object.parent_offset) {
+                return Err(Errno::EINVAL);
+            }
+            if parent.length < POINTER || object.parent_offset > parent.length - POINTER {
+                return Err(Errno::EINVAL);
+            }
+            let place = object.parent_offset + parent.buffer - self.buffer.user_data;
+            self.patches.insert(place, Patch::Pointer(object.buffer));
+        }
+        self.last_fixup_object = offset;
+        self.last_fixup_min = 0;
+        Ok(Object::Buffer(object))
+    }
+
+    /// An earlier object that is a scatter-gather buffer: its offset, translated and as sent
+    /// (`binder_validate_ptr`).
+    fn parent(&self, index: u64) -> Result<(u64, BufferObject, BufferObject), Errno> {
+        let index = usize::try_from(index).map_err(|_| Errno::EINVAL)?;
+        match self.objects.get(index) {
+            Some(Translated {
+                offset,
+                original: Object::Buffer(original),
+                object: Object::Buffer(object),
+            }) => Ok((*offset, *object, *original)),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// Fix-ups go upwards, and only into the last buffer or those that it lies in
+    /// (`binder_validate_fixup`).
+    fn fixup_is_in_order(&self, parent_offset: u64, fixup_offset: u64) -> bool {
+        if self.last_fixup_object == 0 {
+            return false;
+        }
+        let (mut object, mut least) = (self.last_fixup_object, self.last_fixup_min);
+        while object != parent_offset {
+            let index = self
+                .objects
+                .binary_search_by_key(&object, |known| known.offset);
+            let Ok(Object::Buffer(last)) = index.map(|index| self.objects[index].object) else {
+                return false;
+            };
+            if !last.has_parent() {
+                return false;
+            }
+            least = last.parent_offset.wrapping_add(POINTER);
+            let Some(parent) = self.objects.get(last.parent as usize) else {
+                return false;
+            };
+            object = parent.offset;
+        }
+        fixup_offset >= least
+    }
+
+    /// Copies the scatter-gather buffers, with the pointers between them fixed up and without
+    /// the descriptors (`binder_do_deferred_txn_copies`).
+    fn copy_scatter_gather(&mut self) -> Result<(), Errno> {
+        let mut patches = std::mem::take(&mut self.patches).into_iter().peekable();
+        for copy in std::mem::take(&mut self.copies) {
+            let mut done = 0;
+            while done < copy.length {
+                let (offset, left) = (copy.offset + done, copy.length - done);
+                let length = patches
+                    .peek()
+                    .map_or(left, |(place, _)| left.min(place.wrapping_sub(offset)));
+                // Not EFAULT: the driver's error for this copy is EINVAL.
+                self.copy_from_sender(offset, copy.address.wrapping_add(done), length)
+                    .map_err(|_| Errno::EINVAL)?;
+                done += length;
+                if length == left {
+                    break;
+                }
+                match patches.next() {
+                    Some((place, Patch::Pointer(address))) => {
+                        self.copy_to_buffer(place, &address.to_ne_bytes())?;
+                        done += POINTER;
+                    }
+                    Some((_, Patch::Skip(size))) => done += size,
+                    None => {}
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,213 @@
+//! A process: one open file of a device. Two opens of one program are two processes here.
+
+use super::freeze::FreezeWait;
+use super::graph::{Graph, NodeId, ProcessId, Queue, ThreadId, TransactionId, WorkList};
+use super::node::Node;
+use super::object::FlatObject;
+use super::reference::Ref;
+use super::transaction::Held;
+use super::{Effect, Process};
+use crate::Errno;
+use crate::alloc::Buffer;
+use rustc_hash::FxHashMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// What we keep of a buffer that a client holds: everything that has to be undone when it is
+/// freed. Nothing of it is read back from the buffer, which its client may reach.
+pub(crate) struct BufferRecord {
+    pub buffer: Buffer,
+    /// The transaction that it carries, while that is not done.
+    pub transaction: Option<TransactionId>,
+    /// For a transaction (not a reply) the node that it was sent to.
+    pub target_node: Option<NodeId>,
+    /// What its objects hold, as far as they have been translated.
+    pub held: Vec<Held>,
+    /// Descriptors (of arrays) that were installed in the client and are closed with the buffer.
+    pub close_on_free: Vec<i32>,
+}
+
+/// `struct binder_proc`, the part that the graph's lock guards.
+pub(crate) struct ProcessRecord {
+    pub process: Arc<Process>,
+    /// By thread id.
+    pub threads: BTreeMap<i32, ThreadId>,
+    /// By pointer.
+    pub nodes: BTreeMap<u64, NodeId>,
+    /// By handle.
+    pub refs: BTreeMap<u32, Ref>,
+    pub handles: FxHashMap<NodeId, u32>,
+    /// Handles below `next_handle` that are free again.
+    free_handles: BTreeSet<u32>,
+    next_handle: u32,
+    /// By offset in the mapping.
+    pub buffers: FxHashMap<usize, BufferRecord>,
+    pub todo: WorkList,
+    pub delivered_death: WorkList,
+    pub delivered_freeze: WorkList,
+    /// Threads parked in a read that may take the process's work, latest last.
+    pub waiting_threads: Vec<ThreadId>,
+    /// Threads that have ever polled.
+    pub pollers: usize,
+    pub max_threads: u32,
+    pub requested_threads: u32,
+    pub requested_threads_started: u32,
+    pub outstanding_txns: u64,
+    pub is_frozen: bool,
+    pub sync_recv: bool,
+    pub async_recv: bool,
+    pub freeze_waits: Vec<FreezeWait>,
+    pub oneway_spam_detection: bool,
+    /// Death and freeze links that exist.
+    pub deaths: usize,
+    pub freezes: usize,
+    /// Descriptors in transactions to this process that were not delivered yet.
+    pub files_in_flight: usize,
+}
+
+impl ProcessRecord {
+    pub fn new(process: Arc<Process>) -> ProcessRecord {
+        ProcessRecord {
+            process,
+            threads: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            refs: BTreeMap::new(),
+            handles: FxHashMap::default(),
+            free_handles: BTreeSet::new(),
+            next_handle: 0,
+            buffers: FxHashMap::default(),
+            todo: WorkList::new(),
+            delivered_death: WorkList::new(),
+            delivered_freeze: WorkList::new(),
+            waiting_threads: Vec::new(),
+            pollers: 0,
+            max_threads: 0,
+            requested_threads: 0,
+            requested_threads_started: 0,
+            outstanding_txns: 0,
+            is_frozen: false,
+            sync_recv: false,
+            async_recv: false,
+            freeze_waits: Vec::new(),
+            oneway_spam_detection: false,
+            deaths: 0,
+            freezes: 0,
+            files_in_flight: 0,
+        }
+    }
+
+    /// The smallest free handle that is not below `least` (`get_ref_desc_olocked`); taken.
+    pub fn free_handle(&mut self, least: u32) -> u32 {
+        if let Some(&handle) = self.free_handles.range(least..).next() {
+            self.free_handles.remove(&handle);
+            return handle;
+        }
+        self.free_handles.extend(self.next_handle..least);
+        let handle = self.next_handle.max(least);
+        self.next_handle = handle + 1;
+        handle
+    }
+
+    pub fn release_handle(&mut self, handle: u32) {
+        self.free_handles.insert(handle);
+        while self.next_handle > 0 && self.free_handles.remove(&(self.next_handle - 1)) {
+            self.next_handle -= 1;
+        }
+    }
+}
+
+impl Graph {
+    /// BINDER_SET_CONTEXT_MGR. EBUSY: there is one; EPERM: another uid than the first manager's.
+    pub fn set_context_manager(
+        &mut self,
+        process: ProcessId,
+        euid: u32,
+        object: &FlatObject,
+    ) -> Result<(), Errno> {
+        if self.manager.is_some() {
+            return Err(Errno::EBUSY);
+        }
+        match self.manager_uid {
+            Some(uid) if uid != euid => return Err(Errno::EPERM),
+            _ => self.manager_uid = Some(euid),
+        }
+        let id = self.get_or_new_node(process, object)?;
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.local_weak_refs += 1;
+            node.local_strong_refs += 1;
+            node.has_strong_ref = true;
+            node.has_weak_ref = true;
+        }
+        self.manager = Some(id);
+        Ok(())
+    }
+
+    /// The owner of the context manager's node.
+    pub fn manager_process(&self) -> Option<ProcessId> {
+        self.nodes.get(&self.manager?)?.process
+    }
+
+    /// BINDER_GET_NODE_DEBUG_INFO: the first node of a process with a pointer greater than `ptr`.
+    pub fn next_node(&self, process: ProcessId, ptr: u64) -> Option<&Node> {
+        let nodes = &self.processes.get(&process)?.nodes;
+        let (_, id) = nodes.range(ptr.checked_add(1)?..).next()?;
+        self.nodes.get(id)
+    }
+
+    /// The file is closed for good (`binder_deferred_release`).
+    pub fn release_process(&mut self, id: ProcessId) {
+        let Some(record) = self.processes.get_mut(&id) else {
+            return;
+        };
+        self.effects
+            .extend(record.freeze_waits.drain(..).map(Effect::Frozen));
+        record.is_frozen = false;
+        record.sync_recv = false;
+        record.async_recv = false;
+        if self.manager_process() == Some(id) {
+            self.manager = None;
+        }
+        let Some(record) = self.processes.get(&id) else {
+            return;
+        };
+        let threads: Vec<ThreadId> = record.threads.values().copied().collect();
+        for thread in threads {
+            self.release_thread(thread);
+        }
+        while let Some((_, node)) = self
+            .processes
+            .get_mut(&id)
+            .and_then(|record| record.nodes.pop_first())
+        {
+            self.inc_node_tmpref(node);
+            self.release_node(node);
+        }
+        while let Some(&handle) = self
+            .processes
+            .get(&id)
+            .and_then(|record| record.refs.keys().next())
+        {
+            self.cleanup_ref(id, handle);
+        }
+        self.release_work(Queue::Process(id));
+        self.release_work(Queue::DeliveredDeath(id));
+        self.release_work(Queue::DeliveredFreeze(id));
+
+        // The buffers that remain (`binder_alloc_deferred_release`): what they hold goes now, their
+        // memory with the last holder of the process.
+        let Some(record) = self.processes.get_mut(&id) else {
+            return;
+        };
+        let buffers = std::mem::take(&mut record.buffers);
+        for record in buffers.into_values() {
+            if let Some(transaction) = record.transaction
+                && let Some(transaction) = self.transactions.get_mut(&transaction)
+            {
+                transaction.buffer = None;
+            }
+        }
+        if let Some(record) = self.processes.remove(&id) {
+            self.effects.push(Effect::DropProcess(record.process));
+        }
+    }
+}

@@ -1,0 +1,508 @@
+//! Sending: from BC_TRANSACTION or BC_REPLY to a queued transaction (`binder_transaction`).
+//!
+//! 1. Under the lock: find the target, and keep its node.
+//! 2. Without it: a buffer in the target, the data, its objects ([`Message`]).
+//! 3. Under the lock again: look whether the target still lives, and queue.
+//!
+//! Whatever fails on the way is undone, and the sender reads why; the rest of the world goes on.
+
+use super::graph::{Effect, Graph, NodeId, ProcessId, ThreadId, TransactionId, Work};
+use super::message::Message;
+use super::process::BufferRecord;
+use super::returns::Return;
+use super::thread::ExtendedError;
+use super::transaction::{Fixup, Held, Transaction};
+use super::wire::{TransactionData, align8};
+use super::{Process, limits};
+use crate::Errno;
+use crate::alloc::{Buffer, Request};
+use crate::client_mem::ClientMemory;
+use crate::uapi::{TF_ACCEPT_FDS, TF_CLEAR_BUF, TF_ONE_WAY};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+/// Why a transaction failed: what the sender reads, and the `param` of its extended error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub error: Return,
+    /// A negative errno, or 0.
+    pub param: i32,
+}
+
+impl Failure {
+    fn new(error: Return, param: i32) -> Failure {
+        Failure { error, param }
+    }
+
+    fn dead() -> Failure {
+        Failure::new(Return::DeadReply, 0)
+    }
+}
+
+/// BR_FAILED_REPLY is what most errors turn into.
+impl From<Errno> for Failure {
+    fn from(errno: Errno) -> Failure {
+        Failure::new(Return::FailedReply, -(errno as i32))
+    }
+}
+
+/// Who sends.
+pub(crate) struct Sender<'a> {
+    pub process: &'a Arc<Process>,
+    pub thread: ThreadId,
+    pub tid: i32,
+    pub euid: u32,
+    pub memory: &'a dyn ClientMemory,
+}
+
+/// Where a transaction goes, as the first look under the lock found it.
+pub(crate) struct Target {
+    pub process: Arc<Process>,
+    /// The receiving thread, where it is known: the waiting caller of a reply, or the thread
+    /// that a nested call returns to.
+    thread: Option<ThreadId>,
+    /// The node of a call; none for a reply.
+    node: Option<NodeId>,
+    /// The call that a reply answers.
+    in_reply_to: Option<TransactionId>,
+    pub accepts_fds: bool,
+    wants_security_ctx: bool,
+    /// The replying thread's own nice value.
+    restore_nice: Option<i32>,
+}
+
+/// A target that was not found, and the call that the failure concerns.
+struct NoTarget {
+    failure: Failure,
+    in_reply_to: Option<TransactionId>,
+}
+
+impl From<Failure> for NoTarget {
+    fn from(failure: Failure) -> NoTarget {
+        NoTarget {
+            failure,
+            in_reply_to: None,
+        }
+    }
+}
+
+/// A message in its buffer, ready to be queued.
+pub(crate) struct Filled {
+    pub buffer: Buffer,
+    pub held: Vec<Held>,
+    pub fixups: Vec<Fixup>,
+    pub security_ctx: u64,
+}
+
+impl Sender<'_> {
+    fn locked<R>(&self, f: impl FnOnce(&mut Graph) -> R) -> R {
+        self.process.context.locked(f)
+    }
+
+    /// Carries out one BC_TRANSACTION, BC_REPLY or their scatter-gather forms. Never fails as a
+    /// command: what goes wrong is read by the sender.
+    pub fn send(&self, data: &TransactionData, is_reply: bool, extra_buffers_size: u64) {
+        let priority = self.process.client.nice(self.tid);
+        let found = self.locked(|graph| {
+            let id = TransactionId(graph.next_id());
+            let no_error = ExtendedError {
+                id: id.0 as u32,
+                ..ExtendedError::NONE
+            };
+            graph.set_extended_error(self.thread, no_error);
+            let target = if is_reply {
+                self.reply_target(graph)
+            } else {
+                self.call_target(graph, data).map_err(NoTarget::from)
+            };
+            match target {
+                Ok(target) => Some((id, target)),
+                Err(none) => {
+                    self.fail(graph, id, none.in_reply_to, none.failure);
+                    None
+                }
+            }
+        });
+        let Some((id, target)) = found else { return };
+        if let Some(nice) = target.restore_nice.filter(|nice| *nice != priority) {
+            self.process.client.set_nice(self.tid, nice);
+        }
+        let filled = self.fill(&target, data, is_reply, extra_buffers_size);
+        self.locked(|graph| {
+            let result =
+                filled.and_then(|filled| self.queue(graph, id, &target, filled, data, priority));
+            if let Some(node) = target.node {
+                if result.is_err() {
+                    graph.dec_node(node, true, false);
+                }
+                graph.dec_node_tmpref(node);
+            }
+            if let Err(failure) = result {
+                self.fail(graph, id, target.in_reply_to, failure);
+            }
+            // Not under the lock: this may be the last that holds a released target.
+            graph.effects.push(Effect::DropProcess(target.process));
+        });
+    }
+
+    /// Tells whoever has to know that the transaction `id` failed.
+    fn fail(
+        &self,
+        graph: &mut Graph,
+        id: TransactionId,
+        in_reply_to: Option<TransactionId>,
+        failure: Failure,
+    ) {
+        log::debug!(
+            "{}:{} transaction {} failed: {:?} {}",
+            self.process.pid,
+            self.tid,
+            id.0,
+            failure.error,
+            failure.param
+        );
+        let error = ExtendedError {
+            id: id.0 as u32,
+            command: failure.error.number(),
+            param: failure.param,
+        };
+        match in_reply_to {
+            Some(call) => {
+                graph.set_error_of_sender(call, error);
+                graph.set_return_error(self.thread, Return::TransactionComplete);
+                graph.send_failed_reply(call, failure.error);
+            }
+            None => {
+                graph.set_extended_error(self.thread, error);
+                graph.set_return_error(self.thread, failure.error);
+            }
+        }
+    }
+
+    /// The waiting caller that a reply goes to.
+    fn reply_target(&self, graph: &mut Graph) -> Result<Target, NoTarget> {
+        let thread = graph
+            .threads
+            .get_mut(&self.thread)
+            .ok_or_else(Failure::dead)?;
+        let Some(call_id) = thread.transaction_stack else {
+            log::debug!("{}: got reply with no transaction stack", self.tid);
+            return Err(Failure::from(Errno::EPROTO).into());
+        };
+        let call = graph.transactions.get(&call_id).ok_or_else(Failure::dead)?;
+        if call.to_thread != Some(self.thread) {
+            log::debug!("{}: got reply with bad transaction stack", self.tid);
+            return Err(Failure::from(Errno::EPROTO).into());
+        }
+        thread.transaction_stack = call.to_parent;
+        let restore_nice = std::mem::take(&mut thread.nice_changed)
+            .then(|| call.saved_priority.load(Ordering::Relaxed));
+        let accepts_fds = call.flags & TF_ACCEPT_FDS != 0;
+        let none = |failure, in_reply_to| NoTarget {
+            failure,
+            in_reply_to,
+        };
+        let Some(caller) = call.from else {
+            return Err(none(Failure::dead(), Some(call_id)));
+        };
+        let Some(caller_thread) = graph.threads.get(&caller) else {
+            return Err(none(Failure::dead(), Some(call_id)));
+        };
+        if caller_thread.transaction_stack != Some(call_id) {
+            log::debug!("{}: got reply with bad target transaction stack", self.tid);
+            return Err(Failure::from(Errno::EPROTO).into());
+        }
+        let Some(record) = graph.processes.get(&caller_thread.process) else {
+            return Err(none(Failure::dead(), Some(call_id)));
+        };
+        Ok(Target {
+            process: record.process.clone(),
+            thread: Some(caller),
+            node: None,
+            in_reply_to: Some(call_id),
+            accepts_fds,
+            wants_security_ctx: false,
+            restore_nice,
+        })
+    }
+
+    /// The process behind a call's handle. Its node is kept until the call is queued.
+    fn call_target(&self, graph: &mut Graph, data: &TransactionData) -> Result<Target, Failure> {
+        let oneway = data.flags & TF_ONE_WAY != 0;
+        let missing = |error| Failure::new(error, -(Errno::EINVAL as i32));
+        let handle = data.handle();
+        let node_id = if handle == 0 {
+            graph.manager.ok_or(missing(Return::DeadReply))?
+        } else {
+            let reference = graph.find_ref(self.process.id, handle, true);
+            reference.map(|reference| reference.node).ok_or_else(|| {
+                log::debug!("{}: got transaction to invalid handle, {handle}", self.tid);
+                missing(Return::FailedReply)
+            })?
+        };
+        let node = graph
+            .nodes
+            .get(&node_id)
+            .ok_or(missing(Return::DeadReply))?;
+        let owner = node.process.ok_or(missing(Return::DeadReply))?;
+        let record = graph
+            .processes
+            .get(&owner)
+            .ok_or(missing(Return::DeadReply))?;
+        if handle == 0 && record.process.pid == self.process.pid {
+            log::debug!(
+                "{}: call to the context manager from its own process",
+                self.tid
+            );
+            return Err(Errno::EINVAL.into());
+        }
+        if owner == self.process.id {
+            return Err(Errno::EINVAL.into());
+        }
+        let mut target = Target {
+            process: record.process.clone(),
+            thread: None,
+            node: Some(node_id),
+            in_reply_to: None,
+            accepts_fds: node.accept_fds,
+            wants_security_ctx: node.txn_security_ctx,
+            restore_nice: None,
+        };
+        let thread = graph.threads.get(&self.thread).ok_or_else(Failure::dead)?;
+        if thread.todo.len() >= limits::THREAD_TODO {
+            return Err(Errno::ENOMEM.into());
+        }
+        if !oneway {
+            if let Some(Work::Transaction(_)) = thread.todo.values().next() {
+                log::debug!(
+                    "{}: new call while a transaction waits on its todo",
+                    self.tid
+                );
+                return Err(Errno::EPROTO.into());
+            }
+            target.thread = self.nested_target(graph, thread.transaction_stack, owner)?;
+        }
+        graph.inc_node(node_id, true, false, None)?;
+        graph.inc_node_tmpref(node_id);
+        Ok(target)
+    }
+
+    /// The thread of the target that waits, further up, for this very thread: a nested call
+    /// back into a process lands there.
+    fn nested_target(
+        &self,
+        graph: &Graph,
+        stack: Option<TransactionId>,
+        target: ProcessId,
+    ) -> Result<Option<ThreadId>, Failure> {
+        let Some(top) = stack.and_then(|id| graph.transactions.get(&id)) else {
+            return Ok(None);
+        };
+        if top.to_thread != Some(self.thread) {
+            log::debug!("{}: new call while waiting for a reply", self.tid);
+            return Err(Errno::EPROTO.into());
+        }
+        let mut next = Some(top);
+        while let Some(transaction) = next {
+            if let Some(from) = transaction.from
+                && graph
+                    .threads
+                    .get(&from)
+                    .is_some_and(|thread| thread.process == target)
+            {
+                return Ok(Some(from));
+            }
+            next = transaction
+                .from_parent
+                .and_then(|id| graph.transactions.get(&id));
+        }
+        Ok(None)
+    }
+
+    /// Takes a buffer in the target and fills it. What fails leaves nothing behind.
+    fn fill(
+        &self,
+        target: &Target,
+        data: &TransactionData,
+        is_reply: bool,
+        extra_buffers_size: u64,
+    ) -> Result<Filled, Failure> {
+        let security_ctx = match target.wants_security_ctx {
+            true => Some(self.process.client.security_context(self.tid)?),
+            false => None,
+        };
+        let context_size = security_ctx
+            .as_ref()
+            .map_or(0, |context| align8(context.len() as u64));
+        let extra = extra_buffers_size
+            .checked_add(context_size)
+            .ok_or(Errno::EINVAL)?;
+        let alloc = &target.process.alloc;
+        let buffer = alloc
+            .alloc_new_buf(&Request {
+                data_size: data.data_size,
+                offsets_size: data.offsets_size,
+                extra_buffers_size: extra,
+                is_async: !is_reply && data.flags & TF_ONE_WAY != 0,
+            })
+            .map_err(|errno| match errno {
+                Errno::ESRCH => Failure::new(Return::DeadReply, -(Errno::ESRCH as i32)),
+                errno => errno.into(),
+            })?;
+        if data.flags & TF_CLEAR_BUF != 0 {
+            alloc.set_clear_on_free(&buffer);
+        }
+        let mut context_address = 0;
+        if let Some(context) = security_ctx {
+            let offset =
+                align8(data.data_size) + align8(data.offsets_size) + align8(extra) - context_size;
+            if alloc
+                .copy_to_buffer(&buffer, offset as usize, &context)
+                .is_ok()
+            {
+                context_address = buffer.user_data + offset;
+            }
+        }
+        let mut message = Message::new(self, target, data, buffer, extra - context_size);
+        match message.fill() {
+            Ok(()) => {
+                let (held, fixups) = message.into_parts();
+                Ok(Filled {
+                    buffer,
+                    held,
+                    fixups,
+                    security_ctx: context_address,
+                })
+            }
+            Err(errno) => {
+                let (held, fixups) = message.into_parts();
+                self.locked(|graph| {
+                    graph.release_held(target.process.id, None, held);
+                    graph.effects.push(Effect::DropFiles(fixups));
+                });
+                alloc.free_buf(&buffer);
+                Err(errno.into())
+            }
+        }
+    }
+
+    /// Queues a filled message at its target.
+    fn queue(
+        &self,
+        graph: &mut Graph,
+        id: TransactionId,
+        target: &Target,
+        filled: Filled,
+        data: &TransactionData,
+        priority: i32,
+    ) -> Result<(), Failure> {
+        let process = target.process.id;
+        let alive = graph.threads.contains_key(&self.thread)
+            && graph.processes.contains_key(&process)
+            && target.in_reply_to.is_none_or(|_| {
+                target
+                    .thread
+                    .is_some_and(|thread| graph.threads.contains_key(&thread))
+            });
+        if !alive {
+            graph.release_held(process, None, filled.held);
+            graph.effects.push(Effect::DropFiles(filled.fixups));
+            graph
+                .effects
+                .push(Effect::FreeBuffer(target.process.clone(), filled.buffer));
+            return Err(Failure::dead());
+        }
+        let offset = filled.buffer.offset;
+        let is_reply = target.in_reply_to.is_some();
+        let oneway = !is_reply && data.flags & TF_ONE_WAY != 0;
+        let mut complete = if filled.buffer.oneway_spam_suspect {
+            Work::TransactionOnewaySpamSuspect
+        } else {
+            Work::TransactionComplete
+        };
+        if let Some(record) = graph.processes.get_mut(&process) {
+            record.files_in_flight += filled.fixups.len();
+            record.buffers.insert(
+                offset,
+                BufferRecord {
+                    buffer: filled.buffer,
+                    transaction: Some(id),
+                    target_node: target.node,
+                    held: filled.held,
+                    close_on_free: Vec::new(),
+                },
+            );
+        }
+        graph.transactions.insert(
+            id,
+            Transaction {
+                from: (!is_reply && !oneway).then_some(self.thread),
+                from_parent: None,
+                from_pid: self.process.pid,
+                from_tid: self.tid,
+                to_process: Some(process),
+                to_thread: target.thread,
+                to_parent: None,
+                is_reply,
+                code: data.code,
+                flags: data.flags,
+                sender_euid: self.euid,
+                priority,
+                saved_priority: Arc::new(AtomicI32::new(priority)),
+                buffer: Some(offset),
+                target_node: target.node,
+                fixups: filled.fixups,
+                security_ctx: filled.security_ctx,
+            },
+        );
+        if let (Some(call), Some(caller)) = (target.in_reply_to, target.thread) {
+            graph.enqueue_thread_work(self.thread, complete);
+            graph.pop_transaction(caller, call);
+            graph.enqueue_thread_work(caller, Work::Transaction(id));
+            if let Some(record) = graph.processes.get_mut(&process) {
+                record.outstanding_txns += 1;
+            }
+            graph.woken.push(caller);
+            graph.free_transaction(call);
+            return Ok(());
+        }
+        let result = if oneway {
+            graph.queue_transaction(id, process, None).map(|frozen| {
+                if frozen {
+                    complete = Work::TransactionPending;
+                }
+                graph.enqueue_thread_work(self.thread, complete);
+            })
+        } else {
+            // Deferred: the sender is not woken for it, but reads it with the reply.
+            let place = graph.enqueue_deferred_thread_work(self.thread, complete);
+            let parent = graph
+                .threads
+                .get_mut(&self.thread)
+                .and_then(|thread| thread.transaction_stack.replace(id));
+            if let Some(transaction) = graph.transactions.get_mut(&id) {
+                transaction.from_parent = parent;
+            }
+            graph
+                .queue_transaction(id, process, target.thread)
+                .map(|_| ())
+                .inspect_err(|_| {
+                    graph.pop_transaction(self.thread, id);
+                    if let Some(place) = place {
+                        graph.dequeue(place);
+                    }
+                })
+        };
+        result.map_err(|error| {
+            // It was never outstanding, so it is not "freed", only forgotten.
+            if let Some(transaction) = graph.transactions.remove(&id) {
+                graph.drop_fixups(Some(process), transaction.fixups);
+            }
+            if let Some(buffer) = graph.buffer_mut(process, offset) {
+                buffer.target_node = None;
+            }
+            graph.discard_buffer(process, offset);
+            Failure::new(error, 0)
+        })
+    }
+}

@@ -1,0 +1,65 @@
+//! How much a context holds: what a test counts after a storm, and what a user may ask for.
+
+use super::graph::Graph;
+use std::iter::Sum;
+use std::ops::Add;
+
+/// Records that exist. All are 0 when every client is gone.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Stats {
+    pub processes: usize,
+    pub threads: usize,
+    pub nodes: usize,
+    pub references: usize,
+    pub transactions: usize,
+    /// Buffers that clients hold or that are on their way to them.
+    pub buffers: usize,
+    pub deaths: usize,
+    pub freezes: usize,
+}
+
+impl Stats {
+    pub(super) fn of(graph: &Graph) -> Stats {
+        Stats {
+            processes: graph.processes.len(),
+            threads: graph.threads.len(),
+            nodes: graph.nodes.len(),
+            references: graph
+                .processes
+                .values()
+                .map(|record| record.refs.len())
+                .sum(),
+            transactions: graph.transactions.len(),
+            buffers: graph
+                .processes
+                .values()
+                .map(|record| record.buffers.len())
+                .sum(),
+            deaths: graph.deaths.len(),
+            freezes: graph.freezes.len(),
+        }
+    }
+}
+
+impl Add for Stats {
+    type Output = Stats;
+
+    fn add(self, other: Stats) -> Stats {
+        Stats {
+            processes: self.processes + other.processes,
+            threads: self.threads + other.threads,
+            nodes: self.nodes + other.nodes,
+            references: self.references + other.references,
+            transactions: self.transactions + other.transactions,
+            buffers: self.buffers + other.buffers,
+            deaths: self.deaths + other.deaths,
+            freezes: self.freezes + other.freezes,
+        }
+    }
+}
+
+impl Sum for Stats {
+    fn sum<I: Iterator<Item = Stats>>(stats: I) -> Stats {
+        stats.fold(Stats::default(), Add::add)
+    }
+}

@@ -1,0 +1,323 @@
+//! A thread: whoever calls ioctl on an open file, known by its thread id.
+//!
+//! A thread is in its client, or in an ioctl: being served, or parked in a read until there is
+//! something to give. No thread of the daemon waits with it: the parked read is a record here.
+
+use super::graph::{Effect, Graph, ProcessId, Queue, ThreadId, TransactionId, Work, WorkList};
+use super::limits;
+use super::read::Parked;
+use super::returns::Return;
+use super::{Finish, Poller};
+use crate::Errno;
+use bitflags::bitflags;
+
+bitflags! {
+    /// `BINDER_LOOPER_STATE_*`.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub(crate) struct Looper: u32 {
+        const REGISTERED = 0x01;
+        const ENTERED = 0x02;
+        const EXITED = 0x04;
+        const INVALID = 0x08;
+        const POLL = 0x20;
+    }
+}
+
+impl Looper {
+    /// The thread has said that it serves the process's work.
+    pub fn is_looper(self) -> bool {
+        self.intersects(Looper::REGISTERED | Looper::ENTERED)
+    }
+}
+
+/// What BINDER_GET_EXTENDED_ERROR tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ExtendedError {
+    pub id: u32,
+    /// A `BR_*`; `BR_OK` when there was no error.
+    pub command: u32,
+    /// A negative errno, or 0.
+    pub param: i32,
+}
+
+impl ExtendedError {
+    pub const NONE: ExtendedError = ExtendedError {
+        id: 0,
+        command: crate::uapi::BR_OK,
+        param: 0,
+    };
+}
+
+/// `struct binder_thread`.
+pub(crate) struct Thread {
+    pub process: ProcessId,
+    pub tid: i32,
+    pub looper: Looper,
+    /// The next read returns even with nothing to give: the thread is new, or was flushed.
+    pub looper_need_return: bool,
+    /// Something in `todo` is worth waking up for; what is only deferred is not.
+    pub process_todo: bool,
+    pub todo: WorkList,
+    pub transaction_stack: Option<TransactionId>,
+    pub return_error: Option<Return>,
+    pub reply_error: Option<Return>,
+    pub extended_error: ExtendedError,
+    pub parked: Option<Parked>,
+    pub poller: Option<Box<dyn Poller>>,
+    /// Where the last read buffer lay that could be written to.
+    pub known_read_buffer: Option<u64>,
+    /// We changed its nice value and have not restored it.
+    pub nice_changed: bool,
+}
+
+impl Graph {
+    /// The record of a calling thread, made at its first call (`binder_get_thread`).
+    /// ESRCH: the file has been released; ENOMEM: past [`limits::THREADS`].
+    pub fn get_thread(&mut self, process: ProcessId, tid: i32) -> Result<ThreadId, Errno> {
+        let record = self.processes.get(&process).ok_or(Errno::ESRCH)?;
+        if let Some(&thread) = record.threads.get(&tid) {
+            return Ok(thread);
+        }
+        if record.threads.len() >= limits::THREADS {
+            return Err(Errno::ENOMEM);
+        }
+        let id = ThreadId(self.next_id());
+        self.threads.insert(
+            id,
+            Thread {
+                process,
+                tid,
+                looper: Looper::empty(),
+                looper_need_return: true,
+                process_todo: false,
+                todo: WorkList::new(),
+                transaction_stack: None,
+                return_error: None,
+                reply_error: None,
+                extended_error: ExtendedError::NONE,
+                parked: None,
+                poller: None,
+                known_read_buffer: None,
+                nice_changed: false,
+            },
+        );
+        if let Some(record) = self.processes.get_mut(&process) {
+            record.threads.insert(tid, id);
+        }
+        Ok(id)
+    }
+
+    /// Whether a thread may take work that is meant for any thread of the process
+    /// (`binder_available_for_proc_work_ilocked`).
+    pub fn available_for_process_work(&self, thread: &Thread) -> bool {
+        thread.transaction_stack.is_none() && thread.todo.is_empty()
+    }
+
+    /// `binder_has_work_ilocked`.
+    pub fn has_work(&self, thread: &Thread, do_process_work: bool) -> bool {
+        thread.process_todo
+            || thread.looper_need_return
+            || (do_process_work
+                && self
+                    .processes
+                    .get(&thread.process)
+                    .is_some_and(|p| !p.todo.is_empty()))
+    }
+
+    /// Takes a thread that waits for the process's work, the latest to wait first
+    /// (`binder_select_thread_ilocked`).
+    pub fn select_thread(&mut self, process: ProcessId) -> Option<ThreadId> {
+        self.processes.get_mut(&process)?.waiting_threads.pop()
+    }
+
+    /// Wakes a thread, or, where none waits in a read, those that poll
+    /// (`binder_wakeup_thread_ilocked`).
+    pub fn wakeup_thread(&mut self, process: ProcessId, thread: Option<ThreadId>) {
+        if let Some(thread) = thread {
+            self.woken.push(thread);
+            return;
+        }
+        let Some(record) = self.processes.get(&process) else {
+            return;
+        };
+        if record.pollers == 0 {
+            return;
+        }
+        for id in record.threads.values() {
+            if let Some(thread) = self.threads.get(id)
+                && thread.looper.contains(Looper::POLL)
+                && self.available_for_process_work(thread)
+            {
+                self.woken.push(*id);
+            }
+        }
+    }
+
+    /// `binder_wakeup_proc_ilocked`.
+    pub fn wakeup_process(&mut self, process: ProcessId) {
+        let thread = self.select_thread(process);
+        self.wakeup_thread(process, thread);
+    }
+
+    /// Attends to every thread that was woken: polls are told, and parked reads that have
+    /// something to give are turned into deliveries. To be called before the lock is dropped.
+    pub fn settle(&mut self) {
+        while let Some(id) = self.woken.pop() {
+            let Some(thread) = self.threads.get_mut(&id) else {
+                continue;
+            };
+            if let Some(poller) = thread.poller.take() {
+                self.effects.push(Effect::Poll(poller));
+            }
+            let Some(parked) = thread.parked.take() else {
+                continue;
+            };
+            self.stop_waiting(id);
+            self.resume_read(id, parked);
+        }
+    }
+
+    /// Takes a thread out of those that wait for the process's work.
+    pub fn stop_waiting(&mut self, id: ThreadId) {
+        let Some(process) = self.threads.get(&id).map(|thread| thread.process) else {
+            return;
+        };
+        if let Some(record) = self.processes.get_mut(&process)
+            && let Some(index) = record
+                .waiting_threads
+                .iter()
+                .rposition(|waiting| *waiting == id)
+        {
+            record.waiting_threads.remove(index);
+        }
+    }
+
+    /// Notes that the thread's own command failed; its next read says so, and the commands behind
+    /// the failed one wait until then.
+    pub fn set_return_error(&mut self, thread: ThreadId, error: Return) {
+        if let Some(record) = self.threads.get_mut(&thread) {
+            record.return_error = Some(error);
+            self.enqueue_thread_work(thread, Work::ReturnError);
+        }
+    }
+
+    pub fn set_extended_error(&mut self, thread: ThreadId, error: ExtendedError) {
+        if let Some(thread) = self.threads.get_mut(&thread) {
+            thread.extended_error = error;
+        }
+    }
+
+    /// A signal has arrived: ends the thread's blocked read with EINTR.
+    pub fn interrupt_thread(&mut self, process: ProcessId, tid: i32) {
+        let Some(&id) = self
+            .processes
+            .get(&process)
+            .and_then(|p| p.threads.get(&tid))
+        else {
+            return;
+        };
+        self.end_parked_read(id, Errno::EINTR);
+    }
+
+    /// Ends a parked read without giving it anything.
+    pub fn end_parked_read(&mut self, id: ThreadId, errno: Errno) {
+        let Some(thread) = self.threads.get_mut(&id) else {
+            return;
+        };
+        let Some(parked) = thread.parked.take() else {
+            return;
+        };
+        thread.looper_need_return = false;
+        let process = thread.process;
+        self.stop_waiting(id);
+        self.wakeup_leftover(process);
+        self.effects.push(Effect::Finish(Finish {
+            reply: parked.reply,
+            result: Err(errno),
+            out: parked.call.encode(),
+        }));
+    }
+
+    /// Work that nobody has taken yet goes to the next thread that waits.
+    pub fn wakeup_leftover(&mut self, process: ProcessId) {
+        if self
+            .processes
+            .get(&process)
+            .is_some_and(|p| !p.todo.is_empty())
+        {
+            self.wakeup_process(process);
+        }
+    }
+
+    /// `binder_deferred_flush`: every thread's read returns once.
+    pub fn flush(&mut self, process: ProcessId) {
+        let Some(record) = self.processes.get(&process) else {
+            return;
+        };
+        for id in record.threads.values() {
+            if let Some(thread) = self.threads.get_mut(id) {
+                thread.looper_need_return = true;
+                self.woken.push(*id);
+            }
+        }
+    }
+
+    /// A thread leaves, by BINDER_THREAD_EXIT or with its process (`binder_thread_release`): its
+    /// open transactions are failed or unlinked, and what waited for it is dropped.
+    pub fn release_thread(&mut self, id: ThreadId) {
+        self.end_parked_read(id, Errno::EBADF);
+        let Some(thread) = self.threads.get_mut(&id) else {
+            return;
+        };
+        let (process, tid) = (thread.process, thread.tid);
+        if let Some(poller) = thread.poller.take() {
+            self.effects.push(Effect::Poll(poller));
+        }
+        let polled = thread.looper.contains(Looper::POLL);
+        let mut next = thread.transaction_stack.take();
+        if let Some(record) = self.processes.get_mut(&process) {
+            record.threads.remove(&tid);
+            record.pollers -= usize::from(polled);
+        }
+        let mut send_reply = None;
+        let top = next;
+        while let Some(transaction_id) = next {
+            let Some(transaction) = self.transactions.get_mut(&transaction_id) else {
+                break;
+            };
+            if transaction.to_thread == Some(id) {
+                if top == next {
+                    send_reply = Some(transaction_id);
+                }
+                next = transaction.to_parent;
+                self.detach_target(transaction_id);
+                self.dec_outstanding(process);
+            } else {
+                transaction.from = None;
+                next = transaction.from_parent;
+            }
+        }
+        if let Some(transaction) = send_reply {
+            self.send_failed_reply(transaction, Return::DeadReply);
+        }
+        self.release_work(Queue::Thread(id));
+        self.threads.remove(&id);
+    }
+
+    /// Drops everything of a list whose owner goes (`binder_release_work`).
+    pub fn release_work(&mut self, queue: Queue) {
+        while let Some(work) = self.dequeue_head(queue) {
+            match work {
+                Work::Transaction(id) => self.cleanup_transaction(id, Return::DeadReply),
+                Work::Death(id) => self.release_death_work(id),
+                Work::Freeze(id) => self.release_freeze_work(id),
+                Work::Node(_)
+                | Work::ReturnError
+                | Work::ReplyError
+                | Work::TransactionComplete
+                | Work::TransactionPending
+                | Work::TransactionOnewaySpamSuspect => {}
+            }
+        }
+    }
+}
