@@ -25,19 +25,10 @@ fn have_libclang() -> bool {
         PathBuf::from("/usr/lib64"),
         PathBuf::from("/usr/local/lib"),
     ];
-    for parent in [
-        "/usr/lib",
-        "/usr/lib/x86_64-linux-gnu",
-        "/usr/lib/aarch64-linux-gnu",
-    ] {
+    for parent in ["/usr/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu"] {
         roots.push(PathBuf::from(parent));
         if let Ok(entries) = std::fs::read_dir(parent) {
-            roots.extend(
-                entries
-                    .flatten()
-                    .map(|e| e.path().join("lib"))
-                    .filter(|p| p.is_dir()),
-            );
+            roots.extend(entries.flatten().map(|e| e.path().join("lib")).filter(|p| p.is_dir()));
         }
     }
     let is_libclang = |name: &str| {
@@ -46,11 +37,7 @@ fn have_libclang() -> bool {
     roots
         .iter()
         .filter_map(|r| std::fs::read_dir(r).ok())
-        .any(|entries| {
-            entries
-                .flatten()
-                .any(|e| e.file_name().to_str().is_some_and(is_libclang))
-        })
+        .any(|entries| entries.flatten().any(|e| e.file_name().to_str().is_some_and(is_libclang)))
 }
 
 fn main() {
@@ -58,10 +45,7 @@ fn main() {
     println!("cargo::rerun-if-env-changed=LIBCLANG_PATH");
     for header in HEADERS {
         if !Path::new("/usr/include").join(header).exists() {
-            fail(
-                &format!("the kernel header <{header}> is missing"),
-                "linux-libc-dev",
-            );
+            fail(&format!("the kernel header <{header}> is missing"), "linux-libc-dev");
         }
     }
     if !have_libclang() {
@@ -71,10 +55,7 @@ fn main() {
         );
     }
 
-    let includes: String = HEADERS
-        .iter()
-        .map(|h| format!("#include <{h}>\n"))
-        .collect();
+    let includes: String = HEADERS.iter().map(|h| format!("#include <{h}>\n")).collect();
     let bindings = bindgen::Builder::default()
         .header_contents("uapi.h", &includes)
         .allowlist_type("fuse_.*|cuse_.*|binder_.*|flat_binder_object")

@@ -235,13 +235,8 @@ impl Binder {
             .iter()
             .flat_map(|context| {
                 let graph = context.graph.lock();
-                let records = graph
-                    .processes
-                    .values()
-                    .map(|record| record.process.clone());
-                records
-                    .filter(|process| process.pid == pid)
-                    .collect::<Vec<_>>()
+                let records = graph.processes.values().map(|record| record.process.clone());
+                records.filter(|process| process.pid == pid).collect::<Vec<_>>()
             })
             .collect();
         found.sort_by_key(|process| std::cmp::Reverse(process.id));
@@ -249,10 +244,7 @@ impl Binder {
     }
 
     fn note_freeze_caller(&self, caller: (ProcessId, i32), target: &Arc<Process>, ticket: u64) {
-        let caller_wait = FreezeCaller {
-            target: Arc::downgrade(target),
-            ticket,
-        };
+        let caller_wait = FreezeCaller { target: Arc::downgrade(target), ticket };
         self.freeze_callers.lock().insert(caller, caller_wait);
     }
 
@@ -284,18 +276,9 @@ impl Context {
     ) -> Arc<Process> {
         let id = ProcessId(self.graph.lock().next_id());
         let default_nice = client.nice(tid);
-        let process = Arc::new(Process {
-            id,
-            pid,
-            default_nice,
-            context: self.clone(),
-            client,
-            alloc,
-        });
-        self.graph
-            .lock()
-            .processes
-            .insert(id, ProcessRecord::new(process.clone()));
+        let process =
+            Arc::new(Process { id, pid, default_nice, context: self.clone(), client, alloc });
+        self.graph.lock().processes.insert(id, ProcessRecord::new(process.clone()));
         process
     }
 
@@ -305,9 +288,7 @@ impl Context {
     }
 
     fn binder(&self) -> Arc<Binder> {
-        self.binder
-            .upgrade()
-            .expect("a context is used through its driver")
+        self.binder.upgrade().expect("a context is used through its driver")
     }
 
     /// Runs `f` on the graph under its lock, and then does what is left to do in the world.
@@ -376,8 +357,7 @@ impl Process {
     /// A signal has arrived for the thread `tid`: ends its blocked ioctl, if it has one.
     /// To be called after [`Reply::interrupted`] has begun to say true.
     pub fn interrupt(self: &Arc<Self>, tid: i32) {
-        self.context
-            .locked(|graph| graph.interrupt_thread(self.id, tid));
+        self.context.locked(|graph| graph.interrupt_thread(self.id, tid));
         if let Some(caller) = self.context.binder().forget_freeze_caller((self.id, tid))
             && let Some(target) = caller.target.upgrade()
         {

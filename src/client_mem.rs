@@ -19,11 +19,7 @@ impl<'a> SharedSlice<'a> {
     /// # Safety
     /// `start..start + len` must be mapped writable for `'a`, and no Rust reference may cover it.
     pub unsafe fn new(start: *mut u8, len: usize) -> Self {
-        Self {
-            start,
-            len,
-            lifetime: std::marker::PhantomData,
-        }
+        Self { start, len, lifetime: std::marker::PhantomData }
     }
 
     pub fn as_mut_ptr(&self) -> *mut u8 {
@@ -51,9 +47,7 @@ pub trait ClientMemory: Send + Sync {
 
     /// Copies from several places of the client at once.
     fn read_vectored(&self, parts: &mut [(u64, &mut [u8])]) -> Result<(), Errno> {
-        parts
-            .iter_mut()
-            .try_for_each(|(addr, dst)| self.read(*addr, dst))
+        parts.iter_mut().try_for_each(|(addr, dst)| self.read(*addr, dst))
     }
 
     /// Copies from the client straight into a buffer that is shared with another process.

@@ -76,14 +76,8 @@ impl Command {
         }
         let mut bytes = Reader(payload);
         let b = &mut bytes;
-        let handle_cookie = |b: &mut Reader<'_>| HandleCookie {
-            handle: b.u32(),
-            cookie: b.u64(),
-        };
-        let ptr_cookie = |b: &mut Reader<'_>| PtrCookie {
-            ptr: b.u64(),
-            cookie: b.u64(),
-        };
+        let handle_cookie = |b: &mut Reader<'_>| HandleCookie { handle: b.u32(), cookie: b.u64() };
+        let ptr_cookie = |b: &mut Reader<'_>| PtrCookie { ptr: b.u64(), cookie: b.u64() };
         Some(match number {
             BC_TRANSACTION => Command::Transaction(TransactionData::decode(b)),
             BC_REPLY => Command::Reply(TransactionData::decode(b)),
@@ -97,10 +91,7 @@ impl Command {
             BC_DECREFS => Command::Decrefs(b.u32()),
             BC_INCREFS_DONE => Command::IncrefsDone(ptr_cookie(b)),
             BC_ACQUIRE_DONE => Command::AcquireDone(ptr_cookie(b)),
-            BC_ATTEMPT_ACQUIRE => Command::AttemptAcquire {
-                priority: b.i32(),
-                handle: b.u32(),
-            },
+            BC_ATTEMPT_ACQUIRE => Command::AttemptAcquire { priority: b.i32(), handle: b.u32() },
             BC_REGISTER_LOOPER => Command::RegisterLooper,
             BC_ENTER_LOOPER => Command::EnterLooper,
             BC_EXIT_LOOPER => Command::ExitLooper,

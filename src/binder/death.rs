@@ -31,25 +31,15 @@ impl Graph {
     /// ignored as in the driver; past [`limits::LINKS`] the thread reads BR_ERROR.
     pub fn request_death(&mut self, process: ProcessId, thread: ThreadId, request: HandleCookie) {
         let Some(reference) = self.find_ref(process, request.handle, false) else {
-            log::debug!(
-                "{:?}: invalid ref",
-                Command::RequestDeathNotification(request)
-            );
+            log::debug!("{:?}: invalid ref", Command::RequestDeathNotification(request));
             return;
         };
         if reference.death.is_some() {
-            log::debug!(
-                "{:?}: already set",
-                Command::RequestDeathNotification(request)
-            );
+            log::debug!("{:?}: already set", Command::RequestDeathNotification(request));
             return;
         }
         let node = reference.node;
-        if self
-            .processes
-            .get(&process)
-            .is_none_or(|p| p.deaths >= limits::LINKS)
-        {
+        if self.processes.get(&process).is_none_or(|p| p.deaths >= limits::LINKS) {
             self.set_return_error(thread, Return::Error(0));
             return;
         }
@@ -69,11 +59,7 @@ impl Graph {
         if let Some(reference) = self.find_ref_mut(process, request.handle) {
             reference.death = Some(id);
         }
-        if self
-            .nodes
-            .get(&node)
-            .is_none_or(|node| node.process.is_none())
-        {
+        if self.nodes.get(&node).is_none_or(|node| node.process.is_none()) {
             self.queue_death(id, Queue::Process(process));
         }
     }
@@ -81,10 +67,7 @@ impl Graph {
     /// BC_CLEAR_DEATH_NOTIFICATION.
     pub fn clear_death(&mut self, process: ProcessId, thread: ThreadId, request: HandleCookie) {
         let Some(reference) = self.find_ref_mut(process, request.handle) else {
-            log::debug!(
-                "{:?}: invalid ref",
-                Command::ClearDeathNotification(request)
-            );
+            log::debug!("{:?}: invalid ref", Command::ClearDeathNotification(request));
             return;
         };
         let Some(id) = reference.death else {
@@ -121,9 +104,8 @@ impl Graph {
             })
         });
         let ids: Vec<DeathId> = delivered.into_iter().flatten().collect();
-        let Some(id) = ids
-            .into_iter()
-            .find(|id| self.deaths.get(id).is_some_and(|d| d.cookie == cookie))
+        let Some(id) =
+            ids.into_iter().find(|id| self.deaths.get(id).is_some_and(|d| d.cookie == cookie))
         else {
             log::debug!("BC_DEAD_BINDER_DONE {cookie:#x}: not found");
             return;
@@ -146,17 +128,10 @@ impl Graph {
         if let Some(death) = self.deaths.get_mut(&id) {
             death.work = DeathWork::Clear;
         }
-        let is_looper = self
-            .threads
-            .get(&thread)
-            .is_some_and(|t| t.looper.is_looper());
+        let is_looper = self.threads.get(&thread).is_some_and(|t| t.looper.is_looper());
         self.queue_death(
             id,
-            if is_looper {
-                Queue::Thread(thread)
-            } else {
-                Queue::Process(process)
-            },
+            if is_looper { Queue::Thread(thread) } else { Queue::Process(process) },
         );
     }
 
@@ -194,10 +169,7 @@ impl Graph {
         let Some(record) = self.processes.get(&holder) else {
             return;
         };
-        let link = record
-            .handles
-            .get(&node)
-            .and_then(|handle| record.refs.get(handle)?.death);
+        let link = record.handles.get(&node).and_then(|handle| record.refs.get(handle)?.death);
         if let Some(id) = link
             && let Some(death) = self.deaths.get_mut(&id)
             && death.place.is_none()

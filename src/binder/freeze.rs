@@ -62,17 +62,12 @@ impl Graph {
             return refuse("already set");
         }
         let node = reference.node;
-        if self
-            .processes
-            .get(&process)
-            .is_none_or(|p| p.freezes >= limits::LINKS)
-        {
+        if self.processes.get(&process).is_none_or(|p| p.freezes >= limits::LINKS) {
             return Err(Errno::ENOMEM);
         }
         let owner = self.nodes.get(&node).and_then(|node| node.process);
-        let is_frozen = owner
-            .and_then(|owner| self.processes.get(&owner))
-            .map(|owner| owner.is_frozen);
+        let is_frozen =
+            owner.and_then(|owner| self.processes.get(&owner)).map(|owner| owner.is_frozen);
         let id = FreezeId(self.next_id());
         if let Some(record) = self.processes.get_mut(&process) {
             record.freezes += 1;
@@ -215,10 +210,7 @@ impl Graph {
                 let Some(record) = self.processes.get(&holder) else {
                     continue;
                 };
-                let link = record
-                    .handles
-                    .get(&node_id)
-                    .and_then(|h| record.refs.get(h)?.freeze);
+                let link = record.handles.get(&node_id).and_then(|h| record.refs.get(h)?.freeze);
                 let Some(id) = link else { continue };
                 let Some(freeze) = self.freezes.get_mut(&id) else {
                     continue;
@@ -281,9 +273,7 @@ impl Graph {
         self.processes.get(&process).is_some_and(|record| {
             record.outstanding_txns > 0
                 || record.threads.values().any(|thread| {
-                    self.threads
-                        .get(thread)
-                        .is_some_and(|t| t.transaction_stack.is_some())
+                    self.threads.get(thread).is_some_and(|t| t.transaction_stack.is_some())
                 })
         })
     }
@@ -295,8 +285,7 @@ impl Graph {
         };
         record.outstanding_txns = record.outstanding_txns.saturating_sub(1);
         if record.outstanding_txns == 0 && record.is_frozen {
-            self.effects
-                .extend(record.freeze_waits.drain(..).map(Effect::Frozen));
+            self.effects.extend(record.freeze_waits.drain(..).map(Effect::Frozen));
         }
     }
 }
@@ -304,11 +293,7 @@ impl Graph {
 impl Graph {
     /// A freeze notice that will not be read any more, its list's owner being gone.
     pub fn release_freeze_work(&mut self, id: FreezeId) {
-        if self
-            .freezes
-            .get(&id)
-            .is_some_and(|freeze| freeze.work == FreezeWork::Clear)
-        {
+        if self.freezes.get(&id).is_some_and(|freeze| freeze.work == FreezeWork::Clear) {
             self.forget_freeze(id);
         }
     }

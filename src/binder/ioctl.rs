@@ -20,9 +20,7 @@ impl Process {
     /// EINVAL: unknown ioctl, or an argument of the wrong length; ENOMEM: too many threads
     /// ([`limits`](super::limits)); the rest is said at each ioctl.
     pub fn ioctl(self: &Arc<Self>, call: Call) {
-        let thread = self
-            .context
-            .locked(|graph| graph.get_thread(self.id, call.tid));
+        let thread = self.context.locked(|graph| graph.get_thread(self.id, call.tid));
         let thread = match thread {
             Ok(thread) => thread,
             Err(errno) => return call.reply.send(Err(errno), &call.arg),
@@ -74,18 +72,8 @@ impl Process {
         if result.is_ok() && data.read_size > 0 {
             result = self.begin_read(thread, &call, &data);
             if result.is_ok() {
-                let Call {
-                    nonblock,
-                    memory,
-                    reply,
-                    ..
-                } = call;
-                let read = Parked {
-                    call: data,
-                    memory,
-                    nonblock,
-                    reply,
-                };
+                let Call { nonblock, memory, reply, .. } = call;
+                let read = Parked { call: data, memory, nonblock, reply };
                 return self.context.locked(|graph| graph.resume_read(thread, read));
             }
             self.context.locked(|graph| graph.wakeup_leftover(self.id));
@@ -171,10 +159,7 @@ impl Process {
             BINDER_GET_EXTENDED_ERROR => {
                 let error = self.context.locked(|graph| {
                     let thread = graph.threads.get_mut(&thread)?;
-                    Some(std::mem::replace(
-                        &mut thread.extended_error,
-                        ExtendedError::NONE,
-                    ))
+                    Some(std::mem::replace(&mut thread.extended_error, ExtendedError::NONE))
                 });
                 let error = error.unwrap_or(ExtendedError::NONE);
                 let mut out = Vec::with_capacity(12);
@@ -195,10 +180,7 @@ impl Process {
     fn node_info_for_ref(&self, arg: &[u8]) -> Result<Vec<u8>, Errno> {
         let mut arg = Reader(arg);
         let handle = arg.u32();
-        if [arg.u32(), arg.u32(), arg.u32(), arg.u32(), arg.u32()]
-            .iter()
-            .any(|field| *field != 0)
-        {
+        if [arg.u32(), arg.u32(), arg.u32(), arg.u32(), arg.u32()].iter().any(|field| *field != 0) {
             return Err(Errno::EINVAL);
         }
         let (strong, weak) = self.context.locked(|graph| {
@@ -207,10 +189,7 @@ impl Process {
             }
             let reference = graph.find_ref(self.id, handle, true).ok_or(Errno::EINVAL)?;
             let node = graph.nodes.get(&reference.node).ok_or(Errno::EINVAL)?;
-            Ok((
-                node.local_strong_refs + node.internal_strong_refs,
-                node.local_weak_refs,
-            ))
+            Ok((node.local_strong_refs + node.internal_strong_refs, node.local_weak_refs))
         })?;
         let mut out = Vec::with_capacity(24);
         for field in [handle, strong as u32, weak as u32, 0, 0, 0] {
@@ -223,12 +202,7 @@ impl Process {
     fn node_debug_info(&self, ptr: u64) -> Vec<u8> {
         let (ptr, cookie, strong, weak) = self.context.locked(|graph| {
             graph.next_node(self.id, ptr).map_or((0, 0, 0, 0), |node| {
-                (
-                    node.ptr,
-                    node.cookie,
-                    node.has_strong_ref.into(),
-                    node.has_weak_ref.into(),
-                )
+                (node.ptr, node.cookie, node.has_strong_ref.into(), node.has_weak_ref.into())
             })
         });
         let mut out = Vec::with_capacity(24);
@@ -241,10 +215,7 @@ impl Process {
 
     /// BINDER_GET_FROZEN_INFO. EINVAL: no open file of that pid.
     fn frozen_info(&self, pid: u32) -> Result<Vec<u8>, Errno> {
-        let targets = self
-            .context
-            .binder()
-            .processes_of(self.pid_from_client(pid as i32));
+        let targets = self.context.binder().processes_of(self.pid_from_client(pid as i32));
         if targets.is_empty() {
             return Err(Errno::EINVAL);
         }
@@ -270,10 +241,7 @@ impl Process {
     fn freeze(self: &Arc<Self>, thread: ThreadId, call: Call) {
         let mut arg = Reader(&call.arg);
         let (pid, enable, timeout_ms) = (arg.i32(), arg.u32(), arg.u32());
-        let targets = self
-            .context
-            .binder()
-            .processes_of(self.pid_from_client(pid));
+        let targets = self.context.binder().processes_of(self.pid_from_client(pid));
         if targets.is_empty() {
             self.ioctl_done(thread);
             return call.reply.send(Err(Errno::EINVAL), &call.arg);
@@ -291,11 +259,7 @@ impl Process {
             caller: (self.id, call.tid),
             timeout_ms,
             targets,
-            finish: Finish {
-                reply: call.reply,
-                result: Ok(0),
-                out: call.arg,
-            },
+            finish: Finish { reply: call.reply, result: Ok(0), out: call.arg },
         });
     }
 
@@ -347,9 +311,7 @@ impl Process {
     /// The first target has no outstanding transactions, or was waited for long enough.
     fn freeze_settled(&self, mut wait: FreezeWait) -> FreezeWait {
         let target = wait.targets.remove(0);
-        let settled = target
-            .context
-            .locked(|graph| graph.freeze_settled(target.id));
+        let settled = target.context.locked(|graph| graph.freeze_settled(target.id));
         wait.finish.result = settled.map(|()| 0);
         wait
     }

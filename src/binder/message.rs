@@ -117,11 +117,7 @@ impl<'a> Message<'a> {
         let mut staged = vec![0; self.data.data_size as usize];
         // Where the sender's memory has holes, what fails is the first piece that the driver
         // would have come to: find it step by step.
-        let whole = self
-            .sender
-            .memory
-            .read(self.data.buffer, &mut staged)
-            .is_ok();
+        let whole = self.sender.memory.read(self.data.buffer, &mut staged).is_ok();
         let mut done = 0;
         for bytes in offsets.as_chunks::<8>().0 {
             let offset = u64::from_ne_bytes(*bytes);
@@ -135,18 +131,13 @@ impl<'a> Message<'a> {
                 return Err(Errno::EINVAL);
             }
             let end = self.data.data_size.min(offset + Object::MAX_SIZE as u64);
-            self.stage(&mut staged, whole, offset, end)
-                .map_err(|_| Errno::EINVAL)?;
+            self.stage(&mut staged, whole, offset, end).map_err(|_| Errno::EINVAL)?;
             let object = Object::read(&staged, offset).ok_or(Errno::EINVAL)?;
             let translated = self.translate(offset, object)?;
             let mut encoded = Vec::with_capacity(Object::MAX_SIZE);
             translated.encode(&mut encoded);
             staged[offset as usize..][..encoded.len()].copy_from_slice(&encoded);
-            self.objects.push(Translated {
-                offset,
-                original: object,
-                object: translated,
-            });
+            self.objects.push(Translated { offset, original: object, object: translated });
             done = offset + object.size() as u64;
         }
         self.stage(&mut staged, whole, done, self.data.data_size)?;
@@ -162,9 +153,7 @@ impl<'a> Message<'a> {
             return Ok(());
         }
         let address = self.data.buffer.wrapping_add(start);
-        self.sender
-            .memory
-            .read(address, &mut staged[start as usize..end as usize])
+        self.sender.memory.read(address, &mut staged[start as usize..end as usize])
     }
 
     fn copy_from_sender(&self, offset: u64, address: u64, length: u64) -> Result<(), Errno> {
@@ -181,33 +170,18 @@ impl<'a> Message<'a> {
     }
 
     fn copy_to_buffer(&self, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
-        self.target
-            .process
-            .alloc
-            .copy_to_buffer(&self.buffer, offset as usize, bytes)
+        self.target.process.alloc.copy_to_buffer(&self.buffer, offset as usize, bytes)
     }
 
     fn translate(&mut self, offset: u64, object: Object) -> Result<Object, Errno> {
         match object {
             Object::Binder { strong, flat } => self.translate_binder(strong, flat),
             Object::Handle { strong, flat } => self.translate_handle(strong, flat),
-            Object::Fd {
-                pad_flags,
-                fd,
-                cookie,
-            } => {
+            Object::Fd { pad_flags, fd, cookie } => {
                 let file = self.take_file(fd)?;
                 let offset = (offset + FD_IN_OBJECT) as usize;
-                self.fixups.push(Fixup {
-                    offset,
-                    file,
-                    in_array: false,
-                });
-                Ok(Object::Fd {
-                    pad_flags,
-                    fd: 0,
-                    cookie,
-                })
+                self.fixups.push(Fixup { offset, file, in_array: false });
+                Ok(Object::Fd { pad_flags, fd: 0, cookie })
             }
             Object::FdArray(array) => {
                 self.translate_fd_array(array)?;
@@ -234,11 +208,7 @@ impl<'a> Message<'a> {
             result
         })?;
         self.held.push(Held::Handle { handle, strong });
-        let flat = FlatObject {
-            flags: flat.flags,
-            binder: handle.into(),
-            cookie: 0,
-        };
+        let flat = FlatObject { flags: flat.flags, binder: handle.into(), cookie: 0 };
         Ok(Object::Handle { strong, flat })
     }
 
@@ -249,36 +219,20 @@ impl<'a> Message<'a> {
         let target_id = target.process.id;
         let (held, object) = sender.process.context.locked(|graph| {
             let reference = graph.find_ref(sender.process.id, flat.handle(), strong);
-            let node_id = reference
-                .map(|reference| reference.node)
-                .ok_or(Errno::EINVAL)?;
+            let node_id = reference.map(|reference| reference.node).ok_or(Errno::EINVAL)?;
             let node = graph.nodes.get(&node_id).ok_or(Errno::EINVAL)?;
             if node.process == Some(target_id) {
-                let own = FlatObject {
-                    flags: flat.flags,
-                    binder: node.ptr,
-                    cookie: node.cookie,
-                };
+                let own = FlatObject { flags: flat.flags, binder: node.ptr, cookie: node.cookie };
                 graph.inc_node(node_id, strong, false, None)?;
-                let held = Held::Node {
-                    ptr: own.binder,
-                    strong,
-                };
+                let held = Held::Node { ptr: own.binder, strong };
                 return Ok((held, Object::Binder { strong, flat: own }));
             }
             graph.inc_node_tmpref(node_id);
             let handle = graph.inc_ref_for_node(target_id, node_id, strong, None);
             graph.dec_node_tmpref(node_id);
             let handle = handle?;
-            let flat = FlatObject {
-                flags: flat.flags,
-                binder: handle.into(),
-                cookie: 0,
-            };
-            Ok::<_, Errno>((
-                Held::Handle { handle, strong },
-                Object::Handle { strong, flat },
-            ))
+            let flat = FlatObject { flags: flat.flags, binder: handle.into(), cookie: 0 };
+            Ok::<_, Errno>((Held::Handle { handle, strong }, Object::Handle { strong, flat }))
         })?;
         self.held.push(held);
         Ok(object)
@@ -298,10 +252,7 @@ impl<'a> Message<'a> {
         }
         let target = self.target.process.id;
         let in_flight = self.sender.process.context.locked(|graph| {
-            graph
-                .processes
-                .get(&target)
-                .map_or(0, |record| record.files_in_flight)
+            graph.processes.get(&target).map_or(0, |record| record.files_in_flight)
         });
         if in_flight + self.fixups.len() >= limits::FILES_IN_FLIGHT {
             return Err(Errno::EMFILE);
@@ -320,9 +271,8 @@ impl<'a> Message<'a> {
             self.take_files_of_array(&array, &parent, &original)?;
         }
         self.last_fixup_object = parent_offset;
-        self.last_fixup_min = array
-            .parent_offset
-            .wrapping_add(array.num_fds.wrapping_mul(size_of::<u32>() as u64));
+        self.last_fixup_min =
+            array.parent_offset.wrapping_add(array.num_fds.wrapping_mul(size_of::<u32>() as u64));
         Ok(())
     }
 
@@ -332,10 +282,7 @@ impl<'a> Message<'a> {
         parent: &BufferObject,
         original: &BufferObject,
     ) -> Result<(), Errno> {
-        let size = array
-            .num_fds
-            .checked_mul(size_of::<u32>() as u64)
-            .ok_or(Errno::EINVAL)?;
+        let size = array.num_fds.checked_mul(size_of::<u32>() as u64).ok_or(Errno::EINVAL)?;
         if size > parent.length || array.parent_offset > parent.length - size {
             return Err(Errno::EINVAL);
         }
@@ -354,11 +301,7 @@ impl<'a> Message<'a> {
                 .map_err(|_| Errno::EINVAL)?;
             let file = self.take_file(u32::from_ne_bytes(fd))?;
             let offset = (offset + step) as usize;
-            self.fixups.push(Fixup {
-                offset,
-                file,
-                in_array: true,
-            });
+            self.fixups.push(Fixup { offset, file, in_array: true });
         }
         Ok(())
     }
@@ -414,9 +357,7 @@ impl<'a> Message<'a> {
         }
         let (mut object, mut least) = (self.last_fixup_object, self.last_fixup_min);
         while object != parent_offset {
-            let index = self
-                .objects
-                .binary_search_by_key(&object, |known| known.offset);
+            let index = self.objects.binary_search_by_key(&object, |known| known.offset);
             let Ok(Object::Buffer(last)) = index.map(|index| self.objects[index].object) else {
                 return false;
             };
@@ -440,9 +381,8 @@ impl<'a> Message<'a> {
             let mut done = 0;
             while done < copy.length {
                 let (offset, left) = (copy.offset + done, copy.length - done);
-                let length = patches
-                    .peek()
-                    .map_or(left, |(place, _)| left.min(place.wrapping_sub(offset)));
+                let length =
+                    patches.peek().map_or(left, |(place, _)| left.min(place.wrapping_sub(offset)));
                 // Not EFAULT: the driver's error for this copy is EINVAL.
                 self.copy_from_sender(offset, copy.address.wrapping_add(done), length)
                     .map_err(|_| Errno::EINVAL)?;

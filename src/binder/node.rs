@@ -165,11 +165,8 @@ impl Graph {
             return;
         };
         if strong {
-            let count = if internal {
-                &mut node.internal_strong_refs
-            } else {
-                &mut node.local_strong_refs
-            };
+            let count =
+                if internal { &mut node.internal_strong_refs } else { &mut node.local_strong_refs };
             *count = count.saturating_sub(1);
             if node.is_strong() {
                 return;
@@ -225,9 +222,7 @@ impl Graph {
 
     /// A node that the caller knows to be there: it holds the lock and has just seen it.
     fn node_mut(&mut self, id: NodeId) -> &mut Node {
-        self.nodes
-            .get_mut(&id)
-            .expect("looked up under the same lock")
+        self.nodes.get_mut(&id).expect("looked up under the same lock")
     }
 
     /// What the owner is to be told of its node now; notes that it was told, and forgets a node
@@ -276,17 +271,11 @@ impl Graph {
         };
         let node = self.node_mut(id);
         if node.cookie != cookie {
-            log::debug!(
-                "u{ptr:016x}: cookie mismatch {cookie:016x} != {:016x}",
-                node.cookie
-            );
+            log::debug!("u{ptr:016x}: cookie mismatch {cookie:016x} != {:016x}", node.cookie);
             return;
         }
-        let pending = if strong {
-            &mut node.pending_strong_ref
-        } else {
-            &mut node.pending_weak_ref
-        };
+        let pending =
+            if strong { &mut node.pending_strong_ref } else { &mut node.pending_weak_ref };
         if !std::mem::take(pending) {
             log::debug!("u{ptr:016x}: no reference is waiting to be confirmed");
             return;
@@ -299,10 +288,8 @@ impl Graph {
     /// The owner of a node has died (`binder_node_release`). The caller has taken the node out of
     /// the owner's table and holds a temporary reference.
     pub fn release_node(&mut self, id: NodeId) {
-        while let Some(transaction) = self
-            .nodes
-            .get_mut(&id)
-            .and_then(|node| node.async_todo.pop_front())
+        while let Some(transaction) =
+            self.nodes.get_mut(&id).and_then(|node| node.async_todo.pop_front())
         {
             self.cleanup_transaction(transaction, super::returns::Return::DeadReply);
         }

@@ -21,11 +21,7 @@ impl FlatObject {
     pub fn decode_any(bytes: &[u8]) -> FlatObject {
         let mut b = Reader(bytes);
         let _type = b.u32();
-        FlatObject {
-            flags: b.u32(),
-            binder: b.u64(),
-            cookie: b.u64(),
-        }
+        FlatObject { flags: b.u32(), binder: b.u64(), cookie: b.u64() }
     }
 }
 
@@ -122,35 +118,16 @@ impl Object {
             return None;
         }
         let first = b.u32();
-        let flat = |b: &mut Reader<'_>| FlatObject {
-            flags: first,
-            binder: b.u64(),
-            cookie: b.u64(),
-        };
+        let flat =
+            |b: &mut Reader<'_>| FlatObject { flags: first, binder: b.u64(), cookie: b.u64() };
         Some(match kind {
-            BINDER_TYPE_BINDER => Object::Binder {
-                strong: true,
-                flat: flat(b),
-            },
-            BINDER_TYPE_WEAK_BINDER => Object::Binder {
-                strong: false,
-                flat: flat(b),
-            },
-            BINDER_TYPE_HANDLE => Object::Handle {
-                strong: true,
-                flat: flat(b),
-            },
-            BINDER_TYPE_WEAK_HANDLE => Object::Handle {
-                strong: false,
-                flat: flat(b),
-            },
+            BINDER_TYPE_BINDER => Object::Binder { strong: true, flat: flat(b) },
+            BINDER_TYPE_WEAK_BINDER => Object::Binder { strong: false, flat: flat(b) },
+            BINDER_TYPE_HANDLE => Object::Handle { strong: true, flat: flat(b) },
+            BINDER_TYPE_WEAK_HANDLE => Object::Handle { strong: false, flat: flat(b) },
             BINDER_TYPE_FD => {
                 let fd = b.u64() as u32;
-                Object::Fd {
-                    pad_flags: first,
-                    fd,
-                    cookie: b.u64(),
-                }
+                Object::Fd { pad_flags: first, fd, cookie: b.u64() }
             }
             BINDER_TYPE_FDA => Object::FdArray(FdArrayObject {
                 pad: first,
@@ -192,11 +169,7 @@ impl Object {
                 out.put_u64(flat.binder);
                 out.put_u64(flat.cookie);
             }
-            Object::Fd {
-                pad_flags,
-                fd,
-                cookie,
-            } => {
+            Object::Fd { pad_flags, fd, cookie } => {
                 out.put_u32(BINDER_TYPE_FD);
                 out.put_u32(pad_flags);
                 out.put_u64(fd.into());

@@ -159,8 +159,7 @@ impl Graph {
         let Some(record) = self.processes.get_mut(&id) else {
             return;
         };
-        self.effects
-            .extend(record.freeze_waits.drain(..).map(Effect::Frozen));
+        self.effects.extend(record.freeze_waits.drain(..).map(Effect::Frozen));
         record.is_frozen = false;
         record.sync_recv = false;
         record.async_recv = false;
@@ -174,18 +173,14 @@ impl Graph {
         for thread in threads {
             self.release_thread(thread);
         }
-        while let Some((_, node)) = self
-            .processes
-            .get_mut(&id)
-            .and_then(|record| record.nodes.pop_first())
+        while let Some((_, node)) =
+            self.processes.get_mut(&id).and_then(|record| record.nodes.pop_first())
         {
             self.inc_node_tmpref(node);
             self.release_node(node);
         }
-        while let Some(&handle) = self
-            .processes
-            .get(&id)
-            .and_then(|record| record.refs.keys().next())
+        while let Some(&handle) =
+            self.processes.get(&id).and_then(|record| record.refs.keys().next())
         {
             self.cleanup_ref(id, handle);
         }

@@ -144,11 +144,7 @@ impl Graph {
             self.wakeup_leftover(process);
         }
         let out = read.call.encode();
-        let finish = Finish {
-            reply: read.reply,
-            result: Err(errno),
-            out,
-        };
+        let finish = Finish { reply: read.reply, result: Err(errno), out };
         self.effects.push(Effect::Finish(finish));
     }
 
@@ -171,11 +167,8 @@ impl Graph {
             if !has_todo {
                 thread.process_todo = false;
             }
-            let has_process_work = for_process
-                && self
-                    .processes
-                    .get(&process)
-                    .is_some_and(|p| !p.todo.is_empty());
+            let has_process_work =
+                for_process && self.processes.get(&process).is_some_and(|p| !p.todo.is_empty());
             let queue = if has_todo {
                 Queue::Thread(id)
             } else if has_process_work {
@@ -215,10 +208,8 @@ impl Graph {
                 Work::TransactionComplete => Return::TransactionComplete.encode(bytes),
                 Work::TransactionPending => Return::TransactionPendingFrozen.encode(bytes),
                 Work::TransactionOnewaySpamSuspect => {
-                    let detects = self
-                        .processes
-                        .get(&process)
-                        .is_some_and(|p| p.oneway_spam_detection);
+                    let detects =
+                        self.processes.get(&process).is_some_and(|p| p.oneway_spam_detection);
                     if detects {
                         Return::OnewaySpamSuspect.encode(bytes);
                     } else {
@@ -268,12 +259,8 @@ impl Graph {
         let transaction = self.transactions.get(&id)?;
         let (process, offset) = transaction.to_process.zip(transaction.buffer)?;
         let buffer = self.processes.get(&process)?.buffers.get(&offset)?.buffer;
-        let node = transaction
-            .target_node
-            .and_then(|node| self.nodes.get(&node));
-        let sender_pid = self
-            .sender_process(transaction)
-            .map_or(0, |process| process.pid);
+        let node = transaction.target_node.and_then(|node| self.nodes.get(&node));
+        let sender_pid = self.sender_process(transaction).map_or(0, |process| process.pid);
         let data = TransactionData {
             target: node.map_or(0, |node| node.ptr),
             cookie: node.map_or(0, |node| node.cookie),
@@ -303,18 +290,12 @@ impl Graph {
             (false, 0) => Return::Transaction(data).encode(bytes),
             (false, context) => Return::TransactionSecCtx(data, context).encode(bytes),
         }
-        let fixups = self
-            .transactions
-            .get_mut(&id)
-            .map(|t| std::mem::take(&mut t.fixups));
+        let fixups = self.transactions.get_mut(&id).map(|t| std::mem::take(&mut t.fixups));
         let fixups = fixups.unwrap_or_default();
         if let Some(record) = self.processes.get_mut(&process) {
             record.files_in_flight = record.files_in_flight.saturating_sub(fixups.len());
         }
-        Some(Delivered {
-            fixups,
-            ..delivered
-        })
+        Some(Delivered { fixups, ..delivered })
     }
 
     /// The client has a transaction: a call goes on the thread's stack, anything else is done.
@@ -374,14 +355,8 @@ impl Graph {
             buffer.transaction = None;
         }
         self.cleanup_transaction(delivered.id, Return::FailedReply);
-        self.free_buffer(
-            delivery.process.id,
-            delivered.buffer.offset,
-            Some(delivery.thread),
-        );
-        delivery
-            .bytes
-            .truncate(delivered.sender_pid_at - TransactionData::SENDER_PID - 4);
+        self.free_buffer(delivery.process.id, delivered.buffer.offset, Some(delivery.thread));
+        delivery.bytes.truncate(delivered.sender_pid_at - TransactionData::SENDER_PID - 4);
         if delivered.is_reply {
             // In the place of the reply, with nothing behind it.
             self.set_reply_error_first(delivery.thread);
@@ -417,9 +392,7 @@ impl Delivery {
         }
         let mut effects = Vec::new();
         if let Some(delivered) = &self.transaction {
-            self.process
-                .alloc
-                .set_allow_user_free(&delivered.buffer, true);
+            self.process.alloc.set_allow_user_free(&delivered.buffer, true);
             effects = context.collect_effects(|graph| {
                 graph.settle_transaction(self.thread, delivered.id, arrays);
             });
@@ -440,11 +413,7 @@ impl Delivery {
         if delivered.fixups.is_empty() {
             return Ok(arrays);
         }
-        let files = delivered
-            .fixups
-            .iter()
-            .map(|fixup| fixup.file.clone())
-            .collect();
+        let files = delivered.fixups.iter().map(|fixup| fixup.file.clone()).collect();
         let numbers = self.process.client.install_files(self.tid, files)?;
         for (fixup, number) in delivered.fixups.iter().zip(&numbers) {
             let number = *number as u32;

@@ -46,17 +46,7 @@ impl Graph {
         }
         let handle = record.free_handle(if is_manager { 0 } else { 1 });
         record.handles.insert(node, handle);
-        record.refs.insert(
-            handle,
-            Ref {
-                id,
-                node,
-                strong: 0,
-                weak: 0,
-                death: None,
-                freeze: None,
-            },
-        );
+        record.refs.insert(handle, Ref { id, node, strong: 0, weak: 0, death: None, freeze: None });
         if let Some(node) = self.nodes.get_mut(&node) {
             node.refs.insert(id, process);
         }
@@ -89,20 +79,12 @@ impl Graph {
     ) -> Result<(), Errno> {
         let reference = self.find_ref(process, handle, false).ok_or(Errno::EINVAL)?;
         let node = reference.node;
-        let first = if strong {
-            reference.strong == 0
-        } else {
-            reference.weak == 0
-        };
+        let first = if strong { reference.strong == 0 } else { reference.weak == 0 };
         if first {
             self.inc_node(node, strong, true, notify)?;
         }
         if let Some(reference) = self.find_ref_mut(process, handle) {
-            *(if strong {
-                &mut reference.strong
-            } else {
-                &mut reference.weak
-            }) += 1;
+            *(if strong { &mut reference.strong } else { &mut reference.weak }) += 1;
         }
         Ok(())
     }
@@ -116,8 +98,7 @@ impl Graph {
         increment: bool,
         strong: bool,
     ) -> Result<(), Errno> {
-        self.find_ref(process, handle, strong)
-            .ok_or(Errno::EINVAL)?;
+        self.find_ref(process, handle, strong).ok_or(Errno::EINVAL)?;
         if increment {
             self.inc_ref(process, handle, strong, None)
         } else {
@@ -131,11 +112,7 @@ impl Graph {
         let Some(reference) = self.find_ref_mut(process, handle) else {
             return;
         };
-        let count = if strong {
-            &mut reference.strong
-        } else {
-            &mut reference.weak
-        };
+        let count = if strong { &mut reference.strong } else { &mut reference.weak };
         if *count == 0 {
             log::debug!("invalid dec of a count that is 0, handle {handle}");
             return;

@@ -127,10 +127,7 @@ impl Return {
         };
         let mut reader = Reader(bytes.get(4..4 + payload)?);
         let b = &mut reader;
-        let ptr_cookie = |b: &mut Reader<'_>| PtrCookie {
-            ptr: b.u64(),
-            cookie: b.u64(),
-        };
+        let ptr_cookie = |b: &mut Reader<'_>| PtrCookie { ptr: b.u64(), cookie: b.u64() };
         let decoded = match number {
             BR_ERROR => Return::Error(0),
             BR_OK => Return::Ok,
@@ -155,10 +152,7 @@ impl Return {
             BR_FROZEN_REPLY => Return::FrozenReply,
             BR_ONEWAY_SPAM_SUSPECT => Return::OnewaySpamSuspect,
             BR_TRANSACTION_PENDING_FROZEN => Return::TransactionPendingFrozen,
-            BR_FROZEN_BINDER => Return::FrozenBinder {
-                cookie: b.u64(),
-                is_frozen: b.u32() != 0,
-            },
+            BR_FROZEN_BINDER => Return::FrozenBinder { cookie: b.u64(), is_frozen: b.u32() != 0 },
             BR_CLEAR_FREEZE_NOTIFICATION_DONE => Return::ClearFreezeNotificationDone(b.u64()),
             _ => return None,
         };

@@ -79,10 +79,7 @@ struct NoTarget {
 
 impl From<Failure> for NoTarget {
     fn from(failure: Failure) -> NoTarget {
-        NoTarget {
-            failure,
-            in_reply_to: None,
-        }
+        NoTarget { failure, in_reply_to: None }
     }
 }
 
@@ -105,10 +102,7 @@ impl Sender<'_> {
         let priority = self.process.client.nice(self.tid);
         let found = self.locked(|graph| {
             let id = TransactionId(graph.next_id());
-            let no_error = ExtendedError {
-                id: id.0 as u32,
-                ..ExtendedError::NONE
-            };
+            let no_error = ExtendedError { id: id.0 as u32, ..ExtendedError::NONE };
             graph.set_extended_error(self.thread, no_error);
             let target = if is_reply {
                 self.reply_target(graph)
@@ -181,10 +175,7 @@ impl Sender<'_> {
 
     /// The waiting caller that a reply goes to.
     fn reply_target(&self, graph: &mut Graph) -> Result<Target, NoTarget> {
-        let thread = graph
-            .threads
-            .get_mut(&self.thread)
-            .ok_or_else(Failure::dead)?;
+        let thread = graph.threads.get_mut(&self.thread).ok_or_else(Failure::dead)?;
         let Some(call_id) = thread.transaction_stack else {
             log::debug!("{}: got reply with no transaction stack", self.tid);
             return Err(Failure::from(Errno::EPROTO).into());
@@ -198,10 +189,7 @@ impl Sender<'_> {
         let restore_nice = std::mem::take(&mut thread.nice_changed)
             .then(|| call.saved_priority.load(Ordering::Relaxed));
         let accepts_fds = call.flags & TF_ACCEPT_FDS != 0;
-        let none = |failure, in_reply_to| NoTarget {
-            failure,
-            in_reply_to,
-        };
+        let none = |failure, in_reply_to| NoTarget { failure, in_reply_to };
         let Some(caller) = call.from else {
             return Err(none(Failure::dead(), Some(call_id)));
         };
@@ -240,20 +228,11 @@ impl Sender<'_> {
                 missing(Return::FailedReply)
             })?
         };
-        let node = graph
-            .nodes
-            .get(&node_id)
-            .ok_or(missing(Return::DeadReply))?;
+        let node = graph.nodes.get(&node_id).ok_or(missing(Return::DeadReply))?;
         let owner = node.process.ok_or(missing(Return::DeadReply))?;
-        let record = graph
-            .processes
-            .get(&owner)
-            .ok_or(missing(Return::DeadReply))?;
+        let record = graph.processes.get(&owner).ok_or(missing(Return::DeadReply))?;
         if handle == 0 && record.process.pid == self.process.pid {
-            log::debug!(
-                "{}: call to the context manager from its own process",
-                self.tid
-            );
+            log::debug!("{}: call to the context manager from its own process", self.tid);
             return Err(Errno::EINVAL.into());
         }
         if owner == self.process.id {
@@ -274,10 +253,7 @@ impl Sender<'_> {
         }
         if !oneway {
             if let Some(Work::Transaction(_)) = thread.todo.values().next() {
-                log::debug!(
-                    "{}: new call while a transaction waits on its todo",
-                    self.tid
-                );
+                log::debug!("{}: new call while a transaction waits on its todo", self.tid);
                 return Err(Errno::EPROTO.into());
             }
             target.thread = self.nested_target(graph, thread.transaction_stack, owner)?;
@@ -305,16 +281,11 @@ impl Sender<'_> {
         let mut next = Some(top);
         while let Some(transaction) = next {
             if let Some(from) = transaction.from
-                && graph
-                    .threads
-                    .get(&from)
-                    .is_some_and(|thread| thread.process == target)
+                && graph.threads.get(&from).is_some_and(|thread| thread.process == target)
             {
                 return Ok(Some(from));
             }
-            next = transaction
-                .from_parent
-                .and_then(|id| graph.transactions.get(&id));
+            next = transaction.from_parent.and_then(|id| graph.transactions.get(&id));
         }
         Ok(None)
     }
@@ -331,12 +302,8 @@ impl Sender<'_> {
             true => Some(self.process.client.security_context(self.tid)?),
             false => None,
         };
-        let context_size = security_ctx
-            .as_ref()
-            .map_or(0, |context| align8(context.len() as u64));
-        let extra = extra_buffers_size
-            .checked_add(context_size)
-            .ok_or(Errno::EINVAL)?;
+        let context_size = security_ctx.as_ref().map_or(0, |context| align8(context.len() as u64));
+        let extra = extra_buffers_size.checked_add(context_size).ok_or(Errno::EINVAL)?;
         let alloc = &target.process.alloc;
         let buffer = alloc
             .alloc_new_buf(&Request {
@@ -356,10 +323,7 @@ impl Sender<'_> {
         if let Some(context) = security_ctx {
             let offset =
                 align8(data.data_size) + align8(data.offsets_size) + align8(extra) - context_size;
-            if alloc
-                .copy_to_buffer(&buffer, offset as usize, &context)
-                .is_ok()
-            {
+            if alloc.copy_to_buffer(&buffer, offset as usize, &context).is_ok() {
                 context_address = buffer.user_data + offset;
             }
         }
@@ -367,12 +331,7 @@ impl Sender<'_> {
         match message.fill() {
             Ok(()) => {
                 let (held, fixups) = message.into_parts();
-                Ok(Filled {
-                    buffer,
-                    held,
-                    fixups,
-                    security_ctx: context_address,
-                })
+                Ok(Filled { buffer, held, fixups, security_ctx: context_address })
             }
             Err(errno) => {
                 let (held, fixups) = message.into_parts();
@@ -400,16 +359,12 @@ impl Sender<'_> {
         let alive = graph.threads.contains_key(&self.thread)
             && graph.processes.contains_key(&process)
             && target.in_reply_to.is_none_or(|_| {
-                target
-                    .thread
-                    .is_some_and(|thread| graph.threads.contains_key(&thread))
+                target.thread.is_some_and(|thread| graph.threads.contains_key(&thread))
             });
         if !alive {
             graph.release_held(process, None, filled.held);
             graph.effects.push(Effect::DropFiles(filled.fixups));
-            graph
-                .effects
-                .push(Effect::FreeBuffer(target.process.clone(), filled.buffer));
+            graph.effects.push(Effect::FreeBuffer(target.process.clone(), filled.buffer));
             return Err(Failure::dead());
         }
         let offset = filled.buffer.offset;
@@ -483,15 +438,12 @@ impl Sender<'_> {
             if let Some(transaction) = graph.transactions.get_mut(&id) {
                 transaction.from_parent = parent;
             }
-            graph
-                .queue_transaction(id, process, target.thread)
-                .map(|_| ())
-                .inspect_err(|_| {
-                    graph.pop_transaction(self.thread, id);
-                    if let Some(place) = place {
-                        graph.dequeue(place);
-                    }
-                })
+            graph.queue_transaction(id, process, target.thread).map(|_| ()).inspect_err(|_| {
+                graph.pop_transaction(self.thread, id);
+                if let Some(place) = place {
+                    graph.dequeue(place);
+                }
+            })
         };
         result.map_err(|error| {
             // It was never outstanding, so it is not "freed", only forgotten.

@@ -24,17 +24,9 @@ impl Stats {
             processes: graph.processes.len(),
             threads: graph.threads.len(),
             nodes: graph.nodes.len(),
-            references: graph
-                .processes
-                .values()
-                .map(|record| record.refs.len())
-                .sum(),
+            references: graph.processes.values().map(|record| record.refs.len()).sum(),
             transactions: graph.transactions.len(),
-            buffers: graph
-                .processes
-                .values()
-                .map(|record| record.buffers.len())
-                .sum(),
+            buffers: graph.processes.values().map(|record| record.buffers.len()).sum(),
             deaths: graph.deaths.len(),
             freezes: graph.freezes.len(),
         }

@@ -41,11 +41,7 @@ pub(crate) struct ExtendedError {
 }
 
 impl ExtendedError {
-    pub const NONE: ExtendedError = ExtendedError {
-        id: 0,
-        command: crate::uapi::BR_OK,
-        param: 0,
-    };
+    pub const NONE: ExtendedError = ExtendedError { id: 0, command: crate::uapi::BR_OK, param: 0 };
 }
 
 /// `struct binder_thread`.
@@ -118,10 +114,7 @@ impl Graph {
         thread.process_todo
             || thread.looper_need_return
             || (do_process_work
-                && self
-                    .processes
-                    .get(&thread.process)
-                    .is_some_and(|p| !p.todo.is_empty()))
+                && self.processes.get(&thread.process).is_some_and(|p| !p.todo.is_empty()))
     }
 
     /// Takes a thread that waits for the process's work, the latest to wait first
@@ -183,10 +176,7 @@ impl Graph {
             return;
         };
         if let Some(record) = self.processes.get_mut(&process)
-            && let Some(index) = record
-                .waiting_threads
-                .iter()
-                .rposition(|waiting| *waiting == id)
+            && let Some(index) = record.waiting_threads.iter().rposition(|waiting| *waiting == id)
         {
             record.waiting_threads.remove(index);
         }
@@ -209,11 +199,7 @@ impl Graph {
 
     /// A signal has arrived: ends the thread's blocked read with EINTR.
     pub fn interrupt_thread(&mut self, process: ProcessId, tid: i32) {
-        let Some(&id) = self
-            .processes
-            .get(&process)
-            .and_then(|p| p.threads.get(&tid))
-        else {
+        let Some(&id) = self.processes.get(&process).and_then(|p| p.threads.get(&tid)) else {
             return;
         };
         self.end_parked_read(id, Errno::EINTR);
@@ -240,11 +226,7 @@ impl Graph {
 
     /// Work that nobody has taken yet goes to the next thread that waits.
     pub fn wakeup_leftover(&mut self, process: ProcessId) {
-        if self
-            .processes
-            .get(&process)
-            .is_some_and(|p| !p.todo.is_empty())
-        {
+        if self.processes.get(&process).is_some_and(|p| !p.todo.is_empty()) {
             self.wakeup_process(process);
         }
     }

@@ -271,10 +271,7 @@ impl Graph {
                     }
                 }
                 Held::Handle { handle, strong } => {
-                    if self
-                        .update_ref_for_handle(process, handle, false, strong)
-                        .is_err()
-                    {
+                    if self.update_ref_for_handle(process, handle, false, strong).is_err() {
                         log::debug!("transaction release: bad handle {handle}");
                     }
                 }
@@ -305,10 +302,7 @@ impl Graph {
         let Some(buffer) = record.buffers.remove(&offset) else {
             return;
         };
-        if let Some(transaction) = buffer
-            .transaction
-            .and_then(|t| self.transactions.get_mut(&t))
-        {
+        if let Some(transaction) = buffer.transaction.and_then(|t| self.transactions.get_mut(&t)) {
             transaction.buffer = None;
         }
         if buffer.buffer.is_async
@@ -321,8 +315,7 @@ impl Graph {
             if let Some(thread) = thread.and_then(|id| self.threads.get_mut(&id)) {
                 thread.looper_need_return = true;
             }
-            self.effects
-                .push(Effect::CloseFiles(owner.clone(), buffer.close_on_free));
+            self.effects.push(Effect::CloseFiles(owner.clone(), buffer.close_on_free));
         }
         self.effects.push(Effect::FreeBuffer(owner, buffer.buffer));
     }
@@ -330,10 +323,7 @@ impl Graph {
     /// Notes in the sender of a call that its answer failed, unless it has an error already
     /// (`binder_set_txn_from_error`).
     pub fn set_error_of_sender(&mut self, id: TransactionId, error: ExtendedError) {
-        let sender = self
-            .transactions
-            .get(&id)
-            .and_then(|transaction| transaction.from);
+        let sender = self.transactions.get(&id).and_then(|transaction| transaction.from);
         if let Some(sender) = sender.and_then(|sender| self.threads.get_mut(&sender))
             && sender.extended_error.command == crate::uapi::BR_OK
         {
@@ -344,8 +334,6 @@ impl Graph {
     /// The process that a transaction's sender belongs to, while it waits.
     pub fn sender_process(&self, transaction: &Transaction) -> Option<&Arc<Process>> {
         let thread = self.threads.get(&transaction.from?)?;
-        self.processes
-            .get(&thread.process)
-            .map(|record| &record.process)
+        self.processes.get(&thread.process).map(|record| &record.process)
     }
 }

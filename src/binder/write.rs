@@ -40,9 +40,7 @@ impl Commands<'_> {
     fn fetch(&mut self, size: usize) -> Result<(), Errno> {
         self.taken = 0;
         self.window.resize(size, 0);
-        self.memory
-            .read(self.next, &mut self.window)
-            .inspect_err(|_| self.window.clear())
+        self.memory.read(self.next, &mut self.window).inspect_err(|_| self.window.clear())
     }
 }
 
@@ -86,10 +84,7 @@ impl Writer<'_> {
 
     fn has_return_error(&self) -> bool {
         self.process.context.locked(|graph| {
-            graph
-                .threads
-                .get(&self.thread)
-                .is_none_or(|thread| thread.return_error.is_some())
+            graph.threads.get(&self.thread).is_none_or(|thread| thread.return_error.is_some())
         })
     }
 
@@ -170,17 +165,11 @@ impl Writer<'_> {
                     log::debug!("{}: context manager tried to acquire handle 0", self.tid);
                     return Err(Errno::EINVAL);
                 }
-                if graph
-                    .inc_ref_for_node(process, manager, strong, None)
-                    .is_ok()
-                {
+                if graph.inc_ref_for_node(process, manager, strong, None).is_ok() {
                     return Ok(());
                 }
             }
-            if graph
-                .update_ref_for_handle(process, handle, increment, strong)
-                .is_err()
-            {
+            if graph.update_ref_for_handle(process, handle, increment, strong).is_err() {
                 log::debug!("{}: refcount change on invalid ref {handle}", self.tid);
             }
             Ok(())
@@ -204,10 +193,7 @@ impl Writer<'_> {
                 return;
             };
             if thread.looper.contains(Looper::ENTERED) {
-                log::debug!(
-                    "{}: BC_REGISTER_LOOPER called after BC_ENTER_LOOPER",
-                    self.tid
-                );
+                log::debug!("{}: BC_REGISTER_LOOPER called after BC_ENTER_LOOPER", self.tid);
                 thread.looper |= Looper::INVALID;
             } else if process.requested_threads == 0 {
                 log::debug!("{}: BC_REGISTER_LOOPER called without request", self.tid);
@@ -226,10 +212,7 @@ impl Writer<'_> {
                 return;
             };
             if thread.looper.contains(Looper::REGISTERED) {
-                log::debug!(
-                    "{}: BC_ENTER_LOOPER called after BC_REGISTER_LOOPER",
-                    self.tid
-                );
+                log::debug!("{}: BC_ENTER_LOOPER called after BC_REGISTER_LOOPER", self.tid);
                 thread.looper |= Looper::INVALID;
             }
             thread.looper |= Looper::ENTERED;
