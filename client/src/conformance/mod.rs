@@ -9,8 +9,10 @@
 //! - `message`: what processes write
 //! - `scene`: processes, threads, files; what they read, in words
 //! - `runner`: each test in its own processes, with a time limit; TAP and JUnit
+//! - [`differ`]: random programs on two devices
 //! - the rest: the tests, one noun of binder each
 
+pub mod differ;
 mod message;
 mod puppet;
 mod runner;
