@@ -1,7 +1,38 @@
 //! binder_alloc: the buffers in a client's mapping, and their pages.
+//!
+//! Locks, in the order they are taken:
+//! 1. the mm's read-write lock ([`MmStruct`]): read by whoever installs or zaps pages, written by
+//!    mmap and release (and by installers under `--page-install exclusive`);
+//! 2. the buffer mutex (`Alloc::buffers`): which ranges and pages are in use;
+//! 3. the LRU lock ([`Memory`]): which pages may be reclaimed.
+//!
+//! The shrinker comes from the other end: it holds the LRU lock and only *tries* the other two
+//! ([`Alloc::free_page`]). Page slots are atomics: written by installers that hold no lock, and
+//! cleared under the buffer mutex.
+//!
+//! A page of the mapping is in one of three states:
+//! - free: no page; slot clear, not on the LRU
+//! - lru: a page that no buffer uses; slot set, on the LRU
+//! - active: a page that a buffer uses; slot set, not on the LRU
+//!
+//! From free to active goes [`Alloc::install_single_page`], outside the buffer mutex; between
+//! active and lru, whoever allocates and frees buffers, under it; from lru to free the shrinker.
+#![forbid(unsafe_code)]
 
-use crate::{Errno, client_mem::ClientMemory, mm_shim::Mm};
-use std::sync::Arc;
+mod buffers;
+
+use crate::client_mem::ClientMemory;
+use crate::mm_shim::{MmStruct, MmapLock, NoVma, PAGE_SIZE, Page};
+use crate::shrinker::{LruKey, LruOne, LruStatus, Memory, PageInstall, Reclaim};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::{Errno, mm_shim::Mm};
+use buffers::Buffers;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock, Weak};
+
+/// The most that a client gets, however much it maps (`SZ_4M`), in bytes.
+pub const MAX_BUFFER_SIZE: usize = 4 << 20;
 
 /// What a transaction asks of [`Alloc::alloc_new_buf`]; sizes in bytes, all from a client.
 #[derive(Debug, Clone, Copy)]
@@ -10,6 +41,8 @@ pub struct Request {
     pub offsets_size: u64,
     pub extra_buffers_size: u64,
     pub is_async: bool,
+    /// The sender's thread group, to whom the buffer is charged.
+    pub pid: i32,
 }
 
 /// One allocated buffer, as a value: the key to it is `offset` in the mapping.
@@ -27,37 +60,373 @@ pub struct Buffer {
     pub oneway_spam_suspect: bool,
 }
 
-/// The allocator of one binder process (`struct binder_alloc`).
-pub struct Alloc {
-    mm: Arc<dyn Mm>,
+impl Buffer {
+    /// Bytes that the buffer takes in the mapping (`binder_alloc_buffer_size`).
+    pub fn size(&self) -> usize {
+        let parts = [self.data_size, self.offsets_size, self.extra_buffers_size];
+        parts.map(|part| part.next_multiple_of(8)).iter().sum::<usize>().max(8)
+    }
 }
 
-#[allow(unused_variables, clippy::todo)]
+/// How many pages of a mapping are in which state (`binder_alloc_print_pages`).
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct PageCounts {
+    pub active: usize,
+    pub lru: usize,
+    pub free: usize,
+    /// One more than the highest page that was ever installed.
+    pub high: usize,
+}
+
+/// The state of one page of a mapping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PageState {
+    Free,
+    Lru,
+    Active,
+}
+
+/// What mmap settles, once in the life of an allocator.
+struct Mapping {
+    vm_start: u64,
+    buffer_size: usize,
+    /// Whether a page is installed. Set with release by its installer, read with acquire.
+    pages: Box<[AtomicBool]>,
+}
+
+impl Mapping {
+    fn set_installed_page(&self, index: usize, installed: bool) {
+        self.pages[index].store(installed, Ordering::Release);
+    }
+
+    fn installed_page(&self, index: usize) -> bool {
+        self.pages[index].load(Ordering::Acquire)
+    }
+
+    fn page_addr(&self, index: usize) -> u64 {
+        self.vm_start + (index * PAGE_SIZE) as u64
+    }
+}
+
+/// What the buffer mutex protects, from mmap to release.
+struct Locked {
+    buffers: Buffers,
+    /// Where each page is on the LRU, if it is.
+    lru: Box<[Option<LruKey>]>,
+    pages_high: usize,
+}
+
+/// The allocator of one binder process (`struct binder_alloc`).
+pub struct Alloc {
+    this: Weak<Alloc>,
+    mm: MmStruct,
+    memory: Arc<Memory>,
+    mapping: OnceLock<Mapping>,
+    /// The mapping is there: set by mmap, cleared for good when it is closed.
+    mapped: AtomicBool,
+    /// `None` before mmap and after release.
+    buffers: Mutex<Option<Locked>>,
+    /// What the model check undoes to see that it would notice.
+    #[cfg(loom)]
+    pub broken: crate::shrinker::Broken,
+}
+
 impl Alloc {
-    pub fn new(mm: Arc<dyn Mm>) -> Arc<Alloc> {
-        Arc::new(Alloc { mm })
+    /// `binder_alloc_init`: an allocator without a mapping, for one open of a device.
+    pub fn new(mm: Arc<dyn Mm>, memory: &Arc<Memory>) -> Arc<Alloc> {
+        Arc::new_cyclic(|this| Alloc {
+            this: this.clone(),
+            mm: MmStruct::new(mm, memory),
+            memory: memory.clone(),
+            mapping: OnceLock::new(),
+            mapped: AtomicBool::new(false),
+            buffers: Mutex::new(None),
+            #[cfg(loom)]
+            broken: memory.broken,
+        })
     }
-    /// `binder_alloc_mmap_handler`: EBUSY when there is one already.
+
+    /// `binder_alloc_mmap_handler`: the client has mapped `size` bytes at `address`, of which
+    /// 4 MiB are used at most.
+    ///
+    /// EBUSY: it has done so before, even if that mapping is gone. EINVAL: not a range of pages.
     pub fn mmap_handler(&self, address: u64, size: usize) -> Result<(), Errno> {
-        todo!()
+        let page = PAGE_SIZE as u64;
+        if size == 0 || !address.is_multiple_of(page) || address.checked_add(size as u64).is_none()
+        {
+            return Err(Errno::EINVAL);
+        }
+        let buffer_size = size.min(MAX_BUFFER_SIZE).next_multiple_of(PAGE_SIZE);
+        let pages = buffer_size / PAGE_SIZE;
+        let _mmap = self.mm.mmap_write_lock();
+        let mut locked = self.buffers.lock();
+        let mapping = Mapping {
+            vm_start: address,
+            buffer_size,
+            pages: (0..pages).map(|_| AtomicBool::new(false)).collect(),
+        };
+        if self.mapping.set(mapping).is_err() {
+            return Err(Errno::EBUSY);
+        }
+        self.mm.mapped(address, buffer_size);
+        *locked = Some(Locked {
+            buffers: Buffers::new(address, buffer_size),
+            lru: vec![None; pages].into_boxed_slice(),
+            pages_high: 0,
+        });
+        self.set_mapped(true);
+        Ok(())
     }
-    /// `binder_alloc_new_buf`.
+
+    fn set_mapped(&self, mapped: bool) {
+        self.mapped.store(mapped, Ordering::Release);
+    }
+
+    /// Whether the client has its mapping, as far as we know (`binder_alloc_is_mapped`).
+    pub fn is_mapped(&self) -> bool {
+        self.mapped.load(Ordering::Acquire)
+    }
+
+    /// `binder_alloc_vma_close`: the mapping is gone, and no other will come. Buffers that exist
+    /// stay until they are freed; new ones are refused with ESRCH.
+    pub fn vma_close(&self) {
+        self.set_mapped(false);
+    }
+
+    /// The mapping, looked for in the client when nobody has told us of one. ESRCH: none.
+    fn mapping(&self) -> Result<&Mapping, Errno> {
+        if !self.is_mapped() {
+            if self.mapping.get().is_some() {
+                return Err(Errno::ESRCH);
+            }
+            let (address, size) = self.mm.find_mapping().map_err(|_| Errno::ESRCH)?;
+            match self.mmap_handler(address, size) {
+                // EBUSY: another sender has found it at the same time.
+                Ok(()) | Err(Errno::EBUSY) if self.is_mapped() => {}
+                _ => return Err(Errno::ESRCH),
+            }
+        }
+        self.mapping.get().ok_or(Errno::ESRCH)
+    }
+
+    /// `binder_alloc_new_buf`: a buffer whose pages are all installed.
+    ///
+    /// ESRCH: the client has no mapping, or is gone. EINVAL: the sizes overflow. ENOSPC: no room,
+    /// or not in the half that one-way calls may use. ENOMEM: no page to be had. Whatever else
+    /// [`MmStruct::vm_insert_page`] fails with is passed on.
     pub fn alloc_new_buf(&self, request: &Request) -> Result<Buffer, Errno> {
-        todo!()
+        let mapping = self.mapping()?;
+        let size = buffers::sanitized_size(request)?;
+
+        let buffer = {
+            let mut locked = self.buffers.lock();
+            let locked = locked.as_mut().ok_or(Errno::ESRCH)?;
+            let (buffer, pages) = locked.buffers.take(size, request)?;
+            self.lru_freelist_del(mapping, locked, pages);
+            buffer
+        };
+        if let Err(errno) = self.install_buffer_pages(mapping, &buffer) {
+            self.free_buf(&buffer);
+            return Err(errno);
+        }
+        Ok(buffer)
     }
-    /// `binder_alloc_prepare_to_free`.
+
+    /// Takes the pages that a new buffer is the first to use off the LRU.
+    fn lru_freelist_del(&self, mapping: &Mapping, locked: &mut Locked, pages: Range<usize>) {
+        for index in pages.clone().filter(|&index| !mapping.installed_page(index)) {
+            locked.pages_high = locked.pages_high.max(index + 1);
+        }
+        self.memory.lru_del(locked.lru[pages].iter_mut().filter_map(Option::take));
+    }
+
+    /// Puts the pages that no buffer uses any more on the LRU.
+    fn lru_freelist_add(&self, mapping: &Mapping, locked: &mut Locked, pages: Range<usize>) {
+        let mut lru = None;
+        for index in pages.filter(|&index| mapping.installed_page(index)) {
+            debug_assert!(locked.lru[index].is_none(), "page {index} is on the LRU twice");
+            let lru = lru.get_or_insert_with(|| self.memory.lru_lock());
+            locked.lru[index] = Some(lru.add(self.this.clone(), index));
+        }
+    }
+
+    /// `binder_install_buffer_pages`. Outside the buffer mutex: any number of threads do this at
+    /// the same time, for one client, and where two buffers share a page, for one page.
+    fn install_buffer_pages(&self, mapping: &Mapping, buffer: &Buffer) -> Result<(), Errno> {
+        let mut users = None;
+        let end = buffer.offset + buffer.size();
+        for index in buffer.offset / PAGE_SIZE..end.div_ceil(PAGE_SIZE) {
+            if mapping.installed_page(index) {
+                continue;
+            }
+            // Held over the whole buffer, it makes the one per page cheap.
+            if users.is_none() {
+                users = Some(self.mm.mmget_not_zero().ok_or(Errno::ESRCH)?);
+            }
+            self.install_single_page(mapping, index)?;
+        }
+        Ok(())
+    }
+
+    /// `binder_install_single_page`.
+    fn install_single_page(&self, mapping: &Mapping, index: usize) -> Result<(), Errno> {
+        let _users = self.mm.mmget_not_zero().ok_or(Errno::ESRCH)?;
+        match self.memory.page_install {
+            PageInstall::Exclusive => self.install_exclusive(mapping, index),
+            PageInstall::Shared => self.install_shared(mapping, index),
+        }
+    }
+
+    /// The rule of today's driver: the page comes before any lock, and the mm is locked for
+    /// reading, so installers meet at one page only.
+    fn install_shared(&self, mapping: &Mapping, index: usize) -> Result<(), Errno> {
+        let page = self.mm.alloc_page()?;
+        match self.page_insert(mapping, index, page) {
+            Ok(()) => {}
+            Err((Errno::EBUSY, page)) => {
+                // Another installer was first, and has not set the slot yet.
+                self.mm.free_page(page);
+                #[cfg(loom)]
+                if self.broken == crate::shrinker::Broken::NoRaceFallback {
+                    return Err(Errno::EBUSY);
+                }
+                if !self.page_lookup(index) {
+                    log::error!("{}: failed to find page {index}", self.mm.pid());
+                    return Err(Errno::ESRCH);
+                }
+            }
+            Err((errno, page)) => {
+                self.mm.free_page(page);
+                log::warn!("{}: failed to insert page {index}: {errno}", self.mm.pid());
+                return Err(errno);
+            }
+        }
+        mapping.set_installed_page(index, true);
+        Ok(())
+    }
+
+    /// The rule before: one installer at a time in a client, and its page allocation holds up
+    /// the others.
+    fn install_exclusive(&self, mapping: &Mapping, index: usize) -> Result<(), Errno> {
+        let mmap = self.mm.mmap_write_lock();
+        if mapping.installed_page(index) {
+            return Ok(());
+        }
+        let page = self.mm.alloc_page()?;
+        match self.insert_locked(mapping, index, page, &mmap) {
+            Ok(()) => {}
+            // The client has read the page before we had installed it (see `ClientMm`).
+            Err((Errno::EBUSY, page)) if self.mm.get_user_pages_remote(&mmap, index) => {
+                self.mm.free_page(page)
+            }
+            Err((errno, page)) => {
+                self.mm.free_page(page);
+                return Err(errno);
+            }
+        }
+        mapping.set_installed_page(index, true);
+        Ok(())
+    }
+
+    /// `binder_page_insert`: puts the page where the client sees it; gives it back on failure.
+    fn page_insert(
+        &self,
+        mapping: &Mapping,
+        index: usize,
+        page: Page,
+    ) -> Result<(), (Errno, Page)> {
+        let mmap = self.mm.mmap_read_lock();
+        self.insert_locked(mapping, index, page, &mmap)
+    }
+
+    fn insert_locked(
+        &self,
+        mapping: &Mapping,
+        index: usize,
+        page: Page,
+        mmap: &MmapLock<'_>,
+    ) -> Result<(), (Errno, Page)> {
+        if !self.is_mapped() {
+            return Err((Errno::ESRCH, page));
+        }
+        match self.mm.vma_lookup(mmap, mapping.page_addr(index), index) {
+            Ok(vma) => self.mm.vm_insert_page(&vma, index, page),
+            Err(NoVma::Closed) => {
+                // The kernel hears of an munmap at once; we do when we look.
+                self.vma_close();
+                Err((Errno::ESRCH, page))
+            }
+            Err(NoVma::Unknown) => Err((Errno::ESRCH, page)),
+        }
+    }
+
+    /// `binder_page_lookup`: whether the page that somebody else inserted is there. Never makes one.
+    fn page_lookup(&self, index: usize) -> bool {
+        let mmap = self.mm.mmap_read_lock();
+        self.is_mapped() && self.mm.get_user_pages_remote(&mmap, index)
+    }
+
+    /// `binder_alloc_prepare_to_free`: the buffer that the client frees by its address, once.
+    ///
+    /// ENOENT (the driver: NULL): no buffer begins there. EPERM: it is not, or no longer, the
+    /// client's to free.
     pub fn prepare_to_free(&self, user_ptr: u64) -> Result<Buffer, Errno> {
-        todo!()
+        let mut locked = self.buffers.lock();
+        locked.as_mut().ok_or(Errno::ENOENT)?.buffers.prepare_to_free(user_ptr)
     }
+
+    /// Lets the client free the buffer: it has been handed out to it.
     pub fn set_allow_user_free(&self, buffer: &Buffer, allow: bool) {
-        todo!()
+        if let Some(locked) = self.buffers.lock().as_mut() {
+            locked.buffers.set_allow_user_free(buffer.offset, allow);
+        }
     }
+
+    /// The buffer is to be zeroed before it is freed (`TF_CLEAR_BUF`).
     pub fn set_clear_on_free(&self, buffer: &Buffer) {
-        todo!()
+        if let Some(locked) = self.buffers.lock().as_mut() {
+            locked.buffers.set_clear_on_free(buffer.offset);
+        }
     }
+
+    /// `binder_alloc_free_buf`. After [`Alloc::deferred_release`] there is nothing left to do.
     pub fn free_buf(&self, buffer: &Buffer) {
-        todo!()
+        let mut locked = self.buffers.lock();
+        if locked.as_mut().is_some_and(|l| l.buffers.take_clear_on_free(buffer.offset)) {
+            // Not under the mutex: a large buffer takes long, and only we may touch it.
+            drop(locked);
+            self.clear_buf(buffer);
+            locked = self.buffers.lock();
+        }
+        let (Some(mapping), Some(locked)) = (self.mapping.get(), locked.as_mut()) else {
+            return;
+        };
+        match locked.buffers.give_back(buffer.offset) {
+            Some(pages) => self.lru_freelist_add(mapping, locked, pages),
+            None => {
+                log::error!("{}: no buffer at offset {:#x} to free", self.mm.pid(), buffer.offset)
+            }
+        }
     }
+
+    fn clear_buf(&self, buffer: &Buffer) {
+        if self.mm.clear(buffer.offset, buffer.size()).is_err() {
+            log::error!(
+                "{}: cannot clear the buffer at offset {:#x}",
+                self.mm.pid(),
+                buffer.offset
+            );
+        }
+    }
+
+    /// `check_buffer`: whether `len` bytes from `offset` lie within the buffer, from a multiple of 4.
+    fn check_buffer(&self, buffer: &Buffer, offset: usize, len: usize) -> bool {
+        let size = buffer.size();
+        size >= len && offset <= size - len && offset.is_multiple_of(4)
+    }
+
+    /// `binder_alloc_copy_user_to_buffer`, in one system call for another process's memory.
+    /// EFAULT: the sender's memory cannot be read, or the range is not within the buffer.
     pub fn copy_user_to_buffer(
         &self,
         buffer: &Buffer,
@@ -66,26 +435,145 @@ impl Alloc {
         addr: u64,
         len: usize,
     ) -> Result<(), Errno> {
-        todo!()
+        if !self.check_buffer(buffer, offset, len) {
+            return Err(Errno::EFAULT);
+        }
+        self.mm.copy_from_client(buffer.offset + offset, from, addr, len)
     }
+
+    /// `binder_alloc_copy_to_buffer`. EINVAL: not within the buffer.
     pub fn copy_to_buffer(
         &self,
         buffer: &Buffer,
         offset: usize,
         bytes: &[u8],
     ) -> Result<(), Errno> {
-        todo!()
+        if !self.check_buffer(buffer, offset, bytes.len()) {
+            return Err(Errno::EINVAL);
+        }
+        self.mm.write(buffer.offset + offset, bytes)
     }
+
+    /// `binder_alloc_copy_from_buffer`. EINVAL: not within the buffer. A client can write to its
+    /// buffer if it means to: believe nothing that comes from here.
     pub fn copy_from_buffer(
         &self,
         buffer: &Buffer,
         offset: usize,
         bytes: &mut [u8],
     ) -> Result<(), Errno> {
-        todo!()
+        if !self.check_buffer(buffer, offset, bytes.len()) {
+            return Err(Errno::EINVAL);
+        }
+        self.mm.read(buffer.offset + offset, bytes)
     }
-    /// `binder_alloc_deferred_release`.
+
+    /// `binder_alloc_deferred_release`: the client is gone; so are its buffers and pages, whoever
+    /// still installs one or copies into one. Nothing can be allocated afterwards.
     pub fn deferred_release(&self) {
-        todo!()
+        self.vma_close();
+        // Whoever inserts a page holds this for reading and looks at `mapped` first.
+        let mmap = self.mm.mmap_write_lock();
+        let mut locked = self.buffers.lock();
+        let Some(mut released) = locked.take() else {
+            return;
+        };
+        if let Some(mapping) = self.mapping.get() {
+            (0..mapping.pages.len()).for_each(|index| mapping.set_installed_page(index, false));
+        }
+        let left = released.buffers.allocated();
+        self.memory.lru_del(released.lru.iter_mut().filter_map(Option::take));
+        let pages = self.mm.exit_mmap(&mmap);
+        log::debug!("{}: released {left} buffers, {pages} pages", self.mm.pid());
+    }
+
+    /// Bytes mapped and used by us; 0 before mmap.
+    pub fn buffer_size(&self) -> usize {
+        self.mapping.get().map_or(0, |mapping| mapping.buffer_size)
+    }
+
+    /// Bytes that one-way calls may still take (`binder_alloc_get_free_async_space`).
+    pub fn free_async_space(&self) -> usize {
+        self.buffers.lock().as_ref().map_or(0, |locked| locked.buffers.free_async_space())
+    }
+
+    /// How many buffers are allocated (`binder_alloc_get_allocated_count`).
+    pub fn allocated_count(&self) -> usize {
+        self.buffers.lock().as_ref().map_or(0, |locked| locked.buffers.allocated())
+    }
+
+    /// Every allocated buffer, by address (`binder_alloc_print_allocated`).
+    pub fn allocated_buffers(&self) -> Vec<Buffer> {
+        self.buffers.lock().as_ref().map_or_else(Vec::new, |locked| locked.buffers.iter().collect())
+    }
+
+    /// The state of every page of the mapping.
+    pub fn page_states(&self) -> Vec<PageState> {
+        let locked = self.buffers.lock();
+        let (Some(mapping), Some(locked)) = (self.mapping.get(), locked.as_ref()) else {
+            return Vec::new();
+        };
+        let state = |index| match (mapping.installed_page(index), locked.lru[index]) {
+            (false, _) => PageState::Free,
+            (true, Some(_)) => PageState::Lru,
+            (true, None) => PageState::Active,
+        };
+        (0..mapping.pages.len()).map(state).collect()
+    }
+
+    /// `binder_alloc_print_pages`; all zero where nothing is mapped.
+    pub fn pages(&self) -> PageCounts {
+        let states = self.page_states();
+        let count = |wanted| states.iter().filter(|&&state| state == wanted).count();
+        PageCounts {
+            active: count(PageState::Active),
+            lru: count(PageState::Lru),
+            free: count(PageState::Free),
+            high: self.buffers.lock().as_ref().map_or(0, |locked| locked.pages_high),
+        }
+    }
+}
+
+impl Reclaim for Alloc {
+    /// `binder_alloc_free_page`: the shrinker has found this page on the LRU.
+    ///
+    /// No look at the VMA here, and none at the process: the page is in our file, and out of it
+    /// whatever the client has mapped at that address meanwhile.
+    fn free_page<'lru>(&self, index: usize, lru: LruOne<'lru>) -> LruStatus<'lru> {
+        let Some(mmap) = self.mm.mmap_read_trylock() else {
+            return LruStatus::Skip(lru);
+        };
+        let Some(mut locked) = self.buffers.try_lock() else {
+            return LruStatus::Skip(lru);
+        };
+        let (Some(mapping), Some(released)) = (self.mapping.get(), locked.as_mut()) else {
+            return LruStatus::Skip(lru);
+        };
+        mapping.set_installed_page(index, false);
+        released.lru[index] = None;
+        lru.isolate();
+
+        #[cfg(loom)]
+        if self.broken == crate::shrinker::Broken::ZapAfterUnlock {
+            drop(locked);
+            let page = self.mm.zap_page_range_single(&mmap, index);
+            drop(mmap);
+            page.into_iter().for_each(|page| self.mm.free_page(page));
+            return LruStatus::RemovedRetry;
+        }
+
+        // Still under the mutex: whoever finds the slot clear from now on may install a page here,
+        // and that one must not be zapped.
+        let page = self.mm.zap_page_range_single(&mmap, index);
+        drop(locked);
+        drop(mmap);
+        page.into_iter().for_each(|page| self.mm.free_page(page));
+        LruStatus::RemovedRetry
+    }
+}
+
+impl Drop for Alloc {
+    fn drop(&mut self) {
+        self.deferred_release();
     }
 }

@@ -25,7 +25,7 @@ mod death;
 mod freeze;
 mod graph;
 mod ioctl;
-pub mod limits;
+mod limits;
 mod message;
 mod node;
 pub mod object;
@@ -40,10 +40,12 @@ mod transaction;
 pub mod wire;
 mod write;
 
+pub use limits::Limits;
 pub use stats::Stats;
 
+use crate::lock_order::{self, Rank};
 use crate::{Errno, alloc::Alloc, client_mem::ClientMemory};
-use graph::{Effect, Graph, ProcessId, ThreadId};
+use graph::{Effect, Graph, ProcessId};
 use parking_lot::Mutex;
 use process::ProcessRecord;
 use rustc_hash::FxHashMap;
@@ -118,9 +120,15 @@ pub trait Client: Send + Sync {
     /// Sets it, as far as the client itself might (RLIMIT_NICE).
     fn set_nice(&self, tid: i32, nice: i32);
 
-    /// The security context of a thread of this client, with its trailing NUL. EOPNOTSUPP where
-    /// there is no security module.
-    fn security_context(&self, tid: i32) -> Result<Vec<u8>, Errno>;
+    /// The security context that this client had when it opened the device, with its trailing
+    /// NUL. EOPNOTSUPP where there is no security module.
+    fn security_context(&self) -> Result<Vec<u8>, Errno>;
+
+    /// Whether its pid is still its own: once it has ended and was waited for, another process
+    /// may get that number, while a child goes on with the open file.
+    fn has_pid(&self) -> bool {
+        true
+    }
 
     /// `pid` (of another client, in the daemon's namespace) as this client sees it; 0 when it
     /// does not.
@@ -168,7 +176,14 @@ struct FreezeCaller {
 /// The driver: its contexts and every open process.
 pub struct Binder {
     contexts: Mutex<Vec<Arc<Context>>>,
+    shared: Arc<Shared>,
+}
+
+/// What the contexts of a driver share.
+struct Shared {
+    contexts: Mutex<Vec<Weak<Context>>>,
     ids: Arc<AtomicU64>,
+    limits: Limits,
     timers: Arc<dyn Timers>,
     freeze_callers: Mutex<FxHashMap<(ProcessId, i32), FreezeCaller>>,
 }
@@ -176,7 +191,7 @@ pub struct Binder {
 /// A device name: one context manager, one object graph, one lock.
 pub struct Context {
     name: String,
-    binder: Weak<Binder>,
+    shared: Arc<Shared>,
     graph: Mutex<Graph>,
 }
 
@@ -201,29 +216,45 @@ impl Drop for Process {
 
 impl Binder {
     pub fn new(timers: Arc<dyn Timers>) -> Arc<Binder> {
-        Arc::new(Binder {
+        Self::with_limits(timers, Limits::default())
+    }
+
+    /// A driver with limits of its own, for clients that are trusted more or less than usual.
+    pub fn with_limits(timers: Arc<dyn Timers>, limits: Limits) -> Arc<Binder> {
+        let shared = Arc::new(Shared {
+            limits,
             contexts: Mutex::default(),
             ids: Arc::default(),
             timers,
             freeze_callers: Mutex::default(),
-        })
+        });
+        Arc::new(Binder { contexts: Mutex::default(), shared })
     }
 
     /// The context of that name, made when it is new.
-    pub fn context(self: &Arc<Self>, name: &str) -> Arc<Context> {
+    pub fn context(&self, name: &str) -> Arc<Context> {
         let mut contexts = self.contexts.lock();
         if let Some(context) = contexts.iter().find(|context| context.name == name) {
             return context.clone();
         }
         let context = Arc::new(Context {
             name: name.to_owned(),
-            binder: Arc::downgrade(self),
-            graph: Mutex::new(Graph::new(self.ids.clone())),
+            shared: self.shared.clone(),
+            graph: Mutex::new(Graph::new(self.shared.ids.clone(), self.shared.limits)),
         });
+        self.shared.contexts.lock().push(Arc::downgrade(&context));
         contexts.push(context.clone());
         context
     }
 
+    /// What the driver holds, over all contexts.
+    pub fn stats(&self) -> Stats {
+        let contexts = self.contexts.lock().clone();
+        contexts.iter().map(|context| context.stats()).sum()
+    }
+}
+
+impl Shared {
     fn next_id(&self) -> u64 {
         self.ids.fetch_add(1, Ordering::Relaxed) + 1
     }
@@ -233,6 +264,7 @@ impl Binder {
         let contexts = self.contexts.lock().clone();
         let mut found: Vec<Arc<Process>> = contexts
             .iter()
+            .filter_map(Weak::upgrade)
             .flat_map(|context| {
                 let graph = context.graph.lock();
                 let records = graph.processes.values().map(|record| record.process.clone());
@@ -252,12 +284,6 @@ impl Binder {
         let waited = self.freeze_callers.lock().remove(&caller)?;
         self.timers.cancel(waited.ticket);
         Some(waited)
-    }
-
-    /// What the driver holds, over all contexts.
-    pub fn stats(&self) -> Stats {
-        let contexts = self.contexts.lock().clone();
-        contexts.iter().map(|context| context.stats()).sum()
     }
 }
 
@@ -284,11 +310,8 @@ impl Context {
 
     /// What this context holds.
     pub fn stats(&self) -> Stats {
+        let _held = lock_order::waiting_for(Rank::Graph);
         Stats::of(&self.graph.lock())
-    }
-
-    fn binder(&self) -> Arc<Binder> {
-        self.binder.upgrade().expect("a context is used through its driver")
     }
 
     /// Runs `f` on the graph under its lock, and then does what is left to do in the world.
@@ -306,6 +329,7 @@ impl Context {
     }
 
     fn with_effects<R>(&self, f: impl FnOnce(&mut Graph) -> R) -> (R, Vec<Effect>) {
+        let _held = lock_order::waiting_for(Rank::Graph);
         let mut graph = self.graph.lock();
         let result = f(&mut graph);
         graph.settle();
@@ -333,12 +357,6 @@ impl Context {
             }
         }
     }
-
-    fn note_nice_changed(&self, thread: ThreadId) {
-        if let Some(thread) = self.graph.lock().threads.get_mut(&thread) {
-            thread.nice_changed = true;
-        }
-    }
 }
 
 impl Process {
@@ -358,7 +376,7 @@ impl Process {
     /// To be called after [`Reply::interrupted`] has begun to say true.
     pub fn interrupt(self: &Arc<Self>, tid: i32) {
         self.context.locked(|graph| graph.interrupt_thread(self.id, tid));
-        if let Some(caller) = self.context.binder().forget_freeze_caller((self.id, tid))
+        if let Some(caller) = self.context.shared.forget_freeze_caller((self.id, tid))
             && let Some(target) = caller.target.upgrade()
         {
             target.end_freeze_wait(caller.ticket, ioctl::FreezeEnd::Interrupted);

@@ -5,6 +5,13 @@
 //! has gathered for a CUSE retry, or plain bytes in tests and fuzz targets.
 
 use crate::Errno;
+use crate::lock_order::assert_outside_graph;
+use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
+use nix::unistd::Pid;
+use parking_lot::Mutex;
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A stretch of memory that other processes may change while it is written to: a piece of a
 /// client's buffer as the daemon has it mapped. It is a destination for copies, never read.
@@ -34,6 +41,17 @@ impl<'a> SharedSlice<'a> {
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
+
+    /// Copies `src`, which must be as long, into the stretch.
+    ///
+    /// # Panics
+    /// When the lengths differ.
+    pub fn copy_from_slice(&self, src: &[u8]) {
+        assert_eq!(src.len(), self.len, "a copy between stretches of different length");
+        // SAFETY: the stretch is mapped writable and no reference covers it (`SharedSlice::new`),
+        // so it does not overlap `src`, which is as long.
+        unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), self.start, src.len()) };
+    }
 }
 
 /// The address space of a client, as `copy_from_user` and `copy_to_user` see it.
@@ -55,4 +73,348 @@ pub trait ClientMemory: Send + Sync {
 
     /// Copies `src` to `addr` of the client.
     fn write(&self, addr: u64, src: &[u8]) -> Result<(), Errno>;
+}
+
+/// The memory of another process, reached with `process_vm_readv` and `process_vm_writev`.
+///
+/// It is named by the thread that waits in the ioctl, not by its process: the first thread of a
+/// process may have exited before the others, and a forked child may use its parent's open file.
+/// Valid while that thread waits: its number cannot mean another process meanwhile.
+#[derive(Debug, Clone, Copy)]
+pub struct ProcessMemory {
+    tid: Pid,
+}
+
+impl ProcessMemory {
+    pub fn new(tid: i32) -> ProcessMemory {
+        ProcessMemory { tid: Pid::from_raw(tid) }
+    }
+
+    fn whole(copied: Result<usize, Errno>, wanted: usize) -> Result<(), Errno> {
+        match copied {
+            Ok(length) if length == wanted => Ok(()),
+            // Stopped at the first address that is not the client's to be read or written.
+            Ok(_) => Err(Errno::EFAULT),
+            Err(Errno::EPERM) => {
+                static SAID: AtomicBool = AtomicBool::new(false);
+                if !SAID.swap(true, Ordering::Relaxed) {
+                    log::warn!(
+                        "a client's memory cannot be reached: it takes CAP_SYS_PTRACE here (or the client's uid and \
+                         capabilities), and Yama's kernel.yama.ptrace_scope at 0 or that capability, below 3"
+                    );
+                }
+                Err(Errno::EPERM)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// `process_vm_readv` takes at most IOV_MAX ranges.
+const MOST_RANGES: usize = 1024;
+
+impl ClientMemory for ProcessMemory {
+    fn read(&self, addr: u64, dst: &mut [u8]) -> Result<(), Errno> {
+        assert_outside_graph();
+        if dst.is_empty() {
+            return Ok(());
+        }
+        let remote = [RemoteIoVec { base: addr as usize, len: dst.len() }];
+        let wanted = dst.len();
+        Self::whole(process_vm_readv(self.tid, &mut [IoSliceMut::new(dst)], &remote), wanted)
+    }
+
+    fn read_vectored(&self, parts: &mut [(u64, &mut [u8])]) -> Result<(), Errno> {
+        assert_outside_graph();
+        for parts in parts.chunks_mut(MOST_RANGES) {
+            let remote: Vec<RemoteIoVec> = parts
+                .iter()
+                .map(|(addr, dst)| RemoteIoVec { base: *addr as usize, len: dst.len() })
+                .collect();
+            let mut local: Vec<IoSliceMut<'_>> =
+                parts.iter_mut().map(|(_, dst)| IoSliceMut::new(dst)).collect();
+            let wanted = remote.iter().map(|range| range.len).sum();
+            if wanted > 0 {
+                Self::whole(process_vm_readv(self.tid, &mut local, &remote), wanted)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_shared(&self, addr: u64, dst: SharedSlice<'_>) -> Result<(), Errno> {
+        assert_outside_graph();
+        if dst.is_empty() {
+            return Ok(());
+        }
+        let local = libc::iovec { iov_base: dst.as_mut_ptr().cast(), iov_len: dst.len() };
+        let remote = libc::iovec { iov_base: addr as *mut libc::c_void, iov_len: dst.len() };
+        // SAFETY: `dst` is mapped writable and no reference covers it (`SharedSlice::new`), and
+        // what the kernel writes there from elsewhere is no business of Rust's; `remote` is only
+        // looked at in the other process.
+        let copied = unsafe { libc::process_vm_readv(self.tid.as_raw(), &local, 1, &remote, 1, 0) };
+        Self::whole(Errno::result(copied).map(|length| length as usize), dst.len())
+    }
+
+    fn write(&self, addr: u64, src: &[u8]) -> Result<(), Errno> {
+        assert_outside_graph();
+        if src.is_empty() {
+            return Ok(());
+        }
+        let remote = [RemoteIoVec { base: addr as usize, len: src.len() }];
+        Self::whole(process_vm_writev(self.tid, &[IoSlice::new(src)], &remote), src.len())
+    }
+}
+
+/// What the kernel has copied from a client, and room for what it shall copy back (see
+/// `device::retry`). Every other address is a fault.
+#[derive(Debug, Default)]
+pub struct GatheredMemory {
+    input: Vec<(u64, Vec<u8>)>,
+    output: Mutex<Vec<Output>>,
+}
+
+#[derive(Debug)]
+struct Output {
+    start: u64,
+    bytes: Vec<u8>,
+    /// How many of them have been written.
+    written: usize,
+}
+
+impl GatheredMemory {
+    /// `input` says where in the client `bytes` come from, one stretch after the other, `output` what
+    /// may be written. None when there are fewer or more bytes than that.
+    pub fn new(
+        input: impl Iterator<Item = (u64, usize)>,
+        mut bytes: &[u8],
+        output: impl Iterator<Item = (u64, usize)>,
+    ) -> Option<GatheredMemory> {
+        let mut stretches = Vec::new();
+        for (start, length) in input {
+            let (stretch, rest) = bytes.split_at_checked(length)?;
+            stretches.push((start, stretch.to_vec()));
+            bytes = rest;
+        }
+        let output = output
+            .map(|(start, length)| Output { start, bytes: vec![0; length], written: 0 })
+            .collect();
+        bytes.is_empty().then_some(GatheredMemory { input: stretches, output: Mutex::new(output) })
+    }
+
+    /// What has been written to the stretch that starts at `start`.
+    pub fn written(&self, start: u64) -> Vec<u8> {
+        let output = self.output.lock();
+        output
+            .iter()
+            .find(|it| it.start == start)
+            .map(|it| it.bytes[..it.written].to_vec())
+            .unwrap_or_default()
+    }
+
+    fn find(&self, addr: u64, length: usize) -> Result<&[u8], Errno> {
+        if length == 0 {
+            return Ok(&[]);
+        }
+        self.input
+            .iter()
+            .find_map(|(start, bytes)| {
+                let from = usize::try_from(addr.checked_sub(*start)?).ok()?;
+                bytes.get(from..from.checked_add(length)?)
+            })
+            .ok_or(Errno::EFAULT)
+    }
+}
+
+impl ClientMemory for GatheredMemory {
+    fn read(&self, addr: u64, dst: &mut [u8]) -> Result<(), Errno> {
+        dst.copy_from_slice(self.find(addr, dst.len())?);
+        Ok(())
+    }
+
+    fn read_shared(&self, addr: u64, dst: SharedSlice<'_>) -> Result<(), Errno> {
+        let bytes = self.find(addr, dst.len())?;
+        // SAFETY: `dst` is mapped writable and no reference covers it (`SharedSlice::new`), so it
+        // does not overlap `bytes`, which are as long.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), dst.as_mut_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    fn write(&self, addr: u64, src: &[u8]) -> Result<(), Errno> {
+        if src.is_empty() {
+            return Ok(());
+        }
+        let mut output = self.output.lock();
+        output
+            .iter_mut()
+            .find_map(|it| {
+                let from = usize::try_from(addr.checked_sub(it.start)?).ok()?;
+                let to = from.checked_add(src.len())?;
+                it.bytes.get_mut(from..to)?.copy_from_slice(src);
+                it.written = it.written.max(to);
+                Some(())
+            })
+            .ok_or(Errno::EFAULT)
+    }
+}
+
+/// The process `pid`, which must be the number of a thread group, for as long as the descriptor lives.
+pub fn pidfd_open(pid: i32) -> Result<OwnedFd, Errno> {
+    pidfd_open_with(pid, 0)
+}
+
+/// One thread (Linux 6.9; EINVAL before).
+fn pidfd_open_thread(tid: i32) -> Result<OwnedFd, Errno> {
+    const PIDFD_THREAD: libc::c_uint = libc::O_EXCL as libc::c_uint;
+    pidfd_open_with(tid, PIDFD_THREAD)
+}
+
+fn pidfd_open_with(id: i32, flags: libc::c_uint) -> Result<OwnedFd, Errno> {
+    // SAFETY: no memory is involved.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, id, flags) })?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Whether the process still has a number: it has not ended, or was not waited for.
+pub fn pidfd_exists(pidfd: BorrowedFd<'_>) -> bool {
+    let none = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: no signal is sent (0), and none is described.
+    let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), 0, none, 0) };
+    // EPERM is a process, too.
+    Errno::result(sent) != Err(Errno::ESRCH)
+}
+
+/// A copy of the descriptor `fd` of a process. EBADF when it has none of that number; EPERM when
+/// this process may not look into it (ptrace access: CAP_SYS_PTRACE, Yama).
+pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: no memory is involved.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) };
+    let fd = Errno::result(result)?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// A copy of the descriptor `fd` of the thread `tid` of the process `pidfd`. Threads nearly always
+/// share their descriptors; where one does not, or the first thread has exited, Linux >= 6.9 tells.
+pub fn getfd(pidfd: BorrowedFd<'_>, tid: i32, fd: i32) -> Result<OwnedFd, Errno> {
+    assert_outside_graph();
+    use std::os::fd::AsFd;
+    static THREADS_HAVE_PIDFDS: AtomicBool = AtomicBool::new(true);
+    if THREADS_HAVE_PIDFDS.load(Ordering::Relaxed) {
+        match pidfd_open_thread(tid) {
+            Ok(thread) => return pidfd_getfd(thread.as_fd(), fd),
+            Err(Errno::EINVAL) => THREADS_HAVE_PIDFDS.store(false, Ordering::Relaxed),
+            Err(_) => {}
+        }
+    }
+    pidfd_getfd(pidfd, fd)
+}
+
+/// The nice value of a thread. ESRCH when there is no such thread.
+pub fn getpriority(tid: i32) -> Result<i32, Errno> {
+    // -1 is a nice value, too: only errno tells.
+    Errno::clear();
+    // SAFETY: no memory is involved.
+    let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, tid as libc::id_t) };
+    match Errno::last_raw() {
+        0 => Ok(nice),
+        error if nice == -1 => Err(Errno::from_raw(error)),
+        _ => Ok(nice),
+    }
+}
+
+/// The soft RLIMIT_NICE of a thread's process: 20 less the lowest nice value it may take.
+pub fn nice_limit(tid: i32) -> Result<i32, Errno> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes one `rlimit`, and reads no new limit.
+    let result = unsafe { libc::prlimit(tid, libc::RLIMIT_NICE, std::ptr::null(), &mut limit) };
+    Errno::result(result)?;
+    Ok(limit.rlim_cur.min(40) as i32)
+}
+
+pub fn setpriority(tid: i32, nice: i32) -> Result<(), Errno> {
+    // SAFETY: no memory is involved.
+    let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, tid as libc::id_t, nice) };
+    Errno::result(result).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    fn own() -> ProcessMemory {
+        ProcessMemory::new(nix::unistd::gettid().as_raw())
+    }
+
+    #[test]
+    fn all_is_copied_or_it_is_a_fault() {
+        let page = 4096;
+        // SAFETY: a new mapping at no address in particular.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                2 * page,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        assert_ne!(start, libc::MAP_FAILED);
+        // SAFETY: the second half of it, which nothing else refers to.
+        unsafe { libc::munmap(start.byte_add(page), page) };
+        let start = start as u64;
+
+        own().write(start + 4090, b"abcdef").unwrap();
+        let mut six = [0; 6];
+        own().read(start + 4090, &mut six).unwrap();
+        assert_eq!(&six, b"abcdef");
+        assert_eq!(own().write(start + 4091, b"abcdef"), Err(Errno::EFAULT));
+        assert_eq!(own().read(start + 4091, &mut six), Err(Errno::EFAULT));
+        assert_eq!(own().read(start + page as u64, &mut six), Err(Errno::EFAULT));
+        assert_eq!(own().read(u64::MAX - 2, &mut six), Err(Errno::EFAULT));
+        assert_eq!(own().read(1 << 63, &mut []), Ok(()));
+
+        own().write(start + 4090, b"abcdef").unwrap();
+        let (mut a, mut b) = ([0; 2], [0; 3]);
+        own().read_vectored(&mut [(start + 4091, &mut a), (start + 4093, &mut b)]).unwrap();
+        assert_eq!((&a, &b), (b"bc", b"def"));
+        let mut beyond = [(start + 4091, &mut a[..]), (start + 4094, &mut b[..])];
+        assert_eq!(own().read_vectored(&mut beyond), Err(Errno::EFAULT));
+
+        let mut shared = [0u8; 6];
+        // SAFETY: `shared` is not touched while the slice lives.
+        let slice = unsafe { SharedSlice::new(shared.as_mut_ptr(), 6) };
+        own().read_shared(start + 4090, slice).unwrap();
+        assert_eq!(&shared, b"abcdef");
+        // SAFETY: as above; the first slice is not used any more.
+        let slice = unsafe { SharedSlice::new(shared.as_mut_ptr(), 6) };
+        assert_eq!(own().read_shared(start + 4091, slice), Err(Errno::EFAULT));
+        // SAFETY: the first half, which nothing refers to any more.
+        unsafe { libc::munmap(start as *mut libc::c_void, page) };
+    }
+
+    #[test]
+    fn a_descriptor_is_taken_from_the_thread_that_has_it() {
+        let pidfd = pidfd_open(nix::unistd::getpid().as_raw()).unwrap();
+        let tid = nix::unistd::gettid().as_raw();
+        let copy = getfd(pidfd.as_fd(), tid, pidfd.as_raw_fd()).unwrap();
+        assert_ne!(copy.as_raw_fd(), pidfd.as_raw_fd());
+        assert_eq!(getfd(pidfd.as_fd(), tid, 1 << 20).unwrap_err(), Errno::EBADF);
+        assert_eq!(getfd(pidfd.as_fd(), tid, -1).unwrap_err(), Errno::EBADF);
+    }
+
+    #[test]
+    fn the_nice_value_of_a_thread_is_its_own() {
+        std::thread::spawn(|| {
+            let tid = nix::unistd::gettid().as_raw();
+            let before = getpriority(tid).unwrap();
+            setpriority(tid, before + 1).unwrap();
+            assert_eq!(getpriority(tid), Ok(before + 1));
+        })
+        .join()
+        .unwrap();
+        assert_eq!(getpriority(i32::MAX), Err(Errno::ESRCH));
+    }
 }

@@ -1,1 +1,340 @@
 //! What a device is: open, mmap, ioctl, poll, flush, release, interrupt, handed to the engine.
+//!
+//! Two doors lead here, [`cuse`] and [`fuse`]; they differ in how a device comes into being, how
+//! it is mapped and how ioctl arguments travel. From an [`Open`] on they are the same, and a
+//! client of one can call a client of the other.
+//!
+//! Nothing here waits for a client: an ioctl that must wait is a [`Call`] that the
+//! engine keeps, and whoever completes it writes the reply.
+
+pub mod attach;
+pub mod claim;
+pub mod client;
+mod control;
+pub mod cuse;
+pub mod files;
+pub mod fuse;
+pub mod reply;
+pub mod retry;
+pub mod session;
+pub mod timers;
+pub mod tree;
+pub mod wire;
+pub mod workers;
+
+use self::client::{Client, Clients};
+use self::reply::{CopyOut, IoctlReply, PollWaiter};
+use self::retry::{Rounds, Step};
+use self::session::Responder;
+use self::wire::{Header, Ioctl, Request};
+use crate::alloc::Alloc;
+use crate::binder::{self, Binder, Call, Context, Process, Reply};
+use crate::client_mem::{ClientMemory, ProcessMemory};
+use crate::mm_shim::{BufferFile, ClientMm, MappingKind};
+use crate::shrinker::Memory;
+use crate::{Errno, uapi};
+use parking_lot::{Mutex, RwLock};
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// Logs a warning the first time only: clients can make it happen as often as they like.
+macro_rules! warn_once {
+    ($($message:tt)*) => {{
+        static SAID: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+        if !SAID.swap(true, std::sync::atomic::Ordering::Relaxed) {
+            log::warn!($($message)*);
+        }
+    }};
+}
+pub(crate) use warn_once;
+
+/// What all devices of a daemon share.
+pub struct Hub {
+    binder: Arc<Binder>,
+    clients: Arc<Clients>,
+    memory: Arc<Memory>,
+}
+
+impl Hub {
+    pub fn new(memory: Arc<Memory>) -> std::io::Result<Arc<Hub>> {
+        let timers = Arc::new(timers::Timers::start()?);
+        Ok(Arc::new(Hub { binder: Binder::new(timers), clients: Arc::default(), memory }))
+    }
+
+    /// The device of that name. All devices of a name are one: they share a context.
+    pub fn device(self: &Arc<Self>, name: &str) -> Arc<Device> {
+        let context = self.binder.context(name);
+        Arc::new(Device { name: name.to_owned(), context, hub: self.clone() })
+    }
+}
+
+/// A name that can be opened.
+pub struct Device {
+    pub name: String,
+    context: Arc<Context>,
+    hub: Arc<Hub>,
+}
+
+/// One open of a device, by one process. A file handle on the wire (`fh`) stands for one of these.
+pub struct Open {
+    hub: Arc<Hub>,
+    client: Arc<Client>,
+    process: Arc<Process>,
+    /// For the attach handshake; none where the file itself can be mapped.
+    buffer: Option<OwnedFd>,
+    mm: Arc<ClientMm>,
+    /// A socket that the client is to connect to (see [`attach`]).
+    listener: Mutex<Option<UnixListener>>,
+    nonblock: bool,
+    /// The client's memory cannot be reached from here: the kernel must gather it.
+    gathered: AtomicBool,
+    /// For each thread whose ioctl is being gathered, what was asked for last.
+    rounds: Mutex<HashMap<i32, Rounds>>,
+}
+
+impl Device {
+    /// `binder_open`, for the process of the calling thread. EPERM when that process cannot be seen from here.
+    pub fn open(
+        &self,
+        header: &Header,
+        flags: u32,
+        buffer: BufferFile,
+        mapping: MappingKind,
+    ) -> Result<Arc<Open>, Errno> {
+        if header.tid == 0 {
+            warn_once!(
+                "{}: refused an open from outside this daemon's pid namespace; run fakebinderd in the namespace \
+                 that contains all of its clients'",
+                self.name
+            );
+            return Err(Errno::EPERM);
+        }
+        let client = self.hub.clients.of_thread(header.tid)?;
+        let mm = ClientMm::new(client.pid, client.pidfd.clone(), buffer.memfd, mapping)?;
+        let alloc = Alloc::new(mm.clone(), &self.hub.memory);
+        let process = self.context.open(client.pid, header.tid, client.clone(), alloc);
+        Ok(Arc::new(Open {
+            hub: self.hub.clone(),
+            client,
+            process,
+            buffer: match mapping {
+                MappingKind::Memfd => Some(buffer.read_only),
+                MappingKind::FuseFile { .. } => None,
+            },
+            mm,
+            listener: Mutex::new(None),
+            nonblock: flags & libc::O_NONBLOCK as u32 != 0,
+            gathered: AtomicBool::new(false),
+            rounds: Mutex::default(),
+        }))
+    }
+}
+
+/// The driver does not look at the argument of these two: it may be a null pointer.
+fn reads_argument(cmd: u32) -> bool {
+    let ignored = matches!(cmd, uapi::BINDER_THREAD_EXIT | uapi::BINDER_SET_CONTEXT_MGR);
+    uapi::ioc_copies_in(cmd) && !ignored
+}
+
+impl Open {
+    /// `binder_ioctl`: makes the argument and the caller's memory look the same whichever way they came.
+    pub fn ioctl(&self, header: &Header, ioctl: &Ioctl<'_>, responder: Responder) {
+        let size = uapi::ioc_size(ioctl.cmd);
+        if !matches!(uapi::ioc_type(ioctl.cmd), b'b' | b'F') {
+            return responder.ioctl(-(Errno::EINVAL as i32), &[]);
+        }
+        let memory = ProcessMemory::new(header.tid);
+        if !ioctl.unrestricted {
+            let argument = match uapi::ioc_copies_in(ioctl.cmd) {
+                true if ioctl.input.len() != size => return responder.error(Errno::EINVAL),
+                true => ioctl.input.to_vec(),
+                false => vec![0; size],
+            };
+            let out = match uapi::ioc_copies_out(ioctl.cmd) {
+                true => CopyOut::Message { size: ioctl.out_size },
+                false => CopyOut::Nothing,
+            };
+            return self.call(header, ioctl.cmd, argument, Arc::new(memory), responder, out);
+        }
+        if self.gathered.load(Ordering::Relaxed) {
+            return self.gather(header, ioctl, responder);
+        }
+        let mut argument = vec![0; size];
+        if reads_argument(ioctl.cmd) {
+            match memory.read(ioctl.arg, &mut argument) {
+                Ok(()) => {}
+                Err(Errno::EPERM) => {
+                    warn_once!(
+                        "{}: the kernel copies instead, in several rounds, at most 128 KiB a call",
+                        responder.session().name()
+                    );
+                    self.gathered.store(true, Ordering::Relaxed);
+                    return self.gather(header, ioctl, responder);
+                }
+                Err(error) => return responder.ioctl(-(error as i32), &[]),
+            }
+        }
+        let out = match uapi::ioc_copies_out(ioctl.cmd) {
+            true => CopyOut::Memory { memory, addr: ioctl.arg },
+            false => CopyOut::Nothing,
+        };
+        self.call(header, ioctl.cmd, argument, Arc::new(memory), responder, out);
+    }
+
+    /// One round of an ioctl that the kernel gathers for us (see [`retry`]).
+    fn gather(&self, header: &Header, ioctl: &Ioctl<'_>, responder: Responder) {
+        let asked = self.rounds.lock().remove(&header.tid);
+        // Without data it is a new ioctl, whatever became of an earlier one of this thread.
+        let fresh = ioctl.input.is_empty() && ioctl.out_size == 0;
+        let asked = asked.filter(|_| !fresh).unwrap_or_default();
+        match retry::step(ioctl.cmd, ioctl.arg, asked, ioctl.input) {
+            Ok(Step::Again(rounds)) => {
+                let (input, output) = (rounds.input().to_vec(), rounds.output().to_vec());
+                self.rounds.lock().insert(header.tid, rounds);
+                responder.ioctl_again(&input, &output);
+            }
+            Ok(Step::Ready { argument, memory, output, read_size }) => {
+                let memory = Arc::new(memory);
+                let out = CopyOut::Gathered { memory: memory.clone(), output, read_size };
+                self.call(header, ioctl.cmd, argument, memory, responder, out);
+            }
+            Err(error) => responder.ioctl(-(error as i32), &[]),
+        }
+    }
+
+    fn call(
+        &self,
+        header: &Header,
+        cmd: u32,
+        argument: Vec<u8>,
+        memory: Arc<dyn ClientMemory>,
+        responder: Responder,
+        out: CopyOut,
+    ) {
+        let reply = Box::new(IoctlReply::new(responder, out));
+        if uapi::ioc_type(cmd) == b'F' {
+            let mut argument = argument;
+            let result = self.private_ioctl(header, cmd, &mut argument).map(|()| 0);
+            return reply.send(result, &argument);
+        }
+        self.process.ioctl(Call {
+            tid: header.tid,
+            euid: header.uid,
+            nonblock: self.nonblock,
+            cmd,
+            arg: argument,
+            memory,
+            reply,
+        });
+    }
+
+    fn release(&self) {
+        self.process.release();
+    }
+}
+
+/// The open files of a session, and the requests about them, which are the same on both doors.
+#[derive(Default)]
+pub struct Opens {
+    last: AtomicU64,
+    by_handle: RwLock<HashMap<u64, Arc<Open>>>,
+}
+
+impl Opens {
+    /// A file handle for the kernel; never 0, never used again.
+    pub fn add(&self, open: Arc<Open>) -> u64 {
+        let handle = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        self.by_handle.write().insert(handle, open);
+        handle
+    }
+
+    pub fn get(&self, handle: u64) -> Option<Arc<Open>> {
+        self.by_handle.read().get(&handle).cloned()
+    }
+
+    /// The last reference to the file is gone (or the kernel never came to know it).
+    pub fn release(&self, handle: u64) {
+        let open = self.by_handle.write().remove(&handle);
+        if let Some(open) = open {
+            open.release();
+        }
+    }
+
+    /// The session has ended, and with it every file.
+    pub fn release_all(&self) {
+        let all = std::mem::take(&mut *self.by_handle.write());
+        for open in all.into_values() {
+            open.release();
+        }
+    }
+
+    pub fn interrupt(&self, handle: u64, tid: i32) {
+        if let Some(open) = self.get(handle) {
+            open.process.interrupt(tid);
+        }
+    }
+
+    /// Answers what is about an open file; gives back what is not. `release` is the door's, which
+    /// calls [`Opens::release`].
+    pub fn request(
+        &self,
+        header: &Header,
+        request: &Request<'_>,
+        responder: Responder,
+        release: impl FnOnce(u64),
+    ) -> Option<Responder> {
+        match *request {
+            Request::Ioctl(ref ioctl) => match self.get(ioctl.fh) {
+                Some(open) => open.ioctl(header, ioctl, responder),
+                None => responder.error(Errno::EBADF),
+            },
+            Request::Poll { fh, handle, notify, events } => match self.get(fh) {
+                Some(open) => {
+                    let waiter = notify.then(|| {
+                        let session = responder.session().clone();
+                        Box::new(PollWaiter { session, handle }) as Box<dyn binder::Poller>
+                    });
+                    // `binder_poll` says POLLERR when it has no memory for the thread.
+                    let revents = match open.process.poll(header.tid, waiter) {
+                        Ok(true) => libc::POLLIN as u32 & events,
+                        Ok(false) => 0,
+                        Err(_) => libc::POLLERR as u32,
+                    };
+                    responder.value(&uapi::fuse_poll_out { revents, padding: 0 });
+                }
+                None => responder.error(Errno::EBADF),
+            },
+            Request::Flush { fh } => {
+                if let Some(open) = self.get(fh) {
+                    open.process.flush();
+                }
+                responder.done();
+            }
+            Request::Release { fh } => {
+                release(fh);
+                responder.done();
+            }
+            // The driver has neither.
+            Request::Read { .. } | Request::Write => responder.error(Errno::EINVAL),
+            Request::Init { .. }
+            | Request::CuseInit { .. }
+            | Request::Lookup { .. }
+            | Request::Forget
+            | Request::GetAttr
+            | Request::SetAttr { .. }
+            | Request::ReadLink
+            | Request::Open { .. }
+            | Request::StatFs
+            | Request::OpenDir
+            | Request::ReadDir { .. }
+            | Request::ReleaseDir
+            | Request::Interrupt { .. }
+            | Request::Destroy
+            | Request::Other { .. } => return Some(responder),
+        }
+        None
+    }
+}

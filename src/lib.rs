@@ -1,4 +1,39 @@
-//! Android's Binder IPC in userspace.
+//! Android's Binder IPC in userspace: a device that binder programs open, map and call, without a
+//! binder driver in the kernel.
+//!
+//! Data flows one way, and nothing below knows anything above:
+//!
+//! ```text
+//! device::session -> device -> binder -> alloc -> mm_shim
+//! ```
+//!
+//! - [`device`]: what a device is. Its two doors, CUSE and FUSE, speak the kernel's wire protocol
+//!   and hand opens, ioctls, polls and interrupts to the engine; replies go back from any thread.
+//! - [`binder`]: the driver. Contexts, processes, threads, nodes, references and transactions, and
+//!   the commands and returns that clients exchange with it.
+//! - [`alloc`]: binder_alloc, the buffers in a client's mapping and the pages under them.
+//! - [`mm_shim`]: the kernel's memory management as the allocator sees it, over real pages of
+//!   real clients, or over plain memory.
+//! - [`shrinker`]: the LRU of reclaimable pages over all clients, and what drives reclaim.
+//! - [`client_mem`]: reading and writing the memory of a client.
+//! - [`uapi`]: the kernel's structures and constants.
+//! - [`sim`]: clients in plain memory, for tests and fuzz targets.
+//! - [`sync`], [`lock_order`]: the locks of the allocator, and the check of their order.
+//!
+//! # Locks
+//!
+//! In the order in which they are taken:
+//!
+//! 1. a context's object graph (`binder::graph`). Sections under it are short: no copying, no page
+//!    install, no system call; no other lock is waited for but leaves that are never held across
+//!    anything (a session's table of open requests, the table of waiting freezes).
+//! 2. the mm of a client (read by page installs, written by mmap and release), then
+//! 3. the buffer mutex of its allocator, then
+//! 4. the LRU lock.
+//!
+//! 1 is never held together with 2 to 4. The shrinker comes from the other end, from 4: it only
+//! tries 2 and 3, and skips a page whose locks are busy. Debug builds check the order
+//! ([`lock_order`]).
 
 /// The kernel's error numbers, as every layer of this crate returns them.
 pub use nix::errno::Errno;
@@ -7,6 +42,9 @@ pub mod alloc;
 pub mod binder;
 pub mod client_mem;
 pub mod device;
+pub mod lock_order;
 pub mod mm_shim;
 pub mod shrinker;
+pub mod sim;
+pub mod sync;
 pub mod uapi;

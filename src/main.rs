@@ -1,1 +1,433 @@
-fn main() {}
+//! fakebinderd: Android's Binder IPC as a daemon.
+
+use clap::{ArgAction, Parser, ValueEnum};
+use fakebinder::device::claim::{Claim, Thing};
+use fakebinder::device::tree::Permissions;
+use fakebinder::device::{Hub, cuse, fuse};
+use fakebinder::mm_shim::Injector;
+use fakebinder::shrinker::{self, Memory, MemoryConfig, PageInstall, Reclaimer};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SigSet, Signal};
+use nix::unistd::{Gid, Group, Uid, User};
+use std::error::Error;
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::{Arc, mpsc};
+
+/// Android's Binder IPC in userspace: serves binder devices without a kernel driver.
+///
+/// Each device is opened through one or two doors. CUSE makes it a character device, /dev/NAME,
+/// which clients use through fakebinder's client library or preload shim (a CUSE device cannot be
+/// mapped). FUSE makes it a file in a mounted directory, which unmodified binder clients can use
+/// (Linux 6.9 or newer); /dev/NAME is then a link to it, unless CUSE has made that.
+///
+/// Runs until SIGTERM or SIGINT, and leaves nothing behind. SIGUSR2 has every page reclaimed that
+/// no buffer uses. Prints "fakebinderd: ready" once
+/// clients can come.
+#[derive(Debug, Parser)]
+#[command(name = "fakebinderd", version, max_term_width = 100)]
+struct Options {
+    /// A device to serve; may be given more than once, as in --name binder --name hwbinder
+    #[arg(long = "name", value_name = "NAME", default_value = "fakebinder", value_parser = device_name)]
+    names: Vec<String>,
+
+    /// Which doors to open: every one that this machine has, or just one
+    #[arg(long, value_enum, default_value_t = Doors::Auto)]
+    door: Doors,
+
+    /// Where to mount the FUSE door's directory; made if it is not there
+    #[arg(long, value_name = "DIR", default_value = "/dev/fakebinderfs")]
+    mount: PathBuf,
+
+    /// Permissions of the devices, in octal
+    #[arg(long, value_name = "OCTAL", default_value = "0666", value_parser = mode)]
+    mode: u32,
+
+    /// Who owns the devices, by name or by number
+    #[arg(long, value_name = "USER[:GROUP]", default_value = "0:0", value_parser = owner)]
+    owner: (u32, u32),
+
+    /// Stay in the foreground, and log to standard error (the default)
+    #[arg(long, conflicts_with = "daemonize")]
+    foreground: bool,
+
+    /// Go on in the background; this command returns when the devices are ready
+    #[arg(long)]
+    daemonize: bool,
+
+    /// Where --daemonize writes the log
+    #[arg(long, value_name = "FILE", default_value = "/var/log/fakebinderd.log")]
+    log: PathBuf,
+
+    /// How the pages of a buffer are installed: many at a time, or one after the other, as the driver did before Linux 6.14
+    #[arg(long, value_name = "shared|exclusive", default_value_t = PageInstall::Shared)]
+    page_install: PageInstall,
+
+    /// The most memory that the buffers of all clients together may take, in bytes or with K, M or G; what is not in use is
+    /// reclaimed first, then a transaction fails. Without it: three quarters of the memory limit of the daemon's control
+    /// group, if that has one
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    page_budget: Option<u64>,
+
+    /// Make page operations fail or wait, for tests: OPERATION:WHEN[:WHAT],..., as in alloc_page:nth=3:errno=ENOMEM or
+    /// zap:share=0.1:delay=1ms,seed=7; operations are alloc_page, vm_insert_page, vma_lookup, mmget and zap
+    #[arg(long, value_name = "SPEC", default_value = "", hide_default_value = true)]
+    inject: Injector,
+
+    /// Log more; twice for every request. RUST_LOG is obeyed, too
+    #[arg(short, long, action = ArgAction::Count)]
+    verbose: u8,
+
+    /// Act as if the kernel had no FUSE passthrough
+    #[arg(long, hide = true)]
+    no_passthrough: bool,
+
+    /// What --daemonize runs
+    #[arg(long, hide = true)]
+    detached: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Doors {
+    Auto,
+    Cuse,
+    Fuse,
+}
+
+const READY: &str = "fakebinderd: ready";
+
+/// What else the mounted directory may hold.
+const RESERVED: [&str; 3] = ["binder-control", "binder_logs", "features"];
+
+fn device_name(name: &str) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    if name.is_empty() || name.len() > 200 || name.starts_with('.') || !name.chars().all(allowed) {
+        return Err("a device name has letters, digits, and _ - . after the first".into());
+    }
+    if RESERVED.contains(&name) {
+        return Err("this name has a meaning of its own in the directory of devices".into());
+    }
+    Ok(name.to_owned())
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    let (number, unit) = match text.strip_suffix(['K', 'M', 'G', 'k', 'm', 'g']) {
+        Some(number) => (number, &text[number.len()..]),
+        None => (text, ""),
+    };
+    let shift = match unit {
+        "K" | "k" => 10,
+        "M" | "m" => 20,
+        "G" | "g" => 30,
+        _ => 0,
+    };
+    let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
+    bytes.filter(|bytes| *bytes >= 4096).ok_or_else(|| {
+        "a size is a number of bytes, of at least a page, or a number with K, M or G, as in 64M"
+            .into()
+    })
+}
+
+fn mode(octal: &str) -> Result<u32, String> {
+    match u32::from_str_radix(octal, 8) {
+        Ok(mode) if mode & !0o777 == 0 => Ok(mode),
+        _ => Err("permissions are three octal digits, as in 660".into()),
+    }
+}
+
+fn owner(owner: &str) -> Result<(u32, u32), String> {
+    let (user, group) = match owner.split_once(':') {
+        Some((user, group)) => (user, Some(group)),
+        None => (owner, None),
+    };
+    let known = |found: nix::Result<Option<User>>| found.ok().flatten();
+    let (uid, own_group) = match user.parse() {
+        Ok(uid) => (uid, known(User::from_uid(Uid::from_raw(uid))).map(|user| user.gid)),
+        Err(_) => {
+            let user = known(User::from_name(user)).ok_or(format!("there is no user {user}"))?;
+            (user.uid.as_raw(), Some(user.gid))
+        }
+    };
+    let gid = match group {
+        None => own_group.map_or(uid, Gid::as_raw),
+        Some(group) => match group.parse() {
+            Ok(gid) => gid,
+            Err(_) => Group::from_name(group)
+                .ok()
+                .flatten()
+                .ok_or(format!("there is no group {group}"))?
+                .gid
+                .as_raw(),
+        },
+    };
+    Ok((uid, gid))
+}
+
+enum Event {
+    Signal(Signal),
+    /// A door has been closed from outside.
+    Closed(String),
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    // Started again by --daemonize it would be called "exe", and `pkill fakebinderd` miss it.
+    let _ = nix::sys::prctl::set_name(c"fakebinderd");
+    let level = match options.verbose {
+        0 => "info",
+        1 => "debug",
+        _ => "trace",
+    };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
+        .format_target(false)
+        .init();
+    let result = match options.daemonize {
+        true => daemonize(&options),
+        false => run(&options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("fakebinderd: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<(), Box<dyn Error>> {
+    if !Uid::effective().is_root() {
+        return Err(
+            "must be run as root: it makes device nodes, mounts, and reads its clients' memory"
+                .into(),
+        );
+    }
+    if options.detached {
+        nix::unistd::setsid()?;
+        std::env::set_current_dir("/")?;
+    }
+    // Before any thread, so that all of them leave these to the one that waits for them.
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR2] {
+        signals.add(signal);
+    }
+    signals.thread_block()?;
+    raise_descriptor_limit();
+
+    let (tell, events) = mpsc::channel();
+    let page_budget = options.page_budget.or_else(|| {
+        let limit = shrinker::group_limit()?;
+        log::info!("buffers may take three quarters of this control group's {limit} bytes");
+        Some(limit / 4 * 3)
+    });
+    let memory = Memory::new(MemoryConfig {
+        page_budget,
+        page_install: options.page_install,
+        inject: options.inject.clone(),
+    });
+    let reclaimer = Reclaimer::start(&memory)?;
+    let opened = open_doors(options, memory, &tell)?;
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        while let Ok(signal) = signals.wait() {
+            if tell.send(Event::Signal(signal)).is_err() {
+                break;
+            }
+        }
+    })?;
+    ready();
+
+    let mut open = opened.doors;
+    let result = loop {
+        match events.recv()? {
+            Event::Signal(Signal::SIGUSR2) => reclaimer.kick(),
+            Event::Signal(signal) => {
+                log::info!("{signal}: closing");
+                break Ok(());
+            }
+            Event::Closed(door) => {
+                log::warn!("{door} was closed from outside");
+                open -= 1;
+                if open == 0 {
+                    break Err("all doors were closed from outside".into());
+                }
+            }
+        }
+    };
+    drop(opened);
+    result
+}
+
+struct Opened {
+    doors: usize,
+    /// What goes when the daemon goes.
+    _claims: Vec<Claim>,
+}
+
+fn open_doors(
+    options: &Options,
+    memory: Arc<Memory>,
+    tell: &mpsc::Sender<Event>,
+) -> Result<Opened, Box<dyn Error>> {
+    let permissions =
+        Permissions { mode: options.mode, uid: options.owner.0, gid: options.owner.1 };
+    let on_end = |door: String| {
+        let tell = tell.clone();
+        Box::new(move || drop(tell.send(Event::Closed(door)))) as Box<dyn FnOnce() + Send>
+    };
+    let hub = Hub::new(memory)?;
+    let mut names = options.names.clone();
+    names.sort();
+    names.dedup();
+    let mut claims = names.iter().map(|name| Claim::take(name)).collect::<Result<Vec<_>, _>>()?;
+    let mut doors = 0;
+    let mut failures = Vec::new();
+    let mut without_node = Vec::new();
+
+    for (name, claim) in names.iter().zip(&mut claims) {
+        if options.door == Doors::Fuse {
+            without_node.push((name, claim));
+            continue;
+        }
+        let door = format!("/dev/{name} (CUSE)");
+        match cuse::open(hub.device(name), claim, permissions, on_end(door.clone())) {
+            Ok(()) => {
+                log::info!("{door} is open");
+                doors += 1;
+            }
+            Err(error) => {
+                log::info!("{door} is not open: {error}");
+                failures.push(format!("{door}: {error}"));
+                without_node.push((name, claim));
+            }
+        }
+    }
+    if options.door != Doors::Cuse {
+        let mount = std::path::absolute(&options.mount)?;
+        let door = format!("{} (FUSE)", mount.display());
+        let devices = names.iter().map(|name| hub.device(name)).collect();
+        let result = (|| -> Result<Claim, Box<dyn Error>> {
+            let mut claim = Claim::take(&mount.to_string_lossy())?;
+            claim.directory(&mount)?;
+            claim.note(Thing::Mount { path: mount.clone() })?;
+            let passthrough = !options.no_passthrough;
+            fuse::open(&mount, devices, permissions, passthrough, on_end(door.clone()))?;
+            for (name, claim) in without_node {
+                claim.link(&Path::new("/dev").join(name), &mount.join(name))?;
+            }
+            Ok(claim)
+        })();
+        match result {
+            Ok(claim) => {
+                log::info!("{door} is open: {}", names.join(", "));
+                doors += 1;
+                claims.push(claim);
+            }
+            Err(error) => {
+                log::info!("{door} is not open: {error}");
+                failures.push(format!("{door}: {error}"));
+            }
+        }
+    }
+    match doors {
+        0 => Err(format!("no door could be opened\n  {}", failures.join("\n  ")).into()),
+        _ => Ok(Opened { doors, _claims: claims }),
+    }
+}
+
+/// A client costs several descriptors.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        log::warn!("raising the limit of open files: {error}");
+    }
+}
+
+/// Tells whoever waits for us: a script that reads our output, or a service manager.
+fn ready() {
+    println!("{READY}");
+    let _ = std::io::stdout().flush();
+    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let told = UnixDatagram::unbound().and_then(|sender| {
+        use std::os::linux::net::SocketAddrExt;
+        use std::os::unix::ffi::OsStrExt;
+        match socket.as_bytes().strip_prefix(b"@") {
+            Some(name) => {
+                let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
+                sender.send_to_addr(b"READY=1", &address)
+            }
+            None => sender.send_to(b"READY=1", &socket),
+        }
+    });
+    if let Err(error) = told {
+        log::warn!("telling the service manager: {error}");
+    }
+}
+
+/// Runs this program again, without a terminal, and waits until it is ready or has failed.
+fn daemonize(options: &Options) -> Result<(), Box<dyn Error>> {
+    let failed = |error| format!("{}: {error}", options.log.display());
+    let mut log: File = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .read(true)
+        .open(&options.log)
+        .map_err(failed)?;
+    let start = log.seek(SeekFrom::End(0))?;
+    let arguments = std::env::args_os().skip(1).filter(|argument| argument != "--daemonize");
+    let mut child = Command::new("/proc/self/exe")
+        .args(arguments)
+        .arg("--detached")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log.try_clone()?)
+        .spawn()?;
+    let output = child.stdout.take().ok_or("no output")?;
+    if BufReader::new(output).lines().map_while(Result::ok).any(|line| line == READY) {
+        return Ok(());
+    }
+    child.wait()?;
+    log.seek(SeekFrom::Start(start))?;
+    let mut said = String::new();
+    log.read_to_string(&mut said)?;
+    Err(format!("did not start; {} says:\n{said}", options.log.display()).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Options::command().debug_assert();
+    }
+
+    #[test]
+    fn a_name_cannot_lead_out_of_dev() {
+        for name in ["", ".", "..", "a/b", "/etc", ".open", "a b", "features", "ü"] {
+            assert!(device_name(name).is_err(), "{name}");
+        }
+        for name in ["binder", "hw-binder_2", "a.b"] {
+            assert!(device_name(name).is_ok(), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_owner_is_a_user_with_or_without_a_group() {
+        assert_eq!(owner("root"), Ok((0, 0)));
+        assert_eq!(owner("0:42"), Ok((0, 42)));
+        assert_eq!(owner("1:root"), Ok((1, 0)));
+        assert!(owner("no-such-user").is_err());
+        assert!(owner("0:no-such-group").is_err());
+    }
+
+    #[test]
+    fn permissions_are_octal_and_no_more_than_permissions() {
+        assert_eq!(mode("0660"), Ok(0o660));
+        assert!(mode("4755").is_err());
+        assert!(mode("9").is_err());
+    }
+}

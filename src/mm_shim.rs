@@ -1,10 +1,292 @@
 //! The mm that the allocator sees: the kernel's verbs over real memory.
+//!
+//! | verb | what it does here |
+//! |---|---|
+//! | `mmget_not_zero`, `mmput` | the client lives, and its mappings can be asked for until the put |
+//! | `mmap_read_lock`, `_write_lock`, `_read_trylock` | a read-write lock per client |
+//! | `vma_lookup` | the client's real mapping; none after munmap, none for an impostor at that address |
+//! | `alloc_page`, `free_page` | takes from and gives to the budget of pages |
+//! | `vm_insert_page` | installs one page of the buffer file; EBUSY when it is there |
+//! | `get_user_pages_remote` | finds the page that somebody else installed; never makes one |
+//! | `zap_page_range_single` | takes a page out of the client, the daemon and the accounting |
+//!
+//! [`MmStruct`] is what these verbs have in common: locks, budget, fault injection. Behind it stands
+//! an [`Mm`]: a client process ([`ClientMm`]) or, for tests and fuzzing, plain memory ([`HeapMm`]).
 
-use crate::Errno;
+mod client;
+mod heap;
+mod inject;
+mod maps;
+mod userfault;
 
-/// The address space of one client (in the kernel: `struct mm_struct` and its one binder VMA).
+pub use client::{BufferFile, ClientMm, MappingKind, create_memfd};
+pub use heap::HeapMm;
+pub use inject::{Injector, Rule, Verb};
+
+use crate::client_mem::ClientMemory;
+use crate::shrinker::Memory;
+use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use crate::{Errno, alloc::MAX_BUFFER_SIZE};
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The unit in which buffers are installed and reclaimed, in bytes.
+pub const PAGE_SIZE: usize = 4096;
+
+const MAX_PAGES: usize = MAX_BUFFER_SIZE / PAGE_SIZE;
+
+/// A page that is part of no buffer: not yet, or no longer.
+///
+/// For a client process the kernel makes the page when it is inserted, and this is only the right
+/// to one out of the budget.
+#[derive(Debug)]
+#[must_use = "a page that is dropped instead of freed stays charged"]
+pub struct Page(Option<Box<[u8; PAGE_SIZE]>>);
+
+/// The buffer file of a client and its address space: what differs between real memory and memory
+/// for tests. Offsets are bytes from the start of the mapping, indices count its pages.
 pub trait Mm: Send + Sync {
-    /// Where the client has mapped its buffer, if it has and nobody has told us yet
-    /// (FUSE door: found in `/proc/PID/maps`). `(address, length)`.
+    /// The client, for log lines.
+    fn pid(&self) -> i32;
+
+    /// Where the client has mapped its buffer, if it has and nobody has told us yet: address and
+    /// length in bytes. ESRCH: nowhere. EPERM: in a way that it may not.
     fn find_mapping(&self) -> Result<(u64, usize), Errno>;
+
+    /// The client has mapped its buffer at `address`.
+    fn mapped(&self, address: u64, size: usize);
+
+    /// Whether the client lives. If so, [`Mm::mmput`] must follow.
+    fn mmget_not_zero(&self) -> bool;
+
+    fn mmput(&self);
+
+    /// Whether `address` is where the client has mapped page `index` of its buffer file, as of now.
+    fn vma_lookup(&self, address: u64, index: usize) -> Result<(), NoVma>;
+
+    fn new_page(&self) -> Page;
+
+    /// Takes what is in `page` if, and only if, it succeeds. EBUSY: there is a page already.
+    fn vm_insert_page(&self, index: usize, page: &mut Page) -> Result<(), Errno>;
+
+    /// Whether there is a page, whoever made it.
+    fn get_user_pages_remote(&self, index: usize) -> bool;
+
+    /// Removes a page that is there.
+    fn zap_page(&self, index: usize) -> Result<Page, Errno>;
+
+    /// Removes every page, and does not fail: nobody looks after them any more.
+    fn exit_mmap(&self);
+
+    /// Copies `len` bytes from a client into pages that are installed. EFAULT: one of both sides
+    /// is not there.
+    fn copy_from_client(
+        &self,
+        offset: usize,
+        from: &dyn ClientMemory,
+        addr: u64,
+        len: usize,
+    ) -> Result<(), Errno>;
+
+    fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), Errno>;
+
+    fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<(), Errno>;
+
+    /// Overwrites with zeros.
+    fn clear(&self, offset: usize, len: usize) -> Result<(), Errno>;
+}
+
+/// Why [`MmStruct::vma_lookup`] finds nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoVma {
+    /// The client has unmapped its buffer, or has put something else there.
+    Closed,
+    /// It could not be found out.
+    Unknown,
+}
+
+/// The client's mapping, found under the mm's lock and not to be kept beyond it.
+#[derive(Debug)]
+pub struct Vma<'lock>(PhantomData<&'lock ()>);
+
+/// The mm's lock, held.
+#[derive(Debug)]
+pub enum MmapLock<'mm> {
+    #[allow(dead_code, reason = "held for its drop")]
+    Read(RwLockReadGuard<'mm, ()>),
+    #[allow(dead_code, reason = "held for its drop")]
+    Write(RwLockWriteGuard<'mm, ()>),
+}
+
+/// A use of the mm, from `mmget_not_zero` to `mmput`.
+pub struct MmUsers<'mm>(&'mm dyn Mm);
+
+impl Drop for MmUsers<'_> {
+    fn drop(&mut self) {
+        self.0.mmput();
+    }
+}
+
+/// The address space of one client (`struct mm_struct`), as far as binder cares.
+pub struct MmStruct {
+    mm: Arc<dyn Mm>,
+    memory: Arc<Memory>,
+    mmap_lock: RwLock<()>,
+    /// Installed pages that are paid for out of the budget. Whoever sets one of these has paid.
+    charged: Box<[AtomicBool]>,
+}
+
+impl MmStruct {
+    pub fn new(mm: Arc<dyn Mm>, memory: &Arc<Memory>) -> Self {
+        Self {
+            mm,
+            memory: memory.clone(),
+            mmap_lock: RwLock::new(()),
+            charged: (0..MAX_PAGES).map(|_| AtomicBool::new(false)).collect(),
+        }
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.mm.pid()
+    }
+
+    pub fn find_mapping(&self) -> Result<(u64, usize), Errno> {
+        self.mm.find_mapping()
+    }
+
+    pub fn mapped(&self, address: u64, size: usize) {
+        self.mm.mapped(address, size);
+    }
+
+    /// `None`: the client is gone.
+    pub fn mmget_not_zero(&self) -> Option<MmUsers<'_>> {
+        self.memory.inject.at(Verb::MmGet).ok()?;
+        self.mm.mmget_not_zero().then(|| MmUsers(&*self.mm))
+    }
+
+    pub fn mmap_read_lock(&self) -> MmapLock<'_> {
+        MmapLock::Read(self.mmap_lock.read())
+    }
+
+    pub fn mmap_write_lock(&self) -> MmapLock<'_> {
+        MmapLock::Write(self.mmap_lock.write())
+    }
+
+    pub fn mmap_read_trylock(&self) -> Option<MmapLock<'_>> {
+        self.mmap_lock.try_read().map(MmapLock::Read)
+    }
+
+    /// The client's mapping of page `index` at `address`, if it is still ours.
+    pub fn vma_lookup<'lock>(
+        &self,
+        _lock: &'lock MmapLock<'_>,
+        address: u64,
+        index: usize,
+    ) -> Result<Vma<'lock>, NoVma> {
+        self.memory.inject.at(Verb::VmaLookup).map_err(|_| NoVma::Unknown)?;
+        self.mm.vma_lookup(address, index).map(|()| Vma(PhantomData))
+    }
+
+    /// A page of zeros, out of the budget. To be called under neither the buffer mutex nor the LRU
+    /// lock. ENOMEM: the budget is in use.
+    pub fn alloc_page(&self) -> Result<Page, Errno> {
+        self.memory.inject.at(Verb::AllocPage)?;
+        self.memory.charge()?;
+        Ok(self.mm.new_page())
+    }
+
+    /// `__free_page`.
+    pub fn free_page(&self, page: Page) {
+        drop(page);
+        self.memory.uncharge(1);
+    }
+
+    /// EBUSY: there is a page already. Other errors are those of the kernel, as they are.
+    pub fn vm_insert_page(
+        &self,
+        _vma: &Vma<'_>,
+        index: usize,
+        mut page: Page,
+    ) -> Result<(), (Errno, Page)> {
+        if let Err(errno) = self.memory.inject.at(Verb::InsertPage) {
+            return Err((errno, page));
+        }
+        match self.mm.vm_insert_page(index, &mut page) {
+            Ok(()) => {
+                if self.charged[index].swap(true, Ordering::Relaxed) {
+                    // Somebody has found the page between these two lines and paid for it.
+                    self.memory.uncharge(1);
+                }
+                Ok(())
+            }
+            Err(errno) => Err((errno, page)),
+        }
+    }
+
+    /// Whether there is a page, whoever inserted it. The client itself can have: its reading of an
+    /// empty page makes one. Then nobody has paid for it yet.
+    pub fn get_user_pages_remote(&self, _lock: &MmapLock<'_>, index: usize) -> bool {
+        let found = self.mm.get_user_pages_remote(index);
+        if found && !self.charged[index].swap(true, Ordering::Relaxed) {
+            self.memory.charge_existing();
+        }
+        found
+    }
+
+    /// Takes an installed page away from everyone. `None`: that failed, and the page stays where it
+    /// is, paid for, for the next installer to find.
+    pub fn zap_page_range_single(&self, _lock: &MmapLock<'_>, index: usize) -> Option<Page> {
+        let zapped = self.memory.inject.at(Verb::Zap).and_then(|()| self.mm.zap_page(index));
+        match zapped {
+            Ok(page) => {
+                debug_assert!(
+                    self.charged[index].load(Ordering::Relaxed),
+                    "page {index} was not paid for"
+                );
+                self.charged[index].store(false, Ordering::Relaxed);
+                Some(page)
+            }
+            Err(errno) => {
+                log::error!("{}: cannot zap page {index}: {errno}", self.mm.pid());
+                None
+            }
+        }
+    }
+
+    /// Takes every page away, and gives them back to the budget; returns how many.
+    pub fn exit_mmap(&self, _lock: &MmapLock<'_>) -> usize {
+        self.mm.exit_mmap();
+        let pages =
+            self.charged.iter().filter(|charged| charged.swap(false, Ordering::Relaxed)).count();
+        self.memory.uncharge(pages);
+        pages
+    }
+
+    pub fn copy_from_client(
+        &self,
+        offset: usize,
+        from: &dyn ClientMemory,
+        addr: u64,
+        len: usize,
+    ) -> Result<(), Errno> {
+        self.mm.copy_from_client(offset, from, addr, len)
+    }
+
+    pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), Errno> {
+        self.mm.write(offset, bytes)
+    }
+
+    pub fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<(), Errno> {
+        self.mm.read(offset, bytes)
+    }
+
+    pub fn clear(&self, offset: usize, len: usize) -> Result<(), Errno> {
+        self.mm.clear(offset, len)
+    }
+}
+
+/// Keeps signals away from a thread of our own, for the threads that wait for them.
+pub(crate) fn block_signals() {
+    let _ = nix::sys::signal::SigSet::all().thread_block();
 }

@@ -1,1 +1,170 @@
 //! The LRU of reclaimable pages, memory-pressure sources, the reclaim thread.
+//!
+//! [`Memory`] is what the kernel has as globals: the page budget, the freelist of pages that no
+//! buffer uses (`binder_freelist`), the rule by which pages are installed, and what the fault
+//! injector breaks. All clients of a daemon share one.
+
+mod lru;
+mod pressure;
+
+pub use lru::{LruKey, LruOne, LruStatus, Reclaim};
+pub use pressure::{Reclaimer, group_limit};
+
+use crate::Errno;
+use crate::mm_shim::{Injector, PAGE_SIZE};
+use lru::ListLru;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+// Not a lock and not part of the protocol: the model check need not look at a counter.
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Pages that an allocation frees when the budget is used up (the kernel's `SWAP_CLUSTER_MAX`).
+const DIRECT_RECLAIM: usize = 32;
+
+/// By which rule pages are installed into a client: `--page-install`.
+///
+/// The driver has gone on to a lock per VMA, tried before the mm's, so that an installer does not
+/// wait for whatever else the process maps. The lock that stands for the mm's here belongs to one
+/// mapping and nothing else takes it: it is a lock per VMA already, and there is no third rule to
+/// tell from `shared`.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum PageInstall {
+    /// One installer at a time in a client, allocating under the mm's lock.
+    Exclusive,
+    /// Allocate first, install under the mm's lock for reading, and settle races per page.
+    #[default]
+    Shared,
+}
+
+impl FromStr for PageInstall {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "exclusive" => Ok(Self::Exclusive),
+            "shared" => Ok(Self::Shared),
+            _ => Err(format!("no page-install policy '{name}': exclusive or shared")),
+        }
+    }
+}
+
+impl fmt::Display for PageInstall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Exclusive => "exclusive",
+            Self::Shared => "shared",
+        })
+    }
+}
+
+/// A rule of the page protocol, undone: the model check asserts that it notices.
+#[cfg(loom)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum Broken {
+    #[default]
+    Nothing,
+    /// The shrinker zaps after it has let go of the buffer mutex.
+    ZapAfterUnlock,
+    /// The installer that loses the race for a page fails.
+    NoRaceFallback,
+}
+
+/// How a [`Memory`] is made.
+#[derive(Debug, Default)]
+pub struct MemoryConfig {
+    /// The most that all clients together may have installed, in bytes; no limit if `None`.
+    pub page_budget: Option<u64>,
+    pub page_install: PageInstall,
+    pub inject: Injector,
+}
+
+/// The memory that all clients of a daemon share.
+#[derive(Debug)]
+pub struct Memory {
+    budget: usize,
+    /// Pages installed, or on their way to be.
+    used: AtomicUsize,
+    lru: ListLru,
+    pub page_install: PageInstall,
+    pub inject: Injector,
+    #[cfg(loom)]
+    pub(crate) broken: Broken,
+}
+
+impl Memory {
+    pub fn new(config: MemoryConfig) -> Arc<Memory> {
+        Arc::new(Self::with(config))
+    }
+
+    /// As [`Memory::new`], with a rule undone.
+    #[cfg(loom)]
+    pub fn broken(config: MemoryConfig, broken: Broken) -> Arc<Memory> {
+        Arc::new(Memory { broken, ..Self::with(config) })
+    }
+
+    fn with(config: MemoryConfig) -> Memory {
+        let pages = |bytes: u64| usize::try_from(bytes / PAGE_SIZE as u64).unwrap_or(usize::MAX);
+        Memory {
+            budget: config.page_budget.map_or(usize::MAX, pages),
+            used: AtomicUsize::new(0),
+            lru: ListLru::default(),
+            page_install: config.page_install,
+            inject: config.inject,
+            #[cfg(loom)]
+            broken: Broken::Nothing,
+        }
+    }
+
+    /// Takes one page out of the budget, reclaiming others if there is none left. To be called
+    /// under neither the buffer mutex nor the LRU lock. ENOMEM: all pages are in use.
+    pub(crate) fn charge(&self) -> Result<(), Errno> {
+        let take = |used: usize| (used < self.budget).then_some(used + 1);
+        while self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
+            // Pages of clients that are busy just now may fill the front of the list.
+            if self.scan(DIRECT_RECLAIM) == 0 && self.scan(self.count()) == 0 {
+                return Err(Errno::ENOMEM);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes one page out of the budget though it may be used up: the page exists already.
+    pub(crate) fn charge_existing(&self) {
+        self.used.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn uncharge(&self, pages: usize) {
+        let before = self.used.fetch_sub(pages, Ordering::Relaxed);
+        debug_assert!(before >= pages, "{pages} pages freed, {before} in use");
+    }
+
+    /// Pages that all clients have installed, or are about to.
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// `binder_shrink_count`: pages that could be reclaimed.
+    pub fn count(&self) -> usize {
+        self.lru.count()
+    }
+
+    /// `binder_shrink_scan`: looks at up to `nr_to_scan` pages, the longest unused first, and
+    /// reclaims those whose owners are not busy. Returns how many that were.
+    pub fn scan(&self, nr_to_scan: usize) -> usize {
+        self.lru.walk(nr_to_scan)
+    }
+
+    /// Reclaims every page that is not in use, but for those of clients that are busy just now.
+    pub fn reclaim_all(&self) -> usize {
+        self.scan(self.count())
+    }
+
+    pub(crate) fn lru_lock(&self) -> lru::LruLocked<'_> {
+        self.lru.lock()
+    }
+
+    pub(crate) fn lru_del(&self, keys: impl Iterator<Item = LruKey>) {
+        self.lru.del(keys);
+    }
+}

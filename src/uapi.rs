@@ -174,7 +174,8 @@ pub const FAKEBINDER_ATTACH_VERSION: u32 = 1;
 pub struct fakebinder_attach {
     /// In: [`FAKEBINDER_ATTACH_VERSION`]. Out: the version that the daemon speaks.
     pub version: u32,
-    /// In: the number, in the caller, of the daemon's end of a `SOCK_SEQPACKET` socketpair.
+    /// In: the number, in the caller, of the daemon's end of a `SOCK_SEQPACKET` socketpair; -1:
+    /// the caller has connected to the name that [`FAKEBINDER_ATTACH_NAME`] gave it.
     pub socket: i32,
     /// Out: [`FAKEBINDER_ATTACH_NATIVE_MMAP`] or 0.
     pub flags: u32,
@@ -197,12 +198,143 @@ pub struct fakebinder_mapped {
     pub size: u64,
 }
 
-/// Hands the daemon one end of a socketpair. On the CUSE door the daemon answers through it with
+/// Argument of [`FAKEBINDER_ATTACH_NAME`].
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct fakebinder_attach_name {
+    /// In: [`FAKEBINDER_ATTACH_VERSION`]. Out: the version that the daemon speaks.
+    pub version: u32,
+    /// Out: bytes of `name`.
+    pub length: u32,
+    /// Out: the name of a `SOCK_SEQPACKET` socket in the abstract namespace, without the leading NUL.
+    pub name: [u8; 56],
+}
+
+impl Default for fakebinder_attach_name {
+    fn default() -> Self {
+        Self { version: 0, length: 0, name: [0; 56] }
+    }
+}
+
+/// Hands the daemon one end of a socketpair. EPERM: the daemon may not take it. On the CUSE door the daemon answers through it with
 /// one message of one byte and, by SCM_RIGHTS, a read-only descriptor of the caller's buffer,
 /// which is there when the ioctl returns.
 pub const FAKEBINDER_ATTACH: u32 = iowr::<fakebinder_attach>(b'F', 1);
+/// Where the daemon may not take descriptors from the caller: asks for a socket to connect to (in
+/// the daemon's network namespace). [`FAKEBINDER_ATTACH`] with socket -1 follows.
+pub const FAKEBINDER_ATTACH_NAME: u32 = iowr::<fakebinder_attach_name>(b'F', 6);
 /// Says where the caller mapped it; stands for the driver's mmap, with its errors.
 pub const FAKEBINDER_MAPPED: u32 = iow::<fakebinder_mapped>(b'F', 2);
+
+// ---------------------------------------------------------------- structures as bytes
+
+/// A structure of the kernel's interface as it travels: plain bytes.
+///
+/// # Safety
+/// Every bit pattern must be a value of the type, and the type must have no padding.
+pub unsafe trait Plain: Copy + Default {}
+
+macro_rules! plain {
+    ($($name:ident)*) => {
+        // SAFETY: `repr(C)` structures of integers, whose padding the kernel spells out as fields.
+        $(unsafe impl Plain for $name {})*
+    };
+}
+
+plain! {
+    u32 u64
+    fuse_in_header fuse_out_header fuse_init_in fuse_init_out cuse_init_in cuse_init_out
+    fuse_entry_out fuse_attr_out fuse_getattr_in fuse_setattr_in fuse_open_in fuse_open_out
+    fuse_read_in fuse_write_in fuse_release_in fuse_flush_in fuse_statfs_out
+    fuse_forget_in fuse_batch_forget_in fuse_forget_one fuse_interrupt_in
+    fuse_ioctl_in fuse_ioctl_out fuse_ioctl_iovec fuse_poll_in fuse_poll_out
+    fuse_notify_poll_wakeup_out fuse_notify_inval_entry_out
+    binder_write_read fakebinder_attach fakebinder_attach_name fakebinder_mapped fakebinder_slots
+    fakebinder_stats
+}
+
+/// The structure at the start of `bytes`; none when they are too few.
+pub fn parse<T: Plain>(bytes: &[u8]) -> Option<T> {
+    if bytes.len() < size_of::<T>() {
+        return None;
+    }
+    // SAFETY: there are enough bytes, and every bit pattern is a `T`.
+    Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
+
+/// The bytes of a structure.
+pub fn bytes_of<T: Plain>(value: &T) -> &[u8] {
+    // SAFETY: `T` has no padding, so all of its bytes are initialised.
+    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast::<u8>(), size_of::<T>()) }
+}
+
+/// Argument of [`FAKEBINDER_SLOTS`].
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct fakebinder_slots {
+    /// How many of `numbers` count.
+    pub count: u32,
+    /// Must be 0.
+    pub reserved: u32,
+    /// Descriptors of the caller that stand for ones to come.
+    pub numbers: [i32; 62],
+}
+
+impl Default for fakebinder_slots {
+    fn default() -> Self {
+        Self { count: 0, reserved: 0, numbers: [-1; 62] }
+    }
+}
+
+/// Offers the daemon descriptor numbers that the caller keeps free (it has something of no worth
+/// open there): files in transactions to it arrive under these. What is offered adds to what was.
+pub const FAKEBINDER_SLOTS: u32 = iow::<fakebinder_slots>(b'F', 3);
+
+/// What [`FAKEBINDER_STATS`] tells: what the daemon holds, over all devices and clients, the
+/// asking file included.
+#[repr(C)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct fakebinder_stats {
+    pub processes: u64,
+    pub threads: u64,
+    pub nodes: u64,
+    pub references: u64,
+    pub transactions: u64,
+    pub buffers: u64,
+    /// Death links.
+    pub deaths: u64,
+    /// Freeze links.
+    pub freezes: u64,
+    /// Pages installed in the mappings of clients.
+    pub pages: u64,
+    /// Those of them that no buffer uses.
+    pub reclaimable_pages: u64,
+    /// Descriptors of the daemon.
+    pub descriptors: u64,
+    /// Threads of the daemon.
+    pub daemon_threads: u64,
+}
+
+/// Asks what the daemon holds. Root only (EPERM).
+pub const FAKEBINDER_STATS: u32 = ior::<fakebinder_stats>(b'F', 4);
+
+/// Has every page reclaimed that no buffer uses, before it returns; gives how many. Root only
+/// (EPERM).
+pub const FAKEBINDER_RECLAIM: u32 = ior::<u64>(b'F', 5);
+
+/// The most slots that a client may have on offer.
+pub const FAKEBINDER_MAX_SLOTS: usize = 4096;
+
+/// First word of a message on the socket of an attach: the files that come with it, by
+/// SCM_RIGHTS, belong at the numbers that follow (32 bits each). It is there before the ioctl
+/// returns that tells of their transaction.
+pub const FAKEBINDER_FILES_INSTALL: u32 = 1;
+/// First word of a message: the numbers that follow are to be closed (a freed buffer held an
+/// array of them). It is there before the ioctl returns that freed the buffer.
+pub const FAKEBINDER_FILES_CLOSE: u32 = 2;
+
+/// Numbers in one message at most: what SCM_RIGHTS carries.
+pub const FAKEBINDER_FILES_MAX: usize = 253;
 
 // ---------------------------------------------------------------- layout
 
@@ -224,6 +356,9 @@ const _: () = {
     assert!(size_of::<binder_frozen_status_info>() == 12);
     assert!(size_of::<binder_extended_error>() == 12);
     assert!(size_of::<fakebinder_attach>() == 24);
+    assert!(size_of::<fakebinder_attach_name>() == 64);
+    assert!(size_of::<fakebinder_slots>() == 256);
+    assert!(size_of::<fakebinder_stats>() == 96);
     assert!(BINDER_WRITE_READ == 0xc030_6201);
     assert!(BINDER_VERSION == 0xc004_6209);
     assert!(BR_FROZEN_BINDER == 0x8010_7215);

@@ -24,7 +24,7 @@ pub(crate) struct Attached {
 
 /// The whole handshake. Errors are those of the driver's mmap, or `ENODEV` when the device knows
 /// no handshake: then it is not fakebinder's, and cannot be mapped.
-pub(crate) fn attach(
+pub(crate) fn handshake(
     device: BorrowedFd<'_>,
     size: usize,
     prot: ProtFlags,
@@ -33,6 +33,32 @@ pub(crate) fn attach(
     if prot.contains(ProtFlags::PROT_WRITE) {
         return Err(Errno::EPERM);
     }
+    let (ours, _) = connect(device)?;
+    let buffer = receive_descriptor(ours.as_fd())?;
+    let region = Region::map(buffer.as_fd(), size, prot, flags)?;
+    let mut mapped =
+        uapi::fakebinder_mapped { address: region.address(), size: region.len() as u64 };
+    sys::ioctl(device, uapi::FAKEBINDER_MAPPED, &mut mapped)?;
+    Ok(Attached { mapping: Mapping::new(region), channel: ours })
+}
+
+/// Attaches an open device that [`Device`](crate::Device) does not own, as
+/// [`Device::mmap`](crate::Device::mmap) does with its own: for programs that wrap mmap.
+///
+/// Errors: EPERM for a writable mapping, EBUSY when this open was mapped before, EINVAL for size 0
+/// or another process than the opener's, ENODEV when the device is not fakebinder's.
+pub fn attach(
+    device: BorrowedFd<'_>,
+    size: usize,
+    prot: ProtFlags,
+    flags: MapFlags,
+) -> Result<Mapping, Errno> {
+    handshake(device, size, prot, flags).map(|attached| attached.mapping)
+}
+
+/// Connects with the daemon behind a device, and gives its flags. `ENODEV` when the device knows
+/// no handshake: then it is not fakebinder's.
+pub(crate) fn connect(device: BorrowedFd<'_>) -> Result<(OwnedFd, u32), Errno> {
     let (ours, theirs) =
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
     let mut request = uapi::fakebinder_attach {
@@ -44,13 +70,7 @@ pub(crate) fn attach(
         Err(Errno::EINVAL | Errno::ENOTTY) => return Err(Errno::ENODEV),
         other => other?,
     };
-    drop(theirs);
-    let buffer = receive_descriptor(ours.as_fd())?;
-    let region = Region::map(buffer.as_fd(), size, prot, flags)?;
-    let mut mapped =
-        uapi::fakebinder_mapped { address: region.address(), size: region.len() as u64 };
-    sys::ioctl(device, uapi::FAKEBINDER_MAPPED, &mut mapped)?;
-    Ok(Attached { mapping: Mapping::new(region), channel: ours })
+    Ok((ours, request.flags))
 }
 
 /// The one descriptor of a one-byte message. EPROTO for anything else.

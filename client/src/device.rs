@@ -1,8 +1,9 @@
 //! One open of a binder device.
 
-use crate::attach::{Attached, attach};
+use crate::attach::{Attached, connect, handshake};
 use crate::command::Command;
 use crate::error::{Error, Result};
+use crate::files::Files;
 use crate::mapping::Mapping;
 use crate::object::Object;
 use crate::returns::Returns;
@@ -28,6 +29,8 @@ pub struct Device {
     // Dropped in this order: the mapping goes before the open file, as in a process that exits.
     mapping: Option<Mapping>,
     channel: Option<OwnedFd>,
+    files: Option<Files>,
+    attached: bool,
     file: OwnedFd,
     path: PathBuf,
 }
@@ -60,7 +63,14 @@ impl Device {
     pub fn open_with(path: impl AsRef<Path>, flags: OFlag) -> Result<Device> {
         let path = path.as_ref();
         let file = open(path, flags, Mode::empty()).map_err(|e| Error::new(path, "open", e))?;
-        Ok(Device { mapping: None, channel: None, file, path: path.to_owned() })
+        Ok(Device {
+            mapping: None,
+            channel: None,
+            files: None,
+            attached: false,
+            file,
+            path: path.to_owned(),
+        })
     }
 
     /// The path that it was opened by.
@@ -82,6 +92,7 @@ impl Device {
         let (mapping, channel) = self.map(size, ProtFlags::PROT_READ, flags)?;
         self.mapping = Some(mapping);
         if channel.is_some() {
+            self.attached = true;
             self.channel = channel;
         }
         Ok(())
@@ -105,11 +116,29 @@ impl Device {
             Ok(region) => Ok((Mapping::new(region), None)),
             Err(Errno::ENODEV) => {
                 let Attached { mapping, channel } =
-                    attach(self.as_fd(), size, prot, flags).map_err(failed)?;
+                    handshake(self.as_fd(), size, prot, flags).map_err(failed)?;
                 Ok((mapping, Some(channel)))
             }
             Err(errno) => Err(failed(errno)),
         }
+    }
+
+    /// Gets ready for descriptors in incoming transactions, to be called before the first may
+    /// come. The kernel's driver needs nothing; for fakebinder's daemon, `slots` descriptors of
+    /// this process are set aside, so many can arrive between two ioctls of this device.
+    ///
+    /// Errors: EMFILE and ENFILE when there are not so many free, ENOSPC past what the daemon
+    /// keeps for a client (4,096).
+    pub fn accept_files(&mut self, slots: usize) -> Result<()> {
+        let failed = |errno| Error::new(&self.path, "accept_files", errno);
+        let socket = match self.channel.take() {
+            Some(socket) => socket,
+            None if !sys::is_fuse(self.as_fd()).map_err(failed)? => return Ok(()),
+            None => connect(self.as_fd()).map_err(failed)?.0,
+        };
+        let files = Files::new(self.as_fd(), socket, slots).map_err(failed)?;
+        self.files = Some(files);
+        Ok(())
     }
 
     /// Unmaps what [`mmap`](Device::mmap) has mapped. What arrives from then on fails.
@@ -124,7 +153,7 @@ impl Device {
 
     /// Whether the mapping came by the attach handshake.
     pub fn is_attached(&self) -> bool {
-        self.channel.is_some()
+        self.attached
     }
 
     /// Copies data and offsets of a received transaction out of the mapping. Its buffer stays
@@ -190,7 +219,13 @@ impl Device {
     /// EINVAL for an unknown command, EFAULT for data that cannot be read. The commands before
     /// the faulty one are done, and counted in `write_consumed`.
     pub fn transfer(&self, write: &[u8], read: &mut [u8]) -> Transfer {
-        let (write_consumed, read_consumed, result) = sys::write_read(self.as_fd(), write, read);
+        let (write_consumed, read_consumed, mut result) =
+            sys::write_read(self.as_fd(), write, read);
+        if let Some(files) = &self.files
+            && let Err(errno) = files.receive(self.as_fd())
+        {
+            result = result.and(Err(errno));
+        }
         Transfer {
             // The counts come from the other side: never more than was offered.
             write_consumed: (write_consumed as usize).min(write.len()),
@@ -290,6 +325,21 @@ impl Device {
     /// `BINDER_THREAD_EXIT`: the calling thread is done with binder.
     pub fn thread_exit(&self) -> Result<()> {
         self.ioctl("BINDER_THREAD_EXIT", uapi::BINDER_THREAD_EXIT, &mut 0i32)
+    }
+
+    /// What fakebinder's daemon holds. Errors: EPERM for others than root, EINVAL on another driver.
+    pub fn daemon_stats(&self) -> Result<uapi::fakebinder_stats> {
+        let mut stats = uapi::fakebinder_stats::default();
+        self.ioctl("FAKEBINDER_STATS", uapi::FAKEBINDER_STATS, &mut stats)?;
+        Ok(stats)
+    }
+
+    /// Has fakebinder's daemon reclaim every page that no buffer uses; how many that were.
+    /// Errors: EPERM for others than root, EINVAL on another driver.
+    pub fn daemon_reclaim(&self) -> Result<u64> {
+        let mut pages = 0u64;
+        self.ioctl("FAKEBINDER_RECLAIM", uapi::FAKEBINDER_RECLAIM, &mut pages)?;
+        Ok(pages)
     }
 
     /// `BINDER_SET_IDLE_TIMEOUT`: EINVAL, as in the driver.

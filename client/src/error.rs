@@ -42,8 +42,48 @@ impl Error {
     /// reports it as ENOTCONN or ECONNABORTED (FUSE) or ENODEV (CUSE); the driver itself never
     /// gives one of these from an ioctl.
     pub fn is_disconnected(&self) -> bool {
-        matches!(self.errno, Errno::ENOTCONN | Errno::ECONNABORTED | Errno::ENODEV)
-            && self.operation != "mmap"
+        match self.errno {
+            Errno::ENOTCONN | Errno::ECONNABORTED => true,
+            // From mmap it says that the device cannot be mapped.
+            Errno::ENODEV => self.operation != "mmap",
+            _ => false,
+        }
+    }
+
+    /// One line for a person: the device, what is wrong, and what to do about it.
+    pub fn explain(&self) -> String {
+        let device = self.device.display();
+        let advice = match (self.operation, self.errno) {
+            ("open", Errno::ENOENT) => {
+                "no such device; start the daemon (fakebinderd) or name another with --device PATH"
+            }
+            ("open", Errno::EACCES | Errno::EPERM) => {
+                "no permission to open it; run this as root, or start the daemon with --mode 0666"
+            }
+            ("open", Errno::ENXIO | Errno::ENODEV | Errno::ENOTCONN | Errno::ECONNABORTED) => {
+                "the device is there, but no daemon serves it; start fakebinderd again"
+            }
+            ("open", Errno::EISDIR) => "a directory; name the device inside it with --device",
+            ("BINDER_VERSION", Errno::ENOTTY | Errno::EINVAL) => {
+                "not a binder device; name one with --device PATH"
+            }
+            ("mmap", Errno::ENODEV) => {
+                "cannot be mapped and knows no attach handshake; is it a binder device?"
+            }
+            ("BINDER_SET_CONTEXT_MGR", Errno::EBUSY) => {
+                "another process is this device's context manager; stop it, or use a device of your \
+                 own (fakebinderd --name NAME)"
+            }
+            ("BINDER_SET_CONTEXT_MGR", Errno::EPERM) => {
+                "this device's context manager must belong to the user who first became it; run this \
+                 as that user, or use a device of your own (fakebinderd --name NAME)"
+            }
+            _ if self.is_disconnected() => {
+                "the daemon is gone; look at its log, and start fakebinderd again"
+            }
+            _ => return self.to_string(),
+        };
+        format!("{device}: {advice} ({}: {:?})", self.operation, self.errno)
     }
 }
 

@@ -14,7 +14,6 @@
 //! - [`Mapping`]: the memory that incoming transactions lie in
 //! - [`Thread`]: calls, replies and served calls of one thread
 //! - [`Error`]: an errno, the operation and the device
-//! - [`conformance`]: tests of everything that a client can see of a device
 //!
 //! ```no_run
 //! use fakebinder_client::{Call, Device, Parcel, Reply, Thread};
@@ -44,9 +43,9 @@ pub use nix::errno::Errno;
 mod attach;
 mod call;
 mod command;
-pub mod conformance;
 mod device;
 mod error;
+mod files;
 mod mapping;
 mod object;
 mod parcel;
@@ -57,6 +56,7 @@ mod thread;
 mod transaction;
 mod wire;
 
+pub use attach::attach;
 pub use call::Call;
 pub use command::Command;
 pub use device::{Device, Transfer};

@@ -17,6 +17,11 @@ impl Mapping {
         Mapping { region }
     }
 
+    /// Its start, and the duty to unmap it.
+    pub fn into_raw(self) -> *mut std::ffi::c_void {
+        self.region.into_raw()
+    }
+
     /// Where it begins.
     pub fn address(&self) -> u64 {
         self.region.address()

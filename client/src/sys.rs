@@ -35,6 +35,9 @@ plain!(
     uapi::flat_binder_object,
     uapi::fakebinder_attach,
     uapi::fakebinder_mapped,
+    uapi::fakebinder_slots,
+    uapi::fakebinder_stats,
+    u64,
 );
 
 /// An ioctl whose argument is `arg` and nothing that it points to.
@@ -44,6 +47,11 @@ pub(crate) fn ioctl<T: Plain>(fd: BorrowedFd<'_>, cmd: u32, arg: &mut T) -> Resu
     // SAFETY: the kernel touches no more than _IOC_SIZE(cmd) bytes, which `arg` has, and any
     // bytes are a valid T.
     Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), cmd.into(), arg) })
+}
+
+/// Whether a file lies in a FUSE file system.
+pub(crate) fn is_fuse(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    Ok(nix::sys::statfs::fstatfs(fd)?.filesystem_type() == nix::sys::statfs::FUSE_SUPER_MAGIC)
 }
 
 /// `BINDER_WRITE_READ` with whole buffers. The consumed counts come back on errors too.
@@ -118,6 +126,10 @@ impl Region {
         let start =
             unsafe { nix::sys::mman::mmap(None, len, prot, flags - MapFlags::MAP_FIXED, fd, 0) }?;
         Ok(Region { start, len })
+    }
+
+    pub(crate) fn into_raw(self) -> *mut c_void {
+        std::mem::ManuallyDrop::new(self).start.as_ptr()
     }
 
     pub(crate) fn address(&self) -> u64 {

@@ -6,7 +6,6 @@
 
 use super::command::Command;
 use super::graph::{DeathId, Graph, NodeId, Place, ProcessId, Queue, ThreadId, Work};
-use super::limits;
 use super::returns::Return;
 use super::wire::HandleCookie;
 
@@ -28,7 +27,7 @@ pub(crate) struct Death {
 
 impl Graph {
     /// BC_REQUEST_DEATH_NOTIFICATION. A handle that is none, or one that has a link already, is
-    /// ignored as in the driver; past [`limits::LINKS`] the thread reads BR_ERROR.
+    /// ignored as in the driver; with too many links the thread reads BR_ERROR.
     pub fn request_death(&mut self, process: ProcessId, thread: ThreadId, request: HandleCookie) {
         let Some(reference) = self.find_ref(process, request.handle, false) else {
             log::debug!("{:?}: invalid ref", Command::RequestDeathNotification(request));
@@ -39,7 +38,7 @@ impl Graph {
             return;
         }
         let node = reference.node;
-        if self.processes.get(&process).is_none_or(|p| p.deaths >= limits::LINKS) {
+        if self.processes.get(&process).is_none_or(|p| p.deaths >= self.limits.links) {
             self.set_return_error(thread, Return::Error(0));
             return;
         }

@@ -6,7 +6,6 @@
 
 use super::command::Command;
 use super::graph::{Effect, FreezeId, Graph, Place, ProcessId, Queue, Work};
-use super::limits;
 use super::returns::Return;
 use super::wire::HandleCookie;
 use super::{Finish, Process};
@@ -44,8 +43,8 @@ pub(crate) struct FreezeWait {
 }
 
 impl Graph {
-    /// BC_REQUEST_FREEZE_NOTIFICATION. EINVAL: no such handle, or a link is there already; ENOMEM
-    /// past [`limits::LINKS`].
+    /// BC_REQUEST_FREEZE_NOTIFICATION. EINVAL: no such handle, or a link is there already; ENOMEM:
+    /// too many links.
     pub fn request_freeze(
         &mut self,
         process: ProcessId,
@@ -62,7 +61,7 @@ impl Graph {
             return refuse("already set");
         }
         let node = reference.node;
-        if self.processes.get(&process).is_none_or(|p| p.freezes >= limits::LINKS) {
+        if self.processes.get(&process).is_none_or(|p| p.freezes >= self.limits.links) {
             return Err(Errno::ENOMEM);
         }
         let owner = self.nodes.get(&node).and_then(|node| node.process);

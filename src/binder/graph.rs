@@ -9,6 +9,7 @@
 
 use super::death::Death;
 use super::freeze::{Freeze, FreezeWait};
+use super::limits::Limits;
 use super::node::Node;
 use super::process::ProcessRecord;
 use super::read::Delivery;
@@ -108,12 +109,13 @@ pub(crate) struct Graph {
     /// Threads to look at before the lock is dropped: they may have something to read.
     pub woken: Vec<ThreadId>,
     pub effects: Vec<Effect>,
+    pub limits: Limits,
     ids: Arc<AtomicU64>,
     sequence: u64,
 }
 
 impl Graph {
-    pub fn new(ids: Arc<AtomicU64>) -> Graph {
+    pub fn new(ids: Arc<AtomicU64>, limits: Limits) -> Graph {
         Graph {
             processes: FxHashMap::default(),
             threads: FxHashMap::default(),
@@ -125,6 +127,7 @@ impl Graph {
             manager_uid: None,
             woken: Vec::new(),
             effects: Vec::new(),
+            limits,
             ids,
             sequence: 0,
         }

@@ -11,6 +11,7 @@ use super::write::Writer;
 use super::{Call, Finish, Process};
 use crate::Errno;
 use crate::uapi::*;
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ impl Process {
     /// Serves one ioctl; consumes `call.reply`, at once or later.
     ///
     /// EINVAL: unknown ioctl, or an argument of the wrong length; ENOMEM: too many threads
-    /// ([`limits`](super::limits)); the rest is said at each ioctl.
+    /// ([`Limits`](super::Limits)); the rest is said at each ioctl.
     pub fn ioctl(self: &Arc<Self>, call: Call) {
         let thread = self.context.locked(|graph| graph.get_thread(self.id, call.tid));
         let thread = match thread {
@@ -56,6 +57,7 @@ impl Process {
         }
         let mut data = WriteRead::decode(&call.arg);
         let mut result = Ok(());
+        let mut nice = None;
         if data.write_size > 0 {
             let writer = Writer {
                 process: self,
@@ -63,14 +65,16 @@ impl Process {
                 tid: call.tid,
                 euid: call.euid,
                 memory: &*call.memory,
+                nice: Cell::default(),
             };
             result = writer.write(&mut data);
+            nice = writer.nice.get();
             if result.is_err() {
                 data.read_consumed = 0;
             }
         }
         if result.is_ok() && data.read_size > 0 {
-            result = self.begin_read(thread, &call, &data);
+            result = self.begin_read(thread, &call, &data, nice);
             if result.is_ok() {
                 let Call { nonblock, memory, reply, .. } = call;
                 let read = Parked { call: data, memory, nonblock, reply };
@@ -82,22 +86,24 @@ impl Process {
         call.reply.send(result.map(|()| 0), &data.encode());
     }
 
-    /// What a read does before it waits: the thread's own priority comes back, and a read buffer
-    /// that cannot be written to is refused before anything is taken for it. Buffers that were
-    /// good before are not tried again: mostly a thread reads to the same place for ever.
-    fn begin_read(&self, id: ThreadId, call: &Call, data: &WriteRead) -> Result<(), Errno> {
-        let (known, restore) = self.context.locked(|graph| {
-            let available = graph
-                .threads
-                .get(&id)
-                .is_some_and(|thread| graph.available_for_process_work(thread));
-            let Some(thread) = graph.threads.get_mut(&id) else {
-                return (true, false);
-            };
-            let known = thread.known_read_buffer == Some(data.read_buffer);
-            (known, available && std::mem::take(&mut thread.nice_changed))
+    /// What a read does before it waits: a thread that waits for the process's work has the
+    /// process's own priority, and a read buffer that cannot be written to is refused before
+    /// anything is taken for it. Buffers that were good before are not tried again: mostly a
+    /// thread reads to the same place for ever. `nice` is the thread's nice value, if it is known.
+    fn begin_read(
+        &self,
+        id: ThreadId,
+        call: &Call,
+        data: &WriteRead,
+        nice: Option<i32>,
+    ) -> Result<(), Errno> {
+        let (known, available) = self.context.locked(|graph| {
+            graph.threads.get(&id).map_or((true, false), |thread| {
+                let known = thread.known_read_buffer == Some(data.read_buffer);
+                (known, graph.available_for_process_work(thread))
+            })
         });
-        if restore {
+        if available && nice.unwrap_or_else(|| self.client.nice(call.tid)) != self.default_nice {
             self.client.set_nice(call.tid, self.default_nice);
         }
         if known || data.read_consumed != 0 {
@@ -215,7 +221,7 @@ impl Process {
 
     /// BINDER_GET_FROZEN_INFO. EINVAL: no open file of that pid.
     fn frozen_info(&self, pid: u32) -> Result<Vec<u8>, Errno> {
-        let targets = self.context.binder().processes_of(self.pid_from_client(pid as i32));
+        let targets = self.context.shared.processes_of(self.pid_from_client(pid as i32));
         if targets.is_empty() {
             return Err(Errno::EINVAL);
         }
@@ -241,7 +247,7 @@ impl Process {
     fn freeze(self: &Arc<Self>, thread: ThreadId, call: Call) {
         let mut arg = Reader(&call.arg);
         let (pid, enable, timeout_ms) = (arg.i32(), arg.u32(), arg.u32());
-        let targets = self.context.binder().processes_of(self.pid_from_client(pid));
+        let targets = self.context.shared.processes_of(self.pid_from_client(pid));
         if targets.is_empty() {
             self.ioctl_done(thread);
             return call.reply.send(Err(Errno::EINVAL), &call.arg);
@@ -255,7 +261,7 @@ impl Process {
         }
         self.ioctl_done(thread);
         self.freeze_next(FreezeWait {
-            ticket: self.context.binder().next_id(),
+            ticket: self.context.shared.next_id(),
             caller: (self.id, call.tid),
             timeout_ms,
             targets,
@@ -266,7 +272,7 @@ impl Process {
     /// Freezes the first of the targets that remain, and waits for it if there is something to
     /// wait for.
     fn freeze_next(&self, mut wait: FreezeWait) {
-        let binder = self.context.binder();
+        let shared = &self.context.shared;
         while let Some(target) = wait.targets.first().cloned() {
             let ticket = wait.ticket;
             let timeout = Duration::from_millis(wait.timeout_ms.into());
@@ -277,7 +283,7 @@ impl Process {
                     return Some(wait);
                 };
                 // Known before the look at `interrupted`: a signal finds the one or the other.
-                binder.note_freeze_caller(caller, &target, ticket);
+                shared.note_freeze_caller(caller, &target, ticket);
                 if wait.finish.reply.interrupted() {
                     graph.freeze_abandoned(target.id);
                     wait.finish.result = Err(Errno::EINTR);
@@ -293,11 +299,11 @@ impl Process {
                         target.end_freeze_wait(ticket, FreezeEnd::TimedOut);
                     }
                 };
-                return binder.timers.after(ticket, timeout, Box::new(fire));
+                return shared.timers.after(ticket, timeout, Box::new(fire));
             };
             wait = returned;
             if wait.finish.result.is_err() {
-                binder.forget_freeze_caller(caller);
+                shared.forget_freeze_caller(caller);
                 return wait.finish.restart();
             }
             wait = self.freeze_settled(wait);
@@ -336,12 +342,12 @@ impl Process {
 
     /// The wait for this process is over, one way or the other: on with the next.
     pub(crate) fn freeze_waited(self: &Arc<Self>, mut wait: FreezeWait) {
-        self.context.binder().forget_freeze_caller(wait.caller);
+        self.context.shared.forget_freeze_caller(wait.caller);
         wait = self.freeze_settled(wait);
         if wait.targets.is_empty() || wait.finish.result.is_err() {
             return wait.finish.send();
         }
-        wait.ticket = self.context.binder().next_id();
+        wait.ticket = self.context.shared.next_id();
         self.freeze_next(wait);
     }
 }

@@ -1,24 +1,45 @@
 //! What one client may make the daemon hold. Past a limit the client's own call fails, as it does
 //! in the driver when the kernel has no memory; nobody else notices.
 
-/// Threads of one open file; a further thread's ioctl fails with ENOMEM.
-pub const THREADS: usize = 16_384;
+/// The limits of a driver, the same for each of its clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Threads of one open file; a further thread's ioctl fails with ENOMEM.
+    pub threads: usize,
 
-/// Nodes of one open file; a transaction that brings a further one fails with ENOMEM inside.
-pub const NODES: usize = 262_144;
+    /// Nodes of one open file; a transaction that brings a further one fails with ENOMEM inside.
+    pub nodes: usize,
 
-/// References of one open file; a transaction that brings a further one fails with ENOMEM inside.
-pub const REFS: usize = 262_144;
+    /// References of one open file; a transaction that brings a further one fails with ENOMEM
+    /// inside.
+    pub refs: usize,
 
-/// Death links and freeze links (each) of one open file, counted until their last notice is read;
-/// BC_REQUEST_DEATH_NOTIFICATION past it reads BR_ERROR, BC_REQUEST_FREEZE_NOTIFICATION fails with ENOMEM.
-pub const LINKS: usize = 262_144;
+    /// Death links and freeze links (each) of one open file, counted until their last notice is
+    /// read; BC_REQUEST_DEATH_NOTIFICATION past it reads BR_ERROR,
+    /// BC_REQUEST_FREEZE_NOTIFICATION fails with ENOMEM.
+    pub links: usize,
 
-/// Returns that wait for one thread; a transaction of a thread that does not read fails with ENOMEM inside.
-pub const THREAD_TODO: usize = 65_536;
+    /// Returns that wait for one thread; a transaction of a thread that does not read fails with
+    /// ENOMEM inside.
+    pub thread_todo: usize,
 
-/// Descriptors that one transaction may carry; the rest is EINVAL inside.
-pub const FILES_PER_TRANSACTION: usize = 1_024;
+    /// Descriptors that one transaction may carry; more is EINVAL inside.
+    pub files_per_transaction: usize,
 
-/// Descriptors in transactions on their way to one open file; past it EMFILE inside.
-pub const FILES_IN_FLIGHT: usize = 4_096;
+    /// Descriptors in transactions on their way to one open file; past it EMFILE inside.
+    pub files_in_flight: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            threads: 16_384,
+            nodes: 262_144,
+            refs: 262_144,
+            links: 262_144,
+            thread_todo: 65_536,
+            files_per_transaction: 1_024,
+            files_in_flight: 4_096,
+        }
+    }
+}

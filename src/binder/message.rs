@@ -8,7 +8,6 @@
 //! buffers, security context.
 
 use super::File;
-use super::limits;
 use super::object::{BufferObject, FdArrayObject, FlatObject, Object};
 use super::send::{Sender, Target};
 use super::transaction::{Fixup, Held};
@@ -247,14 +246,15 @@ impl<'a> Message<'a> {
         if !self.target.process.client.accepts_files() {
             return Err(Errno::EOPNOTSUPP);
         }
-        if self.fixups.len() >= limits::FILES_PER_TRANSACTION {
+        let limits = &self.sender.process.context.shared.limits;
+        if self.fixups.len() >= limits.files_per_transaction {
             return Err(Errno::EINVAL);
         }
         let target = self.target.process.id;
         let in_flight = self.sender.process.context.locked(|graph| {
             graph.processes.get(&target).map_or(0, |record| record.files_in_flight)
         });
-        if in_flight + self.fixups.len() >= limits::FILES_IN_FLIGHT {
+        if in_flight + self.fixups.len() >= limits.files_in_flight {
             return Err(Errno::EMFILE);
         }
         let fd = i32::try_from(fd).map_err(|_| Errno::EBADF)?;

@@ -7,7 +7,6 @@
 //! `has_strong_ref` and `has_weak_ref` are what the owner has been told (BR_ACQUIRE, BR_INCREFS).
 
 use super::graph::{Graph, NodeId, Place, ProcessId, Queue, ThreadId, TransactionId, Work};
-use super::limits;
 use super::object::FlatObject;
 use crate::Errno;
 use crate::uapi;
@@ -66,7 +65,7 @@ impl Graph {
     }
 
     /// The process's node with that pointer, made if there is none (`binder_new_node`).
-    /// ENOMEM past [`limits::NODES`].
+    /// ENOMEM: too many of them.
     pub fn get_or_new_node(
         &mut self,
         process: ProcessId,
@@ -76,8 +75,9 @@ impl Graph {
             return Ok(node);
         }
         let id = NodeId(self.next_id());
+        let limit = self.limits.nodes;
         let record = self.processes.get_mut(&process).ok_or(Errno::ESRCH)?;
-        if record.nodes.len() >= limits::NODES {
+        if record.nodes.len() >= limit {
             return Err(Errno::ENOMEM);
         }
         record.nodes.insert(object.binder, id);

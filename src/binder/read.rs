@@ -9,7 +9,7 @@ use super::graph::{Effect, Graph, Queue, ThreadId, TransactionId, Work};
 use super::returns::Return;
 use super::transaction::Fixup;
 use super::wire::{PtrCookie, TransactionData, WriteRead, align8};
-use super::{Context, Finish, Process, Reply};
+use super::{Client, Context, Finish, Process, Reply};
 use crate::Errno;
 use crate::alloc::Buffer;
 use crate::client_mem::ClientMemory;
@@ -38,6 +38,8 @@ pub(crate) struct Delivery {
     bytes: Vec<u8>,
     /// The first word of the read buffer becomes BR_SPAWN_LOOPER.
     spawn_looper: bool,
+    /// The thread could take the process's work when it began to wait.
+    for_process: bool,
     transaction: Option<Delivered>,
 }
 
@@ -49,7 +51,8 @@ struct Delivered {
     is_reply: bool,
     /// Where `sender_pid` lies in the bytes.
     sender_pid_at: usize,
-    sender_pid: i32,
+    /// The process that waits for a reply, by its pid here.
+    sender: Option<(i32, Arc<dyn Client>)>,
     /// The sender's nice value and the node's minimum, for a call.
     priority: Option<(i32, i32)>,
     oneway: bool,
@@ -73,12 +76,12 @@ impl Graph {
         if read.call.read_consumed == 0 {
             Return::Noop.encode(&mut bytes);
         }
-        self.continue_read(id, read, bytes);
+        self.wait_for_work(id, read, bytes);
     }
 
-    /// Gives a read what there is, or parks it.
-    pub fn continue_read(&mut self, id: ThreadId, read: Parked, mut bytes: Vec<u8>) {
-        let transaction = loop {
+    /// Gives a read what there is, or parks it. It has nothing yet but perhaps BR_NOOP.
+    fn wait_for_work(&mut self, id: ThreadId, read: Parked, mut bytes: Vec<u8>) {
+        loop {
             let Some(thread) = self.threads.get(&id) else {
                 return self.finish_read(id, read, Errno::ESRCH);
             };
@@ -95,10 +98,35 @@ impl Graph {
             }
             match self.collect(id, &read.call, for_process, &mut bytes) {
                 Collected::Nothing => {}
-                Collected::Returns => break None,
-                Collected::Transaction(delivered) => break Some(delivered),
+                Collected::Returns => return self.deliver(id, read, bytes, for_process, None),
+                Collected::Transaction(delivered) => {
+                    return self.deliver(id, read, bytes, for_process, Some(delivered));
+                }
             }
-        };
+        }
+    }
+
+    /// Reads on after a transaction that could not be given out. What was collected before it
+    /// is given, even when nothing follows.
+    fn continue_read(&mut self, id: ThreadId, read: Parked, mut bytes: Vec<u8>, for_process: bool) {
+        match self.collect(id, &read.call, for_process, &mut bytes) {
+            Collected::Nothing => self.wait_for_work(id, read, bytes),
+            Collected::Returns => self.deliver(id, read, bytes, for_process, None),
+            Collected::Transaction(delivered) => {
+                self.deliver(id, read, bytes, for_process, Some(delivered));
+            }
+        }
+    }
+
+    /// The end of a read: what was collected goes to the client.
+    fn deliver(
+        &mut self,
+        id: ThreadId,
+        read: Parked,
+        bytes: Vec<u8>,
+        for_process: bool,
+        transaction: Option<Delivered>,
+    ) {
         let Some(thread) = self.threads.get_mut(&id) else {
             return self.finish_read(id, read, Errno::ESRCH);
         };
@@ -119,6 +147,7 @@ impl Graph {
             read,
             bytes,
             spawn_looper,
+            for_process,
             transaction,
         });
         self.wakeup_leftover(process);
@@ -260,13 +289,15 @@ impl Graph {
         let (process, offset) = transaction.to_process.zip(transaction.buffer)?;
         let buffer = self.processes.get(&process)?.buffers.get(&offset)?.buffer;
         let node = transaction.target_node.and_then(|node| self.nodes.get(&node));
-        let sender_pid = self.sender_process(transaction).map_or(0, |process| process.pid);
+        let sender = self.sender_process(transaction);
+        let sender = sender.map(|process| (process.pid, process.client.clone()));
         let data = TransactionData {
             target: node.map_or(0, |node| node.ptr),
             cookie: node.map_or(0, |node| node.cookie),
             code: transaction.code,
             flags: transaction.flags,
-            sender_pid,
+            // Comes when the receiver is known (`finish_record`).
+            sender_pid: 0,
             sender_euid: transaction.sender_euid,
             data_size: buffer.data_size as u64,
             offsets_size: buffer.offsets_size as u64,
@@ -280,7 +311,7 @@ impl Graph {
             fixups: Vec::new(),
             is_reply: transaction.is_reply,
             sender_pid_at,
-            sender_pid,
+            sender,
             priority: node.map(|node| (transaction.priority, node.min_priority)),
             oneway: transaction.is_oneway(),
             saved_priority: transaction.saved_priority.clone(),
@@ -325,6 +356,9 @@ impl Graph {
 
     /// A transaction could not be given to its thread (`binder_cleanup_transaction`).
     fn transaction_undelivered(&mut self, delivery: &Delivery) {
+        if let Some(thread) = self.threads.get_mut(&delivery.thread) {
+            thread.known_read_buffer = None;
+        }
         if delivery.spawn_looper
             && let Some(record) = self.processes.get_mut(&delivery.process.id)
         {
@@ -357,18 +391,13 @@ impl Graph {
         self.cleanup_transaction(delivered.id, Return::FailedReply);
         self.free_buffer(delivery.process.id, delivered.buffer.offset, Some(delivery.thread));
         delivery.bytes.truncate(delivered.sender_pid_at - TransactionData::SENDER_PID - 4);
+        let Delivery { thread, read, mut bytes, for_process, .. } = *delivery;
         if delivered.is_reply {
-            // In the place of the reply, with nothing behind it.
-            self.set_reply_error_first(delivery.thread);
-        }
-        self.continue_read(delivery.thread, delivery.read, delivery.bytes);
-    }
-
-    fn set_reply_error_first(&mut self, thread: ThreadId) {
-        if let Some(record) = self.threads.get_mut(&thread) {
-            record.reply_error = Some(Return::FailedReply);
-            record.todo.insert(0, Work::ReplyError);
-            record.process_todo = true;
+            // In the place of the reply, and the end of the read as that is.
+            Return::FailedReply.encode(&mut bytes);
+            self.deliver(thread, read, bytes, for_process, None);
+        } else {
+            self.continue_read(thread, read, bytes, for_process);
         }
     }
 }
@@ -441,8 +470,10 @@ impl Delivery {
             return;
         };
         let client = &self.process.client;
-        if delivered.sender_pid != 0 {
-            let pid = client.pid_as_seen(delivered.sender_pid);
+        if let Some((pid, sender)) = &delivered.sender
+            && sender.has_pid()
+        {
+            let pid = client.pid_as_seen(*pid);
             self.bytes[delivered.sender_pid_at..][..4].copy_from_slice(&pid.to_ne_bytes());
         }
         let Some((sender, least)) = delivered.priority else {
@@ -459,7 +490,6 @@ impl Delivery {
         };
         if wanted.clamp(-20, 19) != own {
             client.set_nice(self.tid, wanted);
-            self.process.context.note_nice_changed(self.thread);
         }
     }
 

@@ -1,7 +1,6 @@
 //! A reference: one process's handle to a node of another.
 
 use super::graph::{DeathId, FreezeId, Graph, NodeId, ProcessId, ThreadId};
-use super::limits;
 use crate::Errno;
 
 /// `struct binder_ref`. A process has at most one for each node.
@@ -31,17 +30,18 @@ impl Graph {
     }
 
     /// The handle of a process for a node, made if there is none: the smallest that is free, 0
-    /// being the context manager's (`binder_get_ref_for_node_olocked`). ENOMEM past [`limits::REFS`].
+    /// being the context manager's (`binder_get_ref_for_node_olocked`). ENOMEM past the limit.
     fn get_or_new_ref(&mut self, process: ProcessId, node: NodeId) -> Result<(u32, bool), Errno> {
         let id = self.next_id();
         let is_manager = self.manager == Some(node);
+        let limit = self.limits.refs;
         let Some(record) = self.processes.get_mut(&process) else {
             return Err(Errno::ESRCH);
         };
         if let Some(&handle) = record.handles.get(&node) {
             return Ok((handle, false));
         }
-        if record.refs.len() >= limits::REFS {
+        if record.refs.len() >= limit {
             return Err(Errno::ENOMEM);
         }
         let handle = record.free_handle(if is_manager { 0 } else { 1 });

@@ -6,6 +6,7 @@
 //!
 //! Whatever fails on the way is undone, and the sender reads why; the rest of the world goes on.
 
+use super::Process;
 use super::graph::{Effect, Graph, NodeId, ProcessId, ThreadId, TransactionId, Work};
 use super::message::Message;
 use super::process::BufferRecord;
@@ -13,7 +14,6 @@ use super::returns::Return;
 use super::thread::ExtendedError;
 use super::transaction::{Fixup, Held, Transaction};
 use super::wire::{TransactionData, align8};
-use super::{Process, limits};
 use crate::Errno;
 use crate::alloc::{Buffer, Request};
 use crate::client_mem::ClientMemory;
@@ -67,8 +67,6 @@ pub(crate) struct Target {
     in_reply_to: Option<TransactionId>,
     pub accepts_fds: bool,
     wants_security_ctx: bool,
-    /// The replying thread's own nice value.
-    restore_nice: Option<i32>,
 }
 
 /// A target that was not found, and the call that the failure concerns.
@@ -97,15 +95,16 @@ impl Sender<'_> {
     }
 
     /// Carries out one BC_TRANSACTION, BC_REPLY or their scatter-gather forms. Never fails as a
-    /// command: what goes wrong is read by the sender.
-    pub fn send(&self, data: &TransactionData, is_reply: bool, extra_buffers_size: u64) {
-        let priority = self.process.client.nice(self.tid);
+    /// command: what goes wrong is read by the sender. Returns the thread's nice value.
+    pub fn send(&self, data: &TransactionData, is_reply: bool, extra_buffers_size: u64) -> i32 {
+        let mut priority = self.process.client.nice(self.tid);
+        let mut own = None;
         let found = self.locked(|graph| {
             let id = TransactionId(graph.next_id());
             let no_error = ExtendedError { id: id.0 as u32, ..ExtendedError::NONE };
             graph.set_extended_error(self.thread, no_error);
             let target = if is_reply {
-                self.reply_target(graph)
+                self.reply_target(graph, &mut own)
             } else {
                 self.call_target(graph, data).map_err(NoTarget::from)
             };
@@ -117,10 +116,13 @@ impl Sender<'_> {
                 }
             }
         });
-        let Some((id, target)) = found else { return };
-        if let Some(nice) = target.restore_nice.filter(|nice| *nice != priority) {
-            self.process.client.set_nice(self.tid, nice);
+        if let Some(own) = own.filter(|own| *own != priority) {
+            self.process.client.set_nice(self.tid, own);
+            priority = own;
         }
+        let Some((id, target)) = found else {
+            return priority;
+        };
         let filled = self.fill(&target, data, is_reply, extra_buffers_size);
         self.locked(|graph| {
             let result =
@@ -137,6 +139,7 @@ impl Sender<'_> {
             // Not under the lock: this may be the last that holds a released target.
             graph.effects.push(Effect::DropProcess(target.process));
         });
+        priority
     }
 
     /// Tells whoever has to know that the transaction `id` failed.
@@ -173,8 +176,9 @@ impl Sender<'_> {
         }
     }
 
-    /// The waiting caller that a reply goes to.
-    fn reply_target(&self, graph: &mut Graph) -> Result<Target, NoTarget> {
+    /// The waiting caller that a reply goes to. Whether it is there or not, the thread has done
+    /// with the call and gets its `own` nice value back.
+    fn reply_target(&self, graph: &mut Graph, own: &mut Option<i32>) -> Result<Target, NoTarget> {
         let thread = graph.threads.get_mut(&self.thread).ok_or_else(Failure::dead)?;
         let Some(call_id) = thread.transaction_stack else {
             log::debug!("{}: got reply with no transaction stack", self.tid);
@@ -186,8 +190,7 @@ impl Sender<'_> {
             return Err(Failure::from(Errno::EPROTO).into());
         }
         thread.transaction_stack = call.to_parent;
-        let restore_nice = std::mem::take(&mut thread.nice_changed)
-            .then(|| call.saved_priority.load(Ordering::Relaxed));
+        *own = Some(call.saved_priority.load(Ordering::Relaxed));
         let accepts_fds = call.flags & TF_ACCEPT_FDS != 0;
         let none = |failure, in_reply_to| NoTarget { failure, in_reply_to };
         let Some(caller) = call.from else {
@@ -210,7 +213,6 @@ impl Sender<'_> {
             in_reply_to: Some(call_id),
             accepts_fds,
             wants_security_ctx: false,
-            restore_nice,
         })
     }
 
@@ -245,10 +247,9 @@ impl Sender<'_> {
             in_reply_to: None,
             accepts_fds: node.accept_fds,
             wants_security_ctx: node.txn_security_ctx,
-            restore_nice: None,
         };
         let thread = graph.threads.get(&self.thread).ok_or_else(Failure::dead)?;
-        if thread.todo.len() >= limits::THREAD_TODO {
+        if thread.todo.len() >= graph.limits.thread_todo {
             return Err(Errno::ENOMEM.into());
         }
         if !oneway {
@@ -299,7 +300,7 @@ impl Sender<'_> {
         extra_buffers_size: u64,
     ) -> Result<Filled, Failure> {
         let security_ctx = match target.wants_security_ctx {
-            true => Some(self.process.client.security_context(self.tid)?),
+            true => Some(self.process.client.security_context()?),
             false => None,
         };
         let context_size = security_ctx.as_ref().map_or(0, |context| align8(context.len() as u64));
@@ -311,6 +312,7 @@ impl Sender<'_> {
                 offsets_size: data.offsets_size,
                 extra_buffers_size: extra,
                 is_async: !is_reply && data.flags & TF_ONE_WAY != 0,
+                pid: self.process.pid,
             })
             .map_err(|errno| match errno {
                 Errno::ESRCH => Failure::new(Return::DeadReply, -(Errno::ESRCH as i32)),
@@ -340,7 +342,11 @@ impl Sender<'_> {
                     graph.effects.push(Effect::DropFiles(fixups));
                 });
                 alloc.free_buf(&buffer);
-                Err(errno.into())
+                Err(match errno {
+                    // An object found the target's tables gone: it died meanwhile.
+                    Errno::ESRCH => Failure::dead(),
+                    errno => errno.into(),
+                })
             }
         }
     }

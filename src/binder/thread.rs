@@ -4,7 +4,6 @@
 //! something to give. No thread of the daemon waits with it: the parked read is a record here.
 
 use super::graph::{Effect, Graph, ProcessId, Queue, ThreadId, TransactionId, Work, WorkList};
-use super::limits;
 use super::read::Parked;
 use super::returns::Return;
 use super::{Finish, Poller};
@@ -62,19 +61,17 @@ pub(crate) struct Thread {
     pub poller: Option<Box<dyn Poller>>,
     /// Where the last read buffer lay that could be written to.
     pub known_read_buffer: Option<u64>,
-    /// We changed its nice value and have not restored it.
-    pub nice_changed: bool,
 }
 
 impl Graph {
     /// The record of a calling thread, made at its first call (`binder_get_thread`).
-    /// ESRCH: the file has been released; ENOMEM: past [`limits::THREADS`].
+    /// ESRCH: the file has been released; ENOMEM: too many of them.
     pub fn get_thread(&mut self, process: ProcessId, tid: i32) -> Result<ThreadId, Errno> {
         let record = self.processes.get(&process).ok_or(Errno::ESRCH)?;
         if let Some(&thread) = record.threads.get(&tid) {
             return Ok(thread);
         }
-        if record.threads.len() >= limits::THREADS {
+        if record.threads.len() >= self.limits.threads {
             return Err(Errno::ENOMEM);
         }
         let id = ThreadId(self.next_id());
@@ -94,7 +91,6 @@ impl Graph {
                 parked: None,
                 poller: None,
                 known_read_buffer: None,
-                nice_changed: false,
             },
         );
         if let Some(record) = self.processes.get_mut(&process) {
@@ -239,7 +235,10 @@ impl Graph {
         for id in record.threads.values() {
             if let Some(thread) = self.threads.get_mut(id) {
                 thread.looper_need_return = true;
-                self.woken.push(*id);
+                // Not those that poll: they have nothing to read.
+                if thread.parked.is_some() {
+                    self.woken.push(*id);
+                }
             }
         }
     }

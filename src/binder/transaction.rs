@@ -46,6 +46,7 @@ pub(crate) struct Transaction {
     pub from: Option<ThreadId>,
     pub from_parent: Option<TransactionId>,
     pub from_pid: i32,
+    #[expect(dead_code, reason = "told by the transaction logs, when there are some")]
     pub from_tid: i32,
     pub to_process: Option<ProcessId>,
     pub to_thread: Option<ThreadId>,

@@ -162,5 +162,5 @@ impl WriteRead {
 
 /// Rounds up to the 8 bytes that buffers are made of (`ALIGN(x, sizeof(void *))`); saturates.
 pub fn align8(value: u64) -> u64 {
-    value.checked_add(7).map_or(u64::MAX & !7, |v| v & !7)
+    value.checked_add(7).map_or(!7, |v| v & !7)
 }

@@ -5,9 +5,10 @@ use super::command::Command;
 use super::graph::ThreadId;
 use super::send::Sender;
 use super::thread::Looper;
-use super::wire::WriteRead;
+use super::wire::{TransactionData, WriteRead};
 use crate::Errno;
 use crate::client_mem::ClientMemory;
+use std::cell::Cell;
 use std::sync::Arc;
 
 /// Bytes of a write buffer that are fetched at once.
@@ -51,6 +52,8 @@ pub(crate) struct Writer<'a> {
     pub tid: i32,
     pub euid: u32,
     pub memory: &'a dyn ClientMemory,
+    /// The thread's nice value, where a command has asked for it or set it.
+    pub nice: Cell<Option<i32>>,
 }
 
 impl Writer<'_> {
@@ -99,10 +102,10 @@ impl Writer<'_> {
             memory: self.memory,
         };
         match command {
-            Command::Transaction(data) => sender.send(&data, false, 0),
-            Command::Reply(data) => sender.send(&data, true, 0),
-            Command::TransactionSg(data, size) => sender.send(&data, false, size),
-            Command::ReplySg(data, size) => sender.send(&data, true, size),
+            Command::Transaction(data) => self.send(&sender, &data, false, 0),
+            Command::Reply(data) => self.send(&sender, &data, true, 0),
+            Command::TransactionSg(data, size) => self.send(&sender, &data, false, size),
+            Command::ReplySg(data, size) => self.send(&sender, &data, true, size),
             Command::AttemptAcquire { .. } | Command::AcquireResult(_) => {
                 return Err(Errno::EINVAL);
             }
@@ -140,6 +143,10 @@ impl Writer<'_> {
             }
         }
         Ok(())
+    }
+
+    fn send(&self, sender: &Sender<'_>, data: &TransactionData, is_reply: bool, extra: u64) {
+        self.nice.set(Some(sender.send(data, is_reply, extra)));
     }
 
     /// An address that is no buffer, or one that the client may not free now, is ignored.

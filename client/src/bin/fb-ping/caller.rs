@@ -1,6 +1,5 @@
 //! A client: calls, checks every byte that comes back, and reports to the parent.
 
-use crate::explain::explain;
 use crate::manager::{PING, POST, Posts, QUERY};
 use crate::pattern::{Direction, HEADER, Header};
 use crate::{Args, say};
@@ -74,7 +73,7 @@ struct Stop(String);
 
 impl From<Error> for Stop {
     fn from(error: Error) -> Stop {
-        Stop(explain(&error))
+        Stop(error.explain())
     }
 }
 

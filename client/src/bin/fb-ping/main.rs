@@ -7,7 +7,6 @@
 //! device does.
 
 mod caller;
-mod explain;
 mod manager;
 mod pattern;
 mod report;
@@ -15,7 +14,7 @@ mod report;
 use clap::{Parser, ValueEnum};
 use fakebinder_client::Device;
 use indicatif::{ProgressBar, ProgressStyle};
-use nix::sys::prctl::set_pdeathsig;
+use nix::sys::prctl::{set_name, set_pdeathsig};
 use nix::sys::signal::Signal;
 use report::Report;
 use std::io::{BufRead, BufReader, Write};
@@ -81,6 +80,8 @@ fn main() -> ExitCode {
     if args.role.is_some() {
         // The parent's death must not leave a manager behind.
         let _ = set_pdeathsig(Signal::SIGKILL);
+        // Started as /proc/self/exe, it would be "exe" in ps and killall.
+        let _ = set_name(c"fb-ping");
     }
     match args.role {
         Some(Role::Manager) => manager::run(&args),
@@ -114,7 +115,7 @@ fn parent(args: &Args) -> ExitCode {
     }
     // What is wrong with the device is said once, before there are any children.
     if let Err(error) = Device::open(&args.device).and_then(|device| device.version()) {
-        complain(&explain::explain(&error));
+        complain(&error.explain());
         return ExitCode::FAILURE;
     }
     let mut children = Children::new(args);

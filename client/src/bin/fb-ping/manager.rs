@@ -1,6 +1,5 @@
 //! The context manager: checks every request and answers with bytes that the client can check.
 
-use crate::explain::explain;
 use crate::pattern::{Direction, HEADER, Header, verdict};
 use crate::{Args, say};
 use fakebinder_client::{Command, Device, Parcel, Result, Thread, Transaction};
@@ -33,7 +32,7 @@ pub struct Posts {
 /// Serves until the process is killed; returns only when the device fails.
 pub fn run(args: &Args) -> ExitCode {
     if let Err(error) = serve(args) {
-        say(&format!("e {}", explain(&error)));
+        say(&format!("e {}", error.explain()));
     }
     ExitCode::FAILURE
 }

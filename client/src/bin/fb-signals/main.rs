@@ -26,8 +26,9 @@ pub const WAIT: u32 = 2;
 /// One-way, to the subject.
 const WAKE: u32 = 3;
 
-/// A killed process must be gone within this time.
-const GONE: Duration = Duration::from_millis(50);
+/// One that has to find out that it is to exit, and to run its exit handlers, has so many times
+/// the time of one that is killed.
+const EXITING: u32 = 20;
 /// How long a subject is given to say something about a signal.
 const PATIENCE: Duration = Duration::from_millis(300);
 
@@ -38,6 +39,9 @@ pub struct Args {
     /// The binder device
     #[arg(long, value_name = "PATH", default_value = "/dev/fakebinder")]
     device: PathBuf,
+    /// How fast a killed process must be gone: "gone in time"
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 50)]
+    limit: u64,
     #[arg(long, hide = true)]
     role: Option<Wait>,
     #[arg(long, hide = true, default_value = "default")]
@@ -102,12 +106,13 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let result = match args.role {
         Some(wait) => subject::run(&args.device, wait, args.handler),
-        None => run(&args.device),
+        None => run(&args.device, Duration::from_millis(args.limit)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("fb-signals: {error}");
+            let message = error.downcast_ref().map_or(error.to_string(), Error::explain);
+            eprintln!("fb-signals: {message}");
             ExitCode::FAILURE
         }
     }
@@ -115,7 +120,7 @@ fn main() -> ExitCode {
 
 type AnyResult<T> = Result<T, Box<dyn std::error::Error>>;
 
-fn run(path: &Path) -> AnyResult<()> {
+fn run(path: &Path, limit: Duration) -> AnyResult<()> {
     let mut device = Device::open(path)?;
     device.mmap(128 << 10)?;
     device.set_context_manager()?;
@@ -123,7 +128,7 @@ fn run(path: &Path) -> AnyResult<()> {
     thread.queue(Command::EnterLooper);
     thread.flush()?;
     for (name, wait, handler, act) in SCENES {
-        println!("{name}: {}", scene(&mut thread, wait, handler, act)?);
+        println!("{name}: {}", scene(&mut thread, wait, handler, act, limit)?);
     }
     Ok(())
 }
@@ -170,13 +175,13 @@ impl Subject {
     }
 
     /// How long it takes until the process is gone.
-    fn gone(&mut self) -> AnyResult<String> {
+    fn gone(&mut self, limit: Duration) -> AnyResult<String> {
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(2) {
             if self.child.try_wait()?.is_some() {
                 let elapsed = start.elapsed();
-                return Ok(if elapsed <= GONE {
-                    format!("gone within {} ms", GONE.as_millis())
+                return Ok(if elapsed <= limit {
+                    "gone in time".into()
                 } else {
                     format!("gone after {} ms", elapsed.as_millis())
                 });
@@ -194,7 +199,13 @@ impl Drop for Subject {
     }
 }
 
-fn scene(thread: &mut Thread<'_>, wait: Wait, handler: Handler, act: Act) -> AnyResult<String> {
+fn scene(
+    thread: &mut Thread<'_>,
+    wait: Wait,
+    handler: Handler,
+    act: Act,
+    limit: Duration,
+) -> AnyResult<String> {
     let mut subject = Subject::start(thread.device().path(), wait, handler)?;
     let handle = registration(thread)?;
     let held = if wait == Wait::Call { Some(held_call(thread)?) } else { None };
@@ -209,12 +220,14 @@ fn scene(thread: &mut Thread<'_>, wait: Wait, handler: Handler, act: Act) -> Any
             subject.signal(Signal::SIGCONT)?;
         }
         Act::Kill | Act::Exit => {
-            match act {
-                Act::Kill => subject.signal(Signal::SIGKILL)?,
+            let gone = if matches!(act, Act::Kill) {
+                subject.signal(Signal::SIGKILL)?;
+                subject.gone(limit)?
+            } else {
                 // The thread that is to exit reads until the pipe closes.
-                _ => subject.stdin = None,
-            }
-            let gone = subject.gone()?;
+                subject.stdin = None;
+                subject.gone(limit * EXITING)?
+            };
             let Some(call) = held else { return Ok(gone) };
             thread.queue(Command::FreeBuffer(call.buffer));
             let returns = answer(thread)?;

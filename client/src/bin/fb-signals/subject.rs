@@ -4,7 +4,7 @@ use crate::{Handler, REGISTER, WAIT, Wait};
 use fakebinder_client::{Call, Command, Device, Errno, Parcel, Reply, Returns, Thread};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::prctl::set_pdeathsig;
+use nix::sys::prctl::{set_name, set_pdeathsig};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -18,6 +18,7 @@ extern "C" fn handled(_: i32) {
 
 pub fn run(path: &Path, wait: Wait, handler: Handler) -> crate::AnyResult<()> {
     set_pdeathsig(Signal::SIGKILL)?;
+    set_name(c"fb-signals")?;
     install(handler)?;
     let mut device = Device::open(path)?;
     device.mmap(128 << 10)?;

@@ -1,0 +1,19 @@
+# make run     builds all, starts the daemon, sends 10,000 checked transactions, stops it
+# make test    the same, then every test, then the tests in a VM with CUSE and the kernel's driver
+# make vm      a shell in that VM (CMD='...' runs a command)
+.DEFAULT_GOAL := run
+
+.PHONY: run test build deps
+run: build
+	scripts/demo
+
+test: build
+	@scripts/test
+
+build: deps
+	cargo build --release --workspace
+
+deps:
+	@scripts/install-deps
+
+include tests/vm/vm.mk demo.mk

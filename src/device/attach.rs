@@ -1,0 +1,172 @@
+//! fakebinder's own ioctls: the attach handshake.
+//!
+//! A client that cannot map the device (CUSE has no mmap; FUSE without passthrough has no useful
+//! one) gets a descriptor of its buffer, maps that, and tells where:
+//! 1. `FAKEBINDER_ATTACH` names one end of a socketpair. We take a copy of it with `pidfd_getfd`,
+//!    and send a read-only descriptor of the buffer through it before the ioctl returns.
+//! 2. `FAKEBINDER_MAPPED` stands for the driver's mmap, with its checks and errors.
+//!
+//! The same socket is the way of descriptors into the client (see [`files`](super::files)), on
+//! both doors; `FAKEBINDER_SLOTS` opens it.
+//!
+//! No socket has a name: the open device itself is the meeting point, in any namespace. Only
+//! where we may not take the client's descriptor (no ptrace access) there is one with a name,
+//! after all, random and known to this client alone, who must be the one that connects to it.
+
+use super::client::thread_group;
+use super::files::Channel;
+use super::wire::Header;
+use super::{Open, warn_once};
+use crate::alloc::MAX_BUFFER_SIZE;
+use crate::client_mem::getfd;
+use crate::{Errno, uapi};
+use nix::sys::socket::{
+    AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, SockaddrLike, UnixAddr,
+    bind, getsockname, getsockopt, listen, sendmsg, socket, sockopt,
+};
+use std::hash::{BuildHasher, RandomState};
+use std::io::IoSlice;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+impl Open {
+    /// Ioctls of type 'F'. `argument` is what is copied out afterwards, on errors too.
+    pub(super) fn private_ioctl(
+        &self,
+        header: &Header,
+        cmd: u32,
+        argument: &mut [u8],
+    ) -> Result<(), Errno> {
+        match cmd {
+            uapi::FAKEBINDER_ATTACH => {
+                let mut attach = uapi::parse(argument).ok_or(Errno::EINVAL)?;
+                let result = self.attach(header, &mut attach);
+                argument.copy_from_slice(uapi::bytes_of(&attach));
+                result
+            }
+            uapi::FAKEBINDER_ATTACH_NAME => {
+                let mut name = uapi::parse(argument).ok_or(Errno::EINVAL)?;
+                let result = self.name_socket(header, &mut name);
+                argument.copy_from_slice(uapi::bytes_of(&name));
+                result
+            }
+            uapi::FAKEBINDER_MAPPED => {
+                self.mapped(header, &uapi::parse(argument).ok_or(Errno::EINVAL)?)
+            }
+            uapi::FAKEBINDER_SLOTS => {
+                self.check_opener(header)?;
+                self.client.offer_slots(&uapi::parse(argument).ok_or(Errno::EINVAL)?)
+            }
+            _ => self.hub.control_ioctl(header, cmd, argument),
+        }
+    }
+
+    /// EINVAL: not the opener's process, another version, or no seqpacket socket. EPERM: this
+    /// machine does not let us take the socket. ENOTCONN: nobody has connected to the name;
+    /// EACCES: somebody else has.
+    fn attach(&self, header: &Header, attach: &mut uapi::fakebinder_attach) -> Result<(), Errno> {
+        let version = std::mem::replace(&mut attach.version, uapi::FAKEBINDER_ATTACH_VERSION);
+        if version != uapi::FAKEBINDER_ATTACH_VERSION || attach.reserved != 0 {
+            return Err(Errno::EINVAL);
+        }
+        self.check_opener(header)?;
+        let socket = match attach.socket {
+            -1 => self.accept()?,
+            fd => self.take_socket(header.tid, fd)?,
+        };
+        attach.max_size = MAX_BUFFER_SIZE as u64;
+        attach.flags = match &self.buffer {
+            None => uapi::FAKEBINDER_ATTACH_NATIVE_MMAP,
+            Some(buffer) => {
+                let descriptor = [buffer.as_raw_fd()];
+                // A client that does not read its socket only harms itself: never wait for it.
+                let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+                let rights = [ControlMessage::ScmRights(&descriptor)];
+                let byte = [IoSlice::new(&[0])];
+                sendmsg::<UnixAddr>(socket.as_raw_fd(), &byte, &rights, flags, None)?;
+                0
+            }
+        };
+        self.client.set_channel(Channel::new(socket));
+        Ok(())
+    }
+
+    fn take_socket(&self, tid: i32, fd: i32) -> Result<OwnedFd, Errno> {
+        let socket = getfd(self.client.pidfd.as_fd(), tid, fd).inspect_err(|error| {
+            if *error == Errno::EPERM {
+                warn_once!(
+                    "process {} cannot attach in the usual way: taking a descriptor from it is not permitted (it \
+                     takes CAP_SYS_PTRACE, and Yama's kernel.yama.ptrace_scope below 3)",
+                    self.client.pid
+                );
+            }
+        })?;
+        if is_seqpacket(&socket) { Ok(socket) } else { Err(Errno::EINVAL) }
+    }
+
+    fn name_socket(
+        &self,
+        header: &Header,
+        told: &mut uapi::fakebinder_attach_name,
+    ) -> Result<(), Errno> {
+        let version = std::mem::replace(&mut told.version, uapi::FAKEBINDER_ATTACH_VERSION);
+        if version != uapi::FAKEBINDER_ATTACH_VERSION {
+            return Err(Errno::EINVAL);
+        }
+        self.check_opener(header)?;
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let listener = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+        let random = RandomState::new();
+        let name = format!("fakebinder-{:016x}{:016x}", random.hash_one(0), random.hash_one(1));
+        bind(listener.as_raw_fd(), &UnixAddr::new_abstract(name.as_bytes())?)?;
+        listen(&listener, Backlog::new(1)?)?;
+        told.length = name.len() as u32;
+        told.name.fill(0);
+        told.name[..name.len()].copy_from_slice(name.as_bytes());
+        *self.listener.lock() = Some(listener.into());
+        Ok(())
+    }
+
+    /// The connection that the client has made by now.
+    fn accept(&self) -> Result<OwnedFd, Errno> {
+        let listener = self.listener.lock().take().ok_or(Errno::ENOTCONN)?;
+        // Neither a connection nor an error is worth waiting for: the listener does not block.
+        let (socket, _) = listener.accept().map_err(|_| Errno::ENOTCONN)?;
+        match getsockopt(&socket, sockopt::PeerCredentials)?.pid() == self.client.pid {
+            true => Ok(socket.into()),
+            false => Err(Errno::EACCES),
+        }
+    }
+
+    /// The driver's mmap. EINVAL: not the opener's process, or no mapping of our descriptor there;
+    /// EPERM: it is writable; EBUSY: there is one already. EACCES: we may not see.
+    fn mapped(&self, header: &Header, mapped: &uapi::fakebinder_mapped) -> Result<(), Errno> {
+        self.check_opener(header)?;
+        let (address, length) = match self.mm.mapping_at(mapped.address) {
+            Err(Errno::ESRCH) => return Err(Errno::EINVAL),
+            Err(Errno::EACCES) => {
+                warn_once!(
+                    "process {} cannot attach: looking at its mappings is not permitted (it takes CAP_SYS_PTRACE)",
+                    self.client.pid
+                );
+                return Err(Errno::EACCES);
+            }
+            found => found?,
+        };
+        let told = usize::try_from(mapped.size).unwrap_or(usize::MAX);
+        self.process.alloc().mmap_handler(address, length.min(told))
+    }
+
+    /// What belongs to the opener's address space or descriptors is for its own threads only.
+    fn check_opener(&self, header: &Header) -> Result<(), Errno> {
+        match thread_group(header.tid)? == self.client.pid {
+            true => Ok(()),
+            false => Err(Errno::EINVAL),
+        }
+    }
+}
+
+fn is_seqpacket(socket: &OwnedFd) -> bool {
+    let is_unix = getsockname::<UnixAddr>(socket.as_raw_fd())
+        .is_ok_and(|address| address.family() == Some(AddressFamily::Unix));
+    is_unix && getsockopt(socket, sockopt::SockType).is_ok_and(|kind| kind == SockType::SeqPacket)
+}

@@ -1,0 +1,296 @@
+//! The process behind an open file, as the engine reaches it.
+
+use super::files::Channel;
+use crate::{Errno, binder, client_mem, uapi};
+use parking_lot::Mutex;
+use std::any::Any;
+use std::collections::HashMap;
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+/// A descriptor taken from a client.
+pub struct TakenFile(pub OwnedFd);
+
+impl binder::File for TakenFile {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+/// A process that has opened a device: its thread group, seen from the daemon's pid namespace.
+pub struct Client {
+    /// The thread group.
+    pub pid: i32,
+    pub pidfd: Arc<OwnedFd>,
+    /// As it was at the open, with its NUL: `binder_transaction` tells `proc->cred`, whoever calls.
+    security_context: Option<Vec<u8>>,
+    namespaces: OnceLock<Namespaces>,
+    clients: Arc<Clients>,
+    /// The way of descriptors into it, once it has attached.
+    channel: Mutex<Option<Channel>>,
+    /// It has been said that there is none.
+    said_no_channel: AtomicBool,
+}
+
+/// Where a process stands among the pid namespaces.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Namespaces {
+    /// The inode of its pid namespace, if that is not the daemon's own.
+    innermost: Option<u64>,
+    /// Its number there.
+    pid: i32,
+}
+
+impl Namespaces {
+    fn of(pid: i32) -> Result<Namespaces, Errno> {
+        let failed =
+            |error: std::io::Error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).map_err(failed)?;
+        let mut numbers = numbers(&status, "NSpid:").ok_or(Errno::EIO)?;
+        // One number for each namespace from ours inwards.
+        let (outermost, inner) = (numbers.next().ok_or(Errno::EIO)?, numbers.next_back());
+        match inner {
+            None => Ok(Namespaces { innermost: None, pid: outermost }),
+            // This, unlike the status, takes ptrace access.
+            Some(inner) => {
+                let namespace = fs::metadata(format!("/proc/{pid}/ns/pid")).map_err(failed)?;
+                Ok(Namespaces { innermost: Some(namespace.ino()), pid: inner })
+            }
+        }
+    }
+}
+
+/// The numbers on the line that starts with `key`.
+fn numbers<'a>(status: &'a str, key: &str) -> Option<impl DoubleEndedIterator<Item = i32> + 'a> {
+    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+    Some(line.split_ascii_whitespace().filter_map(|number| number.parse().ok()))
+}
+
+/// The thread group of a thread. The caller must know that the thread lives: it waits for a reply.
+pub fn thread_group(tid: i32) -> Result<i32, Errno> {
+    let status = fs::read_to_string(format!("/proc/{tid}/status")).map_err(|_| Errno::ESRCH)?;
+    numbers(&status, "Tgid:").and_then(|mut numbers| numbers.next()).ok_or(Errno::ESRCH)
+}
+
+/// The security context of a thread, with a NUL; none where there is no security module.
+fn security_context_of(tid: i32) -> Option<Vec<u8>> {
+    let mut context = fs::read(format!("/proc/{tid}/attr/current")).ok()?;
+    // SELinux ends it with a NUL, others with a newline.
+    while context.last().is_some_and(|byte| matches!(byte, 0 | b'\n')) {
+        context.pop();
+    }
+    if context.is_empty() {
+        return None;
+    }
+    context.push(0);
+    Some(context)
+}
+
+/// All clients, by thread group: who asks how a pid looks from elsewhere finds the answer here.
+#[derive(Default)]
+pub struct Clients {
+    by_pid: Mutex<HashMap<i32, Weak<Client>>>,
+}
+
+impl Clients {
+    /// The process of the thread `tid`, which waits in an open.
+    pub fn of_thread(self: &Arc<Self>, tid: i32) -> Result<Arc<Client>, Errno> {
+        let pid = thread_group(tid)?;
+        let pidfd = Arc::new(client_mem::pidfd_open(pid)?);
+        let client = Arc::new(Client {
+            pid,
+            pidfd,
+            security_context: security_context_of(tid),
+            namespaces: OnceLock::new(),
+            clients: self.clone(),
+            channel: Mutex::new(None),
+            said_no_channel: AtomicBool::new(false),
+        });
+        self.by_pid.lock().insert(pid, Arc::downgrade(&client));
+        Ok(client)
+    }
+
+    fn find(&self, pid: i32) -> Option<Arc<Client>> {
+        self.by_pid.lock().get(&pid)?.upgrade()
+    }
+}
+
+impl Client {
+    pub fn set_channel(&self, channel: Channel) {
+        *self.channel.lock() = Some(channel);
+    }
+
+    /// ENOTCONN: it has not attached; else as [`Channel::offer`].
+    pub fn offer_slots(&self, slots: &uapi::fakebinder_slots) -> Result<(), Errno> {
+        self.channel.lock().as_mut().ok_or(Errno::ENOTCONN)?.offer(slots)
+    }
+
+    fn namespaces(&self) -> Option<&Namespaces> {
+        if self.namespaces.get().is_none() {
+            let namespaces = Namespaces::of(self.pid).ok()?;
+            // Only now is it certain that this was about the process we mean.
+            if !binder::Client::has_pid(self) {
+                return None;
+            }
+            let _ = self.namespaces.set(namespaces);
+        }
+        self.namespaces.get()
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let mut by_pid = self.clients.by_pid.lock();
+        // A later open of the same process has taken the entry over.
+        if by_pid.get(&self.pid).is_some_and(|client| client.strong_count() == 0) {
+            by_pid.remove(&self.pid);
+        }
+    }
+}
+
+impl binder::Client for Client {
+    fn take_file(&self, tid: i32, fd: i32) -> Result<Arc<dyn binder::File>, Errno> {
+        let file = client_mem::getfd(self.pidfd.as_fd(), tid, fd)?;
+        Ok(Arc::new(TakenFile(file)))
+    }
+
+    fn accepts_files(&self) -> bool {
+        let accepts = self.channel.lock().as_ref().is_some_and(Channel::receives);
+        if !accepts && !self.said_no_channel.swap(true, Ordering::Relaxed) {
+            log::warn!(
+                "a transaction with descriptors to process {} was refused: it has no way to receive them \
+                 (clients of the fakebinder-client library have, after Device::accept_files)",
+                self.pid
+            );
+        }
+        accepts
+    }
+
+    fn install_files(
+        &self,
+        _tid: i32,
+        files: Vec<Arc<dyn binder::File>>,
+    ) -> Result<Vec<i32>, Errno> {
+        let descriptors: Option<Vec<RawFd>> = files
+            .iter()
+            .map(|file| Some(file.as_any().downcast_ref::<TakenFile>()?.0.as_raw_fd()))
+            .collect();
+        let descriptors = descriptors.ok_or(Errno::EBADF)?;
+        self.channel.lock().as_mut().ok_or(Errno::EOPNOTSUPP)?.install(&descriptors)
+    }
+
+    fn close_files(&self, fds: &[i32]) {
+        if let Some(channel) = &*self.channel.lock()
+            && let Err(error) = channel.close(fds)
+        {
+            log::debug!("process {} keeps descriptors of a freed buffer: {error}", self.pid);
+        }
+    }
+
+    fn nice(&self, tid: i32) -> i32 {
+        client_mem::getpriority(tid).unwrap_or(0)
+    }
+
+    fn set_nice(&self, tid: i32, nice: i32) {
+        let limit = client_mem::nice_limit(tid).unwrap_or(0);
+        let allowed = match 20 - nice <= limit || may_nice(tid) {
+            true => nice,
+            // `binder_set_nice`: as far as the limit goes; nowhere if there is none.
+            false => 20 - limit,
+        };
+        if allowed > 19 {
+            log::debug!("thread {tid} may not have a nice value of {nice}");
+        } else if let Err(error) = client_mem::setpriority(tid, allowed) {
+            log::debug!("nice value {allowed} for thread {tid}: {error}");
+        }
+    }
+
+    fn security_context(&self) -> Result<Vec<u8>, Errno> {
+        self.security_context.clone().ok_or(Errno::EOPNOTSUPP)
+    }
+
+    fn has_pid(&self) -> bool {
+        client_mem::pidfd_exists(self.pidfd.as_fd())
+    }
+
+    /// Only processes of the client's own pid namespace have a number there; those of namespaces
+    /// below it do in the driver, and are 0 here.
+    fn pid_as_seen(&self, pid: i32) -> i32 {
+        let Some(own) = self.namespaces() else { return 0 };
+        if own.innermost.is_none() {
+            return pid;
+        }
+        let as_seen = |other: &Namespaces| (other.innermost == own.innermost).then_some(other.pid);
+        match self.clients.find(pid) {
+            Some(client) => client.namespaces().and_then(as_seen),
+            None => Namespaces::of(pid).ok().as_ref().and_then(as_seen),
+        }
+        .unwrap_or(0)
+    }
+
+    fn pid_named(&self, pid: i32) -> i32 {
+        let Some(own) = self.namespaces() else { return -1 };
+        if own.innermost.is_none() {
+            return pid;
+        }
+        let wanted = Namespaces { innermost: own.innermost, pid };
+        let all: Vec<Arc<Client>> =
+            self.clients.by_pid.lock().values().filter_map(Weak::upgrade).collect();
+        let named = all.iter().find(|client| client.namespaces() == Some(&wanted));
+        named.map_or(-1, |client| client.pid)
+    }
+}
+
+/// Whether a thread may have any nice value (CAP_SYS_NICE in our user namespace).
+fn may_nice(tid: i32) -> bool {
+    const CAP_SYS_NICE: u32 = 23;
+    let namespace =
+        |who: &str| fs::metadata(format!("/proc/{who}/ns/user")).ok().map(|it| it.ino());
+    let Ok(status) = fs::read_to_string(format!("/proc/{tid}/status")) else { return false };
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|capabilities| u64::from_str_radix(capabilities.trim(), 16).ok())
+        .unwrap_or(0);
+    effective & (1 << CAP_SYS_NICE) != 0 && namespace("self") == namespace(&tid.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::binder::Client as _;
+
+    #[test]
+    fn a_thread_belongs_to_its_process() {
+        let own = nix::unistd::getpid().as_raw();
+        let clients = Arc::new(Clients::default());
+        let seen = clients.clone();
+        std::thread::spawn(move || {
+            let tid = nix::unistd::gettid().as_raw();
+            assert_ne!(tid, own);
+            let client = seen.of_thread(tid).unwrap();
+            assert_eq!(client.pid, own);
+            assert_eq!(client.pid_as_seen(own), own);
+            let again = seen.of_thread(tid).unwrap();
+            drop(client);
+            assert!(seen.find(own).is_some());
+            drop(again);
+        })
+        .join()
+        .unwrap();
+        assert!(clients.by_pid.lock().is_empty());
+        assert_eq!(thread_group(i32::MAX), Err(Errno::ESRCH));
+    }
+
+    #[test]
+    fn the_innermost_pid_is_the_last_one() {
+        let status = "Name:\tx\nTgid:\t41\nNSpid:\t41\t7\t1\n";
+        let all = |key| numbers(status, key).map(Iterator::collect::<Vec<_>>);
+        assert_eq!(all("NSpid:"), Some(vec![41, 7, 1]));
+        assert_eq!(all("Tgid:"), Some(vec![41]));
+        assert_eq!(all("Uid:"), None);
+    }
+}

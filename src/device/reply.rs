@@ -1,0 +1,115 @@
+//! How an ioctl ends, whichever thread ends it.
+
+use super::retry::READ_SIZE;
+use super::session::{Responder, Session};
+use crate::binder;
+use crate::client_mem::{ClientMemory, GatheredMemory, ProcessMemory};
+use crate::{Errno, uapi};
+use std::sync::Arc;
+
+/// The kernel's own number for "restart the system call, or say EINTR".
+const ERESTARTSYS: i32 = 512;
+
+/// Where the argument goes when the ioctl has ended.
+pub enum CopyOut {
+    Nothing,
+    /// Into the reply; the kernel copies at most `size` bytes out.
+    Message {
+        size: usize,
+    },
+    /// Into the caller's memory, by ourselves.
+    Memory {
+        memory: ProcessMemory,
+        addr: u64,
+    },
+    /// Into the reply, followed by what was written to the stretches of memory that `output` names.
+    Gathered {
+        memory: Arc<GatheredMemory>,
+        output: Vec<uapi::fuse_ioctl_iovec>,
+        /// The client's own `read_size`, where a smaller one was shown to the engine.
+        read_size: Option<u64>,
+    },
+}
+
+/// An ioctl that a client waits in.
+pub struct IoctlReply {
+    responder: Responder,
+    out: CopyOut,
+}
+
+impl IoctlReply {
+    pub fn new(responder: Responder, out: CopyOut) -> IoctlReply {
+        IoctlReply { responder, out }
+    }
+}
+
+impl binder::Reply for IoctlReply {
+    fn interrupted(&self) -> bool {
+        self.responder.interrupted()
+    }
+
+    fn send(self: Box<Self>, result: Result<i32, Errno>, argument: &[u8]) {
+        self.finish(result.unwrap_or_else(|error| -(error as i32)), argument);
+    }
+
+    fn restart(self: Box<Self>, argument: &[u8]) {
+        self.finish(-ERESTARTSYS, argument);
+    }
+}
+
+impl IoctlReply {
+    fn finish(self, result: i32, argument: &[u8]) {
+        let IoctlReply { responder, out } = self;
+        match out {
+            CopyOut::Nothing => responder.ioctl(result, &[]),
+            CopyOut::Message { size } => {
+                responder.ioctl(result, &argument[..argument.len().min(size)]);
+            }
+            CopyOut::Memory { memory, addr } => match memory.write(addr, argument) {
+                Ok(()) => responder.ioctl(result, &[]),
+                Err(_) => responder.ioctl(-(Errno::EFAULT as i32), &[]),
+            },
+            CopyOut::Gathered { memory, output, read_size } => {
+                let data = gathered_output(argument, &memory, &output, read_size);
+                responder.ioctl(result, &data);
+            }
+        }
+    }
+}
+
+/// The kernel spreads the bytes over the ranges that it was told, in order. Only the last of them
+/// may be cut short.
+fn gathered_output(
+    argument: &[u8],
+    memory: &GatheredMemory,
+    output: &[uapi::fuse_ioctl_iovec],
+    read_size: Option<u64>,
+) -> Vec<u8> {
+    let mut data = Vec::new();
+    let mut ranges = output.iter();
+    if ranges.next().is_some() {
+        data.extend_from_slice(argument);
+    }
+    if let Some(read_size) = read_size
+        && let Some(field) = data.get_mut(READ_SIZE)
+    {
+        field.copy_from_slice(&read_size.to_ne_bytes());
+    }
+    if let Some(range) = ranges.next() {
+        data.extend_from_slice(&memory.written(range.base));
+    }
+    data
+}
+
+/// Somebody polls an open file, and the kernel has asked to be told.
+pub struct PollWaiter {
+    pub session: Arc<Session>,
+    /// The kernel's name for the file (`fuse_poll_in.kh`).
+    pub handle: u64,
+}
+
+impl binder::Poller for PollWaiter {
+    fn wake(self: Box<Self>) {
+        self.session.notify_poll(self.handle);
+    }
+}

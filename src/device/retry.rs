@@ -1,0 +1,356 @@
+//! Ioctls of clients whose memory this process may not reach (no ptrace access, as under Yama or
+//! in a container): the kernel copies for us, if we tell it beforehand what.
+//!
+//! CUSE's retry protocol: an ioctl comes without data; we answer with ranges of the caller's
+//! memory, and it comes again with what lies there; and so on, until we have all we need. An
+//! ioctl has effects, so it is carried out only when everything it will look at is here: the
+//! argument, the commands that it points to, the data and offsets that those point to, the
+//! scatter-gather buffers that the objects in the data point to.
+//!
+//! The client may change its memory between two rounds; what is needed is computed anew each time
+//! from what was gathered last, and a limit on the rounds bounds it.
+
+use crate::Errno;
+use crate::client_mem::{ClientMemory, GatheredMemory};
+use crate::uapi::{self, fuse_ioctl_iovec as Range};
+
+/// An honest client needs five: nothing, argument, commands, data, scatter-gather buffers.
+const MOST_ROUNDS: u32 = 8;
+/// `FUSE_IOCTL_MAX_IOV`, for both directions together.
+const MOST_RANGES: usize = 256;
+/// `FUSE_DEFAULT_MAX_PAGES_PER_REQ`: CUSE cannot negotiate more. For each direction.
+const MOST_BYTES: u64 = 32 * 4096;
+/// As much of a read buffer as is offered: the argument must fit beside it.
+const MOST_READ: u64 = MOST_BYTES / 2;
+
+/// What the kernel was asked for, for one thread.
+#[derive(Debug, Default)]
+pub struct Rounds {
+    input: Vec<Range>,
+    output: Vec<Range>,
+    count: u32,
+}
+
+/// What to do with an ioctl that has come (again).
+#[derive(Debug)]
+pub enum Step {
+    /// Ask for it once more, with this.
+    Again(Rounds),
+    /// All is here.
+    Ready {
+        argument: Vec<u8>,
+        memory: GatheredMemory,
+        /// The argument, if it is copied out, and the read buffer.
+        output: Vec<Range>,
+        /// The client's own `read_size`; the argument has as much as the kernel will carry.
+        read_size: Option<u64>,
+    },
+}
+
+impl Rounds {
+    pub fn input(&self) -> &[Range] {
+        &self.input
+    }
+    pub fn output(&self) -> &[Range] {
+        &self.output
+    }
+}
+
+/// One round: `bytes` is what the kernel has gathered from the ranges that `asked` names.
+/// EFAULT when that cannot be, or goes on for ever.
+pub fn step(cmd: u32, addr: u64, asked: Rounds, bytes: &[u8]) -> Result<Step, Errno> {
+    let memory = GatheredMemory::new(
+        asked.input.iter().map(|range| (range.base, range.len as usize)),
+        bytes,
+        asked.output.iter().map(|range| (range.base, range.len as usize)),
+    )
+    .ok_or(Errno::EFAULT)?;
+    let needs = needs(cmd, addr, &memory);
+    if same(&needs.input, &asked.input) && same(&needs.output, &asked.output) {
+        return Ok(ready(cmd, addr, memory, needs));
+    }
+    if asked.count == MOST_ROUNDS {
+        return Err(Errno::EFAULT);
+    }
+    Ok(Step::Again(Rounds { count: asked.count + 1, ..needs }))
+}
+
+fn same(a: &[Range], b: &[Range]) -> bool {
+    let key = |range: &Range| (range.base, range.len);
+    a.iter().map(key).eq(b.iter().map(key))
+}
+
+fn ready(cmd: u32, addr: u64, memory: GatheredMemory, needs: Rounds) -> Step {
+    let mut argument = vec![0; uapi::ioc_size(cmd)];
+    if uapi::ioc_copies_in(cmd) && memory.read(addr, &mut argument).is_err() {
+        argument.fill(0);
+    }
+    let mut read_size = None;
+    if cmd == uapi::BINDER_WRITE_READ
+        && let Some(bwr) = uapi::parse::<uapi::binder_write_read>(&argument)
+    {
+        // The engine must not give more than the kernel will carry; the client sees its own number again.
+        let room = needs.output.get(1).map_or(0, |range| range.len);
+        let offered = bwr.read_size.min(bwr.read_consumed.saturating_add(room));
+        argument[READ_SIZE].copy_from_slice(&offered.to_ne_bytes());
+        read_size = Some(bwr.read_size);
+    }
+    Step::Ready { argument, memory, output: needs.output, read_size }
+}
+
+/// Where `read_size` lies in a `binder_write_read`.
+pub const READ_SIZE: std::ops::Range<usize> = 24..32;
+
+/// Everything that the ioctl will look at, as far as what was gathered tells.
+fn needs(cmd: u32, addr: u64, memory: &GatheredMemory) -> Rounds {
+    let mut needs = Rounds::default();
+    let size = uapi::ioc_size(cmd) as u64;
+    if super::reads_argument(cmd) {
+        push(&mut needs.input, 0, addr, size);
+    }
+    if uapi::ioc_copies_out(cmd) {
+        push(&mut needs.output, 0, addr, size);
+    }
+    if cmd != uapi::BINDER_WRITE_READ {
+        return needs;
+    }
+    let mut argument = vec![0; size as usize];
+    if memory.read(addr, &mut argument).is_err() {
+        return needs;
+    }
+    let Some(bwr) = uapi::parse::<uapi::binder_write_read>(&argument) else { return needs };
+
+    if bwr.read_size > bwr.read_consumed {
+        let room = (bwr.read_size - bwr.read_consumed).min(MOST_READ);
+        push(&mut needs.output, 0, bwr.read_buffer.wrapping_add(bwr.read_consumed), room);
+    }
+    if bwr.write_size > bwr.write_consumed {
+        let start = bwr.write_buffer.wrapping_add(bwr.write_consumed);
+        let length = bwr.write_size - bwr.write_consumed;
+        let outputs = needs.output.len();
+        push(&mut needs.input, outputs, start, length);
+        let mut commands = vec![0; length.min(MOST_BYTES) as usize];
+        if memory.read(start, &mut commands).is_ok() {
+            push_transactions(&mut needs, &commands, memory);
+        }
+    }
+    needs
+}
+
+/// Adds a range if the kernel's limits allow it; if they do not, the engine will find a fault there.
+fn push(ranges: &mut Vec<Range>, others: usize, base: u64, len: u64) -> bool {
+    let total: u64 = ranges.iter().map(|range| range.len).sum();
+    if len == 0 {
+        return true;
+    }
+    if ranges.len() + others >= MOST_RANGES || len > MOST_BYTES - total {
+        super::warn_once!(
+            "a client passes {len} bytes at once: beyond what can be copied without ptrace access"
+        );
+        return false;
+    }
+    ranges.push(Range { base, len });
+    true
+}
+
+fn push_transactions(needs: &mut Rounds, mut commands: &[u8], memory: &GatheredMemory) {
+    let outputs = needs.output.len();
+    while let Some(command) = uapi::parse::<u32>(commands) {
+        let Some(payload) = commands[4..].get(..uapi::ioc_size(command)) else { return };
+        commands = &commands[4 + payload.len()..];
+        // Past an unknown command nothing is carried out.
+        if uapi::ioc_type(command) != b'c' {
+            return;
+        }
+        let carries_data = matches!(
+            command,
+            uapi::BC_TRANSACTION | uapi::BC_REPLY | uapi::BC_TRANSACTION_SG | uapi::BC_REPLY_SG
+        );
+        if !carries_data {
+            continue;
+        }
+        let field = |at: usize| uapi::parse::<u64>(&payload[at..]).unwrap_or(0);
+        let (data_size, offsets_size) = (field(32), field(40));
+        let (data, offsets) = (field(48), field(56));
+        if push(&mut needs.input, outputs, data, data_size)
+            && push(&mut needs.input, outputs, offsets, offsets_size)
+        {
+            push_buffers(needs, memory, (data, data_size), (offsets, offsets_size));
+        }
+    }
+}
+
+/// The scatter-gather buffers that the objects of a transaction point to.
+fn push_buffers(
+    needs: &mut Rounds,
+    memory: &GatheredMemory,
+    (data, data_size): (u64, u64),
+    (offsets, offsets_size): (u64, u64),
+) {
+    let outputs = needs.output.len();
+    let mut list = vec![0; offsets_size as usize];
+    if memory.read(offsets, &mut list).is_err() {
+        return;
+    }
+    for offset in list.chunks_exact(8).filter_map(uapi::parse::<u64>) {
+        const SIZE: u64 = 40;
+        if offset.checked_add(SIZE).is_none_or(|end| end > data_size) {
+            continue;
+        }
+        let mut object = [0; SIZE as usize];
+        if memory.read(data.wrapping_add(offset), &mut object).is_err() {
+            return;
+        }
+        if uapi::parse::<u32>(&object) == Some(uapi::BINDER_TYPE_PTR) {
+            let field = |at: usize| uapi::parse::<u64>(&object[at..]).unwrap_or(0);
+            push(&mut needs.input, outputs, field(8), field(16));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A client's address space: bytes at addresses.
+    struct Space(Vec<(u64, Vec<u8>)>);
+
+    impl Space {
+        /// What the kernel does between two rounds.
+        fn gather(&self, ranges: &[Range]) -> Vec<u8> {
+            ranges
+                .iter()
+                .flat_map(|range| {
+                    let (start, bytes) = self
+                        .0
+                        .iter()
+                        .find(|(start, bytes)| {
+                            *start <= range.base
+                                && range.base + range.len <= start + bytes.len() as u64
+                        })
+                        .expect("an honest client's range");
+                    let at = (range.base - start) as usize;
+                    bytes[at..at + range.len as usize].to_vec()
+                })
+                .collect()
+        }
+
+        fn rounds(&self, cmd: u32, addr: u64) -> (u32, Result<Step, Errno>) {
+            let (mut asked, mut count) = (Rounds::default(), 0);
+            loop {
+                let bytes = self.gather(&asked.input);
+                match step(cmd, addr, asked, &bytes) {
+                    Ok(Step::Again(next)) => (asked, count) = (next, count + 1),
+                    other => return (count, other),
+                }
+            }
+        }
+    }
+
+    fn words(words: &[u64]) -> Vec<u8> {
+        words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+    }
+
+    fn bwr(write: (u64, u64), read: (u64, u64)) -> Vec<u8> {
+        words(&[write.1, 0, write.0, read.1, 0, read.0])
+    }
+
+    #[test]
+    fn an_ioctl_without_pointers_takes_one_round() {
+        let space = Space(vec![(0x1000, vec![7, 0, 0, 0])]);
+        let (rounds, step) = space.rounds(uapi::BINDER_SET_MAX_THREADS, 0x1000);
+        let Ok(Step::Ready { argument, read_size, .. }) = step else { panic!() };
+        assert_eq!((rounds, argument, read_size), (1, vec![7, 0, 0, 0], None));
+        // VERSION copies in as well as out; both ways are asked for.
+        let (_, step) = space.rounds(uapi::BINDER_VERSION, 0x1000);
+        let Ok(Step::Ready { memory, .. }) = step else { panic!() };
+        memory.write(0x1000, &[8, 0, 0, 0]).unwrap();
+    }
+
+    #[test]
+    fn a_transaction_is_gathered_to_its_last_buffer_before_anything_is_done() {
+        let mut object = vec![];
+        object.extend_from_slice(&uapi::BINDER_TYPE_PTR.to_ne_bytes());
+        object.extend_from_slice(&[0; 4]);
+        object.extend_from_slice(&words(&[0x5000, 6, 0, 0]));
+        let mut data = vec![1; 16];
+        data.extend_from_slice(&object);
+        let mut commands = uapi::BC_ENTER_LOOPER.to_ne_bytes().to_vec();
+        commands.extend_from_slice(&uapi::BC_TRANSACTION_SG.to_ne_bytes());
+        let lengths = [data.len() as u64, 8];
+        commands.extend_from_slice(&words(&[0, 0, 0, 0]));
+        commands.extend_from_slice(&words(&[lengths[0], lengths[1], 0x3000, 0x4000, 64]));
+        let space = Space(vec![
+            (0x1000, bwr((0x2000, commands.len() as u64), (0x6000, 1 << 30))),
+            (0x2000, commands),
+            (0x3000, data),
+            (0x4000, words(&[16])),
+            (0x5000, b"buffer".to_vec()),
+        ]);
+        let (rounds, step) = space.rounds(uapi::BINDER_WRITE_READ, 0x1000);
+        let Ok(Step::Ready { argument, memory, read_size, .. }) = step else { panic!() };
+        assert_eq!(rounds, 4);
+        let mut bytes = [0; 6];
+        memory.read(0x5000, &mut bytes).unwrap();
+        assert_eq!(&bytes, b"buffer");
+        assert_eq!(memory.read(0x5001, &mut bytes), Err(Errno::EFAULT));
+        let offered: u64 = uapi::parse(&argument[READ_SIZE]).unwrap();
+        assert_eq!((offered, read_size), (MOST_READ, Some(1 << 30)));
+        memory.write(0x6000, b"BR").unwrap();
+        memory.write(0x6002, b"_OK").unwrap();
+        assert_eq!(memory.written(0x6000), b"BR_OK");
+        assert_eq!(memory.write(0x5ffe, b"xx"), Err(Errno::EFAULT));
+    }
+
+    #[test]
+    fn what_is_beyond_the_kernel_s_limits_is_left_out_and_is_a_fault_later() {
+        let mut commands = uapi::BC_TRANSACTION.to_ne_bytes().to_vec();
+        commands.extend_from_slice(&words(&[0, 0, 0, 0, MOST_BYTES, 0, 0x3000, 0]));
+        let space =
+            Space(vec![(0x1000, bwr((0x2000, commands.len() as u64), (0, 0))), (0x2000, commands)]);
+        let (_, step) = space.rounds(uapi::BINDER_WRITE_READ, 0x1000);
+        let Ok(Step::Ready { memory, .. }) = step else { panic!() };
+        assert_eq!(memory.read(0x3000, &mut [0]), Err(Errno::EFAULT));
+    }
+
+    #[test]
+    fn a_client_that_changes_its_mind_for_ever_gets_a_fault() {
+        let (mut asked, mut last) = (Rounds::default(), None);
+        for round in 0..20u64 {
+            let argument = bwr((0x2000, 8 + round * 8), (0, 0));
+            let bytes: Vec<u8> = asked
+                .input
+                .iter()
+                .flat_map(|range| match range.base {
+                    0x1000 => argument.clone(),
+                    _ => vec![0; range.len as usize],
+                })
+                .collect();
+            match step(uapi::BINDER_WRITE_READ, 0x1000, asked, &bytes) {
+                Ok(Step::Again(next)) => asked = next,
+                other => {
+                    last = Some(other);
+                    break;
+                }
+            }
+        }
+        assert!(matches!(last, Some(Err(Errno::EFAULT))));
+    }
+
+    #[test]
+    fn fewer_bytes_than_were_asked_for_are_a_fault() {
+        let Ok(Step::Again(asked)) = step(uapi::BINDER_VERSION, 0x1000, Rounds::default(), &[])
+        else {
+            panic!()
+        };
+        assert!(step(uapi::BINDER_VERSION, 0x1000, asked, &[0; 3]).is_err());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn hostile_commands_are_walked_without_panic(commands: Vec<u8>, data: Vec<u8>) {
+            let memory = GatheredMemory::new([(0, data.len())].into_iter(), &data, [].into_iter()).unwrap();
+            push_transactions(&mut Rounds::default(), &commands, &memory);
+        }
+    }
+}

@@ -1,0 +1,379 @@
+//! The messages of the FUSE and CUSE protocols, as types: decoded and checked here and nowhere else.
+//!
+//! No I/O: a message is the bytes of one `read` of the device. Everything variable in it (names,
+//! ioctl arguments) comes from a client and is bounded by the length of the message; everything
+//! of fixed size is checked before it is looked at.
+
+use crate::uapi;
+use std::mem::size_of;
+
+/// Who asks, about which node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// The kernel's name for the request; even, never 0.
+    pub unique: u64,
+    pub node: u64,
+    /// fsuid of the caller.
+    pub uid: u32,
+    /// fsgid of the caller.
+    pub gid: u32,
+    /// The calling thread in the server's pid namespace; 0 when it cannot be seen from there, and
+    /// for requests that the kernel makes by itself (INIT, RELEASE).
+    pub tid: i32,
+}
+
+/// An ioctl on its way in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ioctl<'a> {
+    pub fh: u64,
+    pub cmd: u32,
+    pub arg: u64,
+    /// What the kernel has copied in: all of the argument (restricted), what a retry asked for, or nothing.
+    pub input: &'a [u8],
+    /// How many bytes the kernel will copy out.
+    pub out_size: usize,
+    /// The server reaches the caller's memory by itself (CUSE).
+    pub unrestricted: bool,
+}
+
+/// Every request that this program answers, and `Other` for those it refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request<'a> {
+    Init { major: u32, minor: u32, flags: u64 },
+    CuseInit { major: u32, minor: u32, flags: u32 },
+    Lookup { name: &'a [u8] },
+    Forget,
+    GetAttr,
+    SetAttr { valid: u32 },
+    ReadLink,
+    Open { flags: u32 },
+    Read { fh: u64, offset: u64, size: u32 },
+    Write,
+    StatFs,
+    Flush { fh: u64 },
+    Release { fh: u64 },
+    OpenDir,
+    ReadDir { offset: u64, size: u32 },
+    ReleaseDir,
+    Ioctl(Ioctl<'a>),
+    Poll { fh: u64, handle: u64, notify: bool, events: u32 },
+    Interrupt { unique: u64 },
+    Destroy,
+    Other { opcode: u32 },
+}
+
+/// A message that is not what the protocol says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    #[error("{length} bytes are no request")]
+    NoHeader { length: usize },
+    #[error("the header says {claimed} bytes, {length} were read (opcode {opcode})")]
+    Length { unique: u64, opcode: u32, claimed: usize, length: usize },
+    #[error("a request with opcode {opcode} is too short ({length} bytes)")]
+    Short { unique: u64, opcode: u32, length: usize },
+    #[error("a name is not terminated (opcode {opcode})")]
+    Name { unique: u64, opcode: u32 },
+}
+
+impl Malformed {
+    /// The request to refuse, where so much of it could be read.
+    pub fn unique(&self) -> Option<u64> {
+        match *self {
+            Malformed::NoHeader { .. } => None,
+            Malformed::Length { unique, .. }
+            | Malformed::Short { unique, .. }
+            | Malformed::Name { unique, .. } => (unique != 0).then_some(unique),
+        }
+    }
+}
+
+/// Decodes the message that one read of the device gave.
+pub fn decode(message: &[u8]) -> Result<(Header, Request<'_>), Malformed> {
+    let raw: uapi::fuse_in_header =
+        uapi::parse(message).ok_or(Malformed::NoHeader { length: message.len() })?;
+    let (unique, opcode) = (raw.unique, raw.opcode);
+    if raw.len as usize != message.len() {
+        return Err(Malformed::Length {
+            unique,
+            opcode,
+            claimed: raw.len as usize,
+            length: message.len(),
+        });
+    }
+    let header =
+        Header { unique, node: raw.nodeid, uid: raw.uid, gid: raw.gid, tid: raw.pid as i32 };
+    let body = &message[size_of::<uapi::fuse_in_header>()..];
+    let short = || Malformed::Short { unique, opcode, length: message.len() };
+
+    let request = match opcode {
+        uapi::FUSE_INIT => init(body).ok_or_else(short)?,
+        uapi::CUSE_INIT => {
+            let init: uapi::cuse_init_in = uapi::parse(body).ok_or_else(short)?;
+            Request::CuseInit { major: init.major, minor: init.minor, flags: init.flags }
+        }
+        uapi::FUSE_LOOKUP => match body.iter().position(|byte| *byte == 0) {
+            Some(end) => Request::Lookup { name: &body[..end] },
+            None => return Err(Malformed::Name { unique, opcode }),
+        },
+        uapi::FUSE_FORGET => {
+            uapi::parse::<uapi::fuse_forget_in>(body).ok_or_else(short)?;
+            Request::Forget
+        }
+        uapi::FUSE_BATCH_FORGET => {
+            let batch: uapi::fuse_batch_forget_in = uapi::parse(body).ok_or_else(short)?;
+            let all = size_of::<uapi::fuse_batch_forget_in>() as u64
+                + u64::from(batch.count) * size_of::<uapi::fuse_forget_one>() as u64;
+            if (body.len() as u64) < all {
+                return Err(short());
+            }
+            Request::Forget
+        }
+        // The body tells the file handle since 7.9; nothing of it is needed here.
+        uapi::FUSE_GETATTR => Request::GetAttr,
+        uapi::FUSE_SETATTR => {
+            let set: uapi::fuse_setattr_in = uapi::parse(body).ok_or_else(short)?;
+            Request::SetAttr { valid: set.valid }
+        }
+        uapi::FUSE_READLINK => Request::ReadLink,
+        uapi::FUSE_OPEN => {
+            let open: uapi::fuse_open_in = uapi::parse(body).ok_or_else(short)?;
+            Request::Open { flags: open.flags }
+        }
+        uapi::FUSE_READ => {
+            let read: uapi::fuse_read_in = uapi::parse(body).ok_or_else(short)?;
+            Request::Read { fh: read.fh, offset: read.offset, size: read.size }
+        }
+        uapi::FUSE_WRITE => {
+            uapi::parse::<uapi::fuse_write_in>(body).ok_or_else(short)?;
+            Request::Write
+        }
+        uapi::FUSE_STATFS => Request::StatFs,
+        uapi::FUSE_FLUSH => {
+            let flush: uapi::fuse_flush_in = uapi::parse(body).ok_or_else(short)?;
+            Request::Flush { fh: flush.fh }
+        }
+        uapi::FUSE_RELEASE => {
+            let release: uapi::fuse_release_in = uapi::parse(body).ok_or_else(short)?;
+            Request::Release { fh: release.fh }
+        }
+        uapi::FUSE_OPENDIR => {
+            uapi::parse::<uapi::fuse_open_in>(body).ok_or_else(short)?;
+            Request::OpenDir
+        }
+        uapi::FUSE_READDIR => {
+            let read: uapi::fuse_read_in = uapi::parse(body).ok_or_else(short)?;
+            Request::ReadDir { offset: read.offset, size: read.size }
+        }
+        uapi::FUSE_RELEASEDIR => {
+            uapi::parse::<uapi::fuse_release_in>(body).ok_or_else(short)?;
+            Request::ReleaseDir
+        }
+        uapi::FUSE_IOCTL => Request::Ioctl(ioctl(body).ok_or_else(short)?),
+        uapi::FUSE_POLL => {
+            let poll: uapi::fuse_poll_in = uapi::parse(body).ok_or_else(short)?;
+            Request::Poll {
+                fh: poll.fh,
+                handle: poll.kh,
+                notify: poll.flags & uapi::FUSE_POLL_SCHEDULE_NOTIFY != 0,
+                events: poll.events,
+            }
+        }
+        uapi::FUSE_INTERRUPT => {
+            let interrupt: uapi::fuse_interrupt_in = uapi::parse(body).ok_or_else(short)?;
+            Request::Interrupt { unique: interrupt.unique }
+        }
+        uapi::FUSE_DESTROY => Request::Destroy,
+        opcode => Request::Other { opcode },
+    };
+    Ok((header, request))
+}
+
+/// INIT has grown: 16 bytes up to 7.35, `flags2` and room for more since 7.36.
+fn init(body: &[u8]) -> Option<Request<'_>> {
+    const OLD: usize = 16;
+    if body.len() < OLD {
+        return None;
+    }
+    let mut bytes = [0; size_of::<uapi::fuse_init_in>()];
+    let known = body.len().min(bytes.len());
+    bytes[..known].copy_from_slice(&body[..known]);
+    let init: uapi::fuse_init_in = uapi::parse(&bytes)?;
+    let mut flags = u64::from(init.flags);
+    if init.flags & uapi::FUSE_INIT_EXT != 0 {
+        flags |= u64::from(init.flags2) << 32;
+    }
+    Some(Request::Init { major: init.major, minor: init.minor, flags })
+}
+
+fn ioctl(body: &[u8]) -> Option<Ioctl<'_>> {
+    let raw: uapi::fuse_ioctl_in = uapi::parse(body)?;
+    let input = body[size_of::<uapi::fuse_ioctl_in>()..].get(..raw.in_size as usize)?;
+    Some(Ioctl {
+        fh: raw.fh,
+        cmd: raw.cmd,
+        arg: raw.arg,
+        input,
+        out_size: raw.out_size as usize,
+        unrestricted: raw.flags & uapi::FUSE_IOCTL_UNRESTRICTED != 0,
+    })
+}
+
+/// One entry of a directory listing, as READDIR returns it: padded to 8 bytes.
+/// `next` is where a listing that ends here goes on. False, and nothing added, when it does not fit into `size` bytes.
+pub fn push_dirent(
+    listing: &mut Vec<u8>,
+    size: usize,
+    node: u64,
+    next: u64,
+    kind: u32,
+    name: &[u8],
+) -> bool {
+    const FIXED: usize = 24;
+    let length = (FIXED + name.len()).next_multiple_of(8);
+    if listing.len() + length > size {
+        return false;
+    }
+    let end = listing.len() + length;
+    listing.extend_from_slice(&node.to_ne_bytes());
+    listing.extend_from_slice(&next.to_ne_bytes());
+    listing.extend_from_slice(&(name.len() as u32).to_ne_bytes());
+    listing.extend_from_slice(&kind.to_ne_bytes());
+    listing.extend_from_slice(name);
+    listing.resize(end, 0);
+    true
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use crate::uapi::{Plain, bytes_of};
+
+    /// A request as the kernel would write it.
+    pub fn message(opcode: u32, unique: u64, node: u64, tid: u32, body: &[&[u8]]) -> Vec<u8> {
+        let body = body.concat();
+        let header = uapi::fuse_in_header {
+            len: (size_of::<uapi::fuse_in_header>() + body.len()) as u32,
+            opcode,
+            unique,
+            nodeid: node,
+            uid: 1000,
+            gid: 100,
+            pid: tid,
+            ..Default::default()
+        };
+        [bytes_of(&header), &body].concat()
+    }
+
+    fn all_fixed_requests() -> Vec<Vec<u8>> {
+        fn with<T: Plain>(opcode: u32) -> Vec<u8> {
+            message(opcode, 2, 1, 7, &[bytes_of(&T::default())])
+        }
+        vec![
+            with::<uapi::cuse_init_in>(uapi::CUSE_INIT),
+            with::<uapi::fuse_forget_in>(uapi::FUSE_FORGET),
+            with::<uapi::fuse_batch_forget_in>(uapi::FUSE_BATCH_FORGET),
+            with::<uapi::fuse_setattr_in>(uapi::FUSE_SETATTR),
+            with::<uapi::fuse_open_in>(uapi::FUSE_OPEN),
+            with::<uapi::fuse_read_in>(uapi::FUSE_READ),
+            with::<uapi::fuse_write_in>(uapi::FUSE_WRITE),
+            with::<uapi::fuse_flush_in>(uapi::FUSE_FLUSH),
+            with::<uapi::fuse_release_in>(uapi::FUSE_RELEASE),
+            with::<uapi::fuse_open_in>(uapi::FUSE_OPENDIR),
+            with::<uapi::fuse_read_in>(uapi::FUSE_READDIR),
+            with::<uapi::fuse_release_in>(uapi::FUSE_RELEASEDIR),
+            with::<uapi::fuse_ioctl_in>(uapi::FUSE_IOCTL),
+            with::<uapi::fuse_poll_in>(uapi::FUSE_POLL),
+            with::<uapi::fuse_interrupt_in>(uapi::FUSE_INTERRUPT),
+        ]
+    }
+
+    #[test]
+    fn every_request_cut_short_is_refused_and_never_read_beyond_its_end() {
+        for whole in all_fixed_requests() {
+            decode(&whole).expect("a whole request");
+            for length in 0..whole.len() {
+                let mut cut = whole[..length].to_vec();
+                if let Some(len) = cut.get_mut(..4) {
+                    len.copy_from_slice(&(length as u32).to_ne_bytes());
+                }
+                assert!(decode(&cut).is_err(), "{length} bytes of {whole:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_length_that_is_not_the_message_s_is_refused() {
+        let mut bytes = message(uapi::FUSE_STATFS, 4, 1, 7, &[]);
+        bytes.push(0);
+        assert_eq!(decode(&bytes).unwrap_err().unique(), Some(4));
+    }
+
+    #[test]
+    fn an_ioctl_has_the_bytes_it_says_and_no_more() {
+        let raw = uapi::fuse_ioctl_in {
+            fh: 9,
+            cmd: uapi::BINDER_VERSION,
+            in_size: 4,
+            out_size: 4,
+            ..Default::default()
+        };
+        let bytes = message(uapi::FUSE_IOCTL, 2, 1, 7, &[bytes_of(&raw), &[1, 2, 3, 4, 5]]);
+        let (header, request) = decode(&bytes).unwrap();
+        assert_eq!((header.tid, header.uid, header.gid), (7, 1000, 100));
+        let Request::Ioctl(ioctl) = request else { panic!("{request:?}") };
+        assert_eq!((ioctl.fh, ioctl.input, ioctl.unrestricted), (9, &[1, 2, 3, 4][..], false));
+
+        let lies = message(uapi::FUSE_IOCTL, 2, 1, 7, &[bytes_of(&raw), &[1, 2, 3]]);
+        assert!(matches!(decode(&lies), Err(Malformed::Short { unique: 2, .. })));
+    }
+
+    #[test]
+    fn a_batch_of_forgets_holds_as_many_as_it_says() {
+        let batch = uapi::fuse_batch_forget_in { count: u32::MAX, ..Default::default() };
+        let bytes = message(uapi::FUSE_BATCH_FORGET, 2, 0, 0, &[bytes_of(&batch), &[0; 16]]);
+        assert!(matches!(decode(&bytes), Err(Malformed::Short { .. })));
+    }
+
+    #[test]
+    fn a_name_ends_with_a_nul() {
+        let bytes = message(uapi::FUSE_LOOKUP, 2, 1, 7, &[b"binder\0"]);
+        assert_eq!(decode(&bytes).unwrap().1, Request::Lookup { name: b"binder" });
+        let bytes = message(uapi::FUSE_LOOKUP, 2, 1, 7, &[b"binder"]);
+        assert!(matches!(decode(&bytes), Err(Malformed::Name { .. })));
+    }
+
+    #[test]
+    fn init_of_an_old_kernel_has_no_second_flags() {
+        let new = uapi::fuse_init_in {
+            major: 7,
+            minor: 41,
+            flags: uapi::FUSE_INIT_EXT,
+            flags2: uapi::FUSE2_PASSTHROUGH,
+            ..Default::default()
+        };
+        let bytes = message(uapi::FUSE_INIT, 2, 0, 0, &[bytes_of(&new)]);
+        let flags = u64::from(uapi::FUSE2_PASSTHROUGH) << 32 | u64::from(uapi::FUSE_INIT_EXT);
+        assert_eq!(decode(&bytes).unwrap().1, Request::Init { major: 7, minor: 41, flags });
+        let bytes = message(uapi::FUSE_INIT, 2, 0, 0, &[&bytes_of(&new)[..16]]);
+        let flags = u64::from(uapi::FUSE_INIT_EXT);
+        assert_eq!(decode(&bytes).unwrap().1, Request::Init { major: 7, minor: 41, flags });
+    }
+
+    #[test]
+    fn directory_entries_are_padded_and_stop_at_the_size() {
+        let mut listing = Vec::new();
+        assert!(push_dirent(&mut listing, 64, 5, 1, 4, b"features"));
+        assert_eq!(listing.len(), 32);
+        assert!(push_dirent(&mut listing, 64, 6, 2, 8, b"x"));
+        assert!(!push_dirent(&mut listing, 64, 7, 3, 8, b"y"));
+        assert_eq!(listing.len(), 64);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_decoded_without_panic(opcode in 0u32..60, body: Vec<u8>) {
+            let _ = decode(&message(opcode, 2, 1, 1, &[&body]));
+            let _ = decode(&body);
+        }
+    }
+}

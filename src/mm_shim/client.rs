@@ -1,0 +1,407 @@
+//! The mm of a client process, over its buffer file.
+//!
+//! Every open of a device has a buffer file (a memfd), which the client maps for reading and we map
+//! for writing. Its pages are the installed ones: `UFFDIO_ZEROPAGE` on our mapping adds one
+//! (see `userfault`; where the kernel lets us have none, writing a zero does), a hole punched into the file takes it from everyone.
+//!
+//! Two ways in which this mm is not the kernel's: a client that reads a page that was never
+//! installed makes one of zeros (the driver: SIGBUS), and its munmap is noticed when we next look.
+
+use super::maps::{FileVma, Maps};
+use super::userfault::Userfault;
+use super::{Mm, NoVma, PAGE_SIZE, Page};
+use crate::client_mem::{ClientMemory, SharedSlice};
+use crate::{Errno, alloc::MAX_BUFFER_SIZE};
+use nix::fcntl::{self, FallocateFlags, FcntlArg, OFlag, SealFlag};
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::memfd::{self, MFdFlags};
+use nix::sys::mman::{self, MapFlags, ProtFlags};
+use nix::sys::stat::{self, Mode};
+use nix::sys::uio;
+use nix::unistd;
+use parking_lot::Mutex;
+use std::ffi::{CString, c_void};
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// What the client maps, and so what to look for among its mappings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MappingKind {
+    /// A file of the FUSE door, by its `st_dev` and `st_ino`: the kernel lists a passthrough
+    /// mapping under these.
+    FuseFile { dev: u64, ino: u64 },
+    /// The buffer file itself, handed over as a descriptor.
+    Memfd,
+}
+
+/// A buffer file, as [`create_memfd`] makes it.
+#[derive(Debug)]
+pub struct BufferFile {
+    /// For us.
+    pub memfd: OwnedFd,
+    /// For the client, or for the kernel to pass mappings through to.
+    pub read_only: OwnedFd,
+}
+
+/// A buffer file of 4 MiB without pages, whose size and seals are final, and which nobody
+/// unprivileged can reopen for writing.
+///
+/// Not sealed against future writes: that seal would keep us from punching holes too (EPERM).
+pub fn create_memfd(name: &str) -> Result<BufferFile, Errno> {
+    let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    // Linux 6.3 has a flag against executing it, and complains in its log when neither is given.
+    let noexec = MFdFlags::from_bits_retain(libc::MFD_NOEXEC_SEAL);
+    let memfd = match memfd::memfd_create(name.as_c_str(), flags | noexec) {
+        Err(Errno::EINVAL) => memfd::memfd_create(name.as_c_str(), flags)?,
+        other => other?,
+    };
+    unistd::ftruncate(&memfd, MAX_BUFFER_SIZE as i64)?;
+    let path = format!("/proc/self/fd/{}", memfd.as_raw_fd());
+    let read_only = fcntl::open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    stat::fchmod(&memfd, Mode::empty())?;
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+    fcntl::fcntl(&memfd, FcntlArg::F_ADD_SEALS(seals))?;
+    Ok(BufferFile { memfd, read_only })
+}
+
+/// The mm of a client process.
+#[derive(Debug)]
+pub struct ClientMm {
+    pid: i32,
+    pidfd: Arc<OwnedFd>,
+    memfd: OwnedFd,
+    /// Our mapping of the whole of `memfd`.
+    base: NonNull<u8>,
+    /// `None`: pages are added by writing to the file, and `page_table` makes that atomic.
+    userfault: Option<&'static Userfault>,
+    page_table: Mutex<()>,
+    dev: u64,
+    ino: u64,
+    kind: MappingKind,
+    users: Mutex<Users>,
+    warned: AtomicBool,
+}
+
+/// Who uses the mm just now, and what they see of it.
+#[derive(Debug, Default)]
+struct Users {
+    count: usize,
+    maps: Option<Result<Arc<Maps>, Errno>>,
+    /// `maps` is one of the [`KEPT`].
+    kept: bool,
+}
+
+/// How many clients have their maps open though nobody uses their mm.
+static KEPT: AtomicUsize = AtomicUsize::new(0);
+
+/// So many may: opening costs as much as installing a page, and descriptors are few where clients
+/// are many.
+const MAX_KEPT: usize = 256;
+
+impl Users {
+    /// Opens the maps of the process unless they are.
+    fn open(&mut self, pid: i32) {
+        if matches!(self.maps, None | Some(Err(_))) {
+            self.maps = Some(Maps::open(pid).map(Arc::new));
+        }
+    }
+
+    /// Nobody uses the mm any more.
+    fn idle(&mut self) {
+        if self.kept {
+            return;
+        }
+        let keep = |kept| (kept < MAX_KEPT).then_some(kept + 1);
+        self.kept = KEPT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, keep).is_ok();
+        if !self.kept {
+            self.maps = None;
+        }
+    }
+}
+
+impl Drop for Users {
+    fn drop(&mut self) {
+        if self.kept {
+            KEPT.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+// SAFETY: `base` is a mapping of a file, not memory of one thread; all access to it is through raw
+// pointers, to buffers that the allocator gives to one user at a time.
+unsafe impl Send for ClientMm {}
+// SAFETY: as above.
+unsafe impl Sync for ClientMm {}
+
+impl ClientMm {
+    /// The mm of the thread group `pid` with the buffer file `memfd` (from [`create_memfd`]).
+    pub fn new(
+        pid: i32,
+        pidfd: Arc<OwnedFd>,
+        memfd: OwnedFd,
+        kind: MappingKind,
+    ) -> Result<Arc<ClientMm>, Errno> {
+        Self::with_userfault(pid, pidfd, memfd, kind, Userfault::get())
+    }
+
+    /// As [`ClientMm::new`] where the kernel has no userfaultfd.
+    pub fn without_userfault(
+        pid: i32,
+        pidfd: Arc<OwnedFd>,
+        memfd: OwnedFd,
+        kind: MappingKind,
+    ) -> Result<Arc<ClientMm>, Errno> {
+        Self::with_userfault(pid, pidfd, memfd, kind, None)
+    }
+
+    fn with_userfault(
+        pid: i32,
+        pidfd: Arc<OwnedFd>,
+        memfd: OwnedFd,
+        kind: MappingKind,
+        userfault: Option<&'static Userfault>,
+    ) -> Result<Arc<ClientMm>, Errno> {
+        let (dev, ino) = match kind {
+            MappingKind::FuseFile { dev, ino } => (dev, ino),
+            MappingKind::Memfd => stat::fstat(&memfd).map(|stat| (stat.st_dev, stat.st_ino))?,
+        };
+        let size = NonZeroUsize::new(MAX_BUFFER_SIZE).expect("4 MiB");
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
+        // SAFETY: at an address of the kernel's choice, so nothing that exists is replaced.
+        let base = unsafe { mman::mmap(None, size, protection, flags, &memfd, 0) }?.cast();
+        let mm = ClientMm {
+            pid,
+            pidfd,
+            memfd,
+            base,
+            userfault,
+            page_table: Mutex::new(()),
+            dev,
+            ino,
+            kind,
+            users: Mutex::default(),
+            warned: AtomicBool::new(false),
+        };
+        if let Some(userfault) = userfault {
+            userfault.register(base.as_ptr(), MAX_BUFFER_SIZE)?;
+        }
+        Ok(Arc::new(mm))
+    }
+
+    /// `len` bytes of our mapping. EFAULT: not within it.
+    fn at(&self, offset: usize, len: usize) -> Result<*mut u8, Errno> {
+        if offset > MAX_BUFFER_SIZE || len > MAX_BUFFER_SIZE - offset {
+            return Err(Errno::EFAULT);
+        }
+        Ok(self.base.as_ptr().wrapping_add(offset))
+    }
+
+    fn punch(&self, offset: usize, len: usize) -> Result<(), Errno> {
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fcntl::fallocate(&self.memfd, flags, offset as i64, len as i64)
+    }
+
+    /// Whether the process has not exited, by its pidfd.
+    fn alive(&self) -> bool {
+        let mut poll = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+        nix::poll::poll(&mut poll, PollTimeout::ZERO) == Ok(0)
+    }
+
+    fn is_ours(&self, vma: &FileVma) -> bool {
+        vma.dev == self.dev && vma.ino == self.ino
+    }
+
+    /// Address and length of a mapping of our file. EPERM: the client may write to it, which the
+    /// driver does not allow.
+    fn usable(&self, vma: &FileVma) -> Result<(u64, usize), Errno> {
+        if vma.writable {
+            self.warn_once("has its buffer mapped writable, which counts as not mapped");
+            return Err(Errno::EPERM);
+        }
+        Ok((vma.start, (vma.end - vma.start) as usize))
+    }
+
+    /// The mapping of the buffer's beginning that the client says it has at `address`: address and
+    /// length in bytes. ESRCH: there is none. EPERM: it is writable.
+    pub fn mapping_at(&self, address: u64) -> Result<(u64, usize), Errno> {
+        let maps = Maps::open(self.pid)?;
+        // Only now is it certain that these were the mappings of the process we mean.
+        if !self.alive() {
+            return Err(Errno::ESRCH);
+        }
+        let vma = maps.next_file(address).map_err(|_| Errno::ESRCH)?;
+        if vma.start != address || vma.offset != 0 || !self.is_ours(&vma) {
+            return Err(Errno::ESRCH);
+        }
+        self.usable(&vma)
+    }
+
+    fn warn_once(&self, what: &str) {
+        if !self.warned.swap(true, Ordering::Relaxed) {
+            log::warn!("{} {what}", self.pid);
+        }
+    }
+
+    /// The client's mappings, to be asked between `mmget_not_zero` and `mmput`.
+    fn maps(&self) -> Result<Arc<Maps>, Errno> {
+        self.users.lock().maps.clone().unwrap_or(Err(Errno::ESRCH))
+    }
+}
+
+impl Drop for ClientMm {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new`, of this size, and no pointer into it outlives us.
+        let _ = unsafe { mman::munmap(self.base.cast::<c_void>(), MAX_BUFFER_SIZE) };
+    }
+}
+
+impl Mm for ClientMm {
+    fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    fn find_mapping(&self) -> Result<(u64, usize), Errno> {
+        let maps = Maps::open(self.pid)?;
+        // Only now is it certain that these were the mappings of the process we mean.
+        if !self.alive() {
+            return Err(Errno::ESRCH);
+        }
+        let mut found = Err(Errno::ESRCH);
+        let mut address = 0;
+        while let Ok(vma) = maps.next_file(address) {
+            if self.is_ours(&vma) && vma.offset == 0 {
+                found = self.usable(&vma);
+                if found.is_ok() {
+                    break;
+                }
+            }
+            address = vma.end;
+        }
+        found
+    }
+
+    fn mapped(&self, _address: u64, _size: usize) {}
+
+    fn mmget_not_zero(&self) -> bool {
+        let mut users = self.users.lock();
+        // As the kernel's: who has it in use already need not ask again.
+        if users.count == 0 {
+            users.open(self.pid);
+            // After the open: a process that lives now is the one whose mappings were opened.
+            if !self.alive() {
+                users.idle();
+                return false;
+            }
+        }
+        users.count += 1;
+        true
+    }
+
+    fn mmput(&self) {
+        let mut users = self.users.lock();
+        users.count -= 1;
+        if users.count == 0 {
+            users.idle();
+        }
+    }
+
+    fn vma_lookup(&self, address: u64, index: usize) -> Result<(), NoVma> {
+        let vma = match self.maps().and_then(|maps| maps.next_file(address)) {
+            Ok(vma) => vma,
+            Err(Errno::ENOENT) => return Err(NoVma::Closed),
+            Err(Errno::EACCES | Errno::EPERM) if self.kind == MappingKind::Memfd => {
+                // The client has told us its address: nothing is left but to believe it.
+                self.warn_once("does not let us see its mappings");
+                return Ok(());
+            }
+            Err(_) => return Err(NoVma::Unknown),
+        };
+        let offset = (index * PAGE_SIZE) as u64;
+        let here = vma.start <= address && vma.offset + (address - vma.start) == offset;
+        if self.is_ours(&vma) && here && self.usable(&vma).is_ok() {
+            Ok(())
+        } else {
+            Err(NoVma::Closed)
+        }
+    }
+
+    fn new_page(&self) -> Page {
+        Page(None)
+    }
+
+    fn vm_insert_page(&self, index: usize, _page: &mut Page) -> Result<(), Errno> {
+        let offset = index * PAGE_SIZE;
+        let address = self.at(offset, PAGE_SIZE)?;
+        if let Some(userfault) = self.userfault {
+            return match userfault.zeropage(address as u64) {
+                Err(Errno::EEXIST) => Err(Errno::EBUSY),
+                other => other,
+            };
+        }
+        let _page_table = self.page_table.lock();
+        if self.get_user_pages_remote(index) {
+            return Err(Errno::EBUSY);
+        }
+        // Not fallocate: mincore does not see its pages until they are touched.
+        uio::pwrite(&self.memfd, &[0], offset as i64).map(drop)
+    }
+
+    fn get_user_pages_remote(&self, index: usize) -> bool {
+        let Ok(address) = self.at(index * PAGE_SIZE, PAGE_SIZE) else {
+            return false;
+        };
+        let mut resident = 0u8;
+        // SAFETY: the page is within our mapping, and one byte is written per page asked for.
+        let result = unsafe { libc::mincore(address.cast(), PAGE_SIZE, &mut resident) };
+        result == 0 && resident & 1 == 1
+    }
+
+    fn zap_page(&self, index: usize) -> Result<Page, Errno> {
+        self.punch(index * PAGE_SIZE, PAGE_SIZE).map(|()| Page(None))
+    }
+
+    fn exit_mmap(&self) {
+        if let Err(errno) = self.punch(0, MAX_BUFFER_SIZE) {
+            log::error!("{}: cannot empty the buffer file: {errno}", self.pid);
+        }
+    }
+
+    fn copy_from_client(
+        &self,
+        offset: usize,
+        from: &dyn ClientMemory,
+        addr: u64,
+        len: usize,
+    ) -> Result<(), Errno> {
+        let start = self.at(offset, len)?;
+        // SAFETY: within our mapping, which is writable and lives as long as `self`; nowhere is
+        // there a reference into it.
+        from.read_shared(addr, unsafe { SharedSlice::new(start, len) })
+    }
+
+    fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), Errno> {
+        let start = self.at(offset, bytes.len())?;
+        // SAFETY: `start` has room for as many bytes, in memory that no reference covers.
+        unsafe { start.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<(), Errno> {
+        let start = self.at(offset, bytes.len())?;
+        // SAFETY: there are as many bytes at `start`, in memory that no reference covers.
+        unsafe { start.copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    fn clear(&self, offset: usize, len: usize) -> Result<(), Errno> {
+        let start = self.at(offset, len)?;
+        // SAFETY: `start` has room for as many bytes, in memory that no reference covers.
+        unsafe { start.write_bytes(0, len) };
+        Ok(())
+    }
+}

@@ -1,0 +1,245 @@
+//! An mm without a client: pages are plain memory, and no verb is a system call.
+
+use super::{Mm, NoVma, PAGE_SIZE, Page};
+use crate::Errno;
+use crate::client_mem::{ClientMemory, SharedSlice};
+use crate::sync::LeafMutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// The same page states and errors as a real client's, for tests, model checks and fuzzing.
+///
+/// Touching a page that is not there is EFAULT, and counted: it means that a rule of the page
+/// protocol is broken.
+#[derive(Debug)]
+pub struct HeapMm {
+    /// The page table, and its lock.
+    table: LeafMutex<Table>,
+    dead: AtomicBool,
+    users: AtomicUsize,
+    lost: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    /// The mapping, while the client has it.
+    vma: Option<(u64, usize)>,
+    address: u64,
+    pages: Vec<Option<Box<[u8; PAGE_SIZE]>>>,
+}
+
+impl Table {
+    /// The pieces of `offset..offset + len`, page by page: index, offset in the page, length.
+    fn pieces(offset: usize, len: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+        let mut at = offset;
+        std::iter::from_fn(move || {
+            let piece = (
+                at / PAGE_SIZE,
+                at % PAGE_SIZE,
+                (PAGE_SIZE - at % PAGE_SIZE).min(offset + len - at),
+            );
+            at += piece.2;
+            (piece.2 > 0).then_some(piece)
+        })
+    }
+}
+
+impl HeapMm {
+    /// A client that has mapped nothing yet.
+    pub fn new() -> Arc<HeapMm> {
+        Arc::new(HeapMm {
+            table: LeafMutex::new(Table::default()),
+            dead: AtomicBool::new(false),
+            users: AtomicUsize::new(0),
+            lost: AtomicUsize::new(0),
+        })
+    }
+
+    /// A client that has mapped its buffer, which is found when it is first needed.
+    pub fn with_mapping(address: u64, size: usize) -> Arc<HeapMm> {
+        let mm = HeapMm::new();
+        mm.table.lock().vma = Some((address, size));
+        mm
+    }
+
+    /// The client maps its buffer.
+    pub fn mmap(&self, address: u64, size: usize) {
+        self.table.lock().vma.get_or_insert((address, size));
+    }
+
+    /// The client unmaps its buffer.
+    pub fn munmap(&self) {
+        self.table.lock().vma = None;
+    }
+
+    /// The client exits: nobody can use its mm any more.
+    pub fn exit(&self) {
+        self.dead.store(true, Ordering::SeqCst);
+    }
+
+    /// What the client reads at `address`: zeros where no page is. EFAULT: not in its mapping.
+    pub fn peek(&self, address: u64, bytes: &mut [u8]) -> Result<(), Errno> {
+        let table = self.table.lock();
+        let (start, size) = table.vma.ok_or(Errno::EFAULT)?;
+        let offset = address.checked_sub(start).ok_or(Errno::EFAULT)? as usize;
+        if offset > size || bytes.len() > size - offset {
+            return Err(Errno::EFAULT);
+        }
+        let mut rest = bytes;
+        for (index, from, len) in Table::pieces(offset, rest.len()) {
+            let (piece, tail) = rest.split_at_mut(len);
+            match table.pages.get(index).and_then(Option::as_ref) {
+                Some(page) => piece.copy_from_slice(&page[from..from + len]),
+                None => piece.fill(0),
+            }
+            rest = tail;
+        }
+        Ok(())
+    }
+
+    /// Pages that are there.
+    pub fn resident(&self) -> usize {
+        self.table.lock().pages.iter().flatten().count()
+    }
+
+    /// How often somebody came for a page that should have been there and was not.
+    pub fn lost(&self) -> usize {
+        self.lost.load(Ordering::SeqCst)
+    }
+
+    /// Uses of the mm that have not been put.
+    pub fn users(&self) -> usize {
+        self.users.load(Ordering::SeqCst)
+    }
+
+    /// Runs `f` on every piece of the range, under the page table's lock.
+    fn each_piece(
+        &self,
+        offset: usize,
+        len: usize,
+        mut f: impl FnMut(&mut [u8]) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        let mut table = self.table.lock();
+        for (index, from, len) in Table::pieces(offset, len) {
+            let Some(page) = table.pages.get_mut(index).and_then(Option::as_mut) else {
+                self.lost.fetch_add(1, Ordering::SeqCst);
+                return Err(Errno::EFAULT);
+            };
+            f(&mut page[from..from + len])?;
+        }
+        Ok(())
+    }
+}
+
+impl Mm for HeapMm {
+    fn pid(&self) -> i32 {
+        0
+    }
+
+    fn find_mapping(&self) -> Result<(u64, usize), Errno> {
+        self.table.lock().vma.ok_or(Errno::ESRCH)
+    }
+
+    fn mapped(&self, address: u64, size: usize) {
+        let mut table = self.table.lock();
+        table.vma = Some((address, size));
+        table.address = address;
+        table.pages.resize_with(size / PAGE_SIZE, || None);
+    }
+
+    fn mmget_not_zero(&self) -> bool {
+        let alive = !self.dead.load(Ordering::SeqCst);
+        if alive {
+            self.users.fetch_add(1, Ordering::SeqCst);
+        }
+        alive
+    }
+
+    fn mmput(&self) {
+        self.users.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn vma_lookup(&self, address: u64, index: usize) -> Result<(), NoVma> {
+        let table = self.table.lock();
+        let (start, size) = table.vma.ok_or(NoVma::Closed)?;
+        let ours = (index + 1) * PAGE_SIZE <= size && start + (index * PAGE_SIZE) as u64 == address;
+        ours.then_some(()).ok_or(NoVma::Closed)
+    }
+
+    fn new_page(&self) -> Page {
+        Page(Some(Box::new([0; PAGE_SIZE])))
+    }
+
+    fn vm_insert_page(&self, index: usize, page: &mut Page) -> Result<(), Errno> {
+        let mut table = self.table.lock();
+        let slot = table.pages.get_mut(index).ok_or(Errno::EFAULT)?;
+        if slot.is_some() {
+            return Err(Errno::EBUSY);
+        }
+        *slot = page.0.take();
+        Ok(())
+    }
+
+    fn get_user_pages_remote(&self, index: usize) -> bool {
+        self.table.lock().pages.get(index).is_some_and(Option::is_some)
+    }
+
+    fn zap_page(&self, index: usize) -> Result<Page, Errno> {
+        match self.table.lock().pages.get_mut(index).and_then(Option::take) {
+            Some(page) => Ok(Page(Some(page))),
+            None => {
+                self.lost.fetch_add(1, Ordering::SeqCst);
+                Err(Errno::ENOENT)
+            }
+        }
+    }
+
+    fn exit_mmap(&self) {
+        self.table.lock().pages.fill_with(|| None);
+    }
+
+    fn copy_from_client(
+        &self,
+        offset: usize,
+        from: &dyn ClientMemory,
+        addr: u64,
+        len: usize,
+    ) -> Result<(), Errno> {
+        let mut addr = addr;
+        self.each_piece(offset, len, |piece| {
+            // SAFETY: the page is there for as long as the page table is locked, and nobody else
+            // has a reference to it meanwhile.
+            let shared = unsafe { SharedSlice::new(piece.as_mut_ptr(), piece.len()) };
+            from.read_shared(addr, shared)?;
+            addr = addr.wrapping_add(piece.len() as u64);
+            Ok(())
+        })
+    }
+
+    fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), Errno> {
+        let mut rest = bytes;
+        self.each_piece(offset, bytes.len(), |piece| {
+            let (now, later) = rest.split_at(piece.len());
+            piece.copy_from_slice(now);
+            rest = later;
+            Ok(())
+        })
+    }
+
+    fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<(), Errno> {
+        let mut done = 0;
+        let len = bytes.len();
+        self.each_piece(offset, len, |piece| {
+            bytes[done..done + piece.len()].copy_from_slice(piece);
+            done += piece.len();
+            Ok(())
+        })
+    }
+
+    fn clear(&self, offset: usize, len: usize) -> Result<(), Errno> {
+        self.each_piece(offset, len, |piece| {
+            piece.fill(0);
+            Ok(())
+        })
+    }
+}

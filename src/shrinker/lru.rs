@@ -1,0 +1,130 @@
+//! `list_lru`: the pages that no buffer uses, in the order they fell out of use.
+
+use crate::sync::{Mutex, MutexGuard};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+
+/// Whoever owns pages on the LRU.
+pub trait Reclaim: Send + Sync {
+    /// Called with the LRU lock held: frees page `index` if that takes no waiting.
+    fn free_page<'lru>(&self, index: usize, lru: LruOne<'lru>) -> LruStatus<'lru>;
+}
+
+/// What became of a page that the shrinker came across (`enum lru_status`).
+pub enum LruStatus<'lru> {
+    /// It is gone, and the LRU lock was dropped meanwhile.
+    RemovedRetry,
+    /// Its owner is busy: it stays.
+    Skip(LruOne<'lru>),
+}
+
+/// Where a page is on the LRU. Keys ascend, so they are the order of age too, and a walk can go on
+/// after its lock was dropped, whatever happened to the list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LruKey(std::num::NonZeroU64);
+
+#[derive(Debug)]
+struct Item {
+    owner: Weak<dyn Reclaim>,
+    index: usize,
+}
+
+impl std::fmt::Debug for dyn Reclaim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Reclaim")
+    }
+}
+
+#[derive(Debug)]
+struct Items {
+    by_age: BTreeMap<LruKey, Item>,
+    next: LruKey,
+}
+
+#[derive(Debug)]
+pub(super) struct ListLru(Mutex<Items>);
+
+impl Default for ListLru {
+    fn default() -> Self {
+        Self(Mutex::new(Items { by_age: BTreeMap::new(), next: LruKey(std::num::NonZeroU64::MIN) }))
+    }
+}
+
+/// The LRU, locked to put pages on it.
+pub(crate) struct LruLocked<'lru>(MutexGuard<'lru, Items>);
+
+impl LruLocked<'_> {
+    /// `list_lru_add`: as the most recently used.
+    pub(crate) fn add(&mut self, owner: Weak<dyn Reclaim>, index: usize) -> LruKey {
+        let key = self.0.next;
+        self.0.next = LruKey(key.0.checked_add(1).expect("2^64 frees"));
+        self.0.by_age.insert(key, Item { owner, index });
+        key
+    }
+}
+
+/// The LRU, locked by a walk that has come to one page of it.
+pub struct LruOne<'lru> {
+    items: MutexGuard<'lru, Items>,
+    key: LruKey,
+}
+
+impl LruOne<'_> {
+    /// `list_lru_isolate`, and drops the lock.
+    pub fn isolate(mut self) {
+        self.items.by_age.remove(&self.key);
+    }
+}
+
+impl ListLru {
+    pub(super) fn lock(&self) -> LruLocked<'_> {
+        LruLocked(self.0.lock())
+    }
+
+    /// `list_lru_del`.
+    pub(super) fn del(&self, mut keys: impl Iterator<Item = LruKey>) {
+        let Some(first) = keys.next() else { return };
+        let mut items = self.0.lock();
+        for key in std::iter::once(first).chain(keys) {
+            let item = items.by_age.remove(&key);
+            debug_assert!(item.is_some(), "a page that its owner has on the LRU is not there");
+        }
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.0.lock().by_age.len()
+    }
+
+    /// `list_lru_walk`: comes to at most `nr_to_walk` pages, each once, oldest first, and returns
+    /// how many their owners have freed.
+    pub(super) fn walk(&self, nr_to_walk: usize) -> usize {
+        // An owner may find that we hold the last reference to it. Dropping that takes the LRU
+        // lock, so it waits for the end of the walk.
+        let mut busy: Vec<Arc<dyn Reclaim>> = Vec::new();
+        let mut isolated = 0;
+        let mut from = LruKey(std::num::NonZeroU64::MIN);
+        let mut items = self.0.lock();
+        for _ in 0..nr_to_walk {
+            let Some((&key, item)) = items.by_age.range(from..).next() else {
+                break;
+            };
+            from = LruKey(key.0.saturating_add(1));
+            let Some(owner) = item.owner.upgrade() else {
+                // Its owner is being dropped and about to take it off.
+                continue;
+            };
+            match owner.free_page(item.index, LruOne { items, key }) {
+                LruStatus::RemovedRetry => {
+                    isolated += 1;
+                    items = self.0.lock();
+                }
+                LruStatus::Skip(lru) => items = lru.items,
+            }
+            if !busy.last().is_some_and(|last| Arc::ptr_eq(last, &owner)) {
+                busy.push(owner);
+            }
+        }
+        drop(items);
+        isolated
+    }
+}

@@ -1,0 +1,301 @@
+//! fakebinderd as a whole, on this machine's kernel: how it comes, what it refuses, how it goes.
+//!
+//! Needs root and /dev/fuse; where they are missing each test says so and does nothing.
+
+mod common;
+
+use common::{Daemon, Door, PATIENCE, skip, unique_name, wait_until};
+use fakebinder::Errno;
+use fakebinder::uapi;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+fn possible() -> bool {
+    let possible = nix::unistd::geteuid().is_root() && Door::Fuse.is_here();
+    if !possible {
+        skip("it takes root and /dev/fuse");
+    }
+    possible
+}
+
+fn mount_of(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("{name}-fs"))
+}
+
+/// A daemon that is not waited for.
+fn command(name: &str, mount: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fakebinderd"));
+    command.args(["--door", "fuse", "--name", name]).arg("--mount").arg(mount);
+    command.env_remove("RUST_LOG").stdin(Stdio::null());
+    command
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).open(path)
+}
+
+fn version(file: &File) -> Result<i32, Errno> {
+    let mut version = 0i32;
+    // SAFETY: BINDER_VERSION writes four bytes.
+    let result = unsafe {
+        libc::ioctl(file.as_raw_fd(), uapi::BINDER_VERSION as libc::c_ulong, &raw mut version)
+    };
+    Errno::result(result).map(|_| version)
+}
+
+/// What a run that cannot work says, and that it says so with exit status 1.
+fn refusal(command: &mut Command) -> String {
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+fn errno(error: io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(0))
+}
+
+fn exists(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok()
+}
+
+#[test]
+fn a_name_or_a_mount_that_is_in_use_is_refused() {
+    if !possible() {
+        return;
+    }
+    let daemon = Daemon::start(Door::Fuse);
+    let other = unique_name();
+    let said = refusal(&mut command(&daemon.name, &mount_of(&other)));
+    assert!(said.contains("in use by another fakebinderd"), "{said}");
+    assert!(said.contains(&daemon.pid().to_string()), "{said}");
+    let said = refusal(&mut command(&other, &daemon.mount));
+    assert!(said.contains("in use by another fakebinderd"), "{said}");
+    assert_eq!(version(&open(&daemon.fuse()).unwrap()), Ok(8));
+    assert!(!exists(&mount_of(&other)));
+    assert!(!exists(&Path::new("/dev").join(other)));
+}
+
+#[test]
+fn what_is_not_ours_is_never_removed() {
+    if !possible() {
+        return;
+    }
+    let name = unique_name();
+    let (path, mount) = (Path::new("/dev").join(&name), mount_of(&name));
+    fs::write(&path, "precious").unwrap();
+    let said = refusal(&mut command(&name, &mount));
+    let kept = fs::read_to_string(&path);
+    fs::remove_file(&path).unwrap();
+    assert!(said.contains("is not fakebinderd's"), "{said}");
+    assert_eq!(kept.unwrap(), "precious");
+    assert!(!exists(&mount));
+
+    fs::create_dir(&mount).unwrap();
+    fs::write(mount.join("precious"), "").unwrap();
+    let said = refusal(&mut command(&name, &mount));
+    fs::remove_dir_all(&mount).unwrap();
+    assert!(said.contains("is not empty"), "{said}");
+}
+
+#[test]
+fn every_open_is_a_file_of_its_own() {
+    if !possible() {
+        return;
+    }
+    let daemon = Daemon::start(Door::Fuse);
+    let files: Vec<File> = std::thread::scope(|scope| {
+        let opening: Vec<_> =
+            (0..100).map(|_| scope.spawn(|| open(&daemon.fuse()).unwrap())).collect();
+        opening.into_iter().map(|it| it.join().unwrap()).collect()
+    });
+    assert!(files.iter().all(|file| version(file) == Ok(8)));
+    // The same file again: as through a bind mount of the file.
+    let again = format!("/proc/self/fd/{}", files[0].as_raw_fd());
+    let second = open(again.as_ref());
+    assert_eq!(errno(second.unwrap_err()), Errno::EBUSY);
+    assert_eq!(version(&files[0]), Ok(8));
+}
+
+#[test]
+fn a_device_has_no_bytes_and_its_directory_only_devices() {
+    if !possible() {
+        return;
+    }
+    let daemon = Daemon::start(Door::Fuse);
+    let mut file = open(&daemon.fuse()).unwrap();
+    assert_eq!(errno(file.read(&mut [0]).unwrap_err()), Errno::EINVAL);
+    assert_eq!(errno(file.write(&[0]).unwrap_err()), Errno::EINVAL);
+    assert_eq!(errno(file.set_len(0).unwrap_err()), Errno::EINVAL);
+    assert_eq!(errno(file.sync_all().unwrap_err()), Errno::EINVAL);
+    let truncated = OpenOptions::new().write(true).truncate(true).open(daemon.fuse());
+    assert_eq!(version(&truncated.unwrap()), Ok(8));
+
+    let listed: Vec<_> =
+        fs::read_dir(&daemon.mount).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(listed, [daemon.name.as_str()]);
+    let absent = File::open(daemon.mount.join("absent"));
+    assert_eq!(errno(absent.unwrap_err()), Errno::ENOENT);
+    let guessed = daemon.mount.join(format!(".open/{}.1.0000000000000000", daemon.name));
+    assert_eq!(errno(File::open(guessed).unwrap_err()), Errno::ENOENT);
+    assert!(File::create(daemon.mount.join("new")).is_err());
+    assert!(fs::create_dir(daemon.mount.join("new")).is_err());
+    assert!(fs::remove_file(daemon.mount.join(&daemon.name)).is_err());
+}
+
+#[test]
+fn a_mapping_of_a_device_is_its_buffer_and_cannot_change_under_the_client() {
+    if !possible() {
+        return;
+    }
+    let daemon = Daemon::start(Door::Fuse);
+    let file = open(&daemon.fuse()).unwrap();
+    // SAFETY: a new mapping at no address in particular.
+    let start = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            1 << 20,
+            libc::PROT_READ,
+            libc::MAP_PRIVATE | libc::MAP_NORESERVE,
+            file.as_raw_fd(),
+            0,
+        )
+    };
+    assert_ne!(start, libc::MAP_FAILED, "{}", Errno::last());
+    // SAFETY: the mapping is a mebibyte long, and nobody writes to it.
+    let bytes = unsafe { std::slice::from_raw_parts(start.cast::<u8>(), 1 << 20) };
+    assert!(bytes.iter().all(|byte| *byte == 0));
+    // SAFETY: `bytes` is not used any more.
+    unsafe { libc::munmap(start, 1 << 20) };
+}
+
+#[test]
+fn daemonize_returns_when_clients_can_come_and_tells_why_it_cannot() {
+    if !possible() {
+        return;
+    }
+    let name = unique_name();
+    let mount = mount_of(&name);
+    let log = std::env::temp_dir().join(&name);
+    let start = || {
+        let mut daemon = command(&name, &mount);
+        daemon.args(["--mode", "640", "--owner", "1:2", "--daemonize", "--log"]).arg(&log);
+        daemon.output()
+    };
+    let output = start().unwrap();
+    let claim = fs::read_to_string(Path::new("/run/fakebinder").join(&name)).unwrap();
+    let pid = nix::unistd::Pid::from_raw(claim.lines().next().unwrap().parse().unwrap());
+    let status = fs::metadata(Path::new("/dev").join(&name));
+    let second = start().unwrap();
+    nix::sys::signal::kill(pid, nix::sys::signal::SIGTERM).unwrap();
+    assert!(output.status.success() && output.stdout.is_empty(), "{output:?}");
+    let status = status.unwrap();
+    assert_eq!((status.mode() & 0o777, status.uid(), status.gid()), (0o640, 1, 2));
+    assert_eq!(second.status.code(), Some(1));
+    assert!(String::from_utf8(second.stderr).unwrap().contains("in use by another"));
+    assert!(wait_until(PATIENCE, || !exists(&mount)));
+    fs::remove_file(&log).unwrap();
+}
+
+/// Pages that nobody fills until this is dropped: who reads them waits.
+struct Unfilled {
+    userfault: Option<OwnedFd>,
+    start: *mut libc::c_void,
+}
+
+impl Unfilled {
+    const SIZE: usize = 4096;
+
+    fn new() -> Unfilled {
+        const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
+        const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
+        // SAFETY: a new descriptor, a new mapping, and two structures that live through their calls.
+        unsafe {
+            let fd = libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC);
+            let fd = OwnedFd::from_raw_fd(Errno::result(fd).unwrap() as i32);
+            let start = libc::mmap(
+                std::ptr::null_mut(),
+                Self::SIZE,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            );
+            assert_ne!(start, libc::MAP_FAILED);
+            let mut api = [0xaau64, 0, 0];
+            Errno::result(libc::ioctl(fd.as_raw_fd(), UFFDIO_API, api.as_mut_ptr())).unwrap();
+            let mut register = [start as u64, Self::SIZE as u64, 1, 0];
+            let registered = libc::ioctl(fd.as_raw_fd(), UFFDIO_REGISTER, register.as_mut_ptr());
+            Errno::result(registered).unwrap();
+            Unfilled { userfault: Some(fd), start }
+        }
+    }
+
+    fn address(&self) -> u64 {
+        self.start as u64
+    }
+}
+
+impl Drop for Unfilled {
+    fn drop(&mut self) {
+        // Without its descriptor it is memory like any other.
+        self.userfault = None;
+        // SAFETY: our own mapping, which is not used any more.
+        unsafe { libc::munmap(self.start, Self::SIZE) };
+    }
+}
+
+#[test]
+fn clients_whose_memory_blocks_do_not_hold_up_others() {
+    if !possible() {
+        return;
+    }
+    const STUCK: usize = 6;
+    /// The most that a session has without need.
+    const WORKERS: usize = 4;
+    let daemon = Daemon::start(Door::Fuse);
+    // The first open may start a thread that stays.
+    drop(open(&daemon.fuse()).unwrap());
+    let mut unfilled: Vec<Unfilled> = (0..STUCK).map(|_| Unfilled::new()).collect();
+    let before = daemon.threads();
+    std::thread::scope(|scope| {
+        let stuck: Vec<_> = unfilled
+            .iter()
+            .map(|pages| {
+                let (file, address) = (open(&daemon.fuse()).unwrap(), pages.address());
+                scope.spawn(move || {
+                    let mut bwr = uapi::binder_write_read {
+                        write_size: 4,
+                        write_buffer: address,
+                        ..Default::default()
+                    };
+                    // SAFETY: the structure lives through the call, which gives nothing to read.
+                    let result = unsafe {
+                        libc::ioctl(
+                            file.as_raw_fd(),
+                            uapi::BINDER_WRITE_READ as libc::c_ulong,
+                            &raw mut bwr,
+                        )
+                    };
+                    Errno::result(result)
+                })
+            })
+            .collect();
+        let rescued = wait_until(PATIENCE, || daemon.threads() > before + STUCK - WORKERS);
+        assert!(rescued, "{} threads, {before} before", daemon.threads());
+        assert_eq!(version(&open(&daemon.fuse()).unwrap()), Ok(8));
+        for pages in &mut unfilled {
+            pages.userfault = None;
+        }
+        // The memory reads as zeros now, which are no command.
+        for thread in stuck {
+            assert_eq!(thread.join().unwrap(), Err(Errno::EINVAL));
+        }
+    });
+    let left = wait_until(PATIENCE, || daemon.threads() == before);
+    assert!(left, "{} threads, {before} before", daemon.threads());
+    daemon.stop();
+}

@@ -1,0 +1,323 @@
+//! The page verbs over real memory: a client process that maps its buffer file.
+
+mod support;
+
+use fakebinder::Errno;
+use fakebinder::alloc::Alloc;
+use fakebinder::mm_shim::{ClientMm, MappingKind, Mm, create_memfd};
+use fakebinder::shrinker::{Memory, MemoryConfig};
+use nix::fcntl::{FallocateFlags, fallocate};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+use support::{ByProcessVm, Bytes, Client, request, resident};
+
+const PAGE: usize = 4096;
+const CLIENT: [&str; 4] = ["--ignored", "--exact", "client_process", "--nocapture"];
+
+#[test]
+#[ignore = "what a client process runs"]
+fn client_process() {
+    support::client_main();
+}
+
+fn memory() -> Arc<Memory> {
+    Memory::new(MemoryConfig::default())
+}
+
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i * 7 + i / 251) as u8 | 1).collect()
+}
+
+#[test]
+fn what_is_copied_to_a_buffer_is_what_the_client_reads() {
+    let memory = memory();
+    let mut client = Client::start(&CLIENT, 1 << 20, &memory);
+    let bytes = pattern(3 * PAGE + 100);
+    let buffer = client.alloc.alloc_new_buf(&request(bytes.len())).expect("room");
+    client
+        .alloc
+        .copy_user_to_buffer(&buffer, 0, &ByProcessVm(bytes.clone()), 0, bytes.len())
+        .expect("a copy");
+    assert_eq!(client.peek_buffer(&buffer), bytes);
+    client.alloc.copy_to_buffer(&buffer, 8, &[1, 2, 3, 4]).expect("a copy");
+    assert_eq!(client.peek(buffer.user_data + 8, 4), [1, 2, 3, 4]);
+    let mut back = [0; 4];
+    client.alloc.copy_from_buffer(&buffer, 8, &mut back).expect("a copy");
+    assert_eq!(back, [1, 2, 3, 4]);
+
+    client.alloc.set_clear_on_free(&buffer);
+    client.alloc.free_buf(&buffer);
+    assert_eq!(client.peek_buffer(&buffer), vec![0; bytes.len()]);
+}
+
+/// Installed pages count in the client's and in our memory; zapped ones are gone from both.
+#[test]
+fn installed_pages_are_in_the_clients_memory_and_ours_and_zapped_ones_in_neither() {
+    for userfault in [true, false] {
+        let memory = memory();
+        let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory, userfault);
+        let us = std::process::id();
+        assert_eq!((client.resident(), client.rss_in(us), client.rss_in(client.pid())), (0, 0, 0));
+
+        let buffer = client.alloc.alloc_new_buf(&request(5 * PAGE)).expect("room");
+        let bytes = pattern(5 * PAGE);
+        client
+            .alloc
+            .copy_user_to_buffer(&buffer, 0, &Bytes(bytes.clone()), 0, bytes.len())
+            .expect("a copy");
+        assert_eq!(client.resident(), 5);
+        assert_eq!(client.rss_in(us), 5 * 4);
+        assert_eq!(client.peek_buffer(&buffer), bytes);
+        assert_eq!(client.rss_in(client.pid()), 5 * 4);
+        assert_eq!(memory.used(), 5);
+
+        client.alloc.free_buf(&buffer);
+        assert_eq!((memory.count(), memory.reclaim_all()), (5, 5));
+        assert_eq!((client.resident(), client.rss_in(us), client.rss_in(client.pid())), (0, 0, 0));
+        assert_eq!((memory.used(), memory.count()), (0, 0));
+    }
+}
+
+#[test]
+fn a_buffer_file_has_its_size_and_mode_for_good() {
+    let file = create_memfd("fakebinder-test").expect("a buffer file");
+    let stat = nix::sys::stat::fstat(&file.memfd).expect("a file");
+    assert_eq!((stat.st_size, stat.st_mode & 0o7777), (4 << 20, 0));
+    assert_eq!(nix::unistd::ftruncate(&file.memfd, 0), Err(Errno::EPERM));
+    assert_eq!(nix::unistd::ftruncate(&file.memfd, 8 << 20), Err(Errno::EPERM));
+    assert_eq!(nix::unistd::write(&file.read_only, &[1]), Err(Errno::EBADF));
+    assert_eq!(resident(&file.memfd), 0);
+}
+
+#[test]
+fn a_mapping_is_found_in_the_client_and_only_a_read_only_one_of_our_file() {
+    let memory = memory();
+    let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory, true);
+    assert_eq!(client.mm.find_mapping(), Ok((client.address, 1 << 20)));
+    assert_eq!(client.mm.mapping_at(client.address), Ok((client.address, 1 << 20)));
+    assert_eq!(client.mm.mapping_at(client.address + PAGE as u64), Err(Errno::ESRCH));
+    assert_eq!(client.mm.mapping_at(client.address - PAGE as u64), Err(Errno::ESRCH));
+    client.map_writable();
+    assert_eq!(client.mm.find_mapping(), Err(Errno::EPERM));
+    assert_eq!(client.mm.mapping_at(client.address), Err(Errno::EPERM));
+    client.remap(PAGE as u64);
+    assert_eq!(client.mm.find_mapping(), Err(Errno::ESRCH));
+    assert_eq!(client.mm.mapping_at(client.address), Err(Errno::ESRCH));
+    client.map_impostor();
+    assert_eq!(client.mm.find_mapping(), Err(Errno::ESRCH));
+    client.kill();
+    assert_eq!(client.mm.find_mapping(), Err(Errno::ESRCH));
+    assert_eq!(client.mm.mapping_at(client.address), Err(Errno::ESRCH));
+}
+
+/// A file of the FUSE door is known by numbers, here those of another buffer file.
+#[test]
+fn a_mapping_of_another_file_is_not_ours() {
+    let client = Client::start_unknown(&CLIENT, 1 << 20, &memory(), true);
+    let stat = nix::sys::stat::fstat(&client.memfd).expect("a file");
+    let mm = |dev, ino| {
+        let pid = client.pid() as i32;
+        // SAFETY: takes no pointer; the descriptor is new and ours.
+        let pidfd =
+            unsafe { OwnedFd::from_raw_fd(libc::syscall(libc::SYS_pidfd_open, pid, 0) as i32) };
+        let memfd = client.memfd.try_clone().expect("another descriptor");
+        ClientMm::new(pid, Arc::new(pidfd), memfd, MappingKind::FuseFile { dev, ino })
+            .expect("an mm")
+    };
+    assert_eq!(mm(stat.st_dev, stat.st_ino).find_mapping(), Ok((client.address, 1 << 20)));
+    assert_eq!(mm(stat.st_dev, stat.st_ino + 1).find_mapping(), Err(Errno::ESRCH));
+    assert_eq!(mm(stat.st_dev + 1, stat.st_ino).find_mapping(), Err(Errno::ESRCH));
+    let alloc = Alloc::new(mm(stat.st_dev, stat.st_ino), &memory());
+    assert_eq!(alloc.alloc_new_buf(&request(8)).map(|buffer| buffer.user_data), Ok(client.address));
+}
+
+/// The next install finds out, fails alone, and the shrinker still has the client's pages.
+#[test]
+fn after_munmap_or_an_impostor_the_next_install_fails_and_pages_are_still_reclaimed() {
+    let changes: [fn(&mut Client); 4] =
+        [Client::munmap, Client::map_impostor, Client::map_writable, |client| {
+            client.remap(PAGE as u64)
+        }];
+    for change in changes {
+        let memory = memory();
+        let mut client = Client::start(&CLIENT, 1 << 20, &memory);
+        let other = Client::start(&CLIENT, 1 << 20, &memory);
+        let unused = client.alloc.alloc_new_buf(&request(2 * PAGE)).expect("room");
+        client.alloc.free_buf(&unused);
+        change(&mut client);
+        assert_eq!(client.alloc.alloc_new_buf(&request(3 * PAGE)), Err(Errno::ESRCH));
+        assert_eq!(client.alloc.alloc_new_buf(&request(8)), Err(Errno::ESRCH));
+        assert_eq!(client.alloc.mmap_handler(client.address, client.size), Err(Errno::EBUSY));
+        other.alloc.alloc_new_buf(&request(3 * PAGE)).expect("another client");
+        assert_eq!((client.resident(), memory.reclaim_all(), client.resident()), (2, 2, 0));
+        assert_eq!((memory.used(), memory.count()), (3, 0));
+    }
+}
+
+#[test]
+fn a_client_that_dies_leaves_no_page_and_no_descriptor() {
+    let memory = memory();
+    let mut client = Client::start(&CLIENT, 1 << 20, &memory);
+    let live = client.alloc.alloc_new_buf(&request(2 * PAGE)).expect("room");
+    client.kill();
+    assert_eq!(client.alloc.alloc_new_buf(&request(3 * PAGE)), Err(Errno::ESRCH));
+    assert!(!client.mm.mmget_not_zero());
+    client.alloc.free_buf(&live);
+    assert_eq!(memory.reclaim_all(), 2);
+    let again = client.alloc.alloc_new_buf(&request(PAGE));
+    assert_eq!(again, Err(Errno::ESRCH));
+    client.alloc.deferred_release();
+    assert_eq!((client.resident(), memory.used(), memory.count()), (0, 0, 0));
+}
+
+/// As the kernel's: whoever uses an mm already may use it once more.
+#[test]
+fn an_mm_in_use_can_be_used_again_though_its_client_is_gone() {
+    let memory = memory();
+    let mut client = Client::start(&CLIENT, 1 << 20, &memory);
+    assert!(client.mm.mmget_not_zero());
+    assert_eq!(client.mm.vma_lookup(client.address, 0), Ok(()));
+    client.kill();
+    assert!(client.mm.mmget_not_zero());
+    assert!(client.mm.vma_lookup(client.address, 0).is_err());
+    client.mm.mmput();
+    client.mm.mmput();
+    assert!(!client.mm.mmget_not_zero());
+}
+
+/// A client that reads an empty page makes one of zeros. It is then the winner of that race, and
+/// its page is paid for from the first install on.
+#[test]
+fn a_page_that_the_client_made_by_reading_is_used_and_paid_for() {
+    for userfault in [true, false] {
+        let memory = memory();
+        let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory, userfault);
+        assert_eq!(client.peek(client.address, 8), [0; 8]);
+        assert_eq!((client.resident(), memory.used()), (1, 0));
+        let bytes = pattern(2 * PAGE);
+        let buffer = client.alloc.alloc_new_buf(&request(bytes.len())).expect("room");
+        client
+            .alloc
+            .copy_user_to_buffer(&buffer, 0, &ByProcessVm(bytes.clone()), 0, bytes.len())
+            .expect("a copy");
+        assert_eq!(client.peek_buffer(&buffer), bytes);
+        assert_eq!((client.resident(), memory.used()), (2, 2));
+        client.alloc.free_buf(&buffer);
+        assert_eq!((memory.reclaim_all(), memory.used(), client.resident()), (2, 0, 0));
+    }
+}
+
+#[test]
+fn verbs_have_the_errors_of_the_kernel() {
+    for userfault in [true, false] {
+        let client = Client::start_unknown(&CLIENT, 1 << 20, &memory(), userfault);
+        let mm = &client.mm;
+        assert!(!mm.get_user_pages_remote(3));
+        let mut page = mm.new_page();
+        assert_eq!(mm.vm_insert_page(3, &mut page), Ok(()));
+        assert_eq!(mm.vm_insert_page(3, &mut page), Err(Errno::EBUSY));
+        assert!(mm.get_user_pages_remote(3) && !mm.get_user_pages_remote(2));
+        assert!(mm.zap_page(3).is_ok() && !mm.get_user_pages_remote(3));
+        assert_eq!(mm.vm_insert_page(3, &mut page), Ok(()));
+        assert_eq!(mm.vm_insert_page(1024, &mut page), Err(Errno::EFAULT));
+        assert!(!mm.get_user_pages_remote(1024));
+        assert_eq!(client.resident(), 1);
+        mm.exit_mmap();
+        assert_eq!(client.resident(), 0);
+        assert_eq!(mm.write((4 << 20) - 4, &[1; 8]), Err(Errno::EFAULT));
+        assert_eq!(mm.read(usize::MAX, &mut [1; 8]), Err(Errno::EFAULT));
+        assert_eq!(mm.clear(4 << 20, 1), Err(Errno::EFAULT));
+        assert_eq!(mm.clear(4 << 20, 0), Ok(()));
+    }
+}
+
+/// A privileged client can punch holes into its own buffer. That costs it its data, a system call
+/// EFAULT, and a store of ours a moment: nobody waits for ever.
+#[test]
+fn a_hole_under_a_live_buffer_stops_nobody() {
+    let memory = memory();
+    let client = Client::start(&CLIENT, 1 << 20, &memory);
+    let buffer = client.alloc.alloc_new_buf(&request(2 * PAGE)).expect("room");
+    let punch = || {
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(&client.memfd, flags, 0, 2 * PAGE as i64).expect("our own file");
+    };
+    punch();
+    let bytes = pattern(2 * PAGE);
+    let copied =
+        client.alloc.copy_user_to_buffer(&buffer, 0, &ByProcessVm(bytes.clone()), 0, bytes.len());
+    assert_eq!(copied, Err(Errno::EFAULT));
+    punch();
+    client.alloc.copy_to_buffer(&buffer, 0, &bytes).expect("a store");
+    let mut back = vec![0; bytes.len()];
+    client.alloc.copy_from_buffer(&buffer, 0, &mut back).expect("a load");
+    assert!(back == bytes);
+    client.alloc.set_clear_on_free(&buffer);
+    punch();
+    client.alloc.free_buf(&buffer);
+    assert_eq!((memory.reclaim_all(), memory.used(), client.resident()), (2, 0, 0));
+}
+
+#[test]
+fn a_budget_is_shared_by_all_clients_and_reclaims_real_memory() {
+    let budget = Some(8 * PAGE as u64);
+    let memory = Memory::new(MemoryConfig { page_budget: budget, ..MemoryConfig::default() });
+    let clients: Vec<Client> = (0..3).map(|_| Client::start(&CLIENT, 1 << 20, &memory)).collect();
+    for round in 0..30 {
+        let client = &clients[round % 3];
+        let buffer = client
+            .alloc
+            .alloc_new_buf(&request((1 + round % 8) * PAGE))
+            .expect("reclaimed from the others");
+        assert!(clients.iter().map(Client::resident).sum::<usize>() <= 8);
+        client.alloc.free_buf(&buffer);
+    }
+    assert_eq!(clients[0].alloc.alloc_new_buf(&request(9 * PAGE)), Err(Errno::ENOMEM));
+    clients[1].alloc.alloc_new_buf(&request(8 * PAGE)).expect("that failed alone");
+}
+
+#[test]
+fn maps_stay_open_between_installs_and_go_with_their_client() {
+    let memory = memory();
+    let open = || {
+        let links = std::fs::read_dir("/proc/self/fd").expect("our descriptors").flatten();
+        links.filter(|l| std::fs::read_link(l.path()).is_ok_and(|p| p.ends_with("maps"))).count()
+    };
+    let clients: Vec<Client> = (0..8).map(|_| Client::start(&CLIENT, 1 << 20, &memory)).collect();
+    for client in &clients {
+        client.alloc.alloc_new_buf(&request(PAGE)).expect("room");
+    }
+    assert!(open() >= 8);
+    let pids: Vec<u32> = clients.iter().map(Client::pid).collect();
+    drop(clients);
+    let start = Instant::now();
+    let left = || {
+        let links = std::fs::read_dir("/proc/self/fd").expect("our descriptors").flatten();
+        let paths: Vec<_> = links.filter_map(|l| std::fs::read_link(l.path()).ok()).collect();
+        pids.iter()
+            .filter(|pid| {
+                paths.iter().any(|p| *p == std::path::Path::new(&format!("/proc/{pid}/maps")))
+            })
+            .count()
+    };
+    while left() > 0 && start.elapsed() < Duration::from_secs(5) {
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(left(), 0);
+}
+
+/// For `strace -f -c`: 1,000 small transactions whose pages are there, one system call each.
+#[test]
+#[ignore = "to be run under strace"]
+fn a_thousand_small_transactions() {
+    let client = Client::start(&CLIENT, 1 << 20, &memory());
+    let bytes = ByProcessVm(pattern(200));
+    for _ in 0..1000 {
+        let buffer = client.alloc.alloc_new_buf(&request(200)).expect("room");
+        client.alloc.copy_user_to_buffer(&buffer, 0, &bytes, 0, 200).expect("a copy");
+        client.alloc.copy_to_buffer(&buffer, 8, &[0; 8]).expect("a copy");
+        client.alloc.free_buf(&buffer);
+    }
+}

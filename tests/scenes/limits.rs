@@ -1,0 +1,240 @@
+//! Limits: what one client may make the driver hold. The excess is refused to that client, and
+//! everybody else goes on.
+
+use crate::support::*;
+use fakebinder::Errno;
+use fakebinder::binder::Limits;
+use fakebinder::binder::command::Command;
+use fakebinder::binder::object::{BufferObject, FdArrayObject, FlatObject, Object};
+use fakebinder::binder::returns::Return;
+use fakebinder::binder::wire::HandleCookie;
+use fakebinder::shrinker::MemoryConfig;
+use fakebinder::sim::{SimFile, World};
+use fakebinder::uapi;
+
+/// A manager that accepts descriptors, a client that will go too far, and one that will not.
+struct Crowd {
+    pair: Pair,
+    modest: fakebinder::sim::Sim,
+}
+
+fn crowd(limits: Limits) -> Crowd {
+    let world = World::with_limits(MemoryConfig::default(), limits);
+    let manager = world.open(100);
+    let flags = uapi::FLAT_BINDER_FLAG_ACCEPTS_FDS;
+    let mut object = Vec::new();
+    let flat = FlatObject { flags, ..Default::default() };
+    Object::Binder { strong: true, flat }.encode(&mut object);
+    manager.main().call(uapi::BINDER_SET_CONTEXT_MGR_EXT, &object).unwrap();
+    let client = open(&world, 200);
+    let modest = open(&world, 300);
+    Crowd { pair: Pair { world, manager, client }, modest }
+}
+
+impl Crowd {
+    /// The modest client is served, and everybody leaves.
+    #[track_caller]
+    fn end(self) {
+        let Crowd { pair: Pair { world, manager, client }, modest } = self;
+        while let Some(Return::Transaction(data)) = manager.main().drain().pop() {
+            free(&manager, &data);
+        }
+        let calling = call_with(modest.main(), 0, &[binder(0x77)]);
+        take(manager.main());
+        answer(manager.main().nonblock(), b"served");
+        assert_eq!(modest.data(&reply(&calling)), b"served");
+        end(&world, [client, manager, modest]);
+    }
+}
+
+#[test]
+fn too_many_threads_are_enomem() {
+    let crowd = crowd(Limits { threads: 8, ..Limits::default() });
+    let client = &crowd.pair.client;
+    for tid in 201..208 {
+        introduce(client.thread(tid));
+    }
+    let version = client.thread(208).call(uapi::BINDER_VERSION, &[0; 4]);
+    assert_eq!(version, Err(Errno::ENOMEM));
+    assert!(client.process.poll(208, None).is_err());
+    client.thread(205).call(uapi::BINDER_THREAD_EXIT, &[0; 4]).unwrap();
+    introduce(client.thread(208));
+    crowd.end();
+}
+
+#[test]
+fn too_many_nodes_are_enomem() {
+    let crowd = crowd(Limits { nodes: 8, ..Limits::default() });
+    let Pair { manager, client, .. } = &crowd.pair;
+    let objects: Vec<Object> = (1..=8).map(|ptr| binder(ptr * 16)).collect();
+    let data = one_way(client.message(0, 1, b"", &objects));
+    client.main().write(&[Command::Transaction(data)]);
+    assert!(client.main().drain().contains(&Return::TransactionComplete));
+    assert_eq!(post_with(client.main(), 0, &[binder(0x990)]), [Return::FailedReply]);
+    assert_eq!(error(client.main()), failed(Errno::ENOMEM));
+    // A node that is known already is no further one.
+    assert_eq!(post_with(client.main(), 0, &[binder(0x10)]), [Return::TransactionComplete]);
+    take(manager.main());
+    crowd.end();
+}
+
+/// The receiver is full: what fails is the transaction that would bring it more.
+#[test]
+fn too_many_references_are_enomem() {
+    let crowd = crowd(Limits { refs: 8, ..Limits::default() });
+    let Pair { world, manager, client } = &crowd.pair;
+    let objects: Vec<Object> = (1..=8).map(|ptr| binder(ptr * 16)).collect();
+    let data = one_way(client.message(0, 1, b"", &objects));
+    client.main().write(&[Command::Transaction(data)]);
+    assert!(client.main().drain().contains(&Return::TransactionComplete));
+    let before = world.stats();
+    let told = post_with(client.main(), 0, &[binder(0x10), binder(0x990)]);
+    assert_eq!((told, world.stats()), (vec![Return::FailedReply], before));
+    assert_eq!(error(client.main()), failed(Errno::ENOMEM));
+    let received = take(manager.main());
+    free(manager, &received);
+    crowd.end();
+}
+
+#[test]
+fn too_many_references_of_ones_own_are_not_counted() {
+    let crowd = crowd(Limits { refs: 1, ..Limits::default() });
+    let Pair { world, manager, client } = &crowd.pair;
+    let held = offer(client, manager, 0x10);
+    let before = world.stats();
+    manager.main().write(&[Command::Transaction(one_way(manager.message(
+        held,
+        1,
+        b"",
+        &[handle(held), binder(0x20)],
+    )))]);
+    assert_eq!(world.stats().references, before.references + 1, "the client's first");
+    take(client.main());
+    client.main().write(&[Command::Acquire(0)]);
+    assert_eq!(world.stats().references, before.references + 1, "not a second");
+    manager.main().write(&[Command::Release(held)]);
+    manager.main().drain();
+    crowd.end();
+}
+
+#[test]
+fn too_many_death_notifications_read_br_error() {
+    let crowd = crowd(Limits { links: 2, ..Limits::default() });
+    let Pair { world, manager, client } = &crowd.pair;
+    let held: Vec<u32> = (1..=3).map(|ptr| offer(client, manager, ptr * 16)).collect();
+    let request = |handle| HandleCookie { handle, cookie: handle.into() };
+    for handle in &held[..2] {
+        manager.main().write(&[Command::RequestDeathNotification(request(*handle))]);
+    }
+    let third = Command::RequestDeathNotification(request(held[2]));
+    let (result, consumed) = manager.main().try_write(&[third, Command::EnterLooper]);
+    assert_eq!((result, consumed), (Ok(0), 16), "what is behind it waits");
+    assert_eq!(manager.main().drain(), [Return::Error(0)]);
+    assert_eq!(world.stats().deaths, 2);
+    // Cleared, and the confirmation read, it is one less.
+    manager.main().write(&[Command::ClearDeathNotification(request(held[0]))]);
+    assert_eq!(manager.main().drain(), [Return::ClearDeathNotificationDone(held[0].into())]);
+    manager.main().write(&[third]);
+    assert_eq!((manager.main().drain(), world.stats().deaths), (vec![], 2));
+    crowd.end();
+}
+
+#[test]
+fn too_many_freeze_notifications_are_enomem() {
+    let crowd = crowd(Limits { links: 2, ..Limits::default() });
+    let Pair { world, manager, client } = &crowd.pair;
+    let held: Vec<u32> = (1..=3).map(|ptr| offer(client, manager, ptr * 16)).collect();
+    let request = |handle| {
+        Command::RequestFreezeNotification(HandleCookie { handle, cookie: u64::from(handle) })
+    };
+    manager.main().write(&[request(held[0]), request(held[1])]);
+    assert_eq!(manager.main().try_write(&[request(held[2])]), (Err(Errno::ENOMEM), 0));
+    assert_eq!(world.stats().freezes, 2);
+    manager.main().write(&[Command::Release(held[0]), request(held[2])]);
+    assert_eq!(world.stats().freezes, 2);
+    manager.main().write(&[Command::Release(held[1]), Command::Release(held[2])]);
+    crowd.end();
+}
+
+/// A thread that sends on and on and never reads what became of it.
+#[test]
+fn too_many_returns_that_nobody_reads_are_enomem() {
+    let crowd = crowd(Limits { thread_todo: 8, ..Limits::default() });
+    let Pair { manager, client, .. } = &crowd.pair;
+    for code in 0..8 {
+        let data = one_way(client.message(0, code, b"", &[]));
+        client.main().write(&[Command::Transaction(data)]);
+        let received = take(manager.main());
+        free(manager, &received);
+    }
+    let data = one_way(client.message(0, 9, b"", &[]));
+    client.main().write(&[Command::Transaction(data)]);
+    assert_eq!(error(client.main()), failed(Errno::ENOMEM));
+    let mut told = vec![Return::TransactionComplete; 8];
+    told.push(Return::FailedReply);
+    assert_eq!(client.main().drain(), told);
+    assert_eq!(post(client.main(), 0, 1, b""), [Return::TransactionComplete]);
+    crowd.end();
+}
+
+#[test]
+fn too_many_descriptors_in_a_transaction_are_einval() {
+    let crowd = crowd(Limits { files_per_transaction: 4, ..Limits::default() });
+    let Pair { manager, client, .. } = &crowd.pair;
+    client.add_file(3, SimFile(1));
+    assert_eq!(post_with(client.main(), 0, &[fd(3); 5]), [Return::FailedReply]);
+    assert_eq!(error(client.main()), failed(Errno::EINVAL));
+    // In an array as well.
+    let parent = BufferObject {
+        buffer: client.arena.push(&[3, 0, 0, 0].repeat(5)),
+        length: 20,
+        ..Default::default()
+    };
+    let array = FdArrayObject { num_fds: 5, ..Default::default() };
+    let objects = [Object::Buffer(parent), Object::FdArray(array)];
+    let data = one_way(client.message(0, 1, b"iface:::", &objects));
+    client.main().write(&[Command::TransactionSg(data, 24)]);
+    assert_eq!(client.main().drain(), [Return::FailedReply]);
+    assert_eq!(post_with(client.main(), 0, &[fd(3); 4]), [Return::TransactionComplete]);
+    take(manager.main());
+    crowd.end();
+}
+
+#[test]
+fn too_many_descriptors_on_their_way_are_emfile() {
+    let crowd = crowd(Limits { files_in_flight: 4, ..Limits::default() });
+    let Pair { manager, client, .. } = &crowd.pair;
+    client.add_file(3, SimFile(1));
+    assert_eq!(post_with(client.main(), 0, &[fd(3); 3]), [Return::TransactionComplete]);
+    assert_eq!(post_with(client.main(), 0, &[fd(3); 2]), [Return::FailedReply]);
+    assert_eq!(error(client.main()), failed(Errno::EMFILE));
+    assert_eq!(post_with(client.main(), 0, &[fd(3)]), [Return::TransactionComplete]);
+    let received = take(manager.main());
+    free(manager, &received);
+    assert_eq!(post_with(client.main(), 0, &[fd(3); 3]), [Return::TransactionComplete]);
+    crowd.end();
+}
+
+/// What never arrives is not on its way any more.
+#[test]
+fn descriptors_that_were_dropped_are_not_counted_as_on_their_way() {
+    let crowd = crowd(Limits { files_in_flight: 4, ..Limits::default() });
+    let Pair { manager, client, .. } = &crowd.pair;
+    client.add_file(3, SimFile(1));
+    for _ in 0..3 {
+        let calling = call_with(client.thread(201), 0, &[fd(3); 4]);
+        drop(calling);
+        manager.limit_files(0);
+        assert_eq!(manager.main().drain(), []);
+        client.thread(201).drain();
+    }
+    crowd.end();
+}
+
+#[test]
+fn the_limits_are_generous_unless_told_otherwise() {
+    let limits = Limits::default();
+    assert!(limits.threads >= 10_000 && limits.nodes >= 100_000 && limits.refs >= 100_000);
+    assert!(limits.links >= limits.refs, "one for every reference");
+    assert!(limits.files_per_transaction <= limits.files_in_flight);
+}
