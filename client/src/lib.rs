@@ -14,6 +14,7 @@
 //! - [`Mapping`]: the memory that incoming transactions lie in
 //! - [`Thread`]: calls, replies and served calls of one thread
 //! - [`Error`]: an errno, the operation and the device
+//! - [`conformance`]: tests of everything that a client can see of a device
 //!
 //! ```no_run
 //! use fakebinder_client::{Call, Device, Parcel, Reply, Thread};
@@ -43,6 +44,7 @@ pub use nix::errno::Errno;
 mod attach;
 mod call;
 mod command;
+pub mod conformance;
 mod device;
 mod error;
 mod files;

@@ -8,7 +8,7 @@
 
 use super::sys::{self, Catch};
 use crate::Errno;
-use crate::attach::attach;
+use crate::attach::handshake;
 use crate::sys::Region;
 use nix::sys::mman::{MapFlags, ProtFlags};
 use nix::sys::signal::Signal;
@@ -148,7 +148,7 @@ fn map(fd: i32, size: u64, prot: i32, flags: i32) -> Result<u64, Errno> {
     match Region::map(file.as_fd(), size, prot, flags) {
         Ok(region) => Ok(leak(region)),
         Err(Errno::ENODEV) => {
-            let attached = attach(file.as_fd(), size, prot, flags)?;
+            let attached = handshake(file.as_fd(), size, prot, flags)?;
             channels().insert(fd, attached.channel);
             let address = attached.mapping.address();
             std::mem::forget(attached.mapping);
