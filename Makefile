@@ -16,4 +16,4 @@ build: deps
 deps:
 	@scripts/install-deps
 
-include tests/vm/vm.mk demo.mk
+include tests/vm/vm.mk tests/vm/conformance.mk demo.mk

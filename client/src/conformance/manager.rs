@@ -228,7 +228,7 @@ fn a_security_context_is_sent_when_asked_for(scene: &Scene) {
         let got = manager.waits("NOOP TRANSACTION_SEC_CTX");
         let got = got.transaction();
         assert_eq!(got.data, b"who am I");
-        assert!(got.secctx >= got.buffer + 8 && got.secctx % 8 == 0);
+        assert!(got.secctx >= got.buffer + 8 && got.secctx.is_multiple_of(8));
         let own = std::fs::read("/proc/self/attr/current").unwrap_or_default();
         let told = manager.peek(got.secctx, own.len().max(1)).expect("a context");
         let text = own.strip_suffix(b"\n").or(own.strip_suffix(b"\0")).unwrap_or(&own);

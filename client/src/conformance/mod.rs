@@ -47,8 +47,13 @@ use scene::Scene;
 /// The tests of one noun.
 struct Group {
     name: &'static str,
-    tests: &'static [(&'static str, fn(&Scene))],
+    /// Whether its processes must be ready for files in transactions.
+    files: bool,
+    tests: &'static [(&'static str, Act)],
 }
+
+/// A test: it fails by a panic.
+type Act = fn(&Scene);
 
 /// Every test, in the order in which they run.
 const GROUPS: &[Group] = &[
@@ -76,8 +81,14 @@ const GROUPS: &[Group] = &[
 /// Names a group after its file, and its tests after their functions.
 macro_rules! group {
     ($name:literal: $($test:ident),* $(,)?) => {
-        pub(super) const GROUP: super::Group =
-            super::Group { name: $name, tests: &[$((stringify!($test), $test)),*] };
+        group! { $name, files: false; $($test),* }
+    };
+    ($name:literal, files: $files:literal; $($test:ident),* $(,)?) => {
+        pub(super) const GROUP: super::Group = super::Group {
+            name: $name,
+            files: $files,
+            tests: &[$((stringify!($test), $test)),*],
+        };
     };
 }
 use group;

@@ -24,7 +24,7 @@ pub(super) struct Arena {
 impl Arena {
     /// `len` bytes, a multiple of the page size, and the forbidden page.
     pub(super) fn new(len: usize) -> nix::Result<Arena> {
-        assert!(len > 0 && len % PAGE == 0);
+        assert!(len > 0 && len.is_multiple_of(PAGE));
         // SAFETY: an anonymous mapping at an address of the kernel's choice covers nothing else.
         let start = unsafe {
             libc::mmap(

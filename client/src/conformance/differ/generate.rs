@@ -50,8 +50,8 @@ impl Chance {
     }
 }
 
-/// The next step.
-pub(super) fn step(chance: &mut Chance, stage: &Stage<'_>) -> Step {
+/// The next step; `unmap`: whether it may be a munmap.
+pub(super) fn step(chance: &mut Chance, stage: &Stage<'_>, unmap: bool) -> Step {
     let living: Vec<_> = (0..PROCESSES).filter(|&index| stage.actors[index].alive).collect();
     let process = chance.pick(&living).unwrap_or(0);
     let thread = if chance.once_in(4) { 1 % THREADS } else { 0 };
@@ -76,7 +76,7 @@ pub(super) fn step(chance: &mut Chance, stage: &Stage<'_>) -> Step {
         9 => Act::Freeze { process: chance.below(PROCESSES), enable: chance.once_in(2) },
         10 => Act::FrozenInfo(chance.below(PROCESSES)),
         11 => Act::SetContextManager,
-        12 if chance.once_in(3) => Act::Unmap,
+        12 if unmap && chance.once_in(3) => Act::Unmap,
         13 if living.len() > 2 && chance.once_in(2) => Act::Kill,
         _ => Act::Poll,
     };

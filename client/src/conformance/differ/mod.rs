@@ -12,7 +12,8 @@ mod stage;
 
 pub use program::{Act, Buffer, Part, Program, Send, Step, Twist, Write};
 
-use super::scene::Scene;
+use super::runner::known_difference;
+use super::scene::{Scene, door};
 use super::sys::fork;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
@@ -77,9 +78,10 @@ impl Differ {
     ) -> nix::Result<(Transcript, Option<Difference>)> {
         let made = self.child(&self.reference, |scene, out| {
             let mut chance = generate::Chance::new(seed, number);
+            let unmap = known_difference("program/unmap", door(&self.device)).is_none();
             let mut stage = stage::Stage::new(scene);
             for _ in 0..steps {
-                let step = generate::step(&mut chance, &stage);
+                let step = generate::step(&mut chance, &stage, unmap);
                 out.program.steps.push(step.clone());
                 let line = stage.perform(&step);
                 out.transcript.lines.push(line);
@@ -124,7 +126,12 @@ impl Differ {
     /// dies) or takes too long, the transcript ends with that.
     fn child(&self, device: &Path, act: impl FnOnce(&Scene, &mut Run)) -> nix::Result<Run> {
         let (result, ours) = pipe()?;
-        let scene = Scene { device: device.to_owned(), patience: self.timeout.mul_f32(0.5) };
+        let scene = Scene {
+            device: device.to_owned(),
+            patience: self.timeout.mul_f32(0.5),
+            blocking: false,
+            files: true,
+        };
         let group = fork(|| {
             let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
             std::panic::set_hook(Box::new(|_| {}));
