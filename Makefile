@@ -1,5 +1,7 @@
 # make run     builds all, starts the daemon, sends 10,000 checked transactions, stops it
 # make test    the same, then every test, then the tests in a VM with CUSE and the kernel's driver
+# make conformance   fb-conformance and fb-differ on the driver and both doors, in the VM, as one table
+# make demo-contention   page installs under a shared and an exclusive lock, printed and drawn
 # make coverage   which lines of the engine the scenes reach
 # make vm      a shell in that VM (CMD='...' runs a command)
 .DEFAULT_GOAL := run
@@ -17,5 +19,4 @@ build: deps
 deps:
 	@scripts/install-deps
 
-include tests/vm/vm.mk
-include coverage.mk demo.mk
+include tests/vm/vm.mk tests/vm/conformance.mk demo.mk coverage.mk

@@ -15,7 +15,7 @@
 //! - lru: a page that no buffer uses; slot set, on the LRU
 //! - active: a page that a buffer uses; slot set, not on the LRU
 //!
-//! From free to active goes [`Alloc::install_single_page`], outside the buffer mutex; between
+//! From free to active goes `install_single_page`, outside the buffer mutex; between
 //! active and lru, whoever allocates and frees buffers, under it; from lru to free the shrinker.
 #![forbid(unsafe_code)]
 

@@ -15,6 +15,7 @@
 //! - [`Thread`]: calls, replies and served calls of one thread
 //! - [`conformance`]: tests of everything that a client can see of a device
 //! - [`Error`]: an errno, the operation and the device
+//! - [`conformance`]: tests of everything that a client can see of a device
 //!
 //! ```no_run
 //! use fakebinder_client::{Call, Device, Parcel, Reply, Thread};

@@ -25,6 +25,7 @@ group! { "file":
     a_page_without_a_buffer_is_not_there,
     call_before_mmap_finds_the_target_dead,
     call_after_munmap_finds_the_target_dead,
+    call_after_munmap_of_a_used_page_finds_the_target_dead,
     reply_after_munmap_finds_the_caller_dead,
     two_opens_are_two_processes,
     a_forked_child_is_a_thread_of_its_parents_process,
@@ -67,10 +68,10 @@ fn write_is_refused(scene: &Scene) {
 
 fn the_first_read_of_a_thread_does_not_wait(scene: &Scene) {
     let process = scene.process_with(2);
-    process.set_nonblock(false);
-    process.reads("NOOP");
-    process.threads[1].reads("NOOP");
-    process.set_nonblock(true);
+    let patient = scene.blocking().process_with(2);
+    for thread in process.threads.iter().chain(&patient.threads) {
+        thread.reads("NOOP");
+    }
     process.reads("EAGAIN");
     process.threads[1].reads("EAGAIN");
 }
@@ -205,6 +206,18 @@ fn call_after_munmap_finds_the_target_dead(scene: &Scene) {
     assert_eq!(client.extended_error(), ("DEAD_REPLY", -libc::ESRCH));
 }
 
+fn call_after_munmap_of_a_used_page_finds_the_target_dead(scene: &Scene) {
+    let manager = scene.manager();
+    let client = scene.process();
+    client.write(oneway(0));
+    client.reads("NOOP TRANSACTION_COMPLETE");
+    manager.receive();
+    manager.unmap();
+    client.write(call(0));
+    client.reads("NOOP DEAD_REPLY");
+    assert_eq!(client.extended_error(), ("DEAD_REPLY", -libc::ESRCH));
+}
+
 fn reply_after_munmap_finds_the_caller_dead(scene: &Scene) {
     let manager = scene.manager();
     let client = scene.process();
@@ -252,8 +265,7 @@ fn a_forked_child_is_a_thread_of_its_parents_process(scene: &Scene) {
 }
 
 fn closing_a_duplicate_wakes_each_waiting_thread(scene: &Scene) {
-    let process = scene.process_with(3);
-    process.set_nonblock(false);
+    let process = scene.blocking().process_with(3);
     for thread in &process.threads[1..] {
         thread.reads("NOOP");
         thread.begin_write_read(enter_looper(), READ_SIZE);

@@ -132,10 +132,8 @@ fn a_registered_thread_is_asked_too(scene: &Scene) {
 }
 
 fn none_is_asked_for_while_one_waits(scene: &Scene) {
-    let (manager, client) = (scene.manager_with(2, 0), scene.process());
-    let owner = scene.process();
+    let (manager, client) = (scene.blocking().manager_with(2, 0), scene.process());
     manager.set_max_threads(5);
-    manager.set_nonblock(false);
     manager.threads[1].reads("NOOP");
     manager.threads[1].begin_write_read(Batch::default(), READ_SIZE);
     manager.threads[1].asleep();
@@ -147,7 +145,6 @@ fn none_is_asked_for_while_one_waits(scene: &Scene) {
     assert_eq!(manager.threads[1].finish_write_read().1.text, "NOOP TRANSACTION");
     manager.write(call(99));
     manager.reads("SPAWN_LOOPER FAILED_REPLY");
-    drop(owner);
 }
 
 fn registering_unasked_does_not_count(scene: &Scene) {

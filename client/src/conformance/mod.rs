@@ -1,7 +1,7 @@
 //! Tests of everything that a client of a binder device can see.
 //!
 //! The measure is the kernel's driver: every test passes there before it judges another device.
-//! A test is a [scene](scene): several processes that do one system call at a time, all told to
+//! A test is a scene: several processes that do one system call at a time, all told to
 //! by one script, so that a scene reads from top to bottom and always goes the same way.
 //!
 //! - `sys`: fork, shared memory, any system call: all unsafe code
@@ -9,8 +9,10 @@
 //! - `message`: what processes write
 //! - `scene`: processes, threads, files; what they read, in words
 //! - `runner`: each test in its own processes, with a time limit; TAP and JUnit
+//! - [`differ`]: random programs on two devices
 //! - the rest: the tests, one noun of binder each
 
+pub mod differ;
 mod message;
 mod puppet;
 mod runner;
@@ -42,14 +44,16 @@ pub use runner::{Options, Outcome, Report, Verdict, list, run};
 
 use scene::Scene;
 
-/// What a test does with its processes.
-type Test = fn(&Scene);
-
 /// The tests of one noun.
 struct Group {
     name: &'static str,
-    tests: &'static [(&'static str, Test)],
+    /// Whether its processes must be ready for files in transactions.
+    files: bool,
+    tests: &'static [(&'static str, Act)],
 }
+
+/// A test: it fails by a panic.
+type Act = fn(&Scene);
 
 /// Every test, in the order in which they run.
 const GROUPS: &[Group] = &[
@@ -77,8 +81,14 @@ const GROUPS: &[Group] = &[
 /// Names a group after its file, and its tests after their functions.
 macro_rules! group {
     ($name:literal: $($test:ident),* $(,)?) => {
-        pub(super) const GROUP: super::Group =
-            super::Group { name: $name, tests: &[$((stringify!($test), $test)),*] };
+        group! { $name, files: false; $($test),* }
+    };
+    ($name:literal, files: $files:literal; $($test:ident),* $(,)?) => {
+        pub(super) const GROUP: super::Group = super::Group {
+            name: $name,
+            files: $files,
+            tests: &[$((stringify!($test), $test)),*],
+        };
     };
 }
 use group;

@@ -8,7 +8,8 @@
 
 use super::sys::{self, Catch};
 use crate::Errno;
-use crate::attach::handshake;
+use crate::attach::{connect, handshake};
+use crate::files::Files;
 use crate::sys::Region;
 use nix::sys::mman::{MapFlags, ProtFlags};
 use nix::sys::signal::Signal;
@@ -25,6 +26,8 @@ pub(super) enum Request {
     /// Maps a device as the client library does, by the attach handshake where mmap is missing.
     /// Gives the address.
     Map { fd: i32, size: u64, prot: i32, flags: i32 },
+    /// Gets ready for files in transactions, as the client library does where a device needs it.
+    AcceptFiles { fd: i32, slots: usize },
     /// What to do about a signal.
     Catch(Signal, Catch),
     /// Makes a child process, which serves the spare socket of that index.
@@ -46,6 +49,7 @@ impl Request {
             Request::Catch(signal, how) => [2, signal as u64, how as u64, 0, 0, 0, 0, 0],
             Request::Fork(spare) => [3, spare as u64, 0, 0, 0, 0, 0, 0],
             Request::Exit => [4, 0, 0, 0, 0, 0, 0, 0],
+            Request::AcceptFiles { fd, slots } => [5, fd as u64, slots as u64, 0, 0, 0, 0, 0],
         };
         let mut packet = [0; WORDS * 8];
         for (bytes, word) in packet.chunks_exact_mut(8).zip(words) {
@@ -69,6 +73,7 @@ impl Request {
             }
             3 => Request::Fork(a as usize),
             4 => Request::Exit,
+            5 => Request::AcceptFiles { fd: a as i32, slots: b as usize },
             _ => return None,
         })
     }
@@ -113,9 +118,17 @@ fn serve(socket: &OwnedFd, spares: &[RawFd]) {
             Some(Request::Call(number, args)) => {
                 if number == libc::SYS_close as u64 {
                     // A client library closes what it keeps beside the device together with it.
-                    channels().remove(&(args[0] as i32));
+                    lock(&CHANNELS).remove(&(args[0] as i32));
+                    lock(&FILES).remove(&(args[0] as i32));
                 }
-                sys::syscall(number, args)
+                let result = sys::syscall(number, args);
+                if number == libc::SYS_ioctl as u64 {
+                    take_files(args[0] as i32);
+                }
+                result
+            }
+            Some(Request::AcceptFiles { fd, slots }) => {
+                accept_files(fd, slots).map_or_else(|e| -i64::from(e as i32), |()| 0)
             }
             Some(Request::Map { fd, size, prot, flags }) => {
                 map(fd, size, prot, flags).map_or_else(|e| -i64::from(e as i32), |a| a as i64)
@@ -136,9 +149,32 @@ fn serve(socket: &OwnedFd, spares: &[RawFd]) {
 }
 
 /// The sockets of attach handshakes, by the device that they belong to.
-fn channels() -> MutexGuard<'static, BTreeMap<i32, OwnedFd>> {
-    static CHANNELS: Mutex<BTreeMap<i32, OwnedFd>> = Mutex::new(BTreeMap::new());
-    CHANNELS.lock().unwrap_or_else(PoisonError::into_inner)
+static CHANNELS: Mutex<BTreeMap<i32, OwnedFd>> = Mutex::new(BTreeMap::new());
+/// Where files of transactions come in, by the device that they belong to.
+static FILES: Mutex<BTreeMap<i32, Files>> = Mutex::new(BTreeMap::new());
+
+fn lock<T>(map: &Mutex<T>) -> MutexGuard<'_, T> {
+    map.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What [`Device::accept_files`](crate::Device::accept_files) does.
+fn accept_files(fd: i32, slots: usize) -> Result<(), Errno> {
+    let device = borrow(fd)?;
+    let channel = lock(&CHANNELS).remove(&fd);
+    let socket = match channel {
+        Some(socket) => socket,
+        None if !crate::sys::is_fuse(device)? => return Ok(()),
+        None => connect(device)?.0,
+    };
+    lock(&FILES).insert(fd, Files::new(device, socket, slots)?);
+    Ok(())
+}
+
+/// Puts files that came with transactions in their places.
+fn take_files(fd: i32) {
+    if let (Some(files), Ok(device)) = (lock(&FILES).get(&fd), borrow(fd)) {
+        let _ = files.receive(device);
+    }
 }
 
 fn map(fd: i32, size: u64, prot: i32, flags: i32) -> Result<u64, Errno> {
@@ -149,7 +185,7 @@ fn map(fd: i32, size: u64, prot: i32, flags: i32) -> Result<u64, Errno> {
         Ok(region) => Ok(leak(region)),
         Err(Errno::ENODEV) => {
             let attached = handshake(file.as_fd(), size, prot, flags)?;
-            channels().insert(fd, attached.channel);
+            lock(&CHANNELS).insert(fd, attached.channel);
             let address = attached.mapping.address();
             std::mem::forget(attached.mapping);
             Ok(address)

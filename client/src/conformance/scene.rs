@@ -52,9 +52,18 @@ pub(super) struct Scene {
     pub(super) device: PathBuf,
     /// How long a step may take.
     pub(super) patience: Duration,
+    /// Whether devices are opened without O_NONBLOCK.
+    pub(super) blocking: bool,
+    /// Whether processes get ready for files in transactions, where that is needed.
+    pub(super) files: bool,
 }
 
 impl Scene {
+    /// The same place, for processes that wait.
+    pub(super) fn blocking(&self) -> Scene {
+        Scene { blocking: true, ..self.clone() }
+    }
+
     /// A process with one thread that has done nothing yet.
     pub(super) fn bare(&self) -> Process {
         self.puppet(1, 0)
@@ -103,7 +112,8 @@ impl Scene {
             fork(move || puppet::live(numbers[..threads].to_vec(), numbers[threads..].to_vec()))
                 .expect("fork");
         drop(theirs);
-        let file = Rc::new(File::default());
+        let files = self.files && self.door() != Door::Kernel;
+        let file = Rc::new(File { blocking: self.blocking, files, ..File::default() });
         let mut handles: Vec<_> = ours
             .into_iter()
             .map(|(socket, arena)| Thread {
@@ -218,6 +228,8 @@ pub(super) fn door(device: &Path) -> Door {
 /// An open file of a puppet, and its mapping.
 #[derive(Debug)]
 struct File {
+    blocking: bool,
+    files: bool,
     fd: Cell<i32>,
     start: Cell<u64>,
     len: Cell<u64>,
@@ -225,7 +237,13 @@ struct File {
 
 impl Default for File {
     fn default() -> File {
-        File { fd: Cell::new(-1), start: Cell::new(0), len: Cell::new(0) }
+        File {
+            blocking: false,
+            files: false,
+            fd: Cell::new(-1),
+            start: Cell::new(0),
+            len: Cell::new(0),
+        }
     }
 }
 
@@ -513,10 +531,11 @@ impl Thread {
 
     // ------------------------------------------------------------ the file
 
-    /// Opens the device, O_NONBLOCK.
+    /// Opens the device, O_NONBLOCK unless the scene is one of waiting.
     #[track_caller]
     pub(super) fn open(&self) {
-        let fd = self.open_with(libc::O_RDWR | libc::O_CLOEXEC | libc::O_NONBLOCK).expect("open");
+        let nonblock = if self.file.blocking { 0 } else { libc::O_NONBLOCK };
+        let fd = self.open_with(libc::O_RDWR | libc::O_CLOEXEC | nonblock).expect("open");
         self.file.fd.set(fd);
     }
 
@@ -549,6 +568,10 @@ impl Thread {
     pub(super) fn map(&self, size: u64) {
         self.map_with(size, libc::PROT_READ, libc::MAP_PRIVATE | libc::MAP_NORESERVE)
             .expect("mmap");
+        if self.file.files {
+            let accept = Request::AcceptFiles { fd: self.fd(), slots: 8 };
+            assert_eq!(self.request(accept), 0, "getting ready for files");
+        }
     }
 
     /// Maps the device; the last mapping that worked is the one that reads look into.

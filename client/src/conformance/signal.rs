@@ -24,9 +24,8 @@ group! { "signal":
 }
 
 fn reader(scene: &Scene) -> Process {
-    let process = scene.process();
+    let process = scene.blocking().process();
     process.set_max_threads(0);
-    process.set_nonblock(false);
     process
 }
 
@@ -58,8 +57,7 @@ fn a_reader_is_not_restarted(scene: &Scene) {
 }
 
 fn an_ignored_signal_does_not_interrupt(scene: &Scene) {
-    let (manager, client) = (scene.manager(), scene.process());
-    manager.set_nonblock(false);
+    let (manager, client) = (scene.blocking().manager(), scene.process());
     manager.catch(Signal::SIGUSR1, Catch::Ignore);
     begin(&manager);
     manager.signal(Signal::SIGUSR1);
@@ -104,8 +102,7 @@ fn an_interrupted_caller_gets_its_reply(scene: &Scene) {
 }
 
 fn an_interrupted_reader_is_not_given_work(scene: &Scene) {
-    let (manager, client) = (scene.manager(), scene.process());
-    manager.set_nonblock(false);
+    let (manager, client) = (scene.blocking().manager(), scene.process());
     manager.catch(Signal::SIGUSR1, Catch::Plain);
     begin(&manager);
     manager.signal(Signal::SIGUSR1);
@@ -116,7 +113,6 @@ fn an_interrupted_reader_is_not_given_work(scene: &Scene) {
 
 fn a_killed_reader_is_gone(scene: &Scene) {
     let (manager, process) = (scene.manager(), reader(scene));
-    manager.set_nonblock(true);
     begin(&process);
     scene.bury(&process, &manager);
 }

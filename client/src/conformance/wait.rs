@@ -22,11 +22,19 @@ group! { "wait":
     a_ping_pong,
 }
 
-/// Lets its threads wait: they have been told so by a first read.
+/// A manager whose threads wait.
+fn waiting_manager(scene: &Scene, threads: usize) -> Process {
+    patient(scene.blocking().manager_with(threads, 0))
+}
+
+/// A process whose thread waits.
+fn waiting_process(scene: &Scene) -> Process {
+    patient(scene.blocking().process())
+}
+
+/// The first read of a thread would not wait: any ioctl before it changes that.
 fn patient(process: Process) -> Process {
-    process.set_nonblock(false);
     for thread in &process.threads {
-        // The manager's thread has been there before.
         thread.set_max_threads(0);
     }
     process
@@ -38,7 +46,7 @@ fn begin(thread: &Thread) {
 }
 
 fn a_reader_is_woken_by_a_call(scene: &Scene) {
-    let (manager, client) = (patient(scene.manager()), scene.process());
+    let (manager, client) = (waiting_manager(scene, 1), scene.process());
     begin(&manager);
     client.write(call(0).data(b"wake up"));
     let (io, reads) = manager.finish_write_read();
@@ -47,7 +55,7 @@ fn a_reader_is_woken_by_a_call(scene: &Scene) {
 }
 
 fn a_caller_is_woken_by_the_reply(scene: &Scene) {
-    let (manager, client) = (scene.manager(), patient(scene.process()));
+    let (manager, client) = (scene.manager(), waiting_process(scene));
     client.begin_write_read(call(0), READ_SIZE);
     client.asleep();
     manager.receive();
@@ -58,9 +66,8 @@ fn a_caller_is_woken_by_the_reply(scene: &Scene) {
 }
 
 fn a_caller_is_woken_by_a_nested_call(scene: &Scene) {
-    let (manager, client) = (scene.manager(), scene.process());
+    let (manager, client) = (scene.manager(), waiting_process(scene));
     let handle = scene.introduce(&client, &manager, 1, 2);
-    client.set_nonblock(false);
     client.begin_write_read(call(0), READ_SIZE);
     client.asleep();
     manager.receive();
@@ -76,15 +83,16 @@ fn a_caller_is_woken_by_a_nested_call(scene: &Scene) {
 }
 
 fn a_caller_is_woken_by_the_death_of_the_server(scene: &Scene) {
-    let (manager, client) = (scene.manager(), patient(scene.process()));
+    let (manager, client) = (scene.manager(), waiting_process(scene));
     client.begin_write_read(call(0), READ_SIZE);
     client.asleep();
+    manager.receive();
     manager.kill();
     assert_eq!(client.finish_write_read().1.text, "NOOP TRANSACTION_COMPLETE DEAD_REPLY");
 }
 
 fn a_caller_is_woken_by_a_failure(scene: &Scene) {
-    let (manager, client) = (scene.manager(), patient(scene.process()));
+    let (manager, client) = (scene.manager(), waiting_process(scene));
     client.begin_write_read(call(0), READ_SIZE);
     client.asleep();
     manager.receive();
@@ -93,33 +101,31 @@ fn a_caller_is_woken_by_a_failure(scene: &Scene) {
 }
 
 fn a_reader_is_woken_by_a_oneway_call(scene: &Scene) {
-    let (manager, client) = (patient(scene.manager()), scene.process());
+    let (manager, client) = (waiting_manager(scene, 1), scene.process());
     begin(&manager);
     client.write(oneway(0));
     assert_eq!(manager.finish_write_read().1.text, "NOOP TRANSACTION");
 }
 
 fn a_reader_is_woken_by_a_death(scene: &Scene) {
-    let (manager, owner) = (scene.manager(), scene.process());
+    let (manager, owner) = (waiting_manager(scene, 1), scene.process());
     let handle = scene.introduce(&owner, &manager, 1, 2);
     manager.write(request_death(handle, 5));
-    manager.set_nonblock(false);
     begin(&manager);
     owner.kill();
     assert_eq!(manager.finish_write_read().1.text, "NOOP DEAD_BINDER(5)");
 }
 
 fn a_reader_is_woken_by_a_reference(scene: &Scene) {
-    let (manager, owner) = (scene.manager(), scene.process());
+    let (manager, owner) = (scene.manager(), waiting_process(scene));
     let handle = scene.introduce(&owner, &manager, 1, 2);
-    owner.set_nonblock(false);
     begin(&owner);
     manager.write(release(handle));
     assert_eq!(owner.finish_write_read().1.text, "NOOP RELEASE(1,2) DECREFS(1,2)");
 }
 
 fn a_reader_is_woken_by_the_next_oneway_call(scene: &Scene) {
-    let (manager, client) = (patient(scene.manager_with(2, 0)), scene.process());
+    let (manager, client) = (waiting_manager(scene, 2), scene.process());
     client.write([oneway(0).code(1).into(), oneway(0).code(2).into()]);
     let first = manager.receive();
     begin(&manager.threads[1]);
@@ -129,7 +135,7 @@ fn a_reader_is_woken_by_the_next_oneway_call(scene: &Scene) {
 }
 
 fn one_of_several_readers_is_woken(scene: &Scene) {
-    let (manager, client) = (patient(scene.manager_with(3, 0)), scene.process());
+    let (manager, client) = (waiting_manager(scene, 3), scene.process());
     manager.threads.iter().for_each(begin);
     client.write(call(0));
     manager.until("a reader to wake up", || manager.threads.iter().any(Thread::is_done));
@@ -142,7 +148,7 @@ fn one_of_several_readers_is_woken(scene: &Scene) {
 }
 
 fn each_of_several_readers_gets_a_call(scene: &Scene) {
-    let (manager, client) = (patient(scene.manager_with(3, 0)), scene.process_with(3));
+    let (manager, client) = (waiting_manager(scene, 3), scene.process_with(3));
     manager.threads.iter().for_each(begin);
     for (code, thread) in client.threads.iter().enumerate() {
         thread.write(call(0).code(code as u32));
@@ -157,7 +163,7 @@ fn each_of_several_readers_gets_a_call(scene: &Scene) {
 }
 
 fn a_server_replies_and_waits_in_one_go(scene: &Scene) {
-    let (manager, client) = (patient(scene.manager()), scene.process());
+    let (manager, client) = (waiting_manager(scene, 1), scene.process());
     begin(&manager);
     client.write(call(0));
     let (_, reads) = manager.finish_write_read();
@@ -169,7 +175,7 @@ fn a_server_replies_and_waits_in_one_go(scene: &Scene) {
 }
 
 fn a_reader_does_not_take_a_reply_to_another(scene: &Scene) {
-    let (manager, client) = (scene.manager(), patient(scene.process_with(2)));
+    let (manager, client) = (scene.manager(), patient(scene.blocking().process_with(2)));
     begin(&client.threads[1]);
     client.begin_write_read(call(0), READ_SIZE);
     client.asleep();
@@ -180,13 +186,14 @@ fn a_reader_does_not_take_a_reply_to_another(scene: &Scene) {
 }
 
 fn a_fd_set_to_nonblock_does_not_wait(scene: &Scene) {
-    let process = patient(scene.process());
+    let process = waiting_process(scene);
     process.set_nonblock(true);
-    process.reads("EAGAIN");
+    process.begin_write_read(Batch::default(), READ_SIZE);
+    assert_eq!(process.finish_write_read().1.text, "EAGAIN");
 }
 
 fn a_ping_pong(scene: &Scene) {
-    let (manager, client) = (patient(scene.manager()), patient(scene.process()));
+    let (manager, client) = (waiting_manager(scene, 1), waiting_process(scene));
     manager.begin_write_read(enter_looper(), READ_SIZE);
     for code in 0..20 {
         client.begin_write_read(call(0).code(code).data(&[code as u8; 100]), READ_SIZE);
