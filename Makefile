@@ -1,5 +1,6 @@
 # make run     builds all, starts the daemon, sends 10,000 checked transactions, stops it
 # make test    the same, then every test, then the tests in a VM with CUSE and the kernel's driver
+# make coverage   which lines of the engine the scenes reach
 # make vm      a shell in that VM (CMD='...' runs a command)
 .DEFAULT_GOAL := run
 
@@ -16,4 +17,5 @@ build: deps
 deps:
 	@scripts/install-deps
 
-include tests/vm/vm.mk demo.mk
+include tests/vm/vm.mk
+include coverage.mk demo.mk

@@ -1,4 +1,4 @@
-# `make -f coverage.mk coverage`: which lines of src/binder the scenes and the record tests reach.
+# `make coverage`: which lines of src/binder the scenes and the record tests reach.
 #
 # Needs the llvm-cov and llvm-profdata of the LLVM that rustc was built with (Debian: llvm-22 for
 # Rust 1.95; rustup: the component llvm-tools). The lines themselves: `make ... coverage-lines`.
@@ -7,9 +7,9 @@ COVERAGE_DIR ?= target/coverage
 COVERAGE_OF ?= src/binder src/binder.rs
 COVERAGE_TESTS ?= --test scenes --test round_trip
 
-RUST_LLVM := $(shell rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
-RUST_BIN := $(shell rustc --print sysroot)/lib/rustlib/$(shell rustc -vV | sed -n 's/^host: //p')/bin
-LLVM_PATH := $(RUST_BIN):/usr/lib/llvm-$(RUST_LLVM)/bin:$(PATH)
+RUST_LLVM = $(shell rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
+RUST_BIN = $(shell rustc --print sysroot)/lib/rustlib/$(shell rustc -vV | sed -n 's/^host: //p')/bin
+LLVM_PATH = $(RUST_BIN):/usr/lib/llvm-$(RUST_LLVM)/bin:$(PATH)
 
 .PHONY: coverage coverage-run coverage-lines
 

@@ -20,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 mod buffers;
+pub mod invariants;
 
 use crate::client_mem::ClientMemory;
 use crate::mm_shim::{MmStruct, MmapLock, NoVma, PAGE_SIZE, Page};

@@ -18,12 +18,14 @@
 //! | `thread`, `process`, `node`, `reference`, `death`, `freeze` | what they say |
 //! | `graph` | all of them, and their work lists |
 //! | `limits` | what one client may make us hold |
+//! | `invariants` | what holds of all of it between two ioctls |
 #![forbid(unsafe_code)]
 
 pub mod command;
 mod death;
 mod freeze;
 mod graph;
+pub mod invariants;
 mod ioctl;
 mod limits;
 mod message;
@@ -310,8 +312,13 @@ impl Context {
 
     /// What this context holds.
     pub fn stats(&self) -> Stats {
+        self.with_graph(Stats::of)
+    }
+
+    /// Looks at the graph under its lock.
+    fn with_graph<R>(&self, f: impl FnOnce(&Graph) -> R) -> R {
         let _held = lock_order::waiting_for(Rank::Graph);
-        Stats::of(&self.graph.lock())
+        f(&self.graph.lock())
     }
 
     /// Runs `f` on the graph under its lock, and then does what is left to do in the world.

@@ -174,11 +174,11 @@ impl Open {
                     self.gathered.store(true, Ordering::Relaxed);
                     return self.gather(header, ioctl, responder);
                 }
-                Err(error) => return responder.ioctl(-(error as i32), &[]),
+                Err(_) => return responder.ioctl(-(bad_argument(ioctl.cmd) as i32), &[]),
             }
         }
         let out = match uapi::ioc_copies_out(ioctl.cmd) {
-            true => CopyOut::Memory { memory, addr: ioctl.arg },
+            true => CopyOut::Memory { memory, addr: ioctl.arg, fault: bad_argument(ioctl.cmd) },
             false => CopyOut::Nothing,
         };
         self.call(header, ioctl.cmd, argument, Arc::new(memory), responder, out);
@@ -233,6 +233,16 @@ impl Open {
 
     fn release(&self) {
         self.process.release();
+    }
+}
+
+/// What the driver says to an argument that lies outside of the caller's memory.
+fn bad_argument(cmd: u32) -> Errno {
+    match cmd {
+        uapi::BINDER_VERSION | uapi::BINDER_SET_MAX_THREADS | uapi::BINDER_SET_CONTEXT_MGR_EXT => {
+            Errno::EINVAL
+        }
+        _ => Errno::EFAULT,
     }
 }
 

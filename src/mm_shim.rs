@@ -263,6 +263,11 @@ impl MmStruct {
         pages
     }
 
+    /// Whether a page was taken out of the budget for this place.
+    pub(crate) fn is_paid_for(&self, index: usize) -> bool {
+        self.charged[index].load(Ordering::Relaxed)
+    }
+
     pub fn copy_from_client(
         &self,
         offset: usize,

@@ -13,6 +13,7 @@
 //! - [`Call`]: an outgoing transaction or reply: target, code, flags, parcel
 //! - [`Mapping`]: the memory that incoming transactions lie in
 //! - [`Thread`]: calls, replies and served calls of one thread
+//! - [`conformance`]: tests of everything that a client can see of a device
 //! - [`Error`]: an errno, the operation and the device
 //!
 //! ```no_run
@@ -43,6 +44,7 @@ pub use nix::errno::Errno;
 mod attach;
 mod call;
 mod command;
+pub mod conformance;
 mod device;
 mod error;
 mod files;

@@ -20,20 +20,20 @@ const ONEWAY_SPAM_BUFFERS: usize = 50;
 /// - free: may be handed out; `Range::taken` is `None`
 /// - allocated: belongs to a transaction
 #[derive(Debug)]
-struct Node {
-    size: usize,
-    taken: Option<Taken>,
+pub(super) struct Node {
+    pub size: usize,
+    pub taken: Option<Taken>,
     /// Who had the range last. The driver charges a new buffer to its sender only after it has
     /// looked for spam, so until then this is whoever used the record before.
-    pid: i32,
+    pub pid: i32,
 }
 
 #[derive(Debug)]
-struct Taken {
+pub(super) struct Taken {
     data_size: usize,
     offsets_size: usize,
     extra_buffers_size: usize,
-    is_async: bool,
+    pub is_async: bool,
     oneway_spam_suspect: bool,
     allow_user_free: bool,
     clear_on_free: bool,
@@ -41,22 +41,22 @@ struct Taken {
 
 /// What one sender holds of the one-way space.
 #[derive(Debug, Default)]
-struct OnewayUse {
-    buffers: usize,
-    bytes: usize,
+pub(super) struct OnewayUse {
+    pub buffers: usize,
+    pub bytes: usize,
 }
 
 #[derive(Debug)]
 pub(super) struct Buffers {
     vm_start: u64,
-    buffer_size: usize,
+    pub(super) buffer_size: usize,
     /// Every range, free and allocated, by address.
-    ranges: BTreeMap<usize, Node>,
+    pub(super) ranges: BTreeMap<usize, Node>,
     /// Free ranges by (size, offset): the best fit is the first that is large enough.
-    free: BTreeSet<(usize, usize)>,
+    pub(super) free: BTreeSet<(usize, usize)>,
     allocated: usize,
     free_async_space: usize,
-    oneway: HashMap<i32, OnewayUse>,
+    pub(super) oneway: HashMap<i32, OnewayUse>,
     oneway_spam_detected: bool,
 }
 

@@ -246,7 +246,13 @@ impl Graph {
         record.sync_recv = false;
         record.async_recv = false;
         record.is_frozen = true;
-        record.outstanding_txns > 0
+        if record.outstanding_txns == 0 {
+            // An earlier freeze may still wait: another caller thawed the process in between, and
+            // who is not frozen wakes nobody.
+            self.effects.extend(record.freeze_waits.drain(..).map(Effect::Frozen));
+            return false;
+        }
+        true
     }
 
     /// The end of a freeze, after the wait if there was one: EAGAIN, and thawed again, when

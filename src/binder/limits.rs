@@ -23,7 +23,8 @@ pub struct Limits {
     /// ENOMEM inside.
     pub thread_todo: usize,
 
-    /// Descriptors that one transaction may carry; more is EINVAL inside.
+    /// Descriptors that one transaction may carry (one message to the receiver has room for 253);
+    /// more is EINVAL inside.
     pub files_per_transaction: usize,
 
     /// Descriptors in transactions on their way to one open file; past it EMFILE inside.
@@ -35,10 +36,10 @@ impl Default for Limits {
         Limits {
             threads: 16_384,
             nodes: 262_144,
-            refs: 262_144,
-            links: 262_144,
+            refs: 1_048_576,
+            links: 1_048_576,
             thread_todo: 65_536,
-            files_per_transaction: 1_024,
+            files_per_transaction: crate::uapi::FAKEBINDER_FILES_MAX,
             files_in_flight: 4_096,
         }
     }

@@ -38,8 +38,8 @@ pub(crate) struct ProcessRecord {
     pub refs: BTreeMap<u32, Ref>,
     pub handles: FxHashMap<NodeId, u32>,
     /// Handles below `next_handle` that are free again.
-    free_handles: BTreeSet<u32>,
-    next_handle: u32,
+    pub free_handles: BTreeSet<u32>,
+    pub next_handle: u32,
     /// By offset in the mapping.
     pub buffers: FxHashMap<usize, BufferRecord>,
     pub todo: WorkList,

@@ -21,6 +21,8 @@ pub enum CopyOut {
     Memory {
         memory: ProcessMemory,
         addr: u64,
+        /// What the ioctl fails with when that is no memory of the caller's.
+        fault: Errno,
     },
     /// Into the reply, followed by what was written to the stretches of memory that `output` names.
     Gathered {
@@ -65,9 +67,9 @@ impl IoctlReply {
             CopyOut::Message { size } => {
                 responder.ioctl(result, &argument[..argument.len().min(size)]);
             }
-            CopyOut::Memory { memory, addr } => match memory.write(addr, argument) {
+            CopyOut::Memory { memory, addr, fault } => match memory.write(addr, argument) {
                 Ok(()) => responder.ioctl(result, &[]),
-                Err(_) => responder.ioctl(-(Errno::EFAULT as i32), &[]),
+                Err(_) => responder.ioctl(-(fault as i32), &[]),
             },
             CopyOut::Gathered { memory, output, read_size } => {
                 let data = gathered_output(argument, &memory, &output, read_size);

@@ -221,6 +221,13 @@ mod tests {
     }
 
     #[test]
+    fn the_pressure_file_says_how_long_was_waited_for_memory() {
+        let Some(path) = pressure_file() else { return };
+        let text = fs::read_to_string(path).expect("a file that can be read");
+        assert!(text.starts_with("some avg10="), "{text}");
+    }
+
+    #[test]
     fn the_pressure_file_is_that_of_the_group_on_the_unified_hierarchy() {
         let root = Path::new("/sys/fs/cgroup");
         let path = |groups| pressure_of_group(groups, root);

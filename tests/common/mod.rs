@@ -297,8 +297,9 @@ impl Target {
 pub const NODE: u64 = 0x1000;
 pub const COOKIE: u64 = 0x2000;
 
+/// What the registrar understands.
 const PUT: u32 = 1;
-const GET: u32 = 2;
+pub const GET: u32 = 2;
 
 /// Two opens of a device, of which one has a reference to a node of the other.
 pub struct Pair {

@@ -332,8 +332,13 @@ fn an_array_must_be_aligned_to_4_bytes_on_both_sides() {
     assert_eq!(post_array(client.main(), &objects), [Return::FailedReply]);
     assert_eq!(error(client.main()), failed(Errno::EINVAL));
     let [Object::Buffer(parent), fds] = array(&client, &[10, 11], 1, 0) else { panic!() };
-    let parent = Object::Buffer(BufferObject { buffer: parent.buffer + 1, length: 4, ..parent });
-    assert_eq!(post_array(client.main(), &[parent, fds]), [Return::FailedReply]);
+    let odd = Object::Buffer(BufferObject { buffer: parent.buffer + 1, length: 4, ..parent });
+    assert_eq!(post_array(client.main(), &[odd, fds]), [Return::FailedReply]);
+    assert_eq!(error(client.main()), failed(Errno::EINVAL));
+    // Aligned where it comes from, not where it goes to.
+    let odd = Object::Buffer(BufferObject { buffer: parent.buffer + 2, length: 6, ..parent });
+    let fds = Object::FdArray(FdArrayObject { num_fds: 1, parent_offset: 2, ..Default::default() });
+    assert_eq!(post_array(client.main(), &[odd, fds]), [Return::FailedReply]);
     assert_eq!(error(client.main()), failed(Errno::EINVAL));
     end(&world, [client, manager]);
 }
@@ -373,6 +378,28 @@ fn arrays_and_pointers_in_a_parent_must_ascend() {
         assert_eq!(told == [Return::TransactionComplete], fits, "{second:?}: {told:?}");
     }
     assert_eq!(post_array(client.main(), &[parent, child(0), fds(2, 8)]).len(), 1);
+    end(&world, [client, manager]);
+}
+
+/// What was fixed up in one buffer says nothing about the next.
+#[test]
+fn a_new_buffer_is_fixed_up_from_its_start() {
+    let Pair { world, manager, client } = files();
+    let [parent, fds] = array(&client, &[10, 11], 2, 0);
+    let child = |bytes: &[u8], flags, parent| {
+        Object::Buffer(BufferObject {
+            flags,
+            buffer: client.arena.push(bytes),
+            length: bytes.len() as u64,
+            parent,
+            parent_offset: 0,
+        })
+    };
+    let second = child(&[0; 8], 0, 0);
+    let objects = [parent, fds, second, child(b"child", BINDER_BUFFER_FLAG_HAS_PARENT, 2)];
+    assert_eq!(post_array(client.main(), &objects), [Return::TransactionComplete]);
+    let received = take(manager.main());
+    assert_eq!(received_array(&manager, &received), [3, 4]);
     end(&world, [client, manager]);
 }
 

@@ -282,6 +282,19 @@ fn a_target_that_dies_ends_a_waiting_freeze() {
     end(&world, [client, other]);
 }
 
+#[test]
+fn a_thread_that_exits_with_the_last_call_ends_a_waiting_freeze() {
+    let Pair { world, manager, client } = pair();
+    call(client.main(), 0, 1, b"");
+    take(manager.main());
+    let other = open(&world, 300);
+    let waiting = freeze(&other, 100, 1, 1000);
+    manager.main().call(uapi::BINDER_THREAD_EXIT, &[0; 4]).unwrap();
+    assert_eq!(waiting.ended().unwrap().result, Ok(0));
+    assert_eq!(info(&other, 100), Ok((0, 0)));
+    end(&world, [client, manager, other]);
+}
+
 /// The rest of the opens is frozen after the first has settled; one that fails ends it.
 #[test]
 fn a_freeze_of_two_opens_waits_for_each() {

@@ -3,7 +3,7 @@
 use crate::support::*;
 use fakebinder::binder::command::Command;
 use fakebinder::binder::returns::Return;
-use fakebinder::binder::wire::WriteRead;
+use fakebinder::binder::wire::{HandleCookie, WriteRead};
 use fakebinder::sim::{Pending, Sim, SimThread};
 use fakebinder::uapi;
 
@@ -36,6 +36,37 @@ fn br_spawn_looper_is_asked_once_until_a_thread_registers() {
     manager.thread(102).write(&[Command::RegisterLooper]);
     assert!(!asks_for_a_thread(&serve(manager.main(), &client)), "two have started");
     end(&world, [client, manager]);
+}
+
+#[test]
+fn a_registered_looper_asks_for_threads_too() {
+    let Pair { world, manager, client } = pair();
+    set_max_threads(&manager, 2);
+    manager.main().write(&[Command::EnterLooper]);
+    assert!(asks_for_a_thread(&serve(manager.main(), &client)));
+    assert!(!asks_for_a_thread(&serve(manager.thread(101), &client)), "not registered yet");
+    manager.thread(101).write(&[Command::RegisterLooper]);
+    assert!(asks_for_a_thread(&serve(manager.thread(101), &client)));
+    end(&world, [client, manager]);
+}
+
+/// The thread that was woken has no room for it.
+#[test]
+fn a_notice_that_a_woken_thread_leaves_goes_to_the_next_that_waits() {
+    let Pair { world, manager, client } = pair();
+    let held = offer(&client, &manager, 0x10);
+    let request = HandleCookie { handle: held, cookie: 7 };
+    manager.main().write(&[Command::RequestDeathNotification(request)]);
+    let next = manager.thread(101).enter_looper();
+    introduce(manager.thread(102));
+    let read_buffer = manager.arena.push(&[0; 64]);
+    let call = WriteRead { read_size: 64, read_buffer, ..Default::default() };
+    let cramped = manager.thread(102).write_read(call);
+    assert!(cramped.is_blocked());
+    client.release();
+    assert_eq!(cramped.returns(), [Return::Noop]);
+    assert_eq!(news(&next), [Return::DeadBinder(7)]);
+    end(&world, [manager]);
 }
 
 #[test]

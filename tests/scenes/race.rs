@@ -111,7 +111,7 @@ fn a_caller_that_dies_while_its_answer_is_copied_is_not_answered() {
         manager.main().write(&[Command::Reply(data)]);
         assert!(!calling.is_blocked());
         assert!(manager.main().drain().contains(&Return::TransactionComplete));
-        assert_eq!(client.alloc.allocated_count(), 0);
+        assert_eq!((client.alloc.allocated_count(), world.stats().references), (0, 0));
         end(&world, [client, manager]);
     }
 }

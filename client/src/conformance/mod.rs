@@ -1,0 +1,84 @@
+//! Tests of everything that a client of a binder device can see.
+//!
+//! The measure is the kernel's driver: every test passes there before it judges another device.
+//! A test is a [scene](scene): several processes that do one system call at a time, all told to
+//! by one script, so that a scene reads from top to bottom and always goes the same way.
+//!
+//! - `sys`: fork, shared memory, any system call: all unsafe code
+//! - `puppet`: a process that does what it is told
+//! - `message`: what processes write
+//! - `scene`: processes, threads, files; what they read, in words
+//! - `runner`: each test in its own processes, with a time limit; TAP and JUnit
+//! - the rest: the tests, one noun of binder each
+
+mod message;
+mod puppet;
+mod runner;
+mod scene;
+#[allow(unsafe_code, reason = "processes and system calls that are wrong on purpose")]
+mod sys;
+
+mod buffer;
+mod call;
+mod command;
+mod death;
+mod descriptor;
+mod file;
+mod freeze;
+mod handle;
+mod ioctl;
+mod looper;
+mod manager;
+mod node;
+mod object;
+mod oneway;
+mod poll;
+mod release;
+mod scatter;
+mod signal;
+mod wait;
+
+pub use runner::{Options, Outcome, Report, Verdict, list, run};
+
+use scene::Scene;
+
+/// What a test does with its processes.
+type Test = fn(&Scene);
+
+/// The tests of one noun.
+struct Group {
+    name: &'static str,
+    tests: &'static [(&'static str, Test)],
+}
+
+/// Every test, in the order in which they run.
+const GROUPS: &[Group] = &[
+    file::GROUP,
+    ioctl::GROUP,
+    manager::GROUP,
+    command::GROUP,
+    call::GROUP,
+    oneway::GROUP,
+    object::GROUP,
+    handle::GROUP,
+    node::GROUP,
+    descriptor::GROUP,
+    scatter::GROUP,
+    buffer::GROUP,
+    looper::GROUP,
+    death::GROUP,
+    freeze::GROUP,
+    poll::GROUP,
+    wait::GROUP,
+    signal::GROUP,
+    release::GROUP,
+];
+
+/// Names a group after its file, and its tests after their functions.
+macro_rules! group {
+    ($name:literal: $($test:ident),* $(,)?) => {
+        pub(super) const GROUP: super::Group =
+            super::Group { name: $name, tests: &[$((stringify!($test), $test)),*] };
+    };
+}
+use group;

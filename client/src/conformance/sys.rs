@@ -1,0 +1,160 @@
+//! Processes, shared memory and system calls with any arguments: the unsafe code of the
+//! conformance programs.
+//!
+//! A puppet (see [`super::puppet`]) is a process that exists to do system calls that are wrong on
+//! purpose. It is forked from a process with one thread, touches nothing but what it is told to,
+//! and never returns into its parent's code.
+
+use crate::Errno;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::unistd::{ForkResult, Pid};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr::NonNull;
+
+const PAGE: usize = 4096;
+
+/// Memory that this process and its puppets share, at the same address in all of them. Behind it
+/// lies a page that nobody may touch.
+#[derive(Debug)]
+pub(super) struct Arena {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+impl Arena {
+    /// `len` bytes, a multiple of the page size, and the forbidden page.
+    pub(super) fn new(len: usize) -> nix::Result<Arena> {
+        assert!(len > 0 && len.is_multiple_of(PAGE));
+        // SAFETY: an anonymous mapping at an address of the kernel's choice covers nothing else.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len + PAGE,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(Errno::last());
+        }
+        // SAFETY: the last page of the mapping that was just made.
+        Errno::result(unsafe { libc::mprotect(start.byte_add(len), PAGE, libc::PROT_NONE) })?;
+        let start = NonNull::new(start.cast::<u8>()).ok_or(Errno::EFAULT)?;
+        Ok(Arena { start, len })
+    }
+
+    /// Address of the byte at `offset`, in every process that shares it.
+    pub(super) fn address(&self, offset: usize) -> u64 {
+        self.start.as_ptr().addr() as u64 + offset as u64
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn put(&self, offset: usize, bytes: &[u8]) {
+        assert!(offset <= self.len && bytes.len() <= self.len - offset, "arena is too small");
+        // SAFETY: inside the mapping, which lives as long as `self`; no reference ever covers it.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                bytes.as_ptr(),
+                self.start.as_ptr().add(offset),
+                bytes.len(),
+            );
+        }
+    }
+
+    pub(super) fn get(&self, offset: usize, len: usize) -> Vec<u8> {
+        assert!(offset <= self.len && len <= self.len - offset, "out of the arena");
+        let mut bytes = vec![0; len];
+        // SAFETY: as in `put`.
+        unsafe {
+            std::ptr::copy_nonoverlapping(self.start.as_ptr().add(offset), bytes.as_mut_ptr(), len);
+        }
+        bytes
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: exactly the mapping that `new` has made.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len + PAGE) };
+    }
+}
+
+/// Runs `child` in a new process, which ends with the status that it gives.
+pub(super) fn fork(child: impl FnOnce() -> i32) -> nix::Result<Pid> {
+    // SAFETY: the callers have one thread, or (a puppet that forks) a child that only does
+    // system calls; glibc keeps malloc usable after fork.
+    match unsafe { nix::unistd::fork() }? {
+        ForkResult::Parent { child } => Ok(child),
+        ForkResult::Child => {
+            let status = std::panic::catch_unwind(std::panic::AssertUnwindSafe(child));
+            // SAFETY: ends the process without running what belongs to its parent.
+            unsafe { libc::_exit(status.unwrap_or(101)) }
+        }
+    }
+}
+
+/// Any system call, in a puppet. Returns the raw result: a value or a negative errno.
+pub(super) fn syscall(number: u64, args: [u64; 6]) -> i64 {
+    let [a, b, c, d, e, f] = args;
+    // SAFETY: a puppet's memory holds nothing that matters but its own code and stack, and those
+    // who drive it give addresses in the arena, in mappings that it was told to make, or none.
+    let result = unsafe { libc::syscall(number as i64, a, b, c, d, e, f) };
+    if result == -1 { -i64::from(Errno::last_raw()) } else { result }
+}
+
+extern "C" fn nothing(_: i32) {}
+
+/// Installs a handler that does nothing, with or without SA_RESTART, or SIG_IGN.
+pub(super) fn catch(signal: Signal, how: Catch) -> nix::Result<()> {
+    let (handler, flags) = match how {
+        Catch::Plain => (SigHandler::Handler(nothing), SaFlags::empty()),
+        Catch::Restart => (SigHandler::Handler(nothing), SaFlags::SA_RESTART),
+        Catch::Ignore => (SigHandler::SigIgn, SaFlags::empty()),
+    };
+    let action = SigAction::new(handler, flags, SigSet::empty());
+    // SAFETY: a handler that does nothing is safe whenever it runs.
+    unsafe { sigaction(signal, &action) }.map(drop)
+}
+
+/// What a process does about a signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Catch {
+    /// A handler; system calls are interrupted.
+    Plain,
+    /// A handler; system calls are restarted where they can be.
+    Restart,
+    /// SIG_IGN.
+    Ignore,
+}
+
+/// Closes every descriptor from 3 on but these.
+pub(super) fn close_all_but(keep: &[RawFd]) {
+    let mut keep: Vec<u32> = keep.iter().map(|&fd| fd as u32).filter(|&fd| fd > 2).collect();
+    keep.sort_unstable();
+    let mut first = 3;
+    for fd in keep.into_iter().chain([u32::MAX]) {
+        if first < fd {
+            // SAFETY: what is closed here belongs to the parent, and is never used in this child.
+            unsafe { libc::close_range(first, fd - 1, 0) };
+        }
+        first = fd.wrapping_add(1);
+    }
+}
+
+/// Takes over a descriptor that came through fork.
+pub(super) fn adopt(fd: RawFd) -> OwnedFd {
+    // SAFETY: only called in a new child, for the ends of sockets that are its own.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// A descriptor that a request names, for the length of one system call.
+pub(super) fn borrow(fd: RawFd) -> BorrowedFd<'static> {
+    assert!(fd >= 0);
+    // SAFETY: used for one system call; a closed one gives EBADF, as it should.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}

@@ -1,0 +1,567 @@
+//! What holds of a context whenever nobody is inside an ioctl, a poll, a flush or a release of it.
+//!
+//! Fuzz targets and tests ask after every step ([`Context::check_invariants`]), so that a fault
+//! shows where it is made and not where it is met. The rules say what each count and each link of
+//! the object graph stands for; a change of the engine that breaks one has either found a new
+//! rule, to be written down here, or a bug.
+//!
+//! Not meant for a busy daemon: while a thread builds or delivers a transaction, it rightly holds
+//! temporary references and buffers that no record knows of yet.
+
+use super::death::DeathWork;
+use super::freeze::FreezeWork;
+use super::graph::{Graph, NodeId, Place, ProcessId, Queue, ThreadId, TransactionId, Work};
+use super::node::Node;
+use super::process::ProcessRecord;
+use super::thread::{Looper, Thread};
+use super::transaction::{Held, Transaction};
+use super::{Context, Process};
+use crate::alloc::invariants::{Violation, rule};
+use std::fmt;
+use std::sync::Arc;
+
+type Checked = Result<(), Violation>;
+
+impl Context {
+    /// Checks every rule about the object graph, the allocators of its processes, and both
+    /// together. To be called while no other thread is in this context.
+    pub fn check_invariants(&self) -> Result<(), Violation> {
+        let processes: Vec<Arc<Process>> = self.with_graph(|graph| {
+            graph.check()?;
+            Ok::<_, Violation>(graph.processes.values().map(|p| p.process.clone()).collect())
+        })?;
+        for process in processes {
+            process.alloc.check_invariants()?;
+            let allocated = process.alloc.allocated_buffers();
+            self.with_graph(|graph| {
+                let Some(record) = graph.processes.get(&process.id) else { return Ok(()) };
+                rule!(
+                    allocated.len() == record.buffers.len(),
+                    "{record:?} knows of {} buffers, its allocator of {}",
+                    record.buffers.len(),
+                    allocated.len()
+                );
+                for buffer in &allocated {
+                    let known = record.buffers.get(&buffer.offset);
+                    rule!(
+                        known.is_some_and(|known| known.buffer == *buffer),
+                        "{record:?}: nobody owns the buffer at offset {:#x}",
+                        buffer.offset
+                    );
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl Process {
+    /// Pointer and cookie of the node behind a handle of this process.
+    pub fn node_behind(&self, handle: u32) -> Option<(u64, u64)> {
+        self.context.with_graph(|graph| {
+            let node = graph.processes.get(&self.id)?.refs.get(&handle)?.node;
+            graph.nodes.get(&node).map(|node| (node.ptr, node.cookie))
+        })
+    }
+}
+
+impl fmt::Debug for ProcessRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {} (pid {})", self.process.id.0, self.process.pid)
+    }
+}
+
+impl Node {
+    fn name(&self, id: NodeId) -> String {
+        format!("node {} (u{:x} of {:?})", id.0, self.ptr, self.process)
+    }
+}
+
+impl Graph {
+    fn check(&self) -> Checked {
+        rule!(self.woken.is_empty(), "threads are woken and not attended to");
+        rule!(self.effects.is_empty(), "effects are left that nobody carries out");
+        for (&id, record) in &self.processes {
+            self.check_process(id, record)?;
+        }
+        for (&id, thread) in &self.threads {
+            self.check_thread(id, thread)?;
+        }
+        for (&id, node) in &self.nodes {
+            self.check_node(id, node)?;
+        }
+        for (&id, transaction) in &self.transactions {
+            self.check_transaction(id, transaction)?;
+        }
+        self.check_links()?;
+        if let Some(manager) = self.manager {
+            let owner = self.nodes.get(&manager).and_then(|node| node.process);
+            rule!(owner.is_some(), "the context manager's node has no living owner");
+        }
+        Ok(())
+    }
+
+    fn check_process(&self, id: ProcessId, record: &ProcessRecord) -> Checked {
+        for (tid, thread_id) in &record.threads {
+            let thread = self.threads.get(thread_id);
+            rule!(
+                thread.is_some_and(|thread| thread.process == id && thread.tid == *tid),
+                "{record:?}: its thread {tid} is not its own"
+            );
+        }
+        for (ptr, node_id) in &record.nodes {
+            let node = self.nodes.get(node_id);
+            rule!(
+                node.is_some_and(|node| node.process == Some(id) && node.ptr == *ptr),
+                "{record:?}: its node u{ptr:x} is not its own"
+            );
+        }
+        self.check_references(record)?;
+        self.check_buffers(id, record)?;
+        self.check_waiting(id, record)?;
+
+        let pollers = record.threads.values().filter_map(|thread| self.threads.get(thread));
+        let pollers = pollers.filter(|thread| thread.looper.contains(Looper::POLL)).count();
+        rule!(record.pollers == pollers, "{record:?}: {pollers} pollers, not {}", record.pollers);
+
+        let (mut outstanding, mut files) = (0, 0);
+        for transaction in self.transactions.values().filter(|t| t.to_process == Some(id)) {
+            outstanding += 1;
+            files += transaction.fixups.len();
+        }
+        rule!(
+            record.outstanding_txns == outstanding,
+            "{record:?}: {outstanding} transactions are outstanding, not {}",
+            record.outstanding_txns
+        );
+        rule!(
+            record.files_in_flight == files,
+            "{record:?}: {files} files are in flight, not {}",
+            record.files_in_flight
+        );
+        rule!(
+            record.freeze_waits.is_empty() || !record.is_frozen || outstanding > 0,
+            "{record:?}: it is frozen and nothing is outstanding, and still somebody waits"
+        );
+        for (queue, list) in [
+            (Queue::Process(id), &record.todo),
+            (Queue::DeliveredDeath(id), &record.delivered_death),
+            (Queue::DeliveredFreeze(id), &record.delivered_freeze),
+        ] {
+            for (&sequence, &work) in list {
+                self.check_work(Place { queue, sequence }, work)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Handles and references are two views of one table, and every number below the next one is
+    /// either in use or known to be free.
+    fn check_references(&self, record: &ProcessRecord) -> Checked {
+        rule!(
+            record.handles.len() == record.refs.len(),
+            "{record:?}: {} references, {} handles",
+            record.refs.len(),
+            record.handles.len()
+        );
+        for (handle, reference) in &record.refs {
+            rule!(
+                record.handles.get(&reference.node) == Some(handle),
+                "{record:?}: handle {handle} is not its node's"
+            );
+            rule!(
+                reference.strong + reference.weak > 0,
+                "{record:?}: nothing keeps handle {handle}"
+            );
+            let node = self.nodes.get(&reference.node);
+            rule!(
+                node.is_some_and(|n| n.refs.get(&reference.id) == Some(&record.process.id)),
+                "{record:?}: the node behind handle {handle} does not know of it"
+            );
+        }
+        let free = record.free_handles.iter().filter(|handle| **handle < record.next_handle);
+        rule!(
+            free.count() + record.refs.len() == record.next_handle as usize
+                && record.free_handles.iter().all(|handle| !record.refs.contains_key(handle)),
+            "{record:?}: {} references and {} free handles below {}",
+            record.refs.len(),
+            record.free_handles.len(),
+            record.next_handle
+        );
+        Ok(())
+    }
+
+    fn check_buffers(&self, id: ProcessId, record: &ProcessRecord) -> Checked {
+        for (&offset, buffer) in &record.buffers {
+            rule!(buffer.buffer.offset == offset, "{record:?}: buffer {offset:#x} lies elsewhere");
+            if let Some(transaction) = buffer.transaction {
+                let transaction = self.transactions.get(&transaction);
+                rule!(
+                    transaction
+                        .is_some_and(|t| t.buffer == Some(offset) && t.to_process == Some(id)),
+                    "{record:?}: buffer {offset:#x} carries a transaction that has none"
+                );
+            }
+            if let Some(node) = buffer.target_node {
+                let node = self.nodes.get(&node);
+                rule!(
+                    node.is_some_and(|node| node.process == Some(id)),
+                    "{record:?}: buffer {offset:#x} was sent to a node that is not its own"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Those who wait for a process's work are just those who are parked and may take it.
+    fn check_waiting(&self, id: ProcessId, record: &ProcessRecord) -> Checked {
+        for (index, waiting) in record.waiting_threads.iter().enumerate() {
+            let thread = self.threads.get(waiting);
+            rule!(
+                thread.is_some_and(|t| t.process == id && t.parked.is_some()),
+                "{record:?}: thread {waiting:?} waits for work and is not parked"
+            );
+            rule!(
+                !record.waiting_threads[..index].contains(waiting),
+                "{record:?}: thread {waiting:?} waits twice"
+            );
+        }
+        Ok(())
+    }
+
+    fn check_thread(&self, id: ThreadId, thread: &Thread) -> Checked {
+        let tid = thread.tid;
+        let record = self.processes.get(&thread.process);
+        rule!(
+            record.is_some_and(|record| record.threads.get(&tid) == Some(&id)),
+            "thread {tid}: its process does not know of it"
+        );
+        let available = self.available_for_process_work(thread);
+        let has_work = self.has_work(thread, available);
+        if let Some(parked) = &thread.parked {
+            rule!(!has_work, "thread {tid} is parked though there is work for it");
+            rule!(!parked.reply.interrupted(), "thread {tid} is parked though it has a signal");
+            rule!(
+                !available || record.is_some_and(|record| record.waiting_threads.contains(&id)),
+                "thread {tid} is parked and will not hear of its process's work"
+            );
+        }
+        rule!(
+            thread.poller.is_none() || !has_work,
+            "thread {tid} polls and was not told of work for it"
+        );
+        let (mut return_errors, mut reply_errors) = (0, 0);
+        for (&sequence, &work) in &thread.todo {
+            return_errors += usize::from(work == Work::ReturnError);
+            reply_errors += usize::from(work == Work::ReplyError);
+            self.check_work(Place { queue: Queue::Thread(id), sequence }, work)?;
+        }
+        rule!(
+            return_errors == usize::from(thread.return_error.is_some()),
+            "thread {tid}: {return_errors} notices of the error {:?}",
+            thread.return_error
+        );
+        rule!(
+            reply_errors == usize::from(thread.reply_error.is_some()),
+            "thread {tid}: {reply_errors} notices of the reply error {:?}",
+            thread.reply_error
+        );
+        self.check_stack(id, thread)
+    }
+
+    /// From the top down, a thread's stack is made of calls that it waits for and calls that it
+    /// serves.
+    fn check_stack(&self, id: ThreadId, thread: &Thread) -> Checked {
+        let tid = thread.tid;
+        let mut next = thread.transaction_stack;
+        for _ in 0..=self.transactions.len() {
+            let Some(top) = next else { return Ok(()) };
+            let Some(transaction) = self.transactions.get(&top) else {
+                rule!(false, "thread {tid}: transaction {} on its stack is gone", top.0);
+                return Ok(());
+            };
+            rule!(
+                !transaction.is_reply && !transaction.is_oneway(),
+                "thread {tid}: transaction {} on its stack is no call",
+                top.0
+            );
+            next = if transaction.to_thread == Some(id) {
+                transaction.to_parent
+            } else {
+                rule!(
+                    transaction.from == Some(id),
+                    "thread {tid}: it neither sent nor serves transaction {} on its stack",
+                    top.0
+                );
+                transaction.from_parent
+            };
+        }
+        rule!(false, "thread {tid}: its stack has no end");
+        Ok(())
+    }
+
+    fn is_on_stack(&self, thread: ThreadId, id: TransactionId) -> bool {
+        let mut next = self.threads.get(&thread).and_then(|t| t.transaction_stack);
+        while let Some(top) = next {
+            if top == id {
+                return true;
+            }
+            next = self.transactions.get(&top).and_then(|transaction| {
+                let serves = transaction.to_thread == Some(thread);
+                if serves { transaction.to_parent } else { transaction.from_parent }
+            });
+        }
+        false
+    }
+
+    /// Work with a record of its own stands where the record says.
+    fn check_work(&self, place: Place, work: Work) -> Checked {
+        let known = match work {
+            Work::Transaction(id) => {
+                self.transactions.get(&id).is_some_and(|transaction| match place.queue {
+                    Queue::Thread(thread) => transaction.to_thread.is_none_or(|to| to == thread),
+                    Queue::Process(process) => transaction.to_process == Some(process),
+                    Queue::DeliveredDeath(_) | Queue::DeliveredFreeze(_) => false,
+                })
+            }
+            Work::Node(id) => self.nodes.get(&id).is_some_and(|node| node.work == Some(place)),
+            Work::Death(id) => self.deaths.get(&id).is_some_and(|death| death.place == Some(place)),
+            Work::Freeze(id) => {
+                self.freezes.get(&id).is_some_and(|freeze| freeze.place == Some(place))
+            }
+            Work::ReturnError
+            | Work::ReplyError
+            | Work::TransactionComplete
+            | Work::TransactionPending
+            | Work::TransactionOnewaySpamSuspect => matches!(place.queue, Queue::Thread(_)),
+        };
+        rule!(known, "{work:?} stands in {place:?}, and does not know it");
+        Ok(())
+    }
+
+    fn stands_in(&self, place: Place, work: Work) -> bool {
+        let list = match place.queue {
+            Queue::Thread(id) => self.threads.get(&id).map(|t| &t.todo),
+            Queue::Process(id) => self.processes.get(&id).map(|p| &p.todo),
+            Queue::DeliveredDeath(id) => self.processes.get(&id).map(|p| &p.delivered_death),
+            Queue::DeliveredFreeze(id) => self.processes.get(&id).map(|p| &p.delivered_freeze),
+        };
+        list.is_some_and(|list| list.get(&place.sequence) == Some(&work))
+    }
+
+    /// A node's counts are the number of those who hold it.
+    fn check_node(&self, id: NodeId, node: &Node) -> Checked {
+        let name = || node.name(id);
+        rule!(node.tmp_refs == 0, "{}: a temporary reference is left", name());
+        let mut strong_refs = 0;
+        for (ref_id, holder) in &node.refs {
+            let reference = self.processes.get(holder).and_then(|record| {
+                let handle = record.handles.get(&id)?;
+                record.refs.get(handle).filter(|reference| reference.id == *ref_id)
+            });
+            rule!(reference.is_some(), "{}: {holder:?} does not refer to it", name());
+            strong_refs += u64::from(reference.is_some_and(|reference| reference.strong > 0));
+        }
+        rule!(
+            node.internal_strong_refs == strong_refs,
+            "{}: {strong_refs} strong references, not {}",
+            name(),
+            node.internal_strong_refs
+        );
+        if let Some(place) = node.work {
+            rule!(
+                self.stands_in(place, Work::Node(id)),
+                "{}: its notice is not in {place:?}",
+                name()
+            );
+        }
+        let Some(owner) = node.process else {
+            rule!(!node.refs.is_empty(), "{}: dead, and nobody refers to it", name());
+            rule!(node.async_todo.is_empty(), "{}: dead, with calls that wait for it", name());
+            return Ok(());
+        };
+        let Some(record) = self.processes.get(&owner) else {
+            rule!(false, "{}: its owner is gone", name());
+            return Ok(());
+        };
+        rule!(
+            record.nodes.get(&node.ptr) == Some(&id),
+            "{}: its owner does not know of it",
+            name()
+        );
+        self.check_local_refs(id, node, record)?;
+        self.check_oneway(id, node, record)
+    }
+
+    /// Who keeps a node on its owner's side: transactions to it, objects in the owner's buffers,
+    /// notices that the owner has not confirmed, and being the context manager's.
+    fn check_local_refs(&self, id: NodeId, node: &Node, record: &ProcessRecord) -> Checked {
+        let manager = u64::from(self.manager == Some(id));
+        let mut strong = manager + u64::from(node.pending_strong_ref);
+        let mut weak = manager + u64::from(node.pending_weak_ref);
+        for buffer in record.buffers.values() {
+            strong += u64::from(buffer.target_node == Some(id));
+            for held in &buffer.held {
+                match *held {
+                    Held::Node { ptr, strong: true } if ptr == node.ptr => strong += 1,
+                    Held::Node { ptr, strong: false } if ptr == node.ptr => weak += 1,
+                    Held::Node { .. } | Held::Handle { .. } => {}
+                }
+            }
+        }
+        rule!(
+            node.local_strong_refs == strong,
+            "{}: {strong} strong users of its owner's, not {}",
+            node.name(id),
+            node.local_strong_refs
+        );
+        rule!(
+            node.local_weak_refs == weak,
+            "{}: {weak} weak users of its owner's, not {}",
+            node.name(id),
+            node.local_weak_refs
+        );
+        let kept = !node.refs.is_empty() || strong + weak > 0;
+        rule!(
+            kept || node.work.is_some() || !(node.has_strong_ref || node.has_weak_ref),
+            "{}: nothing keeps it, and its owner was not told",
+            node.name(id)
+        );
+        Ok(())
+    }
+
+    /// One-way calls to a node are with its owner one at a time: the others wait, and only while
+    /// there is one.
+    fn check_oneway(&self, id: NodeId, node: &Node, record: &ProcessRecord) -> Checked {
+        let of_node = record.buffers.values();
+        let of_node = of_node.filter(|b| b.buffer.is_async && b.target_node == Some(id)).count();
+        let handed_out = of_node.checked_sub(node.async_todo.len());
+        rule!(
+            handed_out == Some(usize::from(node.has_async_transaction)),
+            "{}: {of_node} one-way buffers, {} of them waiting; one handed out: {}",
+            node.name(id),
+            node.async_todo.len(),
+            node.has_async_transaction
+        );
+        for waiting in &node.async_todo {
+            let transaction = self.transactions.get(waiting);
+            rule!(
+                transaction.is_some_and(|t| t.is_oneway() && t.target_node == Some(id)),
+                "{}: transaction {} in its queue is not one of its own",
+                node.name(id),
+                waiting.0
+            );
+        }
+        Ok(())
+    }
+
+    /// A transaction stands in exactly one place: queued, or on the stack of who serves it, or, its
+    /// receiver being gone, on that of who waits for it.
+    fn check_transaction(&self, id: TransactionId, transaction: &Transaction) -> Checked {
+        if let Some((process, offset)) = transaction.to_process.zip(transaction.buffer) {
+            let buffer = self.processes.get(&process).and_then(|p| p.buffers.get(&offset));
+            rule!(
+                buffer.is_some_and(|buffer| buffer.transaction == Some(id)),
+                "transaction {}: its buffer does not know of it",
+                id.0
+            );
+        }
+        let is_this = |work: &&Work| **work == Work::Transaction(id);
+        let mut queued = 0;
+        if let Some(record) = transaction.to_process.and_then(|p| self.processes.get(&p)) {
+            queued += record.todo.values().filter(is_this).count();
+            for thread in record.threads.values().filter_map(|thread| self.threads.get(thread)) {
+                queued += thread.todo.values().filter(is_this).count();
+            }
+        }
+        if let Some(node) = transaction.target_node.and_then(|node| self.nodes.get(&node)) {
+            queued += node.async_todo.iter().filter(|waiting| **waiting == id).count();
+        }
+        let served = transaction.to_thread.is_some_and(|thread| self.is_on_stack(thread, id));
+        rule!(
+            queued + usize::from(served) <= 1,
+            "transaction {}: queued {queued} times, and served: {served}",
+            id.0
+        );
+        let awaited = transaction.from.is_some_and(|thread| self.is_on_stack(thread, id));
+        rule!(
+            awaited == transaction.from.is_some(),
+            "transaction {}: its sender does not wait for it",
+            id.0
+        );
+        // A server that left in the middle of a call of its own: the answer to that one will find
+        // this one (`send_failed_reply`).
+        let followed = || self.transactions.values().any(|t| t.from_parent == Some(id));
+        rule!(
+            queued == 1 || served || followed(),
+            "transaction {}: nobody will ever look at it again",
+            id.0
+        );
+        Ok(())
+    }
+
+    /// Death and freeze links belong to a reference, or to a notice that is still to be read.
+    fn check_links(&self) -> Checked {
+        for (id, death) in &self.deaths {
+            let Some(record) = self.processes.get(&death.holder) else {
+                rule!(false, "death link {}: its holder is gone", id.0);
+                return Ok(());
+            };
+            if let Some(place) = death.place {
+                rule!(
+                    self.stands_in(place, Work::Death(*id)),
+                    "death link {}: its notice is not in {place:?}",
+                    id.0
+                );
+            }
+            let referred = record.refs.values().filter(|r| r.death == Some(*id)).count();
+            let expected = usize::from(death.work == DeathWork::DeadBinder);
+            rule!(
+                referred == expected && (referred == 1 || death.place.is_some()),
+                "death link {} of {record:?}: {referred} references have it, {:?}",
+                id.0,
+                death.work
+            );
+        }
+        for (id, freeze) in &self.freezes {
+            let Some(record) = self.processes.get(&freeze.holder) else {
+                rule!(false, "freeze link {}: its holder is gone", id.0);
+                return Ok(());
+            };
+            if let Some(place) = freeze.place {
+                rule!(
+                    self.stands_in(place, Work::Freeze(*id)),
+                    "freeze link {}: its notice is not in {place:?}",
+                    id.0
+                );
+            }
+            let delivered = matches!(freeze.place, Some(Place { queue, .. }) if queue == Queue::DeliveredFreeze(freeze.holder));
+            rule!(
+                freeze.sent == delivered,
+                "freeze link {}: sent: {}, waits to be acknowledged: {delivered}",
+                id.0,
+                freeze.sent
+            );
+            let referred = record.refs.values().filter(|r| r.freeze == Some(*id)).count();
+            let expected = usize::from(freeze.work == FreezeWork::FrozenBinder);
+            rule!(
+                referred == expected && (referred == 1 || freeze.place.is_some()),
+                "freeze link {} of {record:?}: {referred} references have it, {:?}",
+                id.0,
+                freeze.work
+            );
+        }
+        for record in self.processes.values() {
+            let deaths = self.deaths.values().filter(|d| d.holder == record.process.id).count();
+            let freezes = self.freezes.values().filter(|f| f.holder == record.process.id).count();
+            rule!(
+                (record.deaths, record.freezes) == (deaths, freezes),
+                "{record:?}: counts {} death and {} freeze links, not {deaths} and {freezes}",
+                record.deaths,
+                record.freezes
+            );
+        }
+        Ok(())
+    }
+}
