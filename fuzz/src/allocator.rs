@@ -5,7 +5,7 @@
 //! [`HeapMm`], which counts everybody who comes for a page that is not there.
 
 use crate::grammar::{Fault, Install, List, MmVerb, Pick, grammar};
-use crate::stage::trace;
+use crate::stage::{panic_at_errors, trace};
 use arbitrary::{Arbitrary, Result, Unstructured};
 use fakebinder::Errno;
 use fakebinder::alloc::{Alloc, Buffer, PageState, Request};
@@ -186,6 +186,7 @@ struct Stage {
 /// # Panics
 /// When the allocator does anything that it must not.
 pub fn play(program: &Program) {
+    panic_at_errors();
     let mut stage = Stage::new(&program.setting);
     for step in program.steps.iter() {
         trace(|| format!("{step:?}"));

@@ -3,7 +3,7 @@
 
 use crate::grammar::*;
 use crate::ledger::{Identity, Ledger, Receiver, Sent, SentObject};
-use crate::stage::{Actress, Answer, Gate, Idle, Paper, Slot, View, trace};
+use crate::stage::{Actress, Answer, Gate, Idle, Paper, Slot, View, panic_at_errors, trace};
 use fakebinder::Errno;
 use fakebinder::alloc::{Alloc, PageState};
 use fakebinder::binder::command::Command as Bc;
@@ -22,11 +22,14 @@ use std::sync::atomic::Ordering;
 /// Threads of a process.
 const THREADS: usize = 3;
 
-/// Bytes of each thread's read buffer; the first three of an arena.
+/// A thread more, which only reads what is left at the end.
+const ATTENDANT: usize = THREADS;
+
+/// Bytes of each thread's read buffer, at the beginning of an arena.
 const READ_BUFFER: usize = 2048;
 
 /// Where in an arena the rest begins: write buffers and messages, for one call at a time.
-const SCRATCH: usize = THREADS * READ_BUFFER;
+const SCRATCH: usize = (THREADS + 1) * READ_BUFFER;
 
 /// Opens of devices in one program.
 const MAX_OPENS: usize = 12;
@@ -36,12 +39,19 @@ const COOKIE: u64 = 0x5eed_0000_0000;
 const FIRST_PID: i32 = 100;
 
 /// A thread of a client.
-#[derive(Default)]
 struct Thread {
     /// The ioctl that it is in.
     running: Option<Running>,
+    /// How the last one ended.
+    last: Result<i32, Errno>,
     /// Calls that it serves, by their numbers in the ledger, the last on top.
     serving: Vec<usize>,
+}
+
+impl Default for Thread {
+    fn default() -> Thread {
+        Thread { running: None, last: Ok(0), serving: Vec::new() }
+    }
 }
 
 struct Running {
@@ -82,7 +92,7 @@ struct Role {
     mm: Arc<HeapMm>,
     arena: Arc<Arena>,
     view: Arc<View>,
-    threads: [Thread; THREADS],
+    threads: [Thread; THREADS + 1],
     open: bool,
     handles: Vec<u32>,
     /// Handles that it has ever let go of, perhaps too often.
@@ -91,10 +101,16 @@ struct Role {
     freed: Vec<u64>,
     notices: Vec<(PtrCookie, bool)>,
     death_links: Vec<HandleCookie>,
+    /// What it asked to be told of, with the role that owns the node.
+    death_watches: Vec<(u64, usize)>,
     deaths: Vec<u64>,
     freeze_links: Vec<HandleCookie>,
     freezes: Vec<u64>,
     next_cookie: u64,
+    /// Handles that it has counted itself.
+    kept: Vec<u32>,
+    /// It may have been told things that it could not read.
+    is_lossy: bool,
     /// It has freed or released something in this step, perhaps what it received in it.
     hasty: bool,
 }
@@ -134,6 +150,7 @@ pub struct Summary {
 /// # Panics
 /// When anything happens that must not.
 pub fn play(program: &Program) -> Summary {
+    panic_at_errors();
     let mut stage = Stage::new(&program.setting);
     stage.check();
     for step in program.steps.iter() {
@@ -284,10 +301,13 @@ impl Stage {
             freed: Vec::new(),
             notices: Vec::new(),
             death_links: Vec::new(),
+            death_watches: Vec::new(),
             deaths: Vec::new(),
             freeze_links: Vec::new(),
             freezes: Vec::new(),
             next_cookie: 1,
+            kept: Vec::new(),
+            is_lossy: false,
             hasty: false,
         });
     }
@@ -584,6 +604,8 @@ impl Stage {
         trouble: &Trouble,
     ) {
         let raced = matches!(trouble, Trouble::Meanwhile { .. });
+        self.roles[role].is_lossy |= matches!(trouble, Trouble::Unreachable { .. })
+            || matches!(read, Read::Resumed { .. } | Read::Unmapped);
         self.roles[role].arena.truncate(SCRATCH);
         let mut bytes = Vec::with_capacity(128);
         let mut done = Vec::with_capacity(commands.len());
@@ -1056,13 +1078,14 @@ impl Stage {
     fn attend(&mut self) {
         let mut reads = Vec::new();
         for role in 0..self.roles.len() {
-            for thread in 0..THREADS {
+            for thread in 0..=ATTENDANT {
                 let running = &mut self.roles[role].threads[thread].running;
                 let Some(ended) = running.as_ref().and_then(|running| running.slot.take()) else {
                     continue;
                 };
                 let Some(Running { kind, .. }) = running.take() else { continue };
                 trace(|| format!("    {role}.{thread} gets {:?}", ended.result));
+                self.roles[role].threads[thread].last = ended.result;
                 match kind {
                     Kind::WriteRead { done } => {
                         let call = WriteRead::decode(&ended.out);
@@ -1109,13 +1132,29 @@ impl Stage {
                 r.threads[thread].serving.pop();
             }
             Done::Confirmed(node, strong) => remove(&mut r.notices, &(node, strong)),
-            Done::AskedDeath(link) => r.death_links.push(link),
-            Done::ClearedDeath(link) => remove(&mut r.death_links, &link),
+            Done::AskedDeath(link) => {
+                let node = r.process.node_behind(link.handle).map(|(ptr, _)| ptr);
+                let known = r.death_links.iter().any(|known| known.handle == link.handle);
+                r.death_links.push(link);
+                if let Some(ptr @ 1..) = node
+                    && !known
+                    && r.kept.contains(&link.handle)
+                {
+                    r.death_watches.push((link.cookie, (ptr >> 16) as usize - 1));
+                }
+            }
+            Done::ClearedDeath(link) => {
+                remove(&mut r.death_links, &link);
+                r.death_watches.retain(|(cookie, _)| *cookie != link.cookie);
+            }
             Done::AcceptedDeath(cookie) => remove(&mut r.deaths, &cookie),
             Done::AskedFreeze(link) => r.freeze_links.push(link),
             Done::ClearedFreeze(link) => remove(&mut r.freeze_links, &link),
             Done::AcceptedFreeze(cookie) => remove(&mut r.freezes, &cookie),
             Done::Acquired(handle) => {
+                if r.process.node_behind(handle).is_some() {
+                    r.kept.push(handle);
+                }
                 if !r.handles.contains(&handle) && r.process.node_behind(handle).is_some() {
                     r.handles.push(handle);
                 }
@@ -1158,6 +1197,7 @@ impl Stage {
                     "a death that nobody asked for: {cookie}"
                 );
                 r.deaths.push(cookie);
+                r.death_watches.retain(|(watched, _)| *watched != cookie);
             }
             Return::FrozenBinder { cookie, .. } => {
                 assert!(
@@ -1301,9 +1341,35 @@ impl Stage {
         assert_eq!(self.memory.count(), lru, "pages on the LRU, by the list and by their owners");
     }
 
+    /// Whoever has asked to be told of a death, and lost nothing on the way, is told.
+    fn hear_of_deaths(&mut self) {
+        for role in 0..self.roles.len() {
+            let missing = |stage: &Stage| {
+                let watches = &stage.roles[role].death_watches;
+                watches.iter().find(|watch| !stage.roles[watch.1].open).copied()
+            };
+            let r = &self.roles[role];
+            if !r.open || r.is_lossy || !r.dropped.is_empty() || missing(self).is_none() {
+                continue;
+            }
+            for _ in 0..64 {
+                let courtesies = self.courtesies(role, ATTENDANT);
+                let trouble = Trouble::NoTrouble;
+                self.write_read(role, ATTENDANT, &courtesies, &Read::DoesNotWait, &trouble);
+                self.attend();
+                if self.roles[role].threads[ATTENDANT].last == Err(Errno::EAGAIN) {
+                    break;
+                }
+            }
+            let missed = missing(self);
+            assert!(missed.is_none(), "{}: was not told of the death {missed:?}", role);
+        }
+    }
+
     /// Everybody leaves, and nothing must be left.
     fn end(mut self) {
         trace(|| "everybody leaves".to_owned());
+        self.hear_of_deaths();
         for role in 0..self.roles.len() {
             if self.roles[role].open {
                 self.roles[role].open = false;
@@ -1422,6 +1488,7 @@ fn scene() -> Program {
 /// # Panics
 /// When anything happens that must not.
 pub fn play_raw(bytes: &[u8]) {
+    panic_at_errors();
     let scene = scene();
     let mut stage = Stage::new(&scene.setting);
     for step in scene.steps.iter() {

@@ -79,6 +79,8 @@ pub struct Receiver<'a> {
 #[derive(Default)]
 pub struct Ledger {
     pub sent: Vec<Sent>,
+    /// The last one-way call of a thread to a node that has arrived.
+    last_oneway: Vec<((usize, usize), u64, usize)>,
     /// Messages may come that are not in the ledger, or look as if they were.
     pub has_strangers: bool,
 }
@@ -152,6 +154,18 @@ impl Ledger {
                 assert_eq!(target, (data.target, data.cookie), "message {number}: its target");
             }
         }
+        if data.flags & TF_ONE_WAY != 0 && !is_reply {
+            let by = sent.by;
+            let last = self.last_oneway.iter_mut().find(|l| l.0 == by && l.1 == data.target);
+            match last {
+                Some((.., last)) => {
+                    assert!(*last < number || to.hasty, "message {number} comes after {last}");
+                    *last = number;
+                }
+                None => self.last_oneway.push((by, data.target, number)),
+            }
+        }
+        let sent = &self.sent[number];
         let mut received = Received { number, handles: Vec::new() };
         if readable == Err(Errno::EFAULT) || to.hasty {
             // Unmapped meanwhile, or freed and used again.
