@@ -349,7 +349,9 @@ fn a_client_that_closes_its_socket_or_never_reads_it_harms_itself() {
             let sending = std::thread::spawn(move || {
                 let null = fs::File::open("/dev/null").unwrap();
                 let mut parcel = Parcel::new();
-                (0..10).for_each(|_| _ = parcel.fd(null.as_raw_fd()));
+                for _ in 0..10 {
+                    parcel.fd(null.as_raw_fd());
+                }
                 let mut sent = 0;
                 loop {
                     let reply = Thread::new(&client).call(&Call::to(handle).parcel(&parcel));
@@ -404,7 +406,9 @@ fn descriptors_in_flight_do_not_use_up_the_daemon_s() {
         let limit: usize = limit.split_whitespace().next().unwrap().parse().unwrap();
         let null = fs::File::open("/dev/null").unwrap();
         let mut parcel = Parcel::new();
-        (0..250).for_each(|_| _ = parcel.fd(null.as_raw_fd()));
+        for _ in 0..250 {
+            parcel.fd(null.as_raw_fd());
+        }
         let mut greedy = Vec::new();
         let mut sent = 0;
         // Each may have 4,096; so many that the limit is passed, if it is one that a test can reach.

@@ -77,18 +77,9 @@ fn info(witness: &Thread, process: &Process) -> (u32, u32) {
 
 /// What is told of a one-way call to a frozen process: older drivers call it complete.
 fn needs_pending(scene: &Scene) {
-    if scene.door() == Door::Kernel && !kernel_is_at_least(6, 3) {
+    if !scene.driver_is_at_least(6, 3) {
         std::panic::panic_any(Skip("not in this driver: BR_TRANSACTION_PENDING_FROZEN".into()));
     }
-}
-
-fn kernel_is_at_least(major: u32, minor: u32) -> bool {
-    let release = nix::sys::utsname::uname()
-        .map(|name| name.release().to_string_lossy().into_owned())
-        .unwrap_or_default();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|n| n.parse().ok());
-    let running: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    running >= (major, minor)
 }
 
 fn freezing_and_thawing(scene: &Scene) {

@@ -166,6 +166,18 @@ impl Scene {
         door(&self.device)
     }
 
+    /// Whether the driver is this kernel's, of that version or newer, or one that is to do what
+    /// the newest does. For rules whose absence nothing else would show.
+    pub(super) fn driver_is_at_least(&self, major: u32, minor: u32) -> bool {
+        let release = nix::sys::utsname::uname()
+            .map(|name| name.release().to_string_lossy().into_owned())
+            .unwrap_or_default();
+        let mut numbers =
+            release.split(|c: char| !c.is_ascii_digit()).map_while(|n| n.parse().ok());
+        let running: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        self.door() != Door::Kernel || running >= (major, minor)
+    }
+
     /// A node of `owner` becomes known to the manager: gives the manager's handle, strong and
     /// acquired. All that this leaves behind is the handle, and the node's first references.
     pub(super) fn introduce(&self, owner: &Thread, manager: &Thread, ptr: u64, cookie: u64) -> u32 {
