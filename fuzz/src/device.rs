@@ -554,7 +554,7 @@ impl Stage<'_> {
             }
             Command::AttemptAcquire => Bc::AttemptAcquire { priority: 0, handle: 0 },
             Command::AcquireResult => Bc::AcquireResult(0),
-            Command::Unknown { .. } => return None,
+            Command::Unknown { .. } | Command::Flood { .. } => return None,
         })
     }
 

@@ -29,7 +29,15 @@ const ATTENDANT: usize = THREADS;
 const READ_BUFFER: usize = 2048;
 
 /// Where in an arena the rest begins: write buffers and messages, for one call at a time.
-const SCRATCH: usize = (THREADS + 1) * READ_BUFFER;
+const SCRATCH: usize = FIRST_READ_BUFFER + (THREADS + 1) * READ_BUFFER;
+
+/// Where the first of them lies: so that every other one has a page's end in its middle.
+const FIRST_READ_BUFFER: usize = READ_BUFFER / 2;
+
+/// Where a thread's read buffer lies.
+fn read_buffer(thread: usize) -> u64 {
+    ARENA + (FIRST_READ_BUFFER + thread * READ_BUFFER) as u64
+}
 
 /// Opens of devices in one program.
 const MAX_OPENS: usize = 12;
@@ -611,6 +619,15 @@ impl Stage {
         let mut done = Vec::with_capacity(commands.len());
         self.roles[role].hasty |= raced;
         for command in commands {
+            if let Command::Flood { to, count, message } = command {
+                for _ in 0..count % 64 {
+                    let transaction = Command::Transaction { to: *to, message: message.clone() };
+                    let (command, _) = self.command(role, thread, &transaction, raced);
+                    command.into_iter().for_each(|command| command.encode(&mut bytes));
+                    done.push((bytes.len() as u64, Done::Nothing));
+                }
+                continue;
+            }
             let (command, then) = self.command(role, thread, command, raced);
             match command {
                 Ok(command) => command.encode(&mut bytes),
@@ -644,12 +661,16 @@ impl Stage {
                 call.write_size = call.write_size.saturating_sub(u64::from(*bytes));
             }
         }
-        call.read_buffer = ARENA + (thread * READ_BUFFER) as u64;
+        call.read_buffer = read_buffer(thread);
         let mut nonblock = false;
         match read {
             Read::Nothing => {}
             Read::Waits => call.read_size = 256,
             Read::DoesNotWait => (call.read_size, nonblock) = (256, true),
+            Read::AcrossPages { before } => {
+                call.read_size = 256;
+                call.read_buffer += (READ_BUFFER / 2) as u64 - 4 * u64::from(before % 64);
+            }
             Read::Short { size } => (call.read_size, nonblock) = ((*size).into(), true),
             Read::Resumed { consumed } => {
                 (call.read_size, call.read_consumed) = (512, (*consumed).into());
@@ -695,6 +716,8 @@ impl Stage {
                 };
                 (command, Done::Nothing)
             }
+            // Many commands, each of which comes as a transaction.
+            Command::Flood { .. } => return (Err(0), Done::Nothing),
             Command::Reply { message } => {
                 let (data, room) = self.message(role, thread, message, None, raced);
                 let command = match room {
@@ -805,7 +828,7 @@ impl Stage {
             let parent = |parent: &Parent| match *parent {
                 Parent::NoParent => None,
                 Parent::Last { at } => {
-                    buffers.last().map(|last| (last.0, last.1, 8 * u64::from(at)))
+                    buffers.last().map(|last| (last.0, last.1, 8 * u64::from(at % 16)))
                 }
                 Parent::Nth { index, at } => {
                     let address = buffers.iter().find(|buffer| buffer.0 == usize::from(index % 8));
@@ -1021,7 +1044,7 @@ impl Stage {
             }
             Aside::ReadNow { by } => {
                 let (other, other_thread) = self.bystander((role, thread), *by)?;
-                let read_buffer = ARENA + (other_thread * READ_BUFFER) as u64;
+                let read_buffer = read_buffer(other_thread);
                 let call = WriteRead { read_size: 256, read_buffer, ..WriteRead::default() };
                 let kind = Kind::WriteRead { done: Vec::new() };
                 self.aside_ioctl(other, other_thread, BINDER_WRITE_READ, call.encode(), kind)
@@ -1165,13 +1188,13 @@ impl Stage {
     /// A thread looks at what it has read.
     fn read(&mut self, role: usize, thread: usize, call: &WriteRead) {
         let mut bytes = [0; READ_BUFFER];
-        let consumed = (call.read_consumed as usize).min(READ_BUFFER);
-        let start = ARENA + (thread * READ_BUFFER) as u64;
-        if call.read_size == 0 || call.read_buffer != start {
+        let consumed = (call.read_consumed as usize).min(READ_BUFFER / 2);
+        let all = read_buffer(thread)..read_buffer(thread + 1);
+        if call.read_size == 0 || !all.contains(&call.read_buffer) {
             return;
         }
         let r = &self.roles[role];
-        r.arena.read(start, &mut bytes[..consumed]).expect("its own read buffer");
+        r.arena.read(call.read_buffer, &mut bytes[..consumed]).expect("its own read buffer");
         let mut rest = &bytes[..consumed];
         if call.read_size == 512 {
             // Resumed: what was there before is of no interest, and its length not known here.
@@ -1504,7 +1527,7 @@ pub fn play_raw(bytes: &[u8]) {
             write_size: bytes.len() as u64,
             write_buffer: role.arena.push(bytes),
             read_size: 256,
-            read_buffer: ARENA,
+            read_buffer: read_buffer(0),
             ..WriteRead::default()
         };
         debug_assert_eq!(call.write_buffer, WRITE_BUFFER);
