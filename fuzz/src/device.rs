@@ -610,7 +610,7 @@ impl Stage<'_> {
         TransactionData {
             target: to.into(),
             code: message.code.into(),
-            flags: crate::interpret::transaction_flags(message.flags),
+            flags: crate::interpret::compose::transaction_flags(message.flags),
             data_size: data.len() as u64,
             offsets_size: offsets.len() as u64,
             buffer: put(&data),
