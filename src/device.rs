@@ -64,6 +64,11 @@ impl Hub {
         Ok(Arc::new(Hub { binder: Binder::new(timers), clients: Arc::default(), memory }))
     }
 
+    /// The driver behind all devices.
+    pub fn binder(&self) -> &Arc<Binder> {
+        &self.binder
+    }
+
     /// The device of that name. All devices of a name are one: they share a context.
     pub fn device(self: &Arc<Self>, name: &str) -> Arc<Device> {
         let context = self.binder.context(name);

@@ -1409,7 +1409,8 @@ fn node_flags(flags: NodeFlags) -> u32 {
     bits
 }
 
-fn transaction_flags(flags: Flags) -> u32 {
+/// `TF_*`.
+pub fn transaction_flags(flags: Flags) -> u32 {
     let mut bits = 0;
     for (bit, flag) in
         [TF_ACCEPT_FDS, TF_CLEAR_BUF, TF_UPDATE_TXN, TF_ROOT_OBJECT].iter().enumerate()

@@ -8,12 +8,16 @@
 //! | [`stage`] | clients in plain memory, and races at a place of one's choice |
 //! | [`interpret`] | plays a program and checks it |
 //! | [`ledger`] | what was sent, and whether it arrives |
+//! | [`wire`] | the kernel's end of a session |
+//! | [`device`] | programs through a FUSE mount |
 //! | [`report`] | tells people what happened |
 
 pub mod allocator;
+pub mod device;
 pub mod grammar;
 pub mod interpret;
 pub mod ledger;
 pub mod records;
 pub mod report;
 pub mod stage;
+pub mod wire;

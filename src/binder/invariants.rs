@@ -56,6 +56,15 @@ impl Context {
     }
 }
 
+impl Context {
+    /// Whether the thread with this id waits in a read, of any process.
+    pub fn is_parked(&self, tid: i32) -> bool {
+        self.with_graph(|graph| {
+            graph.threads.values().any(|thread| thread.tid == tid && thread.parked.is_some())
+        })
+    }
+}
+
 impl Process {
     /// Pointer and cookie of the node behind a handle of this process.
     pub fn node_behind(&self, handle: u32) -> Option<(u64, u64)> {

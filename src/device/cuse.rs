@@ -61,8 +61,7 @@ pub fn open(
     claim.free(&path)?;
     let name = device.name.clone();
     let session = Session::new(cuse.into(), format!("{} (CUSE)", path.display()));
-    let door =
-        Arc::new(CuseDoor { device, opens: Opens::default(), initialised: AtomicBool::new(false) });
+    let door = CuseDoor::new(device);
     // The kernel makes the device while it takes our answer, in this thread.
     let mut buffer = vec![0; BUFFER_SIZE];
     match session.receive(&mut buffer) {
@@ -77,7 +76,7 @@ pub fn open(
     node(claim, &path, rdev, permissions)?;
     let closing = door.clone();
     let ended = Box::new(move || {
-        closing.opens.release_all();
+        closing.ended();
         on_end();
     });
     workers::start(session, door, workers::Limits::of_this_machine(), ended).map_err(Error::Threads)
@@ -106,7 +105,16 @@ fn node(claim: &mut Claim, path: &Path, rdev: u64, permissions: Permissions) -> 
     fchmodat(nix::fcntl::AT_FDCWD, path, mode, FchmodatFlags::FollowSymlink).map_err(failed)
 }
 
+/// The door to a device for a session that may have any kernel at its other end.
+pub fn door(device: Arc<Device>) -> Arc<dyn Door> {
+    CuseDoor::new(device)
+}
+
 impl CuseDoor {
+    fn new(device: Arc<Device>) -> Arc<CuseDoor> {
+        Arc::new(CuseDoor { device, opens: Opens::default(), initialised: AtomicBool::new(false) })
+    }
+
     fn init(&self, (major, minor): (u32, u32), flags: u32, responder: Responder) {
         if major != MAJOR || flags & uapi::CUSE_UNRESTRICTED_IOCTL == 0 {
             log::error!("the kernel speaks CUSE {major}.{minor} with flags {flags:#x}");
@@ -174,5 +182,9 @@ impl Door for CuseDoor {
 
     fn interrupt(&self, fh: u64, tid: i32) {
         self.opens.interrupt(fh, tid);
+    }
+
+    fn ended(&self) {
+        self.opens.release_all();
     }
 }

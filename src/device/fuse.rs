@@ -99,22 +99,34 @@ pub fn open(
     };
     let dev = device_of_mount(path).ok_or_else(|| unmount(Error::Unknown(path.to_owned())))?;
     let session = Session::new(fuse.into(), format!("{} (FUSE)", path.display()));
-    let door = Arc::new(FuseDoor {
-        session: session.clone(),
+    let door = door(session.clone(), devices, permissions, dev, want_passthrough);
+    let closing = door.clone();
+    let ended = Box::new(move || {
+        closing.ended();
+        on_end();
+    });
+    workers::start(session, door, workers::Limits::of_this_machine(), ended)
+        .map_err(|error| unmount(Error::Threads(error)))
+}
+
+/// The door to `devices` for a session that may have any kernel at its other end. `dev` is the
+/// `st_dev` by which clients' mappings of its files are known.
+pub fn door(
+    session: Arc<Session>,
+    devices: Vec<Arc<Device>>,
+    permissions: Permissions,
+    dev: u64,
+    want_passthrough: bool,
+) -> Arc<dyn Door> {
+    Arc::new(FuseDoor {
+        session,
         tree: Tree::new(devices, permissions),
         opens: Opens::default(),
         files: Mutex::default(),
         dev,
         passthrough: AtomicBool::new(false),
         want_passthrough,
-    });
-    let closing = door.clone();
-    let ended = Box::new(move || {
-        closing.opens.release_all();
-        on_end();
-    });
-    workers::start(session, door, workers::Limits::of_this_machine(), ended)
-        .map_err(|error| unmount(Error::Threads(error)))
+    })
 }
 
 /// `st_dev` of what is mounted on `path`, without asking the file system (which is us).
@@ -319,5 +331,9 @@ impl Door for FuseDoor {
 
     fn interrupt(&self, fh: u64, tid: i32) {
         self.opens.interrupt(fh, tid);
+    }
+
+    fn ended(&self) {
+        self.opens.release_all();
     }
 }

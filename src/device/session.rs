@@ -38,6 +38,8 @@ pub trait Door: Send + Sync {
     /// A signal has arrived for the thread `tid`, which waits in an ioctl on the open file `fh`;
     /// [`Responder::interrupted`] already says so.
     fn interrupt(&self, fh: u64, tid: i32);
+    /// The session has come to its end, and every open file with it.
+    fn ended(&self) {}
 }
 
 /// A request that has been read and not been answered.

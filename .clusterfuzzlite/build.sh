@@ -1,0 +1,3 @@
+#!/bin/bash -eu
+# ClusterFuzzLite looks for it here.
+exec "$SRC/fakebinder/fuzz/oss-fuzz/build.sh"

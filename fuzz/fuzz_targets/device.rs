@@ -1,0 +1,16 @@
+//! Programs through a FUSE mount, with processes as clients.
+#![no_main]
+
+use fakebinder_fuzz::grammar::Program;
+use fakebinder_fuzz::{device, records};
+use libfuzzer_sys::{fuzz_crossover, fuzz_mutator, fuzz_target, fuzzer_mutate};
+
+fuzz_target!(|bytes: &[u8]| device::play(&Program::from_bytes(bytes)));
+
+fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
+    records::mutate(data, size, max_size, seed, fuzzer_mutate)
+});
+
+fuzz_crossover!(|one: &[u8], other: &[u8], out: &mut [u8], seed: u32| {
+    records::cross_over(one, other, out, seed)
+});

@@ -1,0 +1,7 @@
+//! Any bytes as FUSE and CUSE messages.
+#![no_main]
+
+use fakebinder_fuzz::wire;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| wire::play(bytes));
