@@ -19,4 +19,4 @@ build: deps
 deps:
 	@scripts/install-deps
 
-include tests/vm/vm.mk tests/vm/conformance.mk demo.mk coverage.mk
+include tests/vm/vm.mk tests/vm/conformance.mk demo.mk coverage.mk fuzz/fuzz.mk
