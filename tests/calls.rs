@@ -382,6 +382,12 @@ fn many_clients_get_their_own_replies() {
                         let data = [client.to_ne_bytes(), number.to_ne_bytes()].concat();
                         let reply = thread.call(&Call::to(handle).code(ECHO).data(&data)).unwrap();
                         let right = matches!(&reply, Reply::Data(c) if c.data == data);
+                        if !right {
+                            eprintln!(
+                                "{}: call {number} of client {client}: {reply:?}",
+                                device.path().display()
+                            );
+                        }
                         failed.fetch_or(!right, Ordering::Relaxed);
                     }
                 })

@@ -225,12 +225,20 @@ fn freezing_waits_for_the_answer(scene: &Scene) {
     let words = [manager.pid() as u32, 1, 10_000];
     client.threads[1].begin_ioctl_words(uapi::BINDER_FREEZE, &words);
     client.threads[1].asleep();
-    // It counts as frozen while it waits.
-    client.write(oneway(0));
+    // It counts as frozen while it waits. (A device in userspace may only be about to begin.)
+    let mut sent = 0;
+    client.until("it to count as frozen", || {
+        client.write(oneway(0));
+        sent += 1;
+        info(&client, &manager).1 == 1
+    });
     manager.write(reply());
     manager.reads("NOOP TRANSACTION_COMPLETE");
-    // The one-way call must be gone, too.
-    manager.receive();
+    // The one-way calls must be gone, too.
+    for _ in 0..sent {
+        let got = manager.receive();
+        manager.write(free(got.buffer));
+    }
     assert_eq!(client.threads[1].finish(), 0);
     assert_eq!(info(&client, &manager), (0, 1));
 }
