@@ -50,8 +50,12 @@ impl Stage {
                 });
                 (Bc::FreeBuffer(address), Done::Freed(address))
             }
-            Command::Increfs { handle: h } => (Bc::Increfs(handle(h)), Done::Acquired(handle(h))),
-            Command::Acquire { handle: h } => (Bc::Acquire(handle(h)), Done::Acquired(handle(h))),
+            Command::Increfs { handle: h } => {
+                (Bc::Increfs(handle(h)), Done::Counted { handle: handle(h), keeps: true })
+            }
+            Command::Acquire { handle: h } => {
+                (Bc::Acquire(handle(h)), Done::Counted { handle: handle(h), keeps: false })
+            }
             Command::Release { handle: h } | Command::Decrefs { handle: h } => {
                 let handle = handle(h);
                 r.dropped.push(handle);

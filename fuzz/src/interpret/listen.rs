@@ -81,8 +81,8 @@ impl Stage {
             Done::AskedFreeze(link) => r.freeze_links.push(link),
             Done::ClearedFreeze(link) => remove(&mut r.freeze_links, &link),
             Done::AcceptedFreeze(cookie) => remove(&mut r.freezes, &cookie),
-            Done::Acquired(handle) => {
-                if r.process.node_behind(handle).is_some() {
+            Done::Counted { handle, keeps } => {
+                if keeps && r.process.node_behind(handle).is_some() {
                     r.kept.push(handle);
                 }
                 if !r.handles.contains(&handle) && r.process.node_behind(handle).is_some() {

@@ -54,7 +54,12 @@ pub(super) enum Done {
     AskedFreeze(HandleCookie),
     ClearedFreeze(HandleCookie),
     AcceptedFreeze(u64),
-    Acquired(u32),
+    /// It counts this handle itself; whether that keeps it, too (a first strong count does not: it may
+    /// be refused).
+    Counted {
+        handle: u32,
+        keeps: bool,
+    },
 }
 
 /// One open file.
