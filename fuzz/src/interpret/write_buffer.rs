@@ -74,7 +74,8 @@ pub fn play(bytes: &[u8]) {
     }
     stage.check();
     stage.ledger.has_strangers = true;
-    for _ in 0..2 {
+    for time in 1..=2 {
+        trace(|| format!("1.0 writes, time {time}: {:x?}", commands(bytes)));
         let role = &mut stage.roles[1];
         role.arena.truncate(SCRATCH);
         let call = WriteRead {
@@ -96,6 +97,23 @@ pub fn play(bytes: &[u8]) {
         }
     }
     stage.end();
+}
+
+/// What the driver will take the bytes for, up to the first command that is none.
+pub fn commands(bytes: &[u8]) -> Vec<String> {
+    let mut rest = bytes;
+    let mut commands = Vec::new();
+    while let Some((number, tail)) = rest.split_first_chunk::<4>() {
+        let number = u32::from_ne_bytes(*number);
+        let size = Bc::payload_size(number).filter(|size| *size <= tail.len());
+        let Some(command) = size.and_then(|size| Bc::decode(number, &tail[..size])) else {
+            commands.push(format!("{number:#x} and {} bytes", tail.len()));
+            break;
+        };
+        commands.push(format!("{command:x?}"));
+        rest = &tail[size.unwrap_or(0)..];
+    }
+    commands
 }
 
 /// Where the write buffer of [`play`] lies in its client.
