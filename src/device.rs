@@ -101,7 +101,17 @@ pub struct Open {
 }
 
 impl Device {
-    /// `binder_open`, for the process of the calling thread. EPERM when that process cannot be seen from here.
+    fn refused(&self, error: Errno) {
+        if matches!(error, Errno::EMFILE | Errno::ENFILE) {
+            warn_once!(
+                "{}: refused an open: this daemon has no descriptor left; raise its limit (ulimit -n, LimitNOFILE=)",
+                self.name
+            );
+        }
+    }
+
+    /// `binder_open`, for the process of the calling thread. EPERM when that process cannot be seen from here;
+    /// EMFILE when the daemon has no descriptor left for it.
     pub fn open(
         &self,
         header: &Header,
@@ -117,8 +127,10 @@ impl Device {
             );
             return Err(Errno::EPERM);
         }
-        let client = self.hub.clients.of_thread(header.tid)?;
-        let mm = ClientMm::new(client.pid, client.pidfd.clone(), buffer.memfd, mapping)?;
+        let client =
+            self.hub.clients.of_thread(header.tid).inspect_err(|error| self.refused(*error))?;
+        let mm = ClientMm::new(client.pid, client.pidfd.clone(), buffer.memfd, mapping)
+            .inspect_err(|error| self.refused(*error))?;
         let alloc = Alloc::new(mm.clone(), &self.hub.memory);
         let process = self.context.open(client.pid, header.tid, client.clone(), alloc);
         Ok(Arc::new(Open {

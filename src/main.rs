@@ -336,10 +336,15 @@ fn open_doors(
     }
 }
 
-/// A client costs several descriptors.
+/// A client costs several descriptors, and the kernel's own hard limit of 4,096 is soon reached: who may
+/// (CAP_SYS_RESOURCE) takes more.
 fn raise_descriptor_limit() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    const ENOUGH: u64 = 1 << 20;
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
+        let more = hard.max(ENOUGH);
+        setrlimit(Resource::RLIMIT_NOFILE, more, more)
+            .or_else(|_| setrlimit(Resource::RLIMIT_NOFILE, hard, hard))
+    });
     if let Err(error) = raised {
         log::warn!("raising the limit of open files: {error}");
     }
