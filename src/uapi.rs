@@ -175,7 +175,8 @@ pub struct fakebinder_attach {
     /// In: [`FAKEBINDER_ATTACH_VERSION`]. Out: the version that the daemon speaks.
     pub version: u32,
     /// In: the number, in the caller, of the daemon's end of a `SOCK_SEQPACKET` socketpair; -1:
-    /// the caller has connected to the name that [`FAKEBINDER_ATTACH_NAME`] gave it.
+    /// the caller has connected to the name that [`FAKEBINDER_ATTACH_NAME`] gave it, or only asks
+    /// what the device can do (ENOTCONN, with the other members filled in).
     pub socket: i32,
     /// Out: [`FAKEBINDER_ATTACH_NATIVE_MMAP`] or 0.
     pub flags: u32,

@@ -8,7 +8,7 @@
 
 use super::sys::{self, Catch};
 use crate::Errno;
-use crate::attach::{connect, handshake};
+use crate::attach::{connect, handshake, must_attach};
 use crate::files::Files;
 use crate::sys::Region;
 use nix::sys::mman::{MapFlags, ProtFlags};
@@ -181,7 +181,11 @@ fn map(fd: i32, size: u64, prot: i32, flags: i32) -> Result<u64, Errno> {
     let file = borrow(fd)?;
     let (prot, flags) = (ProtFlags::from_bits_retain(prot), MapFlags::from_bits_retain(flags));
     let size = usize::try_from(size).map_err(|_| Errno::EINVAL)?;
-    match Region::map(file.as_fd(), size, prot, flags) {
+    let mapped = match must_attach(file.as_fd()) {
+        true => Err(Errno::ENODEV),
+        false => Region::map(file.as_fd(), size, prot, flags),
+    };
+    match mapped {
         Ok(region) => Ok(leak(region)),
         Err(Errno::ENODEV) => {
             let attached = handshake(file.as_fd(), size, prot, flags)?;
