@@ -10,8 +10,8 @@
 //! buffer writable, whatever descriptor we give. See `mm_shim` for what that means.
 
 use super::session::{Door, MAJOR, MINOR, Responder, Session};
-use super::tree::{Node, Permissions, Tree};
-use super::wire::{Header, Request};
+use super::tree::{FEATURE_CONTENTS, Node, Permissions, Tree};
+use super::wire::{Header, Ioctl, Request};
 use super::{Device, Opens, warn_once, workers};
 use crate::mm_shim::{BufferFile, MappingKind, create_memfd};
 use crate::{Errno, uapi};
@@ -197,7 +197,7 @@ impl FuseDoor {
             );
             return responder.error(Errno::EBUSY);
         }
-        match self.try_open(header, flags, device) {
+        match self.try_open(header, flags, &device) {
             Ok(opened) => responder.value(&opened),
             Err(error) => {
                 self.files.lock().busy.remove(&header.node);
@@ -264,6 +264,64 @@ impl FuseDoor {
         }
     }
 
+    /// The files that are no devices: `binder-control` and the features. Gives back what is about something
+    /// else.
+    fn plain_file(
+        &self,
+        node: Option<Node>,
+        request: &Request<'_>,
+        responder: Responder,
+    ) -> Option<Responder> {
+        match (node, request) {
+            (Some(Node::Control | Node::Feature(_)), request) => match request {
+                Request::Open { .. } => responder.value(&uapi::fuse_open_out {
+                    open_flags: uapi::FOPEN_DIRECT_IO,
+                    ..Default::default()
+                }),
+                Request::Flush { .. } | Request::Release { .. } => responder.done(),
+                Request::Read { offset, size, .. } if node != Some(Node::Control) => {
+                    let contents =
+                        usize::try_from(*offset).ok().and_then(|at| FEATURE_CONTENTS.get(at..));
+                    let contents = contents.unwrap_or_default();
+                    responder.bytes(&contents[..contents.len().min(*size as usize)]);
+                }
+                Request::Ioctl(ioctl) if node == Some(Node::Control) => {
+                    self.control(ioctl, responder)
+                }
+                // No poll operation: always ready.
+                Request::Poll { events, .. } => responder.value(&uapi::fuse_poll_out {
+                    revents: (libc::POLLIN | libc::POLLOUT) as u32 & events,
+                    padding: 0,
+                }),
+                Request::Read { .. } | Request::Write | Request::Ioctl(_) => {
+                    responder.error(Errno::EINVAL)
+                }
+                _ => return Some(responder),
+            },
+            _ => return Some(responder),
+        }
+        None
+    }
+
+    /// `binder_ctl_ioctl`.
+    fn control(&self, ioctl: &Ioctl<'_>, responder: Responder) {
+        let wanted: Option<uapi::binderfs_device> = match ioctl.cmd {
+            uapi::BINDER_CTL_ADD => uapi::parse(ioctl.input),
+            _ => None,
+        };
+        let Some(mut wanted) = wanted else { return responder.error(Errno::EINVAL) };
+        match self.tree.add_device(&wanted.name) {
+            Ok(()) => {
+                let name = String::from_utf8_lossy(&wanted.name);
+                log::info!("{}: added {}", self.session.name(), name.trim_end_matches('\0'));
+                // A regular file, not a node of some number.
+                (wanted.major, wanted.minor) = (0, 0);
+                responder.ioctl(0, uapi::bytes_of(&wanted));
+            }
+            Err(error) => responder.error(error),
+        }
+    }
+
     fn set_attr(&self, valid: u32, responder: Responder) {
         match valid & uapi::FATTR_SIZE {
             // As with any character device.
@@ -275,12 +333,13 @@ impl FuseDoor {
 
 impl Door for FuseDoor {
     fn request(&self, header: Header, request: Request<'_>, responder: Responder) {
+        let node = self.tree.node(header.node);
+        let Some(responder) = self.plain_file(node, &request, responder) else { return };
         let Some(responder) =
             self.opens.request(&header, &request, responder, |fh| self.release(fh))
         else {
             return;
         };
-        let node = self.tree.node(header.node);
         match request {
             Request::Init { major, minor, flags } => self.init((major, minor), flags, responder),
             Request::Lookup { name } => {
@@ -304,7 +363,7 @@ impl Door for FuseDoor {
             Request::Open { flags } => self.open_file(&header, flags, responder),
             Request::OpenDir => responder.value(&uapi::fuse_open_out::default()),
             Request::ReadDir { offset, size } => match node {
-                Some(node @ (Node::Root | Node::Opens)) => {
+                Some(node @ (Node::Root | Node::Opens | Node::Features)) => {
                     responder.bytes(&self.tree.list(node, offset, size as usize));
                 }
                 _ => responder.error(Errno::ENOTDIR),
