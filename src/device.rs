@@ -101,6 +101,11 @@ pub struct Open {
 }
 
 impl Device {
+    /// Another device of the same daemon, by its name.
+    fn sibling(&self, name: &str) -> Arc<Device> {
+        self.hub.device(name)
+    }
+
     fn refused(&self, error: Errno) {
         if matches!(error, Errno::EMFILE | Errno::ENFILE) {
             warn_once!(
