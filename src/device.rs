@@ -101,6 +101,10 @@ pub struct Open {
 }
 
 impl Device {
+    fn binder(&self) -> &Arc<Binder> {
+        &self.hub.binder
+    }
+
     /// Another device of the same daemon, by its name.
     fn sibling(&self, name: &str) -> Arc<Device> {
         self.hub.device(name)

@@ -2,13 +2,15 @@
 
 mod common;
 
-use common::{Daemon, Door, open, skip};
+use common::{Daemon, Door, Pair, Target, open, skip, wait_until};
 use fakebinder::uapi;
-use fakebinder_client::{Device, Errno};
-use std::collections::BTreeSet;
+use fakebinder_client::{Call, Command, Device, Errno, Parcel, Reply, Return, Thread};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 /// BINDER_CTL_ADD with such a name.
 fn add(control: &File, name: &[u8]) -> Result<(), Errno> {
@@ -34,7 +36,7 @@ fn features_say_what_the_driver_can_do() {
         let entries = fs::read_dir(path).unwrap();
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     };
-    let expected = ["binder-control", "features", &daemon.name].map(str::to_owned);
+    let expected = ["binder-control", "binder_logs", "features", &daemon.name].map(str::to_owned);
     assert_eq!(listed(mount.clone()), BTreeSet::from(expected));
     let features = ["oneway_spam_detection", "extended_error", "freeze_notification"];
     assert_eq!(listed(mount.join("features")), BTreeSet::from(features.map(str::to_owned)));
@@ -65,7 +67,7 @@ fn binder_control_adds_devices() {
 
     assert_eq!(add(&control, b"added"), Err(Errno::EEXIST));
     assert_eq!(add(&control, daemon.name.as_bytes()), Err(Errno::EEXIST));
-    for taken in ["binder-control", "features", ".open"] {
+    for taken in ["binder-control", "binder_logs", "features", ".open"] {
         assert_eq!(add(&control, taken.as_bytes()), Err(Errno::EEXIST));
     }
     for name in ["", ".", "..", "a/b", "/"] {
@@ -95,7 +97,155 @@ fn binder_control_adds_no_more_than_so_many() {
         (0..5000).take_while(|number| add(&control, format!("n{number}").as_bytes()).is_ok());
     assert_eq!(added.count(), 4095, "and the one that was there");
     assert_eq!(add(&control, b"more"), Err(Errno::ENOSPC));
-    assert_eq!(fs::read_dir(&mount).unwrap().count(), 4096 + 2);
+    assert_eq!(fs::read_dir(&mount).unwrap().count(), 4096 + 3);
     open(&mount.join("n4094"));
+    daemon.stop();
+}
+
+// ---------------------------------------------------------------- binder_logs
+
+const LOGS: [&str; 5] =
+    ["state", "stats", "transactions", "transaction_log", "failed_transaction_log"];
+
+/// A log with every number as `N`, every address as `P`, and the device's name as `NAME`.
+fn masked(log: &str, name: &str) -> String {
+    let mut out = String::new();
+    let mut rest = log;
+    while let Some(first) = rest.chars().next() {
+        let hex = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_hexdigit()).len();
+        let decimal = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        if rest.starts_with(name) {
+            out += "NAME";
+            rest = &rest[name.len()..];
+        } else if hex >= 16 {
+            out.push('P');
+            rest = &rest[hex..];
+        } else if decimal > 0 {
+            out.push('N');
+            rest = &rest[decimal..];
+        } else {
+            // A sign belongs to its number.
+            if !(first == '-' && rest[1..].starts_with(|c: char| c.is_ascii_digit())) {
+                out.push(first);
+            }
+            rest = &rest[first.len_utf8()..];
+        }
+    }
+    out
+}
+
+/// Waits for a reply, holds a buffer, has calls of both kinds waiting, watches a death and has failed once; then
+/// gives what the logs say.
+fn scene(mount: &Path, name: &str) -> BTreeMap<String, String> {
+    let target = Target { path: mount.join(name), daemon: None };
+    let Pair { server, client, handle, .. } = &target.pair();
+    server.write(&[Command::EnterLooper]).unwrap();
+    let oneway = Call::to(*handle).oneway().data(b"five!");
+    for _ in 0..2 {
+        assert_eq!(Thread::new(client).call(&oneway).unwrap(), Reply::Sent);
+    }
+    let mut buffer = [0; 256];
+    let mut held = None;
+    while held.is_none() {
+        held = server.read(&mut buffer).unwrap().find_map(|it| match it {
+            Return::Transaction(transaction) => Some(transaction.buffer),
+            _ => None,
+        });
+    }
+    let cookie = 0x5000;
+    client.write(&[Command::RequestDeathNotification { handle: *handle, cookie }]).unwrap();
+    assert_eq!(Thread::new(client).call(&Call::to(999)).unwrap(), Reply::Failed);
+    let read = |log: &str| fs::read_to_string(mount.join("binder_logs").join(log)).unwrap();
+    std::thread::scope(|scope| {
+        let mut parcel = Parcel::new();
+        parcel.bytes(b"four");
+        let caller =
+            scope.spawn(move || Thread::new(client).call(&Call::to(*handle).parcel(&parcel)));
+        assert!(wait_until(common::PATIENCE, || read("state").contains("outgoing transaction")));
+        let mut logs: BTreeMap<String, String> =
+            LOGS.iter().map(|log| (log.to_string(), read(log))).collect();
+        logs.insert("proc".to_owned(), read(&format!("proc/{}", std::process::id())));
+        // The second one-way call comes when the first is freed; the call is answered meanwhile.
+        server.write(&[Command::FreeBuffer(held.unwrap())]).unwrap();
+        let mut thread = Thread::new(server);
+        while !caller.is_finished() {
+            thread.serve(&mut |_, _, _, _| {}).unwrap();
+            thread.flush().unwrap();
+        }
+        assert!(matches!(caller.join().unwrap(), Ok(Reply::Data(_))));
+        logs
+    })
+}
+
+/// Those parts of a log that only this scene can have made, in words.
+fn own_part(log: &str, text: &str, name: &str) -> Vec<String> {
+    let text = match log {
+        "stats" => text.split_once("\nproc ").map_or("", |(_, processes)| processes),
+        _ => text,
+    };
+    let lines = text.lines().filter(|line| !log.ends_with("_log") || line.contains(name));
+    lines.map(|line| masked(line, name)).collect()
+}
+
+#[test]
+fn the_logs_tell_who_waits_for_what() {
+    if !Door::Fuse.is_here() {
+        return skip("/dev/fuse is not here");
+    }
+    let daemon = Daemon::start(Door::Fuse);
+    let mount = daemon.fuse().parent().unwrap().to_owned();
+    let directory = mount.join("binder_logs");
+    for private in [directory.clone(), directory.join("state")] {
+        assert_eq!(fs::metadata(private).unwrap().permissions().mode() & 0o077, 0);
+    }
+    let logs = scene(&mount, &daemon.name);
+    logs.iter().for_each(|(log, text)| println!("--- {log}\n{text}"));
+    let pid = std::process::id();
+    let says = |log: &str, what: &str| {
+        assert!(logs[log].contains(what), "{log} does not say {what:?}:\n{}", logs[log]);
+    };
+    for log in ["state", "transactions", "proc"] {
+        says(log, &format!("proc {pid}\ncontext {}\n", daemon.name));
+        says(log, "    outgoing transaction ");
+        says(log, "  pending transaction ");
+        says(log, "    pending async transaction ");
+        says(log, "size 5:0:0 delivered");
+    }
+    says("state", "u0000000000001000 c0000000000002000 hs 1 hw 1");
+    says("stats", "BC_ENTER_LOOPER: 1");
+    says("stats", "proc: active 3 total ");
+    says("stats", "death: active 1 total 1");
+    says("transaction_log", &format!("async from {pid}:"));
+    says("failed_transaction_log", "handle 999 size 0:0 ret 29201/-22");
+    assert!(!directory.join("proc/1").exists());
+    daemon.stop();
+}
+
+/// Line by line, and word by word but for the numbers, as the kernel's binderfs.
+#[test]
+fn the_logs_look_like_the_driver_s() {
+    if !Door::Fuse.is_here() || !Path::new("/dev/binder").exists() {
+        return skip(
+            "it takes /dev/fuse and the kernel's binder with binderfs (the VM of tests/vm has them)",
+        );
+    }
+    let daemon = Daemon::start(Door::Fuse);
+    let ours = scene(daemon.fuse().parent().unwrap(), &daemon.name);
+    let kernels = std::env::temp_dir().join(format!("{}-binderfs", daemon.name));
+    fs::create_dir_all(&kernels).unwrap();
+    let options = Some("stats=global");
+    mount(None::<&str>, &kernels, Some("binder"), MsFlags::empty(), options).expect("binderfs");
+    let control = File::open(kernels.join("binder-control")).unwrap();
+    assert_eq!(add(&control, daemon.name.as_bytes()), Ok(()));
+    let theirs = scene(&kernels, &daemon.name);
+    drop(control);
+    umount2(&kernels, MntFlags::MNT_DETACH).unwrap();
+    fs::remove_dir(&kernels).unwrap();
+    for (log, text) in &ours {
+        let (ours, theirs) =
+            (own_part(log, text, &daemon.name), own_part(log, &theirs[log], &daemon.name));
+        assert!(!theirs.is_empty(), "{log} says nothing");
+        assert_eq!(ours, theirs, "{log}");
+    }
     daemon.stop();
 }

@@ -46,6 +46,7 @@ impl Graph {
         if let Some(record) = self.processes.get_mut(&process) {
             record.deaths += 1;
         }
+        self.created.deaths += 1;
         self.deaths.insert(
             id,
             Death {

@@ -71,6 +71,7 @@ impl Graph {
         if let Some(record) = self.processes.get_mut(&process) {
             record.freezes += 1;
         }
+        self.created.freezes += 1;
         self.freezes.insert(
             id,
             Freeze {

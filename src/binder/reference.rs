@@ -46,6 +46,7 @@ impl Graph {
         }
         let handle = record.free_handle(if is_manager { 0 } else { 1 });
         record.handles.insert(node, handle);
+        self.created.references += 1;
         record.refs.insert(handle, Ref { id, node, strong: 0, weak: 0, death: None, freeze: None });
         if let Some(node) = self.nodes.get_mut(&node) {
             node.refs.insert(id, process);

@@ -15,6 +15,7 @@ use super::{File, Process};
 use crate::uapi::{TF_ONE_WAY, TF_UPDATE_TXN};
 use std::sync::Arc;
 use std::sync::atomic::AtomicI32;
+use std::time::Duration;
 
 /// A descriptor that is to be installed in the receiver (`struct binder_txn_fd_fixup`).
 pub(crate) struct Fixup {
@@ -46,7 +47,6 @@ pub(crate) struct Transaction {
     pub from: Option<ThreadId>,
     pub from_parent: Option<TransactionId>,
     pub from_pid: i32,
-    #[expect(dead_code, reason = "told by the transaction logs, when there are some")]
     pub from_tid: i32,
     pub to_process: Option<ProcessId>,
     pub to_thread: Option<ThreadId>,
@@ -57,6 +57,8 @@ pub(crate) struct Transaction {
     pub sender_euid: u32,
     /// The sender's nice value.
     pub priority: i32,
+    /// When it was queued, by the device's clock.
+    pub start: Duration,
     /// The receiver's own nice value, to be restored at the reply.
     pub saved_priority: Arc<AtomicI32>,
     /// Offset of the buffer in the receiver's mapping.

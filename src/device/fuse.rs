@@ -10,7 +10,7 @@
 //! buffer writable, whatever descriptor we give. See `mm_shim` for what that means.
 
 use super::session::{Door, MAJOR, MINOR, Responder, Session};
-use super::tree::{FEATURE_CONTENTS, Node, Permissions, Tree};
+use super::tree::{Node, Permissions, Tree};
 use super::wire::{Header, Ioctl, Request};
 use super::{Device, Opens, warn_once, workers};
 use crate::mm_shim::{BufferFile, MappingKind, create_memfd};
@@ -69,6 +69,9 @@ struct Files {
     by_handle: HashMap<u64, OpenFile>,
     /// The nodes that are open, or are being opened.
     busy: HashSet<u64>,
+    /// What open files of text say, by their handles.
+    texts: HashMap<u64, Vec<u8>>,
+    last_text: u64,
 }
 
 /// Mounts the directory of `devices` on the existing directory `path`, and serves it until it is
@@ -264,43 +267,62 @@ impl FuseDoor {
         }
     }
 
-    /// The files that are no devices: `binder-control` and the features. Gives back what is about something
-    /// else.
+    /// The files that are no devices: `binder-control`, the features and the logs. Gives back what is about
+    /// something else.
     fn plain_file(
         &self,
         node: Option<Node>,
         request: &Request<'_>,
         responder: Responder,
     ) -> Option<Responder> {
-        match (node, request) {
-            (Some(Node::Control | Node::Feature(_)), request) => match request {
-                Request::Open { .. } => responder.value(&uapi::fuse_open_out {
+        let node = match node {
+            Some(it @ (Node::Control | Node::Feature(_) | Node::Log(_) | Node::ProcessLog(_))) => {
+                it
+            }
+            _ => return Some(responder),
+        };
+        match *request {
+            Request::Open { .. } => {
+                let opened = self.open_text(node);
+                responder.value(&uapi::fuse_open_out {
+                    fh: opened,
                     open_flags: uapi::FOPEN_DIRECT_IO,
                     ..Default::default()
-                }),
-                Request::Flush { .. } | Request::Release { .. } => responder.done(),
-                Request::Read { offset, size, .. } if node != Some(Node::Control) => {
-                    let contents =
-                        usize::try_from(*offset).ok().and_then(|at| FEATURE_CONTENTS.get(at..));
-                    let contents = contents.unwrap_or_default();
-                    responder.bytes(&contents[..contents.len().min(*size as usize)]);
+                });
+            }
+            Request::Read { fh, offset, size } => match self.files.lock().texts.get(&fh) {
+                Some(text) => {
+                    let rest = usize::try_from(offset).ok().and_then(|at| text.get(at..));
+                    let rest = rest.unwrap_or_default();
+                    responder.bytes(&rest[..rest.len().min(size as usize)]);
                 }
-                Request::Ioctl(ioctl) if node == Some(Node::Control) => {
-                    self.control(ioctl, responder)
-                }
-                // No poll operation: always ready.
-                Request::Poll { events, .. } => responder.value(&uapi::fuse_poll_out {
-                    revents: (libc::POLLIN | libc::POLLOUT) as u32 & events,
-                    padding: 0,
-                }),
-                Request::Read { .. } | Request::Write | Request::Ioctl(_) => {
-                    responder.error(Errno::EINVAL)
-                }
-                _ => return Some(responder),
+                None => responder.error(Errno::EINVAL),
             },
+            Request::Release { fh } => {
+                self.files.lock().texts.remove(&fh);
+                responder.done();
+            }
+            Request::Flush { .. } => responder.done(),
+            Request::Ioctl(ref ioctl) if node == Node::Control => self.control(ioctl, responder),
+            // No poll operation: always ready.
+            Request::Poll { events, .. } => responder.value(&uapi::fuse_poll_out {
+                revents: (libc::POLLIN | libc::POLLOUT) as u32 & events,
+                padding: 0,
+            }),
+            Request::Write | Request::Ioctl(_) => responder.error(Errno::EINVAL),
             _ => return Some(responder),
         }
         None
+    }
+
+    /// A file handle for a file of text, whose readers see what there was at the open; 0 for one without.
+    fn open_text(&self, node: Node) -> u64 {
+        let Some(text) = self.tree.contents(node) else { return 0 };
+        let mut files = self.files.lock();
+        files.last_text += 1;
+        let handle = files.last_text;
+        files.texts.insert(handle, text);
+        handle
     }
 
     /// `binder_ctl_ioctl`.
@@ -363,7 +385,13 @@ impl Door for FuseDoor {
             Request::Open { flags } => self.open_file(&header, flags, responder),
             Request::OpenDir => responder.value(&uapi::fuse_open_out::default()),
             Request::ReadDir { offset, size } => match node {
-                Some(node @ (Node::Root | Node::Opens | Node::Features)) => {
+                Some(
+                    node @ (Node::Root
+                    | Node::Opens
+                    | Node::Features
+                    | Node::Logs
+                    | Node::Processes),
+                ) => {
                     responder.bytes(&self.tree.list(node, offset, size as usize));
                 }
                 _ => responder.error(Errno::ENOTDIR),

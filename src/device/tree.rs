@@ -4,6 +4,7 @@
 //! /                 the devices, as in binderfs
 //! /binder-control   BINDER_CTL_ADD adds a device
 //! /features/NAME    what this driver can do: "1"
+//! /binder_logs/...  what the driver holds and has done, for root: see binder/logs.rs
 //! /NAME             a device: a symbolic link that names another file each time it is read
 //! /.open/NAME.N.K   one file per open; N counts, K is a key that only a reader of the link knows
 //! ```
@@ -31,14 +32,20 @@ const ROOT: u64 = uapi::FUSE_ROOT_ID as u64;
 const OPENS: u64 = 2;
 const CONTROL: u64 = 3;
 const FEATURES: u64 = 4;
+const LOGS: u64 = 5;
+const PROCESSES: u64 = 6;
 /// Numbers from here on are features.
 const FEATURE: u64 = 1 << 4;
+/// Numbers from here on are logs.
+const LOG: u64 = 1 << 5;
 /// Numbers from here on are devices.
 const DEVICES: u64 = 1 << 8;
 /// `BINDERFS_MAX_NAME`: what is longer is cut off.
 const MAX_NAME: usize = 255;
 /// More cannot be added. binderfs: as its mount option says, else a million.
 const MAX_DEVICES: usize = 4096;
+/// This bit and a pid: the log of a process.
+const PROCESS_LOG: u64 = 1 << 62;
 /// Below the index of the device (from 1 on): the number of the open.
 const SERIAL_BITS: u32 = 40;
 
@@ -46,10 +53,31 @@ const OPENS_NAME: &[u8] = b".open";
 const CONTROL_NAME: &[u8] = b"binder-control";
 const FEATURES_NAME: &[u8] = b"features";
 
+const LOGS_NAME: &[u8] = b"binder_logs";
+const PROCESSES_NAME: &[u8] = b"proc";
+
+/// A file of `binder_logs/`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Log {
+    State,
+    Stats,
+    Transactions,
+    TransactionLog,
+    FailedTransactionLog,
+}
+
+const LOG_FILES: [(Log, &str); 5] = [
+    (Log::State, "state"),
+    (Log::Stats, "stats"),
+    (Log::Transactions, "transactions"),
+    (Log::TransactionLog, "transaction_log"),
+    (Log::FailedTransactionLog, "failed_transaction_log"),
+];
+
 /// What clients look for before they use it (`binder_features`).
 const FEATURE_NAMES: [&str; 3] = ["oneway_spam_detection", "extended_error", "freeze_notification"];
 /// What each of these files says.
-pub const FEATURE_CONTENTS: &[u8] = b"1\n";
+const FEATURE_CONTENTS: &str = "1\n";
 
 /// What a node number stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +90,12 @@ pub enum Node {
     /// The directory of features.
     Features,
     Feature(usize),
+    /// The directory of logs, and that of processes in it.
+    Logs,
+    Processes,
+    Log(Log),
+    /// `proc/PID`.
+    ProcessLog(i32),
     /// The link that is a device's name.
     Link {
         device: usize,
@@ -81,6 +115,10 @@ impl Node {
             Node::Control => CONTROL,
             Node::Features => FEATURES,
             Node::Feature(feature) => FEATURE + feature as u64,
+            Node::Logs => LOGS,
+            Node::Processes => PROCESSES,
+            Node::Log(log) => LOG + log as u64,
+            Node::ProcessLog(pid) => PROCESS_LOG | u64::from(pid as u32),
             Node::Link { device } => DEVICES + device as u64,
             Node::File { device, serial } => (device as u64 + 1) << SERIAL_BITS | serial,
         }
@@ -127,7 +165,7 @@ impl Tree {
         }
         let text = std::str::from_utf8(name).map_err(|_| Errno::EINVAL)?;
         let mut devices = self.devices.write();
-        let taken = [OPENS_NAME, CONTROL_NAME, FEATURES_NAME].contains(&name)
+        let taken = [OPENS_NAME, CONTROL_NAME, FEATURES_NAME, LOGS_NAME].contains(&name)
             || devices.iter().any(|it| it.name == text);
         match devices.first() {
             _ if taken => Err(Errno::EEXIST),
@@ -142,13 +180,21 @@ impl Tree {
 
     /// None for a number that was never given out.
     pub fn node(&self, number: u64) -> Option<Node> {
+        if number & PROCESS_LOG != 0 {
+            return i32::try_from(number ^ PROCESS_LOG).ok().map(Node::ProcessLog);
+        }
         let serial = number & ((1 << SERIAL_BITS) - 1);
         let node = match number >> SERIAL_BITS {
             0 if number == ROOT => Node::Root,
             0 if number == OPENS => Node::Opens,
             0 if number == CONTROL => Node::Control,
             0 if number == FEATURES => Node::Features,
-            0 if number < DEVICES => Node::Feature(number.checked_sub(FEATURE)? as usize),
+            0 if number == LOGS => Node::Logs,
+            0 if number == PROCESSES => Node::Processes,
+            0 if (LOG..DEVICES).contains(&number) => {
+                Node::Log(LOG_FILES.get((number - LOG) as usize)?.0)
+            }
+            0 if number < LOG => Node::Feature(number.checked_sub(FEATURE)? as usize),
             0 => Node::Link { device: number.checked_sub(DEVICES)? as usize },
             device => Node::File { device: device as usize - 1, serial },
         };
@@ -159,17 +205,51 @@ impl Tree {
         }
     }
 
+    /// What a file says just now that is neither a device nor empty.
+    pub fn contents(&self, node: Node) -> Option<Vec<u8>> {
+        let binder = self.device(0)?.binder().clone();
+        let text = match node {
+            Node::Feature(_) => FEATURE_CONTENTS.to_owned(),
+            Node::Log(Log::State) => binder.log_state(),
+            Node::Log(Log::Stats) => binder.log_stats(),
+            Node::Log(Log::Transactions) => binder.log_transactions(),
+            Node::Log(Log::TransactionLog) => binder.log_of_transactions(false),
+            Node::Log(Log::FailedTransactionLog) => binder.log_of_transactions(true),
+            Node::ProcessLog(pid) => binder.log_process(pid)?,
+            _ => return None,
+        };
+        Some(text.into_bytes())
+    }
+
+    fn pids(&self) -> Vec<i32> {
+        self.device(0).map_or_else(Vec::new, |device| device.binder().pids())
+    }
+
     pub fn lookup(&self, parent: Node, name: &[u8]) -> Option<Node> {
         match parent {
             Node::Root if name == OPENS_NAME => Some(Node::Opens),
             Node::Root if name == CONTROL_NAME => Some(Node::Control),
             Node::Root if name == FEATURES_NAME => Some(Node::Features),
+            Node::Root if name == LOGS_NAME => Some(Node::Logs),
             Node::Root => self.device_named(name).map(|device| Node::Link { device }),
             Node::Opens => self.lookup_file(name),
             Node::Features => {
                 FEATURE_NAMES.iter().position(|it| it.as_bytes() == name).map(Node::Feature)
             }
-            Node::Control | Node::Feature(_) | Node::Link { .. } | Node::File { .. } => None,
+            Node::Logs if name == PROCESSES_NAME => Some(Node::Processes),
+            Node::Logs => {
+                LOG_FILES.iter().find(|it| it.1.as_bytes() == name).map(|it| Node::Log(it.0))
+            }
+            Node::Processes => {
+                let pid = std::str::from_utf8(name).ok()?.parse().ok()?;
+                self.pids().contains(&pid).then_some(Node::ProcessLog(pid))
+            }
+            Node::Control
+            | Node::Feature(_)
+            | Node::Log(_)
+            | Node::ProcessLog(_)
+            | Node::Link { .. }
+            | Node::File { .. } => None,
         }
     }
 
@@ -204,6 +284,9 @@ impl Tree {
             // Its names are not listed, but whoever knows one may use it.
             Node::Opens => (libc::S_IFDIR | 0o711, 2, 0),
             Node::Features => (libc::S_IFDIR | 0o755, 2, 0),
+            // They tell of everybody: for root, unlike binderfs, where a security module decides.
+            Node::Logs | Node::Processes => (libc::S_IFDIR | 0o700, 2, 0),
+            Node::Log(_) | Node::ProcessLog(_) => (libc::S_IFREG | 0o400, 1, 0),
             Node::Control => (libc::S_IFREG | 0o600, 1, 0),
             Node::Feature(_) => (libc::S_IFREG | 0o444, 1, FEATURE_CONTENTS.len() as u64),
             Node::Link { device } => {
@@ -235,7 +318,7 @@ impl Tree {
 
     pub fn entry_out(&self, node: Node) -> uapi::fuse_entry_out {
         let entry_valid = match node {
-            Node::File { .. } => 0,
+            Node::File { .. } | Node::ProcessLog(_) => 0,
             _ => LONG,
         };
         uapi::fuse_entry_out {
@@ -253,12 +336,17 @@ impl Tree {
         const FILE: u32 = libc::DT_REG as u32;
         const LINK: u32 = libc::DT_LNK as u32;
         let devices = self.devices.read();
+        let pids: Vec<(i32, String)> = match directory {
+            Node::Processes => self.pids().into_iter().map(|pid| (pid, pid.to_string())).collect(),
+            _ => Vec::new(),
+        };
         let mut entries =
             vec![(directory.number(), DIRECTORY, &b"."[..]), (ROOT, DIRECTORY, &b".."[..])];
         match directory {
             Node::Root => {
                 entries.push((CONTROL, FILE, CONTROL_NAME));
                 entries.push((FEATURES, DIRECTORY, FEATURES_NAME));
+                entries.push((LOGS, DIRECTORY, LOGS_NAME));
                 entries.extend(devices.iter().enumerate().map(|(device, it)| {
                     (Node::Link { device }.number(), LINK, it.name.as_bytes())
                 }));
@@ -268,6 +356,18 @@ impl Tree {
                     (Node::Feature(feature).number(), FILE, name.as_bytes())
                 }))
             }
+            Node::Logs => {
+                entries.push((PROCESSES, DIRECTORY, PROCESSES_NAME));
+                entries.extend(
+                    LOG_FILES
+                        .iter()
+                        .map(|(log, name)| (Node::Log(*log).number(), FILE, name.as_bytes())),
+                );
+            }
+            Node::Processes => entries.extend(
+                pids.iter()
+                    .map(|(pid, name)| (Node::ProcessLog(*pid).number(), FILE, name.as_bytes())),
+            ),
             _ => {}
         }
         let mut listing = Vec::new();
