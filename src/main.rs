@@ -72,8 +72,9 @@ struct Options {
     #[arg(long, value_name = "SIZE", value_parser = size)]
     page_budget: Option<u64>,
 
-    /// Make page operations fail or wait, for tests: OPERATION:WHEN, then :errno or :delay or both, and commas between rules, as in alloc_page:nth=3:errno=ENOMEM or
-    /// zap:share=0.1:delay=1ms,seed=7; operations are alloc_page, vm_insert_page, vma_lookup, mmget and zap
+    /// Make page operations fail or wait, for tests: OPERATION:WHEN, then :errno or :delay or both, and commas between rules, as in
+    /// alloc_page:nth=3:errno=ENOMEM, zap:share=0.1:delay=1ms,seed=7 or alloc_page:pid=4711:delay=1ms (for what that process sends);
+    /// operations are alloc_page, vm_insert_page, vma_lookup, mmget and zap
     #[arg(long, value_name = "SPEC", default_value = "", hide_default_value = true)]
     inject: Injector,
 
