@@ -21,6 +21,9 @@
 
 mod buffers;
 pub mod invariants;
+mod latency;
+
+pub use latency::InstallLatency;
 
 use crate::client_mem::ClientMemory;
 use crate::mm_shim::{MmStruct, MmapLock, NoVma, OnBehalf, PAGE_SIZE, Page};
@@ -260,7 +263,7 @@ impl Alloc {
         pid: i32,
     ) -> Result<(), Errno> {
         let _sender = OnBehalf::of(pid);
-        let mut users = None;
+        let (mut users, mut _clock) = (None, None);
         let end = buffer.offset + buffer.size();
         for index in buffer.offset / PAGE_SIZE..end.div_ceil(PAGE_SIZE) {
             if mapping.installed_page(index) {
@@ -268,6 +271,7 @@ impl Alloc {
             }
             // Held over the whole buffer, it makes the one per page cheap.
             if users.is_none() {
+                _clock = self.memory.install_latency.as_ref().map(|latency| latency.clock(pid));
                 users = Some(self.mm.mmget_not_zero().ok_or(Errno::ESRCH)?);
             }
             self.install_single_page(mapping, index)?;

@@ -4,7 +4,7 @@
 mod support;
 
 use fakebinder::Errno;
-use fakebinder::alloc::{Alloc, PageState, Request};
+use fakebinder::alloc::{Alloc, InstallLatency, PageState, Request};
 use fakebinder::mm_shim::{HeapMm, Injector, Rule, Verb};
 use fakebinder::shrinker::{Memory, MemoryConfig, PageInstall, Reclaimer};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -304,6 +304,30 @@ fn a_winner_in_a_closed_mapping_is_esrch() {
     });
     assert_eq!(client.alloc.alloc_new_buf(&request(100)), Err(Errno::ESRCH));
     assert_eq!((memory.used(), client.alloc.allocated_count()), (1, 1));
+}
+
+/// Counted per sender, whether the pages came or not, and only where one was missing.
+#[test]
+fn waiting_for_pages_is_counted_by_sender() {
+    let latency: Arc<InstallLatency> = Arc::default();
+    let inject = "alloc_page:pid=2:delay=20ms:errno=ENOMEM".parse().expect("a specification");
+    let install_latency = Some(latency.clone());
+    let config = MemoryConfig { inject, install_latency, ..MemoryConfig::default() };
+    let client = client(&Memory::new(config));
+    let send = |pid| client.alloc.alloc_new_buf(&Request { pid, ..request(PAGE) });
+    for _ in 0..2 {
+        let buffer = send(1).expect("only the other sender gets no page");
+        client.alloc.free_buf(&buffer);
+    }
+    let taken = send(1).expect("its page is there");
+    assert_eq!(send(2), Err(Errno::ENOMEM));
+    client.alloc.free_buf(&taken);
+    let text = latency.to_string();
+    let numbers = |line: &str| line.split(' ').map(|n| n.parse().expect("a number")).collect();
+    let lines: Vec<Vec<u64>> = text.lines().map(numbers).collect();
+    let [one, two] = &lines[..] else { panic!("{text}") };
+    assert_eq!((one[0], one[2], two[0], two[2]), (1, 1, 2, 1), "{text}");
+    assert!(one[1] < two[1] && (20_000_000..1_000_000_000).contains(&two[1]), "{text}");
 }
 
 #[test]
