@@ -291,6 +291,16 @@ fn a_race_without_a_winner_is_esrch() {
     nothing_is_left(&memory, &client);
 }
 
+/// Without a page that somebody else has made, EBUSY is an error like any other.
+#[test]
+fn busy_without_a_page_is_passed_on_when_there_can_be_no_race() {
+    let rule = Rule::new(Verb::InsertPage).nth(1).fail(Errno::EBUSY);
+    let memory = memory(PageInstall::Exclusive, Injector::default().with(rule));
+    let client = client(&memory);
+    assert_eq!(client.alloc.alloc_new_buf(&request(PAGE)), Err(Errno::EBUSY));
+    nothing_is_left(&memory, &client);
+}
+
 /// The winner's page counts only while the mapping is there.
 #[test]
 fn a_winner_in_a_closed_mapping_is_esrch() {
@@ -426,6 +436,21 @@ fn the_oldest_pages_go_first_and_no_more_than_asked_for() {
     assert_eq!(memory.scan(3), 3);
     assert_eq!((first.alloc.pages().lru, second.alloc.pages().lru), (0, 1));
     assert_eq!((memory.scan(100), memory.scan(100), memory.count()), (1, 0, 0));
+}
+
+/// Everybody else lets go of an allocator while the shrinker is at its first page. Its release takes
+/// the LRU lock, so it has to wait for the end of the walk.
+#[test]
+fn an_allocator_that_the_shrinker_is_the_last_to_use_is_released_after_the_walk() {
+    let (inject, then) = at_first(Verb::Zap);
+    let memory = memory(PageInstall::Shared, inject);
+    let Client { mm, alloc } = client_with_unused(&memory, 3);
+    let last = Mutex::new(Some(alloc));
+    set(&then, move || drop(last.lock().expect("no panic").take()));
+    let lru = memory.clone();
+    let walk = beside(move || lru.reclaim_all());
+    assert_eq!(walk.recv_timeout(SOON), Ok(3));
+    assert_eq!((memory.used(), memory.count(), mm.resident()), (0, 0, 0));
 }
 
 /// A page that cannot be zapped stays where it is, is paid for once, and is used again.

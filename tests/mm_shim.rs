@@ -5,7 +5,7 @@ mod support;
 use fakebinder::Errno;
 use fakebinder::alloc::Alloc;
 use fakebinder::mm_shim::{ClientMm, MappingKind, Mm, create_memfd};
-use fakebinder::shrinker::{Memory, MemoryConfig};
+use fakebinder::shrinker::{Memory, MemoryConfig, PageInstall};
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
@@ -195,8 +195,10 @@ fn an_mm_in_use_can_be_used_again_though_its_client_is_gone() {
 /// its page is paid for from the first install on.
 #[test]
 fn a_page_that_the_client_made_by_reading_is_used_and_paid_for() {
-    for userfault in [true, false] {
-        let memory = memory();
+    for (userfault, page_install) in
+        [(true, PageInstall::Shared), (false, PageInstall::Shared), (true, PageInstall::Exclusive)]
+    {
+        let memory = Memory::new(MemoryConfig { page_install, ..MemoryConfig::default() });
         let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory, userfault);
         assert_eq!(client.peek(client.address, 8), [0; 8]);
         assert_eq!((client.resident(), memory.used()), (1, 0));
