@@ -353,6 +353,27 @@ fn the_slot_is_set_after_the_page_is_inserted() {
     }
 }
 
+/// For whoever acts in the middle of a call, in its own thread.
+#[test]
+fn an_allocator_is_busy_while_a_call_of_its_own_would_wait() {
+    for (page_install, verb, busy) in [
+        (PageInstall::Shared, Verb::AllocPage, false),
+        (PageInstall::Shared, Verb::InsertPage, false),
+        (PageInstall::Shared, Verb::Zap, true),
+        (PageInstall::Exclusive, Verb::AllocPage, true),
+    ] {
+        let (inject, then) = at_first(verb);
+        let memory = memory(page_install, inject);
+        let client = client(&memory);
+        let alloc = client.alloc.clone();
+        set(&then, move || assert_eq!(alloc.is_busy(), busy, "{page_install} {verb:?}"));
+        let buffer = client.alloc.alloc_new_buf(&request(PAGE)).expect("room");
+        client.alloc.free_buf(&buffer);
+        assert_eq!(memory.reclaim_all(), 1);
+        assert!(!client.alloc.is_busy());
+    }
+}
+
 // ---------------------------------------------------------------- the shrinker
 
 /// Whoever could see the slot clear has to wait until the page is gone.

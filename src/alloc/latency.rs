@@ -55,6 +55,7 @@ mod tests {
         for (time, expected) in [(0, 0), (1, 1), (31, 31), (32, 32), (33, 34), (1000, 1024)] {
             assert_eq!(rounded_up(Duration::from_nanos(time)), expected, "{time}");
         }
+        assert_eq!(rounded_up(Duration::MAX), 1 << 63);
         for time in (0..60).flat_map(|bit| [1 << bit, (1 << bit) + 1, (1 << bit) * 19 / 11]) {
             let rounded = rounded_up(Duration::from_nanos(time));
             assert!((time..=time + time / 16).contains(&rounded), "{time} {rounded}");
