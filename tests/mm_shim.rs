@@ -176,6 +176,19 @@ fn a_client_that_dies_leaves_no_page_and_no_descriptor() {
     assert_eq!((client.resident(), memory.used(), memory.count()), (0, 0, 0));
 }
 
+#[test]
+fn an_mm_that_is_dropped_is_not_mapped_here_any_more() {
+    let client = Client::start(&CLIENT, 1 << 20, &memory());
+    let ino = nix::sys::stat::fstat(&client.memfd).expect("a file").st_ino.to_string();
+    let mapped = || {
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("our mappings");
+        maps.lines().any(|line| line.split_ascii_whitespace().nth(4) == Some(&ino))
+    };
+    assert!(mapped());
+    drop(client);
+    assert!(!mapped());
+}
+
 /// As the kernel's: whoever uses an mm already may use it once more.
 #[test]
 fn an_mm_in_use_can_be_used_again_though_its_client_is_gone() {
