@@ -4,7 +4,7 @@ mod support;
 
 use fakebinder::Errno;
 use fakebinder::alloc::Alloc;
-use fakebinder::mm_shim::{ClientMm, MappingKind, Mm, create_memfd};
+use fakebinder::mm_shim::{ClientMm, MappingKind, Mm, NoVma, create_memfd};
 use fakebinder::shrinker::{Memory, MemoryConfig, PageInstall};
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -174,6 +174,36 @@ fn a_client_that_dies_leaves_no_page_and_no_descriptor() {
     assert_eq!(again, Err(Errno::ESRCH));
     client.alloc.deferred_release();
     assert_eq!((client.resident(), memory.used(), memory.count()), (0, 0, 0));
+}
+
+/// The mappings of process 1, for a thread that is nobody: it may see none. A client that attached
+/// has told us its address; one of the FUSE door has not.
+#[test]
+fn a_client_whose_mappings_cannot_be_seen_is_believed_where_it_told_its_address() {
+    const NOBODY: libc::c_long = 65534;
+    let lookup = |kind| {
+        // SAFETY: takes no pointer; the descriptor is new and ours.
+        let pidfd =
+            unsafe { OwnedFd::from_raw_fd(libc::syscall(libc::SYS_pidfd_open, 1, 0) as i32) };
+        let file = create_memfd("fakebinder-test").expect("a buffer file");
+        let mm = ClientMm::new(1, Arc::new(pidfd), file.memfd, kind).expect("an mm");
+        let stranger = thread::spawn(move || {
+            if nix::unistd::geteuid().is_root() {
+                // SAFETY: takes no pointer; the system call, unlike libc's function, is about this
+                // thread alone.
+                let result = unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) };
+                assert_eq!(result, 0);
+            }
+            assert_eq!(mm.find_mapping(), Err(Errno::EACCES));
+            assert!(mm.mmget_not_zero());
+            let found = mm.vma_lookup(0x1000, 0);
+            mm.mmput();
+            found
+        });
+        stranger.join().expect("no panic")
+    };
+    assert_eq!(lookup(MappingKind::Memfd), Ok(()));
+    assert_eq!(lookup(MappingKind::FuseFile { dev: 1, ino: 1 }), Err(NoVma::Unknown));
 }
 
 #[test]
