@@ -99,6 +99,7 @@ fn a_buffer_file_has_its_size_and_mode_for_good() {
 fn a_mapping_is_found_in_the_client_and_only_a_read_only_one_of_our_file() {
     let memory = memory();
     let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory, true);
+    assert_eq!(client.mm.pid(), client.pid() as i32);
     assert_eq!(client.mm.find_mapping(), Ok((client.address, 1 << 20)));
     assert_eq!(client.mm.mapping_at(client.address), Ok((client.address, 1 << 20)));
     assert_eq!(client.mm.mapping_at(client.address + PAGE as u64), Err(Errno::ESRCH));
