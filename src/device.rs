@@ -143,9 +143,7 @@ impl Device {
 fn reads_argument(cmd: u32) -> bool {
     let ignored = matches!(
         cmd,
-        uapi::BINDER_THREAD_EXIT
-            | uapi::BINDER_SET_CONTEXT_MGR
-            | uapi::BINDER_GET_EXTENDED_ERROR
+        uapi::BINDER_THREAD_EXIT | uapi::BINDER_SET_CONTEXT_MGR | uapi::BINDER_GET_EXTENDED_ERROR
     );
     uapi::ioc_copies_in(cmd) && !ignored
 }

@@ -601,6 +601,11 @@ impl Thread {
         self.syscall(libc::SYS_munmap, &[self.start(), self.file.len.get()]).expect("munmap");
     }
 
+    /// Forgets what was written: the arena is zero again from the write buffer on.
+    pub(super) fn clear(&self) {
+        self.channel.arena.clear(WRITE);
+    }
+
     /// Closes the device.
     #[track_caller]
     pub(super) fn close(&self) {
