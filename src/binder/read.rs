@@ -14,6 +14,7 @@ use crate::Errno;
 use crate::alloc::Buffer;
 use crate::client_mem::ClientMemory;
 use crate::uapi;
+use crate::wrong::{Rule, wrong};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -324,7 +325,9 @@ impl Graph {
                     };
                     notice.encode(bytes);
                     // What is done about a death may need transactions: the client comes first.
-                    if matches!(notice, Return::DeadBinder(_)) {
+                    if matches!(notice, Return::DeadBinder(_))
+                        && !wrong(Rule::DeathDoesNotEndTheRead)
+                    {
                         return Collected::Returns;
                     }
                 }

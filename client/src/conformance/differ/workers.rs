@@ -233,13 +233,13 @@ fn work(options: &Options, index: usize, mut tell: impl FnMut(Outcome) -> bool) 
 
 enum Runner<'o> {
     Live { differ: Box<Differ>, shrink: bool },
-    Recorded { host: Host, right: Option<&'o Recording>, unmap: bool },
+    Recorded { host: Box<Host>, right: Option<&'o Recording>, unmap: bool },
 }
 
 impl Runner<'_> {
     fn new(options: &Options, index: usize) -> Runner<'_> {
         let device = &options.devices[index];
-        let host = || Host::new(device, options.patience);
+        let host = || Box::new(Host::new(device, options.patience));
         match &options.right {
             Right::Devices(references) => {
                 let reference = &references[index % references.len()];
