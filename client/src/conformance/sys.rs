@@ -189,6 +189,12 @@ pub(super) fn borrow(fd: RawFd) -> BorrowedFd<'static> {
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
 
+/// The nice value that scenes begin with, whatever the tests were started with (as far as allowed).
+pub(super) fn begin_at_nice_0() {
+    // SAFETY: no memory is involved.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 0) };
+}
+
 /// Keeps this process, and those it makes, on one CPU: of two that talk by turns the next is then
 /// never woken up on another one.
 pub(super) fn stay_on(cpu: usize) {

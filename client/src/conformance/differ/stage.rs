@@ -599,8 +599,23 @@ fn file_name(pid: i32, fd: i32) -> Option<String> {
     Some(link.to_string_lossy().into_owned())
 }
 
+/// The fix-up of a buffer may write an address to any multiple of 4: there it becomes an offset.
+fn without_unaligned_addresses(bytes: &[u8], start: u64) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    let mut at = 4;
+    while let Some(word) = bytes.get(at..at + 8).and_then(|eight| eight.first_chunk()) {
+        let address = u64::from_ne_bytes(*word);
+        if address >= start && address < start + MAPPING {
+            bytes[at..at + 8].copy_from_slice(&(address - start).to_ne_bytes());
+        }
+        at += 8;
+    }
+    bytes
+}
+
 /// Bytes in words: addresses in the mapping as offsets, and long ones by their sum.
 fn contents(bytes: &[u8], start: u64) -> String {
+    let bytes = &without_unaligned_addresses(bytes, start);
     let mut text = String::new();
     for (index, eight) in bytes.chunks(8).enumerate() {
         let word = <[u8; 8]>::try_from(eight).map(u64::from_ne_bytes).unwrap_or_default();

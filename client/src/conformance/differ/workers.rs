@@ -40,7 +40,7 @@ pub struct Options {
     pub devices: Vec<PathBuf>,
     /// Seeds of the programs.
     pub seeds: Vec<u64>,
-    /// Numbers of the programs of each seed.
+    /// Numbers of the programs of each seed (of a recording: those of them that it has).
     pub numbers: std::ops::Range<u64>,
     /// How many steps a program has.
     pub steps: usize,
@@ -86,8 +86,6 @@ pub enum Finding {
     NotAsRecorded(u32),
     /// It is not what was recorded (the hash), but was in a second run.
     NotAsRecordedOnce(u32),
-    /// The programs were not recorded.
-    NotRecorded,
 }
 
 /// What became of all programs.
@@ -215,6 +213,10 @@ fn work(options: &Options, index: usize, mut tell: impl FnMut(Outcome) -> bool) 
     let mut turn = 0;
     for &seed in &options.seeds {
         for number in options.numbers.clone() {
+            if matches!(&options.right, Right::Recorded(recording) if recording.hash(seed, number).is_none())
+            {
+                continue;
+            }
             turn += 1;
             if turn % options.devices.len() != index {
                 continue;
@@ -273,11 +275,13 @@ impl Runner<'_> {
                     (hash(&program, &made), made)
                 };
                 let (ours, made) = run();
-                let finding = right.and_then(|right| match right.hash(seed, number) {
-                    None => Some(Finding::NotRecorded),
-                    Some(theirs) if theirs == ours => None,
-                    Some(theirs) if run().0 == theirs => Some(Finding::NotAsRecordedOnce(theirs)),
-                    Some(theirs) => Some(Finding::NotAsRecorded(theirs)),
+                let right = right.and_then(|right| right.hash(seed, number));
+                let finding = right.filter(|&theirs| theirs != ours).map(|theirs| {
+                    if run().0 == theirs {
+                        Finding::NotAsRecordedOnce(theirs)
+                    } else {
+                        Finding::NotAsRecorded(theirs)
+                    }
                 });
                 (made, ours, finding)
             }
