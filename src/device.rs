@@ -159,9 +159,13 @@ impl Device {
     }
 }
 
-/// The driver does not look at the argument of these two: it may be a null pointer.
+/// The driver does not read the argument of these: the first two ignore it, the third only writes
+/// it, and has cleared the thread's error when the pointer turns out to be bad.
 fn reads_argument(cmd: u32) -> bool {
-    let ignored = matches!(cmd, uapi::BINDER_THREAD_EXIT | uapi::BINDER_SET_CONTEXT_MGR);
+    let ignored = matches!(
+        cmd,
+        uapi::BINDER_THREAD_EXIT | uapi::BINDER_SET_CONTEXT_MGR | uapi::BINDER_GET_EXTENDED_ERROR
+    );
     uapi::ioc_copies_in(cmd) && !ignored
 }
 

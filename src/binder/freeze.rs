@@ -10,6 +10,7 @@ use super::returns::Return;
 use super::wire::HandleCookie;
 use super::{Finish, Process};
 use crate::Errno;
+use crate::wrong::{Rule, wrong};
 use std::sync::Arc;
 
 /// What a link will tell its holder.
@@ -146,7 +147,7 @@ impl Graph {
         if let Some(place) = freeze.place.take() {
             self.dequeue(place);
         }
-        if resend {
+        if resend && !wrong(Rule::FreezeIsNotToldAgain) {
             self.queue_freeze(id);
         }
         Ok(())

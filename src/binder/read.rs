@@ -15,6 +15,7 @@ use crate::Errno;
 use crate::alloc::Buffer;
 use crate::client_mem::ClientMemory;
 use crate::uapi;
+use crate::wrong::{Rule, wrong};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -325,7 +326,9 @@ impl Graph {
                     };
                     notice.encode(bytes);
                     // What is done about a death may need transactions: the client comes first.
-                    if matches!(notice, Return::DeadBinder(_)) {
+                    if matches!(notice, Return::DeadBinder(_))
+                        && !wrong(Rule::DeathDoesNotEndTheRead)
+                    {
                         return Collected::Returns;
                     }
                 }

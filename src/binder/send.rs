@@ -19,6 +19,7 @@ use crate::Errno;
 use crate::alloc::{Buffer, Request};
 use crate::client_mem::ClientMemory;
 use crate::uapi::{TF_ACCEPT_FDS, TF_CLEAR_BUF, TF_ONE_WAY};
+use crate::wrong::{Rule, wrong};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -482,7 +483,11 @@ impl Sender<'_> {
             })
         } else {
             // Deferred: the sender is not woken for it, but reads it with the reply.
-            let place = graph.enqueue_deferred_thread_work(self.thread, complete);
+            let place = if wrong(Rule::CallCompletesAtOnce) {
+                graph.enqueue_thread_work(self.thread, complete)
+            } else {
+                graph.enqueue_deferred_thread_work(self.thread, complete)
+            };
             let parent = graph
                 .threads
                 .get_mut(&self.thread)

@@ -13,6 +13,7 @@ use super::returns::Return;
 use super::thread::ExtendedError;
 use super::{File, Process};
 use crate::uapi::{TF_ONE_WAY, TF_UPDATE_TXN};
+use crate::wrong::{Rule, wrong};
 use std::sync::Arc;
 use std::sync::atomic::AtomicI32;
 use std::time::Duration;
@@ -193,7 +194,7 @@ impl Graph {
         let Some(node) = self.nodes.get_mut(&node_id) else {
             return Err(Return::DeadReply);
         };
-        let pending_async = oneway && node.has_async_transaction;
+        let pending_async = oneway && node.has_async_transaction && !wrong(Rule::OnewayDoesNotWait);
         if oneway {
             node.has_async_transaction = true;
         }
@@ -205,7 +206,7 @@ impl Graph {
             record.sync_recv |= !oneway;
             record.async_recv |= oneway;
         }
-        if frozen && !oneway {
+        if frozen && (!oneway || wrong(Rule::FrozenRefusesOneway)) {
             return Err(Return::FrozenReply);
         }
         if thread.is_some_and(|thread| !self.threads.contains_key(&thread)) {
@@ -251,7 +252,7 @@ impl Graph {
         let index = queue.iter().position(|queued| {
             self.transactions.get(queued).is_some_and(|old| {
                 old.flags & new.flags & (TF_ONE_WAY | TF_UPDATE_TXN) == TF_ONE_WAY | TF_UPDATE_TXN
-                    && old.code == new.code
+                    && (old.code == new.code || wrong(Rule::UpdateReplacesAnyCode))
                     && old.flags == new.flags
                     && old.from_pid == new.from_pid
             })

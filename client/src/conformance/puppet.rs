@@ -82,7 +82,10 @@ impl Request {
 /// The life of a new puppet process: serves the first socket in its first thread and one more
 /// thread for each further socket. `spares` wait for [`Request::Fork`].
 pub(super) fn live(sockets: Vec<RawFd>, spares: Vec<RawFd>) -> i32 {
-    sys::close_all_but(&[sockets.as_slice(), spares.as_slice()].concat());
+    let packed = sys::pack(&[sockets.as_slice(), spares.as_slice()].concat());
+    let (sockets, spares) = packed.split_at(sockets.len());
+    let (sockets, spares) = (sockets.to_vec(), spares.to_vec());
+    sys::begin_at_nice_0();
     // The puppet must not outlive whoever drives it, whatever it is blocked in.
     let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
     let mut sockets = sockets.into_iter().map(sys::adopt);
