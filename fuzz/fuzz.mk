@@ -26,7 +26,7 @@ FUZZ_FLAGS = $(shell sed -n 's/^max_len = /-max_len=/p' $(FUZZ)/options/$(TARGET
 
 fuzz-build:
 	@cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz
-	cd $(FUZZ) && RUSTC_BOOTSTRAP=1 cargo fuzz build --sanitizer $(SANITIZER) $(TARGET)
+	cd $(FUZZ) && RUSTC_BOOTSTRAP=1 cargo fuzz build --no-trace-compares --sanitizer $(SANITIZER) $(TARGET)
 
 # With several jobs libFuzzer's fork mode: processes of their own, one corpus.
 fuzz: fuzz-build

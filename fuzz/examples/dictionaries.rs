@@ -2,8 +2,8 @@
 
 use fakebinder::sim::MAPPING;
 use fakebinder::uapi::*;
-use fakebinder_fuzz::interpret::WRITE_BUFFER;
 use fakebinder_fuzz::wire::SHARED;
+use fakebinder_fuzz::write_buffer::WRITE_BUFFER;
 
 fn entry(name: &str, bytes: &[u8]) -> String {
     let escaped: String = bytes.iter().map(|byte| format!("\\x{byte:02x}")).collect();

@@ -74,7 +74,7 @@ fn rate(time: Duration, files: &[String]) {
     let start = cpu_time();
     while cpu_time() - start < time {
         for input in &inputs {
-            let summary = report::run(&Program::from_bytes(input), interpret::play);
+            let summary = report::run(Program::from_bytes(input), interpret::play);
             programs += 1;
             steps += summary.steps;
             sent += summary.messages_sent;

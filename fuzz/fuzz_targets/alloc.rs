@@ -6,5 +6,5 @@ use fakebinder_fuzz::report;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    report::run(&Program::from_bytes(bytes), play);
+    report::run(Program::from_bytes(bytes), play);
 });

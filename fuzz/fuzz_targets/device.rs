@@ -2,10 +2,13 @@
 #![no_main]
 
 use fakebinder_fuzz::grammar::Program;
+use fakebinder_fuzz::report::{self, Outside};
 use fakebinder_fuzz::{device, records};
 use libfuzzer_sys::{fuzz_crossover, fuzz_mutator, fuzz_target, fuzzer_mutate};
 
-fuzz_target!(|bytes: &[u8]| device::play(&Program::from_bytes(bytes)));
+fuzz_target!(|bytes: &[u8]| {
+    report::run(Outside(Program::from_bytes(bytes)), |program| device::play(&program.0));
+});
 
 fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
     records::mutate(data, size, max_size, seed, fuzzer_mutate)

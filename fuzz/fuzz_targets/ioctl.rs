@@ -7,7 +7,7 @@ use fakebinder_fuzz::{records, report};
 use libfuzzer_sys::{fuzz_crossover, fuzz_mutator, fuzz_target, fuzzer_mutate};
 
 fuzz_target!(|bytes: &[u8]| {
-    report::run(&Program::from_bytes(bytes), play);
+    report::run(Program::from_bytes(bytes), play);
 });
 
 fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {

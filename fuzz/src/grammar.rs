@@ -216,6 +216,8 @@ grammar! {
         8 => DoesNotWait,
         /// A buffer of so many bytes.
         2 => Short { size: u8 },
+        /// In a buffer of which so many words lie before the end of a page, if the thread's does.
+        2 => AcrossPages { before: u8 },
         /// `read_consumed` is not 0 at the call.
         1 => Resumed { consumed: u8 },
         1 => Unmapped,
@@ -272,6 +274,8 @@ grammar! {
     /// Every command (`BC_*`).
     pub enum Command {
         24 => Transaction { to: Pick, message: Message },
+        /// The same again and again, `count` modulo 64 times.
+        1 => Flood { to: Pick, count: u8, message: Message },
         16 => Reply { message: Message },
         16 => FreeBuffer { buffer: Pick },
         4 => Increfs { handle: Pick },
@@ -313,7 +317,7 @@ grammar! {
     /// Which scatter-gather buffer an object's pointer or descriptors lie in.
     pub enum Parent {
         3 => NoParent,
-        /// The last one, `at` times 8 bytes from its beginning.
+        /// The last one, `at` modulo 16 times 8 bytes from its beginning.
         4 => Last { at: u8 },
         1 => Nth { index: u8, at: u8 },
     }

@@ -126,7 +126,7 @@ impl Ledger {
         let readable = to.mm.peek(data.buffer, &mut bytes);
         let number = if data.flags & TF_UPDATE_TXN == 0 {
             (data.code >> CODE_BITS) as usize
-        } else if readable.is_ok() && bytes.len() >= 4 {
+        } else if readable.is_ok() && bytes.len() >= 4 && !to.hasty {
             u32::from_ne_bytes(*bytes.first_chunk().expect("four bytes")) as usize
         } else {
             return Received { number: usize::MAX, handles: Vec::new() };

@@ -7,6 +7,7 @@
 //! | [`records`] | programs from bytes, and mutations that keep their steps whole |
 //! | [`stage`] | clients in plain memory, and races at a place of one's choice |
 //! | [`interpret`] | plays a program and checks it |
+//! | [`write_buffer`] | any bytes as commands |
 //! | [`ledger`] | what was sent, and whether it arrives |
 //! | [`wire`] | the kernel's end of a session |
 //! | [`device`] | programs through a FUSE mount |
@@ -21,3 +22,5 @@ pub mod records;
 pub mod report;
 pub mod stage;
 pub mod wire;
+
+pub use interpret::write_buffer;

@@ -225,7 +225,8 @@ pub struct Slot {
 
 impl Slot {
     pub fn take(&self) -> Option<Ended> {
-        lock(&self.ended).take()
+        // Most have not, and are asked after every step.
+        self.has_ended().then(|| lock(&self.ended).take()).flatten()
     }
 
     pub fn has_ended(&self) -> bool {

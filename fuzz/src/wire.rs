@@ -160,6 +160,44 @@ impl Kernel {
     }
 }
 
+/// The messages of an input behind its first byte, as they come from these clients.
+fn split(mut rest: &[u8], clients: [i32; 2]) -> Vec<Vec<u8>> {
+    let mut messages = Vec::new();
+    for number in 1..=MAX_MESSAGES as u64 {
+        let Some((&[low, high], tail)) = rest.split_first_chunk::<2>() else { break };
+        let length = usize::from(low) | usize::from(high & 3) << 8;
+        let (message, tail) = tail.split_at(length.min(tail.len()));
+        rest = tail;
+        let mut message = message.to_vec();
+        // Whoever else lives on this machine is not to be reached.
+        let client = match high >> 6 {
+            0 | 1 => clients[0],
+            2 => clients[1],
+            _ => 0,
+        };
+        if high & 0x20 == 0 {
+            message.resize(message.len().max(HEADER), 0);
+            let length = message.len() as u32;
+            message[..4].copy_from_slice(&length.to_ne_bytes());
+            message[UNIQUE..UNIQUE + 8].copy_from_slice(&(2 * number).to_ne_bytes());
+        }
+        if let Some(pid) = message.get_mut(PID..PID + 4) {
+            pid.copy_from_slice(&client.to_ne_bytes());
+        }
+        messages.push(message);
+    }
+    messages
+}
+
+/// The messages of an input, for people: its clients are processes 1 and 2.
+pub fn messages(bytes: &[u8]) -> Vec<String> {
+    let Some((kind, rest)) = bytes.split_first() else { return Vec::new() };
+    let mut lines =
+        vec![if kind % 2 == 0 { "at the FUSE door" } else { "at the CUSE door" }.into()];
+    lines.extend(split(rest, [1, 2]).iter().map(|message| format!("{:x?}", decode(message))));
+    lines
+}
+
 /// Plays an input: its first byte says which door, then come messages, each behind two bytes
 /// that say how long it is and whether its header is to be put right.
 ///
@@ -174,7 +212,7 @@ pub fn play(bytes: &[u8]) {
 }
 
 fn play_on(machine: &Machine, bytes: &[u8]) {
-    let Some((kind, mut rest)) = bytes.split_first() else { return };
+    let Some((kind, rest)) = bytes.split_first() else { return };
     let memory = Memory::new(MemoryConfig::default());
     let hub = Hub::new(memory.clone()).expect("a thread for its timers");
     let device = hub.device("binder");
@@ -187,27 +225,8 @@ fn play_on(machine: &Machine, bytes: &[u8]) {
         }
         _ => cuse::door(device),
     };
-    for number in 1..=MAX_MESSAGES as u64 {
-        let Some((&[low, high], tail)) = rest.split_first_chunk::<2>() else { break };
-        let length = usize::from(low) | usize::from(high & 3) << 8;
-        let (message, tail) = tail.split_at(length.min(tail.len()));
-        rest = tail;
-        let mut message = message.to_vec();
-        // Whoever else lives on this machine is not to be reached.
-        let client = match high >> 6 {
-            0 | 1 => machine.clients[0].0.as_raw(),
-            2 => machine.clients[1].0.as_raw(),
-            _ => 0,
-        };
-        if high & 0x20 == 0 {
-            message.resize(message.len().max(HEADER), 0);
-            let length = message.len() as u32;
-            message[..4].copy_from_slice(&length.to_ne_bytes());
-            message[UNIQUE..UNIQUE + 8].copy_from_slice(&(2 * number).to_ne_bytes());
-        }
-        if let Some(pid) = message.get_mut(PID..PID + 4) {
-            pid.copy_from_slice(&client.to_ne_bytes());
-        }
+    let clients = [&machine.clients[0], &machine.clients[1]].map(|client| client.0.as_raw());
+    for message in split(rest, clients) {
         kernel.send(&session, &*door, &message);
         if let Err(violation) = context.check_invariants() {
             panic!("{violation}");

@@ -66,9 +66,13 @@ pub(crate) struct Thread {
 impl Graph {
     /// The record of a calling thread, made at its first call (`binder_get_thread`).
     /// ESRCH: the file has been released; ENOMEM: too many of them.
+    ///
+    /// A thread is in one system call at a time: a read that is parked on this id is that of an
+    /// earlier thread, which nobody waits for any more.
     pub fn get_thread(&mut self, process: ProcessId, tid: i32) -> Result<ThreadId, Errno> {
         let record = self.processes.get(&process).ok_or(Errno::ESRCH)?;
         if let Some(&thread) = record.threads.get(&tid) {
+            self.end_parked_read(thread, Errno::EINTR);
             return Ok(thread);
         }
         if record.threads.len() >= self.limits.threads {

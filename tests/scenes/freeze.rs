@@ -164,7 +164,8 @@ fn freezing_concerns_every_open_of_a_pid_in_every_context() {
 #[test]
 fn a_process_with_unanswered_calls_does_not_freeze_without_a_timeout() {
     let Pair { world, manager, client } = pair();
-    let calling = call(client.main(), 0, 1, b"");
+    introduce(client.thread(201));
+    let calling = call(client.thread(201), 0, 1, b"");
     assert_eq!(freeze(&client, 100, 1, 0).ended().unwrap().result, Err(Errno::EAGAIN), "unread");
     take(manager.main());
     assert_eq!(freeze(&client, 100, 1, 0).ended().unwrap().result, Err(Errno::EAGAIN));

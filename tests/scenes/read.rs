@@ -333,6 +333,17 @@ fn a_second_read_of_a_thread_ends_the_first() {
     end(&world, [client, manager]);
 }
 
+/// The same with any other ioctl, which could else make work for a read that cannot take it.
+#[test]
+fn another_ioctl_of_a_thread_ends_its_read() {
+    let Stage { world, manager, client, waiting } = stage();
+    manager.main().call(fakebinder::uapi::BINDER_VERSION, &[0; 4]).unwrap();
+    assert_eq!(waiting.ended().unwrap().result, Err(Errno::EINTR));
+    post(client.main(), 0, 1, b"");
+    assert_eq!(transaction(&manager.main().read()).code, 1);
+    end(&world, [client, manager]);
+}
+
 /// A buffer that lies in two pages, of which the second is not there: what fits before it was
 /// read, what does not fit is lost, and what comes after that waits for the next read.
 #[test]
