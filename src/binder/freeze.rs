@@ -207,6 +207,9 @@ impl Graph {
                 continue;
             };
             let holders: Vec<ProcessId> = node.refs.values().rev().copied().collect();
+            // The driver holds the node meanwhile. To let go of it looks at all its counts: a node
+            // whose references are gone is queued for its owner, though there is nothing to tell.
+            self.inc_node_tmpref(node_id);
             for holder in holders {
                 let Some(record) = self.processes.get(&holder) else {
                     continue;
@@ -227,6 +230,7 @@ impl Graph {
                     freeze.is_frozen = is_frozen;
                 }
             }
+            self.dec_node_tmpref(node_id);
         }
     }
 
