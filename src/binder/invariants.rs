@@ -75,6 +75,19 @@ impl Process {
     }
 }
 
+impl Process {
+    /// Whether somebody has a strong reference to the node behind a handle of this process: then
+    /// one more is not refused.
+    pub fn is_strong(&self, handle: u32) -> bool {
+        self.context.with_graph(|graph| {
+            let reference =
+                graph.processes.get(&self.id).and_then(|record| record.refs.get(&handle));
+            let node = reference.and_then(|reference| graph.nodes.get(&reference.node));
+            node.is_some_and(|node| node.internal_strong_refs > 0)
+        })
+    }
+}
+
 impl fmt::Debug for ProcessRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "process {} (pid {})", self.process.id.0, self.process.pid)

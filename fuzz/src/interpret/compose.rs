@@ -54,7 +54,9 @@ impl Stage {
                 (Bc::Increfs(handle(h)), Done::Counted { handle: handle(h), keeps: true })
             }
             Command::Acquire { handle: h } => {
-                (Bc::Acquire(handle(h)), Done::Counted { handle: handle(h), keeps: false })
+                let handle = handle(h);
+                let keeps = !raced && !r.hasty && r.process.is_strong(handle);
+                (Bc::Acquire(handle), Done::Counted { handle, keeps })
             }
             Command::Release { handle: h } | Command::Decrefs { handle: h } => {
                 let handle = handle(h);

@@ -54,8 +54,8 @@ pub(super) enum Done {
     AskedFreeze(HandleCookie),
     ClearedFreeze(HandleCookie),
     AcceptedFreeze(u64),
-    /// It counts this handle itself; whether that keeps it, too (a first strong count does not: it may
-    /// be refused).
+    /// It counts this handle itself; whether that keeps it, too (a first strong count may be
+    /// refused).
     Counted {
         handle: u32,
         keeps: bool,
