@@ -2,6 +2,8 @@
 # make test    the same, then every test, then the tests in a VM with CUSE and the kernel's driver
 # make conformance   fb-conformance and fb-differ on the driver and both doors, in the VM, as one table
 # make demo-contention   page installs under a shared and an exclusive lock, printed and drawn
+# make prototype   what a change does: conformance tests, random programs, latency, before and after
+# make wrong-rules   rules broken on purpose, and which tests notice
 # make coverage   which lines of the engine the scenes reach
 # make vm      a shell in that VM (CMD='...' runs a command)
 .DEFAULT_GOAL := run
@@ -19,4 +21,4 @@ build: deps
 deps:
 	@scripts/install-deps
 
-include tests/vm/vm.mk tests/vm/conformance.mk demo.mk coverage.mk fuzz/fuzz.mk
+include tests/vm/vm.mk tests/vm/conformance.mk scripts/prototype.mk demo.mk coverage.mk fuzz/fuzz.mk

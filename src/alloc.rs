@@ -21,9 +21,12 @@
 
 mod buffers;
 pub mod invariants;
+mod latency;
+
+pub use latency::InstallLatency;
 
 use crate::client_mem::ClientMemory;
-use crate::mm_shim::{MmStruct, MmapLock, NoVma, PAGE_SIZE, Page};
+use crate::mm_shim::{MmStruct, MmapLock, NoVma, OnBehalf, PAGE_SIZE, Page};
 use crate::shrinker::{LruKey, LruOne, LruStatus, Memory, PageInstall, Reclaim};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -226,7 +229,7 @@ impl Alloc {
             self.lru_freelist_del(mapping, locked, pages);
             buffer
         };
-        if let Err(errno) = self.install_buffer_pages(mapping, &buffer) {
+        if let Err(errno) = self.install_buffer_pages(mapping, &buffer, request.pid) {
             self.free_buf(&buffer);
             return Err(errno);
         }
@@ -253,8 +256,14 @@ impl Alloc {
 
     /// `binder_install_buffer_pages`. Outside the buffer mutex: any number of threads do this at
     /// the same time, for one client, and where two buffers share a page, for one page.
-    fn install_buffer_pages(&self, mapping: &Mapping, buffer: &Buffer) -> Result<(), Errno> {
-        let mut users = None;
+    fn install_buffer_pages(
+        &self,
+        mapping: &Mapping,
+        buffer: &Buffer,
+        pid: i32,
+    ) -> Result<(), Errno> {
+        let _sender = OnBehalf::of(pid);
+        let (mut users, mut _clock) = (None, None);
         let end = buffer.offset + buffer.size();
         for index in buffer.offset / PAGE_SIZE..end.div_ceil(PAGE_SIZE) {
             if mapping.installed_page(index) {
@@ -262,6 +271,7 @@ impl Alloc {
             }
             // Held over the whole buffer, it makes the one per page cheap.
             if users.is_none() {
+                _clock = self.memory.install_latency.as_ref().map(|latency| latency.clock(pid));
                 users = Some(self.mm.mmget_not_zero().ok_or(Errno::ESRCH)?);
             }
             self.install_single_page(mapping, index)?;

@@ -17,6 +17,7 @@
 //! | `transaction` | a transaction's life, replies that fail, buffers that are freed |
 //! | `thread`, `process`, `node`, `reference`, `death`, `freeze` | what they say |
 //! | `graph` | all of them, and their work lists |
+//! | `logs`, `traffic` | what binderfs shows in `binder_logs` |
 //! | `limits` | what one client may make us hold |
 //! | `invariants` | what holds of all of it between two ioctls |
 #![forbid(unsafe_code)]
@@ -28,6 +29,7 @@ mod graph;
 pub mod invariants;
 mod ioctl;
 mod limits;
+mod logs;
 mod message;
 mod node;
 pub mod object;
@@ -38,6 +40,7 @@ pub mod returns;
 mod send;
 mod stats;
 mod thread;
+mod traffic;
 mod transaction;
 pub mod wire;
 mod write;
@@ -56,6 +59,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use thread::Looper;
+use traffic::{Traffic, TransactionLog};
 
 /// An ioctl that a client waits in. The engine consumes it once: at once, or when another
 /// client's work, a signal or a release completes it.
@@ -150,6 +154,11 @@ pub trait Timers: Send + Sync {
 
     /// Forgets a timer that has not fired.
     fn cancel(&self, ticket: u64);
+
+    /// The time since some moment in the past, for the logs: how long a transaction is on its way.
+    fn now(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// An ioctl that is to be ended.
@@ -188,6 +197,9 @@ struct Shared {
     limits: Limits,
     timers: Arc<dyn Timers>,
     freeze_callers: Mutex<FxHashMap<(ProcessId, i32), FreezeCaller>>,
+    traffic: Traffic,
+    transaction_log: TransactionLog,
+    failed_log: TransactionLog,
 }
 
 /// A device name: one context manager, one object graph, one lock.
@@ -208,6 +220,7 @@ pub struct Process {
     context: Arc<Context>,
     client: Arc<dyn Client>,
     alloc: Arc<Alloc>,
+    traffic: Traffic,
 }
 
 impl Drop for Process {
@@ -229,6 +242,9 @@ impl Binder {
             ids: Arc::default(),
             timers,
             freeze_callers: Mutex::default(),
+            traffic: Traffic::default(),
+            transaction_log: TransactionLog::default(),
+            failed_log: TransactionLog::default(),
         });
         Arc::new(Binder { contexts: Mutex::default(), shared })
     }
@@ -304,9 +320,19 @@ impl Context {
     ) -> Arc<Process> {
         let id = ProcessId(self.graph.lock().next_id());
         let default_nice = client.nice(tid);
-        let process =
-            Arc::new(Process { id, pid, default_nice, context: self.clone(), client, alloc });
-        self.graph.lock().processes.insert(id, ProcessRecord::new(process.clone()));
+        let process = Arc::new(Process {
+            id,
+            pid,
+            default_nice,
+            context: self.clone(),
+            client,
+            alloc,
+            traffic: Traffic::default(),
+        });
+        let mut graph = self.graph.lock();
+        graph.created.processes += 1;
+        graph.processes.insert(id, ProcessRecord::new(process.clone()));
+        drop(graph);
         process
     }
 
@@ -367,6 +393,16 @@ impl Context {
 }
 
 impl Process {
+    fn count_command(&self, number: u32) {
+        self.traffic.count_command(number);
+        self.context.shared.traffic.count_command(number);
+    }
+
+    fn count_return(&self, number: u32) {
+        self.traffic.count_return(number);
+        self.context.shared.traffic.count_return(number);
+    }
+
     pub fn pid(&self) -> i32 {
         self.pid
     }

@@ -101,7 +101,26 @@ pub struct Open {
 }
 
 impl Device {
-    /// `binder_open`, for the process of the calling thread. EPERM when that process cannot be seen from here.
+    fn binder(&self) -> &Arc<Binder> {
+        &self.hub.binder
+    }
+
+    /// Another device of the same daemon, by its name.
+    fn sibling(&self, name: &str) -> Arc<Device> {
+        self.hub.device(name)
+    }
+
+    fn refused(&self, error: Errno) {
+        if matches!(error, Errno::EMFILE | Errno::ENFILE) {
+            warn_once!(
+                "{}: refused an open: this daemon has no descriptor left; raise its limit (ulimit -n, LimitNOFILE=)",
+                self.name
+            );
+        }
+    }
+
+    /// `binder_open`, for the process of the calling thread. EPERM when that process cannot be seen from here;
+    /// EMFILE when the daemon has no descriptor left for it.
     pub fn open(
         &self,
         header: &Header,
@@ -117,8 +136,10 @@ impl Device {
             );
             return Err(Errno::EPERM);
         }
-        let client = self.hub.clients.of_thread(header.tid)?;
-        let mm = ClientMm::new(client.pid, client.pidfd.clone(), buffer.memfd, mapping)?;
+        let client =
+            self.hub.clients.of_thread(header.tid).inspect_err(|error| self.refused(*error))?;
+        let mm = ClientMm::new(client.pid, client.pidfd.clone(), buffer.memfd, mapping)
+            .inspect_err(|error| self.refused(*error))?;
         let alloc = Alloc::new(mm.clone(), &self.hub.memory);
         let process = self.context.open(client.pid, header.tid, client.clone(), alloc);
         Ok(Arc::new(Open {
@@ -138,9 +159,13 @@ impl Device {
     }
 }
 
-/// The driver does not look at the argument of these two: it may be a null pointer.
+/// The driver does not read the argument of these: the first two ignore it, the third only writes
+/// it, and has cleared the thread's error when the pointer turns out to be bad.
 fn reads_argument(cmd: u32) -> bool {
-    let ignored = matches!(cmd, uapi::BINDER_THREAD_EXIT | uapi::BINDER_SET_CONTEXT_MGR);
+    let ignored = matches!(
+        cmd,
+        uapi::BINDER_THREAD_EXIT | uapi::BINDER_SET_CONTEXT_MGR | uapi::BINDER_GET_EXTENDED_ERROR
+    );
     uapi::ioc_copies_in(cmd) && !ignored
 }
 

@@ -19,6 +19,7 @@
 //! - [`uapi`]: the kernel's structures and constants.
 //! - [`sim`]: clients in plain memory, for tests and fuzz targets.
 //! - [`sync`], [`lock_order`]: the locks of the allocator, and the check of their order.
+//! - [`mod@wrong`]: rules that a test build can break on purpose.
 //!
 //! # Locks
 //!
@@ -48,3 +49,4 @@ pub mod shrinker;
 pub mod sim;
 pub mod sync;
 pub mod uapi;
+pub mod wrong;

@@ -1,6 +1,7 @@
 //! fakebinderd: Android's Binder IPC as a daemon.
 
 use clap::{ArgAction, Parser, ValueEnum};
+use fakebinder::alloc::InstallLatency;
 use fakebinder::device::claim::{Claim, Thing};
 use fakebinder::device::tree::Permissions;
 use fakebinder::device::{Hub, cuse, fuse};
@@ -72,10 +73,16 @@ struct Options {
     #[arg(long, value_name = "SIZE", value_parser = size)]
     page_budget: Option<u64>,
 
-    /// Make page operations fail or wait, for tests: OPERATION:WHEN, then :errno or :delay or both, and commas between rules, as in alloc_page:nth=3:errno=ENOMEM or
-    /// zap:share=0.1:delay=1ms,seed=7; operations are alloc_page, vm_insert_page, vma_lookup, mmget and zap
+    /// Make page operations fail or wait, for tests: OPERATION:WHEN, then :errno or :delay or both, and commas between rules, as in
+    /// alloc_page:nth=3:errno=ENOMEM, zap:share=0.1:delay=1ms,seed=7 or alloc_page:pid=4711:delay=1ms (for what that process sends);
+    /// operations are alloc_page, vm_insert_page, vma_lookup, mmget and zap
     #[arg(long, value_name = "SPEC", default_value = "", hide_default_value = true)]
     inject: Injector,
+
+    /// At the end, write to FILE how long senders waited for the pages of their transactions: lines of a sender's pid, a
+    /// time in nanoseconds (rounded up by 6 % at most) and how many transactions waited so long
+    #[arg(long, value_name = "FILE")]
+    install_latency: Option<PathBuf>,
 
     /// Log more; twice for every request. RUST_LOG is obeyed, too
     #[arg(short, long, action = ArgAction::Count)]
@@ -84,6 +91,11 @@ struct Options {
     /// Act as if the kernel had no FUSE passthrough
     #[arg(long, hide = true)]
     no_passthrough: bool,
+
+    /// Break this rule of the driver
+    #[cfg(feature = "wrong-rules")]
+    #[arg(long, value_name = "RULE")]
+    wrong: Option<fakebinder::wrong::Rule>,
 
     /// What --daemonize runs
     #[arg(long, hide = true)]
@@ -208,6 +220,11 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
         nix::unistd::setsid()?;
         std::env::set_current_dir("/")?;
     }
+    #[cfg(feature = "wrong-rules")]
+    if let Some(rule) = options.wrong {
+        log::warn!("does one thing wrong: {rule:?}");
+        fakebinder::wrong::set_wrong(rule);
+    }
     // Before any thread, so that all of them leave these to the one that waits for them.
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR2] {
@@ -222,10 +239,16 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
         log::info!("buffers may take three quarters of this control group's {limit} bytes");
         Some(limit / 4 * 3)
     });
+    let install_latency = options.install_latency.as_ref().map(|path| {
+        let failed = |error| format!("{}: {error}", path.display());
+        File::create(path).map(|file| (file, Arc::<InstallLatency>::default())).map_err(failed)
+    });
+    let install_latency = install_latency.transpose()?;
     let memory = Memory::new(MemoryConfig {
         page_budget,
         page_install: options.page_install,
         inject: options.inject.clone(),
+        install_latency: install_latency.as_ref().map(|(_, latency)| latency.clone()),
     });
     let reclaimer = Reclaimer::start(&memory)?;
     let opened = open_doors(options, memory, &tell)?;
@@ -256,6 +279,9 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
         }
     };
     drop(opened);
+    if let Some((mut file, latency)) = install_latency {
+        write!(file, "{latency}")?;
+    }
     result
 }
 
@@ -336,10 +362,15 @@ fn open_doors(
     }
 }
 
-/// A client costs several descriptors.
+/// A client costs several descriptors, and the kernel's own hard limit of 4,096 is soon reached: who may
+/// (CAP_SYS_RESOURCE) takes more.
 fn raise_descriptor_limit() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    const ENOUGH: u64 = 1 << 20;
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
+        let more = hard.max(ENOUGH);
+        setrlimit(Resource::RLIMIT_NOFILE, more, more)
+            .or_else(|_| setrlimit(Resource::RLIMIT_NOFILE, hard, hard))
+    });
     if let Err(error) = raised {
         log::warn!("raising the limit of open files: {error}");
     }

@@ -21,6 +21,7 @@ mod userfault;
 
 pub use client::{BufferFile, ClientMm, MappingKind, create_memfd};
 pub use heap::HeapMm;
+pub(crate) use inject::OnBehalf;
 pub use inject::{Injector, Rule, Verb};
 
 use crate::client_mem::ClientMemory;

@@ -11,6 +11,7 @@ pub use lru::{LruKey, LruOne, LruStatus, Reclaim};
 pub use pressure::{Reclaimer, group_limit};
 
 use crate::Errno;
+use crate::alloc::InstallLatency;
 use crate::mm_shim::{Injector, PAGE_SIZE};
 use lru::ListLru;
 use std::fmt;
@@ -77,6 +78,8 @@ pub struct MemoryConfig {
     pub page_budget: Option<u64>,
     pub page_install: PageInstall,
     pub inject: Injector,
+    /// Where to note how long senders wait for pages to be installed, if anywhere.
+    pub install_latency: Option<Arc<InstallLatency>>,
 }
 
 /// The memory that all clients of a daemon share.
@@ -88,6 +91,7 @@ pub struct Memory {
     lru: ListLru,
     pub page_install: PageInstall,
     pub inject: Injector,
+    pub(crate) install_latency: Option<Arc<InstallLatency>>,
     #[cfg(loom)]
     pub(crate) broken: Broken,
 }
@@ -111,6 +115,7 @@ impl Memory {
             lru: ListLru::default(),
             page_install: config.page_install,
             inject: config.inject,
+            install_latency: config.install_latency,
             #[cfg(loom)]
             broken: Broken::Nothing,
         }

@@ -83,6 +83,26 @@ pub const BINDER_GET_FROZEN_INFO: u32 = iowr::<binder_frozen_status_info>(b'b', 
 pub const BINDER_ENABLE_ONEWAY_SPAM_DETECTION: u32 = iow::<u32>(b'b', 16);
 pub const BINDER_GET_EXTENDED_ERROR: u32 = iowr::<binder_extended_error>(b'b', 17);
 
+/// Argument of [`BINDER_CTL_ADD`] (`<linux/android/binderfs.h>`).
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct binderfs_device {
+    /// In: the device's name, up to the first NUL; the last byte counts as one.
+    pub name: [u8; 256],
+    /// Out: its number, on binderfs.
+    pub major: u32,
+    pub minor: u32,
+}
+
+impl Default for binderfs_device {
+    fn default() -> Self {
+        Self { name: [0; 256], major: 0, minor: 0 }
+    }
+}
+
+/// Of binderfs' `binder-control`.
+pub const BINDER_CTL_ADD: u32 = iowr::<binderfs_device>(b'b', 1);
+
 // ---------------------------------------------------------------- binder, newer than 6.1
 
 /// What `BR_FROZEN_BINDER` carries: whose state changed, and to what.
@@ -175,7 +195,8 @@ pub struct fakebinder_attach {
     /// In: [`FAKEBINDER_ATTACH_VERSION`]. Out: the version that the daemon speaks.
     pub version: u32,
     /// In: the number, in the caller, of the daemon's end of a `SOCK_SEQPACKET` socketpair; -1:
-    /// the caller has connected to the name that [`FAKEBINDER_ATTACH_NAME`] gave it.
+    /// the caller has connected to the name that [`FAKEBINDER_ATTACH_NAME`] gave it, or only asks
+    /// what the device can do (ENOTCONN, with the other members filled in).
     pub socket: i32,
     /// Out: [`FAKEBINDER_ATTACH_NATIVE_MMAP`] or 0.
     pub flags: u32,
@@ -250,7 +271,7 @@ plain! {
     fuse_ioctl_in fuse_ioctl_out fuse_ioctl_iovec fuse_poll_in fuse_poll_out
     fuse_notify_poll_wakeup_out fuse_notify_inval_entry_out
     binder_write_read fakebinder_attach fakebinder_attach_name fakebinder_mapped fakebinder_slots
-    fakebinder_stats
+    fakebinder_stats binderfs_device
 }
 
 /// The structure at the start of `bytes`; none when they are too few.
@@ -351,6 +372,7 @@ const _: () = {
     assert!(size_of::<binder_handle_cookie>() == 12);
     assert!(size_of::<binder_frozen_state_info>() == 16);
     assert!(size_of::<binder_node_debug_info>() == 24);
+    assert!(size_of::<binderfs_device>() == 264);
     assert!(size_of::<binder_node_info_for_ref>() == 24);
     assert!(size_of::<binder_freeze_info>() == 12);
     assert!(size_of::<binder_frozen_status_info>() == 12);

@@ -320,6 +320,7 @@ impl World {
 
     fn check(&self) {
         let model = &self.model;
+        assert_eq!(self.alloc.check_invariants(), Ok(()));
         assert_eq!(self.alloc.page_states(), model.states());
         let pages = self.alloc.pages();
         assert_eq!(pages.active + pages.lru + pages.free, model.installed.len());

@@ -4,7 +4,7 @@
 mod support;
 
 use fakebinder::Errno;
-use fakebinder::alloc::{Alloc, PageState, Request};
+use fakebinder::alloc::{Alloc, InstallLatency, PageState, Request};
 use fakebinder::mm_shim::{HeapMm, Injector, Rule, Verb};
 use fakebinder::shrinker::{Memory, MemoryConfig, PageInstall, Reclaimer};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -291,6 +291,16 @@ fn a_race_without_a_winner_is_esrch() {
     nothing_is_left(&memory, &client);
 }
 
+/// Without a page that somebody else has made, EBUSY is an error like any other.
+#[test]
+fn busy_without_a_page_is_passed_on_when_there_can_be_no_race() {
+    let rule = Rule::new(Verb::InsertPage).nth(1).fail(Errno::EBUSY);
+    let memory = memory(PageInstall::Exclusive, Injector::default().with(rule));
+    let client = client(&memory);
+    assert_eq!(client.alloc.alloc_new_buf(&request(PAGE)), Err(Errno::EBUSY));
+    nothing_is_left(&memory, &client);
+}
+
 /// The winner's page counts only while the mapping is there.
 #[test]
 fn a_winner_in_a_closed_mapping_is_esrch() {
@@ -306,6 +316,30 @@ fn a_winner_in_a_closed_mapping_is_esrch() {
     assert_eq!((memory.used(), client.alloc.allocated_count()), (1, 1));
 }
 
+/// Counted per sender, whether the pages came or not, and only where one was missing.
+#[test]
+fn waiting_for_pages_is_counted_by_sender() {
+    let latency: Arc<InstallLatency> = Arc::default();
+    let inject = "alloc_page:pid=2:delay=20ms:errno=ENOMEM".parse().expect("a specification");
+    let install_latency = Some(latency.clone());
+    let config = MemoryConfig { inject, install_latency, ..MemoryConfig::default() };
+    let client = client(&Memory::new(config));
+    let send = |pid| client.alloc.alloc_new_buf(&Request { pid, ..request(PAGE) });
+    for _ in 0..2 {
+        let buffer = send(1).expect("only the other sender gets no page");
+        client.alloc.free_buf(&buffer);
+    }
+    let taken = send(1).expect("its page is there");
+    assert_eq!(send(2), Err(Errno::ENOMEM));
+    client.alloc.free_buf(&taken);
+    let text = latency.to_string();
+    let numbers = |line: &str| line.split(' ').map(|n| n.parse().expect("a number")).collect();
+    let lines: Vec<Vec<u64>> = text.lines().map(numbers).collect();
+    let [one, two] = &lines[..] else { panic!("{text}") };
+    assert_eq!((one[0], one[2], two[0], two[2]), (1, 1, 2, 1), "{text}");
+    assert!(one[1] < two[1] && (20_000_000..1_000_000_000).contains(&two[1]), "{text}");
+}
+
 #[test]
 fn the_slot_is_set_after_the_page_is_inserted() {
     for page_install in [PageInstall::Shared, PageInstall::Exclusive] {
@@ -316,6 +350,27 @@ fn the_slot_is_set_after_the_page_is_inserted() {
         set(&then, move || assert_eq!(alloc.page_states()[0], PageState::Free));
         client.alloc.alloc_new_buf(&request(PAGE)).expect("room");
         assert_eq!(client.alloc.page_states()[0], PageState::Active);
+    }
+}
+
+/// For whoever acts in the middle of a call, in its own thread.
+#[test]
+fn an_allocator_is_busy_while_a_call_of_its_own_would_wait() {
+    for (page_install, verb, busy) in [
+        (PageInstall::Shared, Verb::AllocPage, false),
+        (PageInstall::Shared, Verb::InsertPage, false),
+        (PageInstall::Shared, Verb::Zap, true),
+        (PageInstall::Exclusive, Verb::AllocPage, true),
+    ] {
+        let (inject, then) = at_first(verb);
+        let memory = memory(page_install, inject);
+        let client = client(&memory);
+        let alloc = client.alloc.clone();
+        set(&then, move || assert_eq!(alloc.is_busy(), busy, "{page_install} {verb:?}"));
+        let buffer = client.alloc.alloc_new_buf(&request(PAGE)).expect("room");
+        client.alloc.free_buf(&buffer);
+        assert_eq!(memory.reclaim_all(), 1);
+        assert!(!client.alloc.is_busy());
     }
 }
 
@@ -402,6 +457,21 @@ fn the_oldest_pages_go_first_and_no_more_than_asked_for() {
     assert_eq!(memory.scan(3), 3);
     assert_eq!((first.alloc.pages().lru, second.alloc.pages().lru), (0, 1));
     assert_eq!((memory.scan(100), memory.scan(100), memory.count()), (1, 0, 0));
+}
+
+/// Everybody else lets go of an allocator while the shrinker is at its first page. Its release takes
+/// the LRU lock, so it has to wait for the end of the walk.
+#[test]
+fn an_allocator_that_the_shrinker_is_the_last_to_use_is_released_after_the_walk() {
+    let (inject, then) = at_first(Verb::Zap);
+    let memory = memory(PageInstall::Shared, inject);
+    let Client { mm, alloc } = client_with_unused(&memory, 3);
+    let last = Mutex::new(Some(alloc));
+    set(&then, move || drop(last.lock().expect("no panic").take()));
+    let lru = memory.clone();
+    let walk = beside(move || lru.reclaim_all());
+    assert_eq!(walk.recv_timeout(SOON), Ok(3));
+    assert_eq!((memory.used(), memory.count(), mm.resident()), (0, 0, 0));
 }
 
 /// A page that cannot be zapped stays where it is, is paid for once, and is used again.

@@ -167,7 +167,8 @@ fn open_descriptors() -> usize {
 
 fn stress(time: Duration, page_install: PageInstall, inject: &str, page_budget: Option<u64>) {
     let inject: Injector = inject.parse().expect("a specification");
-    let memory = Memory::new(MemoryConfig { page_install, inject, page_budget });
+    let memory =
+        Memory::new(MemoryConfig { page_install, inject, page_budget, ..MemoryConfig::default() });
     // The userfaultfd is there from the first client on.
     drop(Client::start(&CLIENT, 1 << 20, &memory));
     let descriptors = open_descriptors();

@@ -125,6 +125,31 @@ fn each_door_is_the_kind_of_file_it_should_be() {
     }
 }
 
+/// Where the kernel has no passthrough the FUSE door's files cannot be mapped either: the library's
+/// clients attach, and so do programs that have it preloaded.
+#[test]
+fn without_passthrough_clients_attach() {
+    if !Door::Fuse.is_here() {
+        return skip("/dev/fuse is not here");
+    }
+    let daemon = Daemon::start_with(&["--no-passthrough"], None);
+    let Some(program) = build_raw_ping(&daemon.name, &["-DLIBC"]) else { return };
+    let preload = library("libfakebinder_preload.so");
+    let target = Target::private(daemon.fuse(), daemon);
+    let pair = target.pair_with(open(&target.path), &target.path);
+    assert!(pair.server.is_attached() && pair.client.is_attached());
+    bytes_cross(pair);
+    a_node_crosses(target.pair_with(open(&target.path), &target.path));
+
+    let device = open(&target.path);
+    device.set_context_manager().unwrap();
+    let server = serving(device, 2);
+    assert_ne!(step(&program, &target.path, None), Some(0), "it cannot get a reply");
+    assert_eq!(step(&program, &target.path, Some(preload)), Some(0), "the step that failed");
+    server.join().unwrap();
+    std::fs::remove_file(program).unwrap();
+}
+
 /// A client on either door calls a manager on the other, and a node crosses over and back.
 #[test]
 fn clients_on_two_doors_call_each_other() {

@@ -158,6 +158,33 @@ fn a_page_budget_reclaims_first_and_then_fails_that_transaction_alone() {
     daemon.stop();
 }
 
+/// We send nothing, in a buffer of one page, and are sent 25 pages.
+#[test]
+fn a_fault_for_one_sender_is_its_alone_and_how_long_pages_took_is_told_by_sender() {
+    let _alone = alone();
+    let path = std::env::temp_dir().join(common::unique_name());
+    let us = std::process::id();
+    let inject = format!("alloc_page:pid={us}:delay=50ms");
+    let told = path.to_str().unwrap();
+    let daemon = Daemon::start_with(&["--inject", &inject, "--install-latency", told], None);
+    let mut giver = Killed(role("giver", &daemon.fuse()).spawn().unwrap());
+    giver.wait_for("ready");
+    let client = open(&daemon.fuse());
+    use_and_free_all(&client, 100_000).unwrap();
+    drop(client);
+    let other = giver.0.id();
+    drop(giver);
+    daemon.stop();
+    let text = fs::read_to_string(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    let times = |pid: u32| -> Vec<u64> {
+        let lines = text.lines().filter_map(|line| line.strip_prefix(&format!("{pid} ")));
+        lines.map(|line| line.strip_suffix(" 1").unwrap().parse().unwrap()).collect()
+    };
+    assert!(matches!(times(us)[..], [time] if time >= 50_000_000), "{us}: {text}");
+    assert!(matches!(times(other)[..], [time] if time < 25 * 50_000_000), "{other}: {text}");
+}
+
 /// A control group of our own with a limit; removed when dropped.
 struct Group(PathBuf);
 

@@ -4,8 +4,8 @@ mod support;
 
 use fakebinder::Errno;
 use fakebinder::alloc::Alloc;
-use fakebinder::mm_shim::{ClientMm, MappingKind, Mm, create_memfd};
-use fakebinder::shrinker::{Memory, MemoryConfig};
+use fakebinder::mm_shim::{ClientMm, MappingKind, Mm, NoVma, create_memfd};
+use fakebinder::shrinker::{Memory, MemoryConfig, PageInstall};
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
@@ -99,6 +99,7 @@ fn a_buffer_file_has_its_size_and_mode_for_good() {
 fn a_mapping_is_found_in_the_client_and_only_a_read_only_one_of_our_file() {
     let memory = memory();
     let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory, true);
+    assert_eq!(client.mm.pid(), client.pid() as i32);
     assert_eq!(client.mm.find_mapping(), Ok((client.address, 1 << 20)));
     assert_eq!(client.mm.mapping_at(client.address), Ok((client.address, 1 << 20)));
     assert_eq!(client.mm.mapping_at(client.address + PAGE as u64), Err(Errno::ESRCH));
@@ -176,6 +177,49 @@ fn a_client_that_dies_leaves_no_page_and_no_descriptor() {
     assert_eq!((client.resident(), memory.used(), memory.count()), (0, 0, 0));
 }
 
+/// The mappings of process 1, for a thread that is nobody: it may see none. A client that attached
+/// has told us its address; one of the FUSE door has not.
+#[test]
+fn a_client_whose_mappings_cannot_be_seen_is_believed_where_it_told_its_address() {
+    const NOBODY: libc::c_long = 65534;
+    let lookup = |kind| {
+        // SAFETY: takes no pointer; the descriptor is new and ours.
+        let pidfd =
+            unsafe { OwnedFd::from_raw_fd(libc::syscall(libc::SYS_pidfd_open, 1, 0) as i32) };
+        let file = create_memfd("fakebinder-test").expect("a buffer file");
+        let mm = ClientMm::new(1, Arc::new(pidfd), file.memfd, kind).expect("an mm");
+        let stranger = thread::spawn(move || {
+            if nix::unistd::geteuid().is_root() {
+                // SAFETY: takes no pointer; the system call, unlike libc's function, is about this
+                // thread alone.
+                let result = unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) };
+                assert_eq!(result, 0);
+            }
+            assert_eq!(mm.find_mapping(), Err(Errno::EACCES));
+            assert!(mm.mmget_not_zero());
+            let found = mm.vma_lookup(0x1000, 0);
+            mm.mmput();
+            found
+        });
+        stranger.join().expect("no panic")
+    };
+    assert_eq!(lookup(MappingKind::Memfd), Ok(()));
+    assert_eq!(lookup(MappingKind::FuseFile { dev: 1, ino: 1 }), Err(NoVma::Unknown));
+}
+
+#[test]
+fn an_mm_that_is_dropped_is_not_mapped_here_any_more() {
+    let client = Client::start(&CLIENT, 1 << 20, &memory());
+    let ino = nix::sys::stat::fstat(&client.memfd).expect("a file").st_ino.to_string();
+    let mapped = || {
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("our mappings");
+        maps.lines().any(|line| line.split_ascii_whitespace().nth(4) == Some(&ino))
+    };
+    assert!(mapped());
+    drop(client);
+    assert!(!mapped());
+}
+
 /// As the kernel's: whoever uses an mm already may use it once more.
 #[test]
 fn an_mm_in_use_can_be_used_again_though_its_client_is_gone() {
@@ -195,8 +239,10 @@ fn an_mm_in_use_can_be_used_again_though_its_client_is_gone() {
 /// its page is paid for from the first install on.
 #[test]
 fn a_page_that_the_client_made_by_reading_is_used_and_paid_for() {
-    for userfault in [true, false] {
-        let memory = memory();
+    for (userfault, page_install) in
+        [(true, PageInstall::Shared), (false, PageInstall::Shared), (true, PageInstall::Exclusive)]
+    {
+        let memory = Memory::new(MemoryConfig { page_install, ..MemoryConfig::default() });
         let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory, userfault);
         assert_eq!(client.peek(client.address, 8), [0; 8]);
         assert_eq!((client.resident(), memory.used()), (1, 0));

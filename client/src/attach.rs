@@ -22,8 +22,21 @@ pub(crate) struct Attached {
     pub(crate) channel: OwnedFd,
 }
 
+/// Whether a mapping of this file would be of no use though the kernel allows it: a private one of
+/// a file on fakebinder's FUSE door where the kernel has no passthrough.
+pub fn must_attach(device: BorrowedFd<'_>) -> bool {
+    let mut question = uapi::fakebinder_attach {
+        version: uapi::FAKEBINDER_ATTACH_VERSION,
+        socket: -1,
+        ..Default::default()
+    };
+    sys::is_fuse(device) == Ok(true)
+        && sys::ioctl(device, uapi::FAKEBINDER_ATTACH, &mut question) == Err(Errno::ENOTCONN)
+        && question.flags & uapi::FAKEBINDER_ATTACH_NATIVE_MMAP == 0
+}
+
 /// The whole handshake. Errors are those of the driver's mmap, or `ENODEV` when the device knows
-/// no handshake: then it is not fakebinder's, and cannot be mapped.
+/// no handshake: then it is not fakebinder's, and cannot be mapped (or it can, and must be).
 pub(crate) fn handshake(
     device: BorrowedFd<'_>,
     size: usize,
@@ -33,7 +46,10 @@ pub(crate) fn handshake(
     if prot.contains(ProtFlags::PROT_WRITE) {
         return Err(Errno::EPERM);
     }
-    let (ours, _) = connect(device)?;
+    let (ours, flags_of_device) = connect(device)?;
+    if flags_of_device & uapi::FAKEBINDER_ATTACH_NATIVE_MMAP != 0 {
+        return Err(Errno::ENODEV);
+    }
     let buffer = receive_descriptor(ours.as_fd())?;
     let region = Region::map(buffer.as_fd(), size, prot, flags)?;
     let mut mapped =
@@ -46,7 +62,8 @@ pub(crate) fn handshake(
 /// [`Device::mmap`](crate::Device::mmap) does with its own: for programs that wrap mmap.
 ///
 /// Errors: EPERM for a writable mapping, EBUSY when this open was mapped before, EINVAL for size 0
-/// or another process than the opener's, ENODEV when the device is not fakebinder's.
+/// or another process than the opener's, ENODEV when the device is not fakebinder's, or when it can
+/// be mapped.
 pub fn attach(
     device: BorrowedFd<'_>,
     size: usize,

@@ -1,6 +1,6 @@
 //! One open of a binder device.
 
-use crate::attach::{Attached, connect, handshake};
+use crate::attach::{Attached, connect, handshake, must_attach};
 use crate::command::Command;
 use crate::error::{Error, Result};
 use crate::files::Files;
@@ -80,8 +80,8 @@ impl Device {
 
     /// Maps `size` bytes for incoming transactions, read-only, private.
     ///
-    /// Where the device cannot be mapped (fakebinder's CUSE door: ENODEV), the attach handshake
-    /// stands in; [`is_attached`](Device::is_attached) tells. Half of the size at most can be
+    /// Where the device cannot be mapped (fakebinder's CUSE door: ENODEV; its FUSE door where the
+    /// kernel has no passthrough), the attach handshake stands in; [`is_attached`](Device::is_attached) tells. Half of the size at most can be
     /// taken by one-way transactions, and the driver uses at most 4 MiB.
     ///
     /// Errors: EBUSY when this open was mapped before (unmapping does not change that), EINVAL
@@ -112,7 +112,11 @@ impl Device {
         flags: MapFlags,
     ) -> Result<(Mapping, Option<OwnedFd>)> {
         let failed = |errno| Error::new(&self.path, "mmap", errno);
-        match Region::map(self.as_fd(), size, prot, flags) {
+        let mapped = match must_attach(self.as_fd()) {
+            true => Err(Errno::ENODEV),
+            false => Region::map(self.as_fd(), size, prot, flags),
+        };
+        match mapped {
             Ok(region) => Ok((Mapping::new(region), None)),
             Err(Errno::ENODEV) => {
                 let Attached { mapping, channel } =

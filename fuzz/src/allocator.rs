@@ -256,6 +256,7 @@ impl Stage {
                 Install::Exclusive => PageInstall::Exclusive,
             },
             inject,
+            ..MemoryConfig::default()
         });
         let clients = (0..CLIENTS)
             .map(|index| {

@@ -124,6 +124,7 @@ impl Stage {
                 Install::Exclusive => PageInstall::Exclusive,
             },
             inject,
+            ..MemoryConfig::default()
         });
         let timers = Arc::new(ManualTimers::default());
         let binder = Binder::new(timers.clone());

@@ -5,6 +5,7 @@
 //! from the start of the mapping.
 
 use super::{Buffer, Request};
+use crate::wrong::{Rule, wrong};
 use crate::{Errno, mm_shim::PAGE_SIZE};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
@@ -89,7 +90,10 @@ impl Buffers {
             ranges: BTreeMap::from([(0, Node { size: buffer_size, taken: None, pid: 0 })]),
             free: BTreeSet::from([(buffer_size, 0)]),
             allocated: 0,
-            free_async_space: buffer_size / 2,
+            free_async_space: match wrong(Rule::OnewayHasAllTheSpace) {
+                false => buffer_size / 2,
+                true => buffer_size,
+            },
             oneway: HashMap::new(),
             oneway_spam_detected: false,
         }

@@ -113,3 +113,113 @@ impl Buffers {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::alloc::buffers::Node;
+    use crate::alloc::{Buffer, Locked, Mapping, Request};
+    use crate::mm_shim::HeapMm;
+    use crate::shrinker::{Memory, MemoryConfig};
+    use std::sync::Arc;
+
+    /// An allocator with three buffers of a page: a one-way one, an unused one and a synchronous one.
+    fn three_buffers() -> (Arc<Alloc>, [Buffer; 3]) {
+        let alloc = Alloc::new(HeapMm::new(), &Memory::new(MemoryConfig::default()));
+        alloc.mmap_handler(0x7000_0000, 16 * PAGE_SIZE).expect("the first mapping");
+        let sizes = Request {
+            data_size: PAGE_SIZE as u64,
+            offsets_size: 0,
+            extra_buffers_size: 0,
+            is_async: false,
+            pid: 1,
+        };
+        let buffers = [true, false, false].map(|is_async| {
+            alloc.alloc_new_buf(&Request { is_async, ..sizes }).expect("room for all three")
+        });
+        alloc.free_buf(&buffers[1]);
+        assert_eq!(alloc.check_invariants(), Ok(()));
+        (alloc, buffers)
+    }
+
+    /// What is said of three buffers after something was done to them that no call does.
+    fn said(fault: impl FnOnce(&mut Locked, &Mapping, [usize; 3])) -> String {
+        let (alloc, buffers) = three_buffers();
+        let mut locked = alloc.buffers.lock();
+        let mapping = alloc.mapping.get().expect("mapped");
+        fault(locked.as_mut().expect("mapped"), mapping, buffers.map(|buffer| buffer.offset));
+        drop(locked);
+        alloc.check_invariants().expect_err("there is something wrong").to_string()
+    }
+
+    fn of_buffers(fault: impl FnOnce(&mut Buffers, [usize; 3])) -> String {
+        said(|locked, _, at| fault(&mut locked.buffers, at))
+    }
+
+    #[test]
+    fn ranges_that_do_not_add_up_are_noticed() {
+        let resize = |size| {
+            of_buffers(|buffers, at| buffers.ranges.get_mut(&at[0]).expect("there").size = size)
+        };
+        assert_eq!(resize(4104), "a range begins at 0x1000, the last ended at 0x1008");
+        assert_eq!(resize(0), "the range at 0x0 has 0 bytes");
+        assert_eq!(resize(4100), "the range at 0x0 has 4100 bytes");
+        let longer = of_buffers(|buffers, _| buffers.buffer_size += 8);
+        assert_eq!(longer, "the ranges add up to 65536 of 65544");
+    }
+
+    #[test]
+    fn free_ranges_that_are_not_found_or_not_merged_are_noticed() {
+        let free = |buffers: &mut Buffers, offset| {
+            buffers.ranges.get_mut(&offset).expect("there").taken = None;
+            buffers.free.insert((PAGE_SIZE, offset));
+        };
+        let lost = of_buffers(|buffers, at| assert!(buffers.free.remove(&(PAGE_SIZE, at[1]))));
+        assert_eq!(lost, "the free range at 0x1000 cannot be found by its size");
+        let apart = of_buffers(|buffers, at| free(buffers, at[0]));
+        assert_eq!(apart, "the free ranges that meet at 0x1000 are two");
+        let invented = of_buffers(|buffers, at| assert!(buffers.free.insert((8, at[0]))));
+        assert_eq!(invented, "2 free ranges, 3 by size");
+    }
+
+    #[test]
+    fn buffers_and_their_senders_that_are_miscounted_are_noticed() {
+        let forgotten = of_buffers(|buffers, at| {
+            // What comes before and after is in use, or merging would be missed first.
+            let taken = buffers.ranges.get_mut(&at[2]).expect("there").taken.take();
+            buffers.ranges.get_mut(&at[1]).expect("there").taken = taken;
+            buffers.ranges.get_mut(&at[0]).expect("there").taken = None;
+            buffers.free.remove(&(PAGE_SIZE, at[1]));
+            let rest = buffers.ranges.split_off(&at[2]).into_values().map(|node| node.size).sum();
+            buffers.ranges.insert(at[2], Node { size: rest, taken: None, pid: 0 });
+            buffers.free = [(PAGE_SIZE, at[0]), (rest, at[2])].into();
+        });
+        assert_eq!(forgotten, "1 buffers are allocated, not 2");
+        let uncharged = of_buffers(|buffers, _| buffers.oneway.clear());
+        assert_eq!(uncharged, "senders are charged 0 of 4096 bytes");
+        let for_nothing = of_buffers(|buffers, _| {
+            assert!(buffers.oneway.insert(2, Default::default()).is_none())
+        });
+        assert_eq!(for_nothing, "a sender is charged for no buffers");
+        let synchronous = of_buffers(|buffers, at| {
+            let node = buffers.ranges.get_mut(&at[0]).expect("there");
+            node.taken.as_mut().expect("allocated").is_async = false;
+        });
+        assert_eq!(synchronous, "0 bytes are one-way, and 28672 of 32768 left");
+    }
+
+    #[test]
+    fn pages_whose_state_is_not_that_of_their_buffers_are_noticed() {
+        let slot = |page: usize| said(|_, mapping, _| mapping.set_installed_page(page, false));
+        assert_eq!(slot(0), "0: page 0 is Free; a buffer uses it: true");
+        assert_eq!(slot(2), "0: page 2 is Free; a buffer uses it: true");
+        assert_eq!(slot(1), "0: page 1 is on the LRU and Free");
+        let installed = said(|_, mapping, _| mapping.set_installed_page(5, true));
+        assert_eq!(installed, "0: page 5 is Active; a buffer uses it: false");
+
+        let (alloc, _) = three_buffers();
+        alloc.mm.exit_mmap(&alloc.mm.mmap_write_lock());
+        let unpaid = alloc.check_invariants().map_err(|violation| violation.to_string());
+        assert_eq!(unpaid, Err("0: page 0 is Active, and nobody has paid for it".into()));
+    }
+}

@@ -8,6 +8,7 @@ use super::command::Command;
 use super::graph::{DeathId, Graph, NodeId, Place, ProcessId, Queue, ThreadId, Work};
 use super::returns::Return;
 use super::wire::HandleCookie;
+use crate::wrong::{Rule, wrong};
 
 /// What a link will tell its holder (`BINDER_WORK_DEAD_BINDER` and its kin).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +47,7 @@ impl Graph {
         if let Some(record) = self.processes.get_mut(&process) {
             record.deaths += 1;
         }
+        self.created.deaths += 1;
         self.deaths.insert(
             id,
             Death {
@@ -76,7 +78,7 @@ impl Graph {
         let Some(death) = self.deaths.get_mut(&id) else {
             return;
         };
-        if death.cookie != request.cookie {
+        if death.cookie != request.cookie && !wrong(Rule::DeathIsClearedByAnyCookie) {
             log::debug!(
                 "{:?}: cookie mismatch, it is {:#x}",
                 Command::ClearDeathNotification(request),

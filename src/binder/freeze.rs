@@ -10,6 +10,7 @@ use super::returns::Return;
 use super::wire::HandleCookie;
 use super::{Finish, Process};
 use crate::Errno;
+use crate::wrong::{Rule, wrong};
 use std::sync::Arc;
 
 /// What a link will tell its holder.
@@ -71,6 +72,7 @@ impl Graph {
         if let Some(record) = self.processes.get_mut(&process) {
             record.freezes += 1;
         }
+        self.created.freezes += 1;
         self.freezes.insert(
             id,
             Freeze {
@@ -145,7 +147,7 @@ impl Graph {
         if let Some(place) = freeze.place.take() {
             self.dequeue(place);
         }
-        if resend {
+        if resend && !wrong(Rule::FreezeIsNotToldAgain) {
             self.queue_freeze(id);
         }
         Ok(())
@@ -205,6 +207,9 @@ impl Graph {
                 continue;
             };
             let holders: Vec<ProcessId> = node.refs.values().rev().copied().collect();
+            // The driver holds the node meanwhile. To let go of it looks at all its counts: a node
+            // whose references are gone is queued for its owner, though there is nothing to tell.
+            self.inc_node_tmpref(node_id);
             for holder in holders {
                 let Some(record) = self.processes.get(&holder) else {
                     continue;
@@ -225,6 +230,7 @@ impl Graph {
                     freeze.is_frozen = is_frozen;
                 }
             }
+            self.dec_node_tmpref(node_id);
         }
     }
 

@@ -14,6 +14,7 @@ use super::node::Node;
 use super::process::ProcessRecord;
 use super::read::Delivery;
 use super::thread::Thread;
+use super::traffic::Created;
 use super::transaction::{Fixup, Transaction};
 use super::{Poller, Process};
 use crate::alloc::Buffer;
@@ -110,6 +111,7 @@ pub(crate) struct Graph {
     pub woken: Vec<ThreadId>,
     pub effects: Vec<Effect>,
     pub limits: Limits,
+    pub created: Created,
     ids: Arc<AtomicU64>,
     sequence: u64,
 }
@@ -128,6 +130,7 @@ impl Graph {
             woken: Vec::new(),
             effects: Vec::new(),
             limits,
+            created: Created::default(),
             ids,
             sequence: 0,
         }

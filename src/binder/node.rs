@@ -81,6 +81,7 @@ impl Graph {
             return Err(Errno::ENOMEM);
         }
         record.nodes.insert(object.binder, id);
+        self.created.nodes += 1;
         self.nodes.insert(
             id,
             Node {

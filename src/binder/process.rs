@@ -16,6 +16,8 @@ use std::sync::Arc;
 /// What we keep of a buffer that a client holds: everything that has to be undone when it is
 /// freed. Nothing of it is read back from the buffer, which its client may reach.
 pub(crate) struct BufferRecord {
+    /// The transaction that brought it (`debug_id`).
+    pub id: TransactionId,
     pub buffer: Buffer,
     /// The transaction that it carries, while that is not done.
     pub transaction: Option<TransactionId>,

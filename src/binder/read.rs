@@ -7,6 +7,7 @@
 
 use super::graph::{Effect, Graph, Queue, ThreadId, TransactionId, Work};
 use super::returns::Return;
+use super::traffic::returns_in;
 use super::transaction::Fixup;
 use super::wire::{PtrCookie, TransactionData, WriteRead, align8};
 use super::{Client, Context, Finish, Process, Reply};
@@ -14,6 +15,7 @@ use crate::Errno;
 use crate::alloc::Buffer;
 use crate::client_mem::ClientMemory;
 use crate::uapi;
+use crate::wrong::{Rule, wrong};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -324,7 +326,9 @@ impl Graph {
                     };
                     notice.encode(bytes);
                     // What is done about a death may need transactions: the client comes first.
-                    if matches!(notice, Return::DeadBinder(_)) {
+                    if matches!(notice, Return::DeadBinder(_))
+                        && !wrong(Rule::DeathDoesNotEndTheRead)
+                    {
                         return Collected::Returns;
                     }
                 }
@@ -480,6 +484,10 @@ impl Delivery {
             let out = self.read.call.encode();
             self.read.reply.send(Err(errno), &out);
             return effects;
+        }
+        returns_in(&self.bytes).for_each(|number| self.process.count_return(number));
+        if self.spawn_looper {
+            self.process.count_return(crate::uapi::BR_SPAWN_LOOPER);
         }
         if self.is_step {
             let Delivery { thread, mut read, bytes, for_process, .. } = *self;

@@ -2,6 +2,7 @@
 
 use super::graph::{DeathId, FreezeId, Graph, NodeId, ProcessId, ThreadId};
 use crate::Errno;
+use crate::wrong::{Rule, wrong};
 
 /// `struct binder_ref`. A process has at most one for each node.
 pub(crate) struct Ref {
@@ -18,7 +19,7 @@ impl Graph {
     /// A process's reference by handle (`binder_get_ref_olocked`).
     pub fn find_ref(&self, process: ProcessId, handle: u32, need_strong: bool) -> Option<&Ref> {
         let reference = self.processes.get(&process)?.refs.get(&handle)?;
-        if need_strong && reference.strong == 0 {
+        if need_strong && reference.strong == 0 && !wrong(Rule::WeakIsStrongEnough) {
             log::debug!("tried to use weak ref as strong ref");
             return None;
         }
@@ -33,7 +34,7 @@ impl Graph {
     /// being the context manager's (`binder_get_ref_for_node_olocked`). ENOMEM past the limit.
     fn get_or_new_ref(&mut self, process: ProcessId, node: NodeId) -> Result<(u32, bool), Errno> {
         let id = self.next_id();
-        let is_manager = self.manager == Some(node);
+        let may_be_0 = self.manager == Some(node) || wrong(Rule::HandleZeroIsForAnyone);
         let limit = self.limits.refs;
         let Some(record) = self.processes.get_mut(&process) else {
             return Err(Errno::ESRCH);
@@ -44,8 +45,9 @@ impl Graph {
         if record.refs.len() >= limit {
             return Err(Errno::ENOMEM);
         }
-        let handle = record.free_handle(if is_manager { 0 } else { 1 });
+        let handle = record.free_handle(if may_be_0 { 0 } else { 1 });
         record.handles.insert(node, handle);
+        self.created.references += 1;
         record.refs.insert(handle, Ref { id, node, strong: 0, weak: 0, death: None, freeze: None });
         if let Some(node) = self.nodes.get_mut(&node) {
             node.refs.insert(id, process);

@@ -12,12 +12,14 @@ use super::message::Message;
 use super::process::BufferRecord;
 use super::returns::Return;
 use super::thread::ExtendedError;
+use super::traffic::Entry;
 use super::transaction::{Fixup, Held, Transaction};
 use super::wire::{TransactionData, align8};
 use crate::Errno;
 use crate::alloc::{Buffer, Request};
 use crate::client_mem::ClientMemory;
 use crate::uapi::{TF_ACCEPT_FDS, TF_CLEAR_BUF, TF_ONE_WAY};
+use crate::wrong::{Rule, wrong};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -61,6 +63,8 @@ pub(crate) struct Target {
     /// The receiving thread, where it is known: the waiting caller of a reply, or the thread
     /// that a nested call returns to.
     thread: Option<ThreadId>,
+    /// Its number, for the logs.
+    thread_id: Option<i32>,
     /// The node of a call; none for a reply.
     node: Option<NodeId>,
     /// The call that a reply answers.
@@ -111,6 +115,7 @@ impl Sender<'_> {
             match target {
                 Ok(target) => Some((id, target)),
                 Err(none) => {
+                    self.log(id, None, data, is_reply, Some(none.failure));
                     self.fail(graph, id, none.in_reply_to, none.failure);
                     None
                 }
@@ -133,6 +138,7 @@ impl Sender<'_> {
                 }
                 graph.dec_node_tmpref(node);
             }
+            self.log(id, Some(&target), data, is_reply, result.err());
             if let Err(failure) = result {
                 self.fail(graph, id, target.in_reply_to, failure);
             }
@@ -140,6 +146,38 @@ impl Sender<'_> {
             graph.effects.push(Effect::DropProcess(target.process));
         });
         priority
+    }
+
+    /// Notes the transaction for `transaction_log`, and for that of the failed ones if it failed.
+    fn log(
+        &self,
+        id: TransactionId,
+        target: Option<&Target>,
+        data: &TransactionData,
+        is_reply: bool,
+        failure: Option<Failure>,
+    ) {
+        let to_pid = target.map_or(0, |target| target.process.pid);
+        let to_tid = target.and_then(|target| target.thread_id).unwrap_or(0);
+        let node = target.and_then(|target| target.node).map_or(0, |node| node.0);
+        let entry = || Entry {
+            id: id.0,
+            is_reply,
+            is_oneway: data.flags & TF_ONE_WAY != 0,
+            from: (self.process.pid, self.tid),
+            to: (to_pid, to_tid),
+            node,
+            handle: data.handle(),
+            context: self.process.context.clone(),
+            data_size: data.data_size,
+            offsets_size: data.offsets_size,
+            failure,
+        };
+        let shared = &self.process.context.shared;
+        shared.transaction_log.add(entry());
+        if failure.is_some() {
+            shared.failed_log.add(entry());
+        }
     }
 
     /// Tells whoever has to know that the transaction `id` failed.
@@ -209,6 +247,7 @@ impl Sender<'_> {
         Ok(Target {
             process: record.process.clone(),
             thread: Some(caller),
+            thread_id: Some(caller_thread.tid),
             node: None,
             in_reply_to: Some(call_id),
             accepts_fds,
@@ -243,6 +282,7 @@ impl Sender<'_> {
         let mut target = Target {
             process: record.process.clone(),
             thread: None,
+            thread_id: None,
             node: Some(node_id),
             in_reply_to: None,
             accepts_fds: node.accept_fds,
@@ -258,6 +298,8 @@ impl Sender<'_> {
                 return Err(Errno::EPROTO.into());
             }
             target.thread = self.nested_target(graph, thread.transaction_stack, owner)?;
+            target.thread_id =
+                target.thread.and_then(|id| graph.threads.get(&id)).map(|thread| thread.tid);
         }
         graph.inc_node(node_id, true, false, None)?;
         graph.inc_node_tmpref(node_id);
@@ -361,6 +403,7 @@ impl Sender<'_> {
         data: &TransactionData,
         priority: i32,
     ) -> Result<(), Failure> {
+        let start = self.process.context.shared.timers.now();
         let process = target.process.id;
         let alive = graph.threads.contains_key(&self.thread)
             && graph.processes.contains_key(&process)
@@ -386,6 +429,7 @@ impl Sender<'_> {
             record.buffers.insert(
                 offset,
                 BufferRecord {
+                    id,
                     buffer: filled.buffer,
                     transaction: Some(id),
                     target_node: target.node,
@@ -394,6 +438,8 @@ impl Sender<'_> {
                 },
             );
         }
+        graph.created.transactions += 1;
+        graph.created.transaction_completes += 1;
         graph.transactions.insert(
             id,
             Transaction {
@@ -409,6 +455,7 @@ impl Sender<'_> {
                 flags: data.flags,
                 sender_euid: self.euid,
                 priority,
+                start,
                 saved_priority: Arc::new(AtomicI32::new(priority)),
                 buffer: Some(offset),
                 target_node: target.node,
@@ -436,7 +483,11 @@ impl Sender<'_> {
             })
         } else {
             // Deferred: the sender is not woken for it, but reads it with the reply.
-            let place = graph.enqueue_deferred_thread_work(self.thread, complete);
+            let place = if wrong(Rule::CallCompletesAtOnce) {
+                graph.enqueue_thread_work(self.thread, complete)
+            } else {
+                graph.enqueue_deferred_thread_work(self.thread, complete)
+            };
             let parent = graph
                 .threads
                 .get_mut(&self.thread)

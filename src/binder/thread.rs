@@ -79,6 +79,7 @@ impl Graph {
             return Err(Errno::ENOMEM);
         }
         let id = ThreadId(self.next_id());
+        self.created.threads += 1;
         self.threads.insert(
             id,
             Thread {

@@ -13,8 +13,10 @@ use super::returns::Return;
 use super::thread::ExtendedError;
 use super::{File, Process};
 use crate::uapi::{TF_ONE_WAY, TF_UPDATE_TXN};
+use crate::wrong::{Rule, wrong};
 use std::sync::Arc;
 use std::sync::atomic::AtomicI32;
+use std::time::Duration;
 
 /// A descriptor that is to be installed in the receiver (`struct binder_txn_fd_fixup`).
 pub(crate) struct Fixup {
@@ -46,7 +48,6 @@ pub(crate) struct Transaction {
     pub from: Option<ThreadId>,
     pub from_parent: Option<TransactionId>,
     pub from_pid: i32,
-    #[expect(dead_code, reason = "told by the transaction logs, when there are some")]
     pub from_tid: i32,
     pub to_process: Option<ProcessId>,
     pub to_thread: Option<ThreadId>,
@@ -57,6 +58,8 @@ pub(crate) struct Transaction {
     pub sender_euid: u32,
     /// The sender's nice value.
     pub priority: i32,
+    /// When it was queued, by the device's clock.
+    pub start: Duration,
     /// The receiver's own nice value, to be restored at the reply.
     pub saved_priority: Arc<AtomicI32>,
     /// Offset of the buffer in the receiver's mapping.
@@ -191,7 +194,7 @@ impl Graph {
         let Some(node) = self.nodes.get_mut(&node_id) else {
             return Err(Return::DeadReply);
         };
-        let pending_async = oneway && node.has_async_transaction;
+        let pending_async = oneway && node.has_async_transaction && !wrong(Rule::OnewayDoesNotWait);
         if oneway {
             node.has_async_transaction = true;
         }
@@ -203,7 +206,7 @@ impl Graph {
             record.sync_recv |= !oneway;
             record.async_recv |= oneway;
         }
-        if frozen && !oneway {
+        if frozen && (!oneway || wrong(Rule::FrozenRefusesOneway)) {
             return Err(Return::FrozenReply);
         }
         if thread.is_some_and(|thread| !self.threads.contains_key(&thread)) {
@@ -249,7 +252,7 @@ impl Graph {
         let index = queue.iter().position(|queued| {
             self.transactions.get(queued).is_some_and(|old| {
                 old.flags & new.flags & (TF_ONE_WAY | TF_UPDATE_TXN) == TF_ONE_WAY | TF_UPDATE_TXN
-                    && old.code == new.code
+                    && (old.code == new.code || wrong(Rule::UpdateReplacesAnyCode))
                     && old.flags == new.flags
                     && old.from_pid == new.from_pid
             })

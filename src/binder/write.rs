@@ -74,6 +74,7 @@ impl Writer<'_> {
                 log::debug!("{}: unknown command {number:#x}", self.tid);
                 Errno::EINVAL
             })?;
+            self.process.count_command(number);
             if number == crate::uapi::BC_ATTEMPT_ACQUIRE || number == crate::uapi::BC_ACQUIRE_RESULT
             {
                 return Err(Errno::EINVAL);

@@ -61,31 +61,31 @@ impl Open {
     }
 
     /// EINVAL: not the opener's process, another version, or no seqpacket socket. EPERM: this
-    /// machine does not let us take the socket. ENOTCONN: nobody has connected to the name;
-    /// EACCES: somebody else has.
+    /// machine does not let us take the socket. ENOTCONN: nobody has connected to the name (what
+    /// the device can do is told all the same); EACCES: somebody else has.
     fn attach(&self, header: &Header, attach: &mut uapi::fakebinder_attach) -> Result<(), Errno> {
         let version = std::mem::replace(&mut attach.version, uapi::FAKEBINDER_ATTACH_VERSION);
         if version != uapi::FAKEBINDER_ATTACH_VERSION || attach.reserved != 0 {
             return Err(Errno::EINVAL);
         }
         self.check_opener(header)?;
+        attach.max_size = MAX_BUFFER_SIZE as u64;
+        attach.flags = match self.buffer {
+            None => uapi::FAKEBINDER_ATTACH_NATIVE_MMAP,
+            Some(_) => 0,
+        };
         let socket = match attach.socket {
             -1 => self.accept()?,
             fd => self.take_socket(header.tid, fd)?,
         };
-        attach.max_size = MAX_BUFFER_SIZE as u64;
-        attach.flags = match &self.buffer {
-            None => uapi::FAKEBINDER_ATTACH_NATIVE_MMAP,
-            Some(buffer) => {
-                let descriptor = [buffer.as_raw_fd()];
-                // A client that does not read its socket only harms itself: never wait for it.
-                let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-                let rights = [ControlMessage::ScmRights(&descriptor)];
-                let byte = [IoSlice::new(&[0])];
-                sendmsg::<UnixAddr>(socket.as_raw_fd(), &byte, &rights, flags, None)?;
-                0
-            }
-        };
+        if let Some(buffer) = &self.buffer {
+            let descriptor = [buffer.as_raw_fd()];
+            // A client that does not read its socket only harms itself: never wait for it.
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            let rights = [ControlMessage::ScmRights(&descriptor)];
+            let byte = [IoSlice::new(&[0])];
+            sendmsg::<UnixAddr>(socket.as_raw_fd(), &byte, &rights, flags, None)?;
+        }
         self.client.set_channel(Channel::new(socket));
         Ok(())
     }

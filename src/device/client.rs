@@ -56,9 +56,7 @@ struct Namespaces {
 
 impl Namespaces {
     fn of(pid: i32) -> Result<Namespaces, Errno> {
-        let failed =
-            |error: std::io::Error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).map_err(failed)?;
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).map_err(errno)?;
         let mut numbers = numbers(&status, "NSpid:").ok_or(Errno::EIO)?;
         // One number for each namespace from ours inwards.
         let (outermost, inner) = (numbers.next().ok_or(Errno::EIO)?, numbers.next_back());
@@ -66,7 +64,7 @@ impl Namespaces {
             None => Ok(Namespaces { innermost: None, pid: outermost }),
             // This, unlike the status, takes ptrace access.
             Some(inner) => {
-                let namespace = fs::metadata(format!("/proc/{pid}/ns/pid")).map_err(failed)?;
+                let namespace = fs::metadata(format!("/proc/{pid}/ns/pid")).map_err(errno)?;
                 Ok(Namespaces { innermost: Some(namespace.ino()), pid: inner })
             }
         }
@@ -79,9 +77,18 @@ fn numbers<'a>(status: &'a str, key: &str) -> Option<impl DoubleEndedIterator<It
     Some(line.split_ascii_whitespace().filter_map(|number| number.parse().ok()))
 }
 
+/// What `/proc` says of a process that is not there is ESRCH; EMFILE is our own trouble.
+fn errno(error: std::io::Error) -> Errno {
+    match error.raw_os_error().map_or(Errno::EIO, Errno::from_raw) {
+        Errno::ENOENT => Errno::ESRCH,
+        other => other,
+    }
+}
+
 /// The thread group of a thread. The caller must know that the thread lives: it waits for a reply.
+/// ESRCH when it does not; EMFILE and ENFILE when this process has no descriptor left to look with.
 pub fn thread_group(tid: i32) -> Result<i32, Errno> {
-    let status = fs::read_to_string(format!("/proc/{tid}/status")).map_err(|_| Errno::ESRCH)?;
+    let status = fs::read_to_string(format!("/proc/{tid}/status")).map_err(errno)?;
     numbers(&status, "Tgid:").and_then(|mut numbers| numbers.next()).ok_or(Errno::ESRCH)
 }
 

@@ -11,7 +11,7 @@
 
 use super::session::{Door, MAJOR, MINOR, Responder, Session};
 use super::tree::{Node, Permissions, Tree};
-use super::wire::{Header, Request};
+use super::wire::{Header, Ioctl, Request};
 use super::{Device, Opens, warn_once, workers};
 use crate::mm_shim::{BufferFile, MappingKind, create_memfd};
 use crate::{Errno, uapi};
@@ -69,6 +69,9 @@ struct Files {
     by_handle: HashMap<u64, OpenFile>,
     /// The nodes that are open, or are being opened.
     busy: HashSet<u64>,
+    /// What open files of text say, by their handles.
+    texts: HashMap<u64, Vec<u8>>,
+    last_text: u64,
 }
 
 /// Mounts the directory of `devices` on the existing directory `path`, and serves it until it is
@@ -197,7 +200,7 @@ impl FuseDoor {
             );
             return responder.error(Errno::EBUSY);
         }
-        match self.try_open(header, flags, device) {
+        match self.try_open(header, flags, &device) {
             Ok(opened) => responder.value(&opened),
             Err(error) => {
                 self.files.lock().busy.remove(&header.node);
@@ -264,6 +267,83 @@ impl FuseDoor {
         }
     }
 
+    /// The files that are no devices: `binder-control`, the features and the logs. Gives back what is about
+    /// something else.
+    fn plain_file(
+        &self,
+        node: Option<Node>,
+        request: &Request<'_>,
+        responder: Responder,
+    ) -> Option<Responder> {
+        let node = match node {
+            Some(it @ (Node::Control | Node::Feature(_) | Node::Log(_) | Node::ProcessLog(_))) => {
+                it
+            }
+            _ => return Some(responder),
+        };
+        match *request {
+            Request::Open { .. } => {
+                let opened = self.open_text(node);
+                responder.value(&uapi::fuse_open_out {
+                    fh: opened,
+                    open_flags: uapi::FOPEN_DIRECT_IO,
+                    ..Default::default()
+                });
+            }
+            Request::Read { fh, offset, size } => match self.files.lock().texts.get(&fh) {
+                Some(text) => {
+                    let rest = usize::try_from(offset).ok().and_then(|at| text.get(at..));
+                    let rest = rest.unwrap_or_default();
+                    responder.bytes(&rest[..rest.len().min(size as usize)]);
+                }
+                None => responder.error(Errno::EINVAL),
+            },
+            Request::Release { fh } => {
+                self.files.lock().texts.remove(&fh);
+                responder.done();
+            }
+            Request::Flush { .. } => responder.done(),
+            Request::Ioctl(ref ioctl) if node == Node::Control => self.control(ioctl, responder),
+            // No poll operation: always ready.
+            Request::Poll { events, .. } => responder.value(&uapi::fuse_poll_out {
+                revents: (libc::POLLIN | libc::POLLOUT) as u32 & events,
+                padding: 0,
+            }),
+            Request::Write | Request::Ioctl(_) => responder.error(Errno::EINVAL),
+            _ => return Some(responder),
+        }
+        None
+    }
+
+    /// A file handle for a file of text, whose readers see what there was at the open; 0 for one without.
+    fn open_text(&self, node: Node) -> u64 {
+        let Some(text) = self.tree.contents(node) else { return 0 };
+        let mut files = self.files.lock();
+        files.last_text += 1;
+        let handle = files.last_text;
+        files.texts.insert(handle, text);
+        handle
+    }
+
+    /// `binder_ctl_ioctl`.
+    fn control(&self, ioctl: &Ioctl<'_>, responder: Responder) {
+        let wanted: Option<uapi::binderfs_device> = match ioctl.cmd {
+            uapi::BINDER_CTL_ADD => uapi::parse(ioctl.input),
+            _ => None,
+        };
+        let Some(mut wanted) = wanted else { return responder.error(Errno::EINVAL) };
+        match self.tree.add_device(&wanted.name) {
+            Ok(()) => {
+                let name = String::from_utf8_lossy(&wanted.name);
+                log::info!("{}: added {}", self.session.name(), name.trim_end_matches('\0'));
+                // A regular file, not a node of some number.
+                (wanted.major, wanted.minor) = (0, 0);
+                responder.ioctl(0, uapi::bytes_of(&wanted));
+            }
+            Err(error) => responder.error(error),
+        }
+    }
+
     fn set_attr(&self, valid: u32, responder: Responder) {
         match valid & uapi::FATTR_SIZE {
             // As with any character device.
@@ -275,12 +355,13 @@ impl FuseDoor {
 
 impl Door for FuseDoor {
     fn request(&self, header: Header, request: Request<'_>, responder: Responder) {
+        let node = self.tree.node(header.node);
+        let Some(responder) = self.plain_file(node, &request, responder) else { return };
         let Some(responder) =
             self.opens.request(&header, &request, responder, |fh| self.release(fh))
         else {
             return;
         };
-        let node = self.tree.node(header.node);
         match request {
             Request::Init { major, minor, flags } => self.init((major, minor), flags, responder),
             Request::Lookup { name } => {
@@ -304,7 +385,13 @@ impl Door for FuseDoor {
             Request::Open { flags } => self.open_file(&header, flags, responder),
             Request::OpenDir => responder.value(&uapi::fuse_open_out::default()),
             Request::ReadDir { offset, size } => match node {
-                Some(node @ (Node::Root | Node::Opens)) => {
+                Some(
+                    node @ (Node::Root
+                    | Node::Opens
+                    | Node::Features
+                    | Node::Logs
+                    | Node::Processes),
+                ) => {
                     responder.bytes(&self.tree.list(node, offset, size as usize));
                 }
                 _ => responder.error(Errno::ENOTDIR),

@@ -12,6 +12,7 @@ type Fire = Box<dyn FnOnce() + Send>;
 /// what is not due by then is never called.
 pub struct Timers {
     shared: Arc<Shared>,
+    began: Instant,
 }
 
 struct Shared {
@@ -32,7 +33,7 @@ impl Timers {
         let shared = Arc::new(Shared { queue: Mutex::default(), changed: Condvar::new() });
         let thread = shared.clone();
         std::thread::Builder::new().name("timers".into()).spawn(move || thread.run())?;
-        Ok(Timers { shared })
+        Ok(Timers { shared, began: Instant::now() })
     }
 }
 
@@ -83,6 +84,10 @@ impl binder::Timers for Timers {
         drop(queue);
         // What it holds may want this lock when it goes.
         drop(fire);
+    }
+
+    fn now(&self) -> Duration {
+        self.began.elapsed()
     }
 }
 

@@ -51,6 +51,8 @@ pub struct BufferFile {
 ///
 /// Not sealed against future writes: that seal would keep us from punching holes too (EPERM).
 pub fn create_memfd(name: &str) -> Result<BufferFile, Errno> {
+    // memfd_create takes 249 bytes; the name is for who reads /proc/PID/maps.
+    let name: String = name.chars().take(60).collect();
     let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     // Linux 6.3 has a flag against executing it, and complains in its log when neither is given.

@@ -4,15 +4,18 @@
 //!
 //! ```text
 //! alloc_page:nth=3, vm_insert_page:share=0.01:errno=EINTR, zap:delay=1ms:share=0.5, seed=42
+//! alloc_page:pid=4711:delay=1ms
 //! ```
 //!
 //! A rule names a verb (`alloc_page`, `vm_insert_page`, `vma_lookup`, `mmget`, `zap`), then the
 //! calls it is about (`nth=N`: the N-th, from 1; `share=F`: that fraction of them, at random;
-//! neither: all of them), then what happens to them (`delay=1ms`, `errno=NAME`; with neither, the
+//! neither: all of them; `pid=N`: and only those for transactions that this process sends, which
+//! are then counted alone), then what happens to them (`delay=1ms`, `errno=NAME`; with neither, the
 //! verb's usual failure). Which calls the share hits depends on the seed and on the number of the
 //! call alone, not on time or on which thread makes it.
 
 use crate::Errno;
+use std::cell::Cell;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -63,6 +66,8 @@ type Hook = Arc<dyn Fn(u64) + Send + Sync>;
 pub struct Rule {
     verb: Verb,
     calls: Calls,
+    /// Only calls for this sender.
+    pid: Option<i32>,
     delay: Duration,
     errno: Option<Errno>,
     hook: Option<Hook>,
@@ -74,6 +79,7 @@ impl fmt::Debug for Rule {
         f.debug_struct("Rule")
             .field("verb", &self.verb)
             .field("calls", &self.calls)
+            .field("pid", &self.pid)
             .field("delay", &self.delay)
             .field("errno", &self.errno)
             .finish_non_exhaustive()
@@ -86,6 +92,7 @@ impl Rule {
         Self {
             verb,
             calls: Calls::All,
+            pid: None,
             delay: Duration::ZERO,
             errno: None,
             hook: None,
@@ -101,6 +108,11 @@ impl Rule {
     /// Only this fraction of the calls.
     pub fn share(self, share: f64) -> Self {
         Self { calls: Calls::Share(share), ..self }
+    }
+
+    /// Only calls for transactions that this process sends.
+    pub fn pid(self, pid: i32) -> Self {
+        Self { pid: Some(pid), ..self }
     }
 
     pub fn fail(self, errno: Errno) -> Self {
@@ -135,6 +147,27 @@ fn random(seed: u64, n: u64) -> u64 {
     z ^ (z >> 31)
 }
 
+thread_local! {
+    /// For whom this thread carries out verbs, as `current` tells the kernel; 0: for nobody.
+    static SENDER: Cell<i32> = const { Cell::new(0) };
+}
+
+/// Until this is dropped, the calling thread carries out verbs for a sender.
+pub(crate) struct OnBehalf(());
+
+impl OnBehalf {
+    pub(crate) fn of(pid: i32) -> OnBehalf {
+        SENDER.set(pid);
+        OnBehalf(())
+    }
+}
+
+impl Drop for OnBehalf {
+    fn drop(&mut self) {
+        SENDER.set(0);
+    }
+}
+
 /// The rules in force. The default has none, and costs nothing.
 #[derive(Debug, Default, Clone)]
 pub struct Injector {
@@ -155,7 +188,9 @@ impl Injector {
     /// A verb is about to be carried out: waits, fails, or neither. The first rule that fails wins.
     pub(crate) fn at(&self, verb: Verb) -> Result<(), Errno> {
         let mut result = Ok(());
-        for (number, rule) in self.rules.iter().enumerate().filter(|(_, rule)| rule.verb == verb) {
+        let about =
+            |rule: &Rule| rule.verb == verb && rule.pid.is_none_or(|pid| pid == SENDER.get());
+        for (number, rule) in self.rules.iter().enumerate().filter(|(_, rule)| about(rule)) {
             let n = rule.seen.fetch_add(1, Ordering::Relaxed) + 1;
             if !rule.hits(n, random(self.seed, number as u64)) {
                 continue;
@@ -236,9 +271,11 @@ fn parse_rule(text: &str) -> Result<Rule, String> {
                         .ok_or(format!("no share '{value}': 0 to 1"))?,
                 )
             }
+            "pid" => rule
+                .pid(value.parse().ok().filter(|&n| n > 0).ok_or(format!("no process '{value}'"))?),
             "errno" => rule.fail(parse_errno(value)?),
             "delay" => rule.delay(parse_delay(value)?),
-            _ => return Err(format!("a rule has no '{key}': nth, share, errno, delay")),
+            _ => return Err(format!("a rule has no '{key}': nth, share, pid, errno, delay")),
         };
     }
     if rule.errno.is_none() && rule.delay.is_zero() {
@@ -285,12 +322,29 @@ mod tests {
     fn a_share_is_repeatable_and_depends_on_the_seed() {
         let one = failures("zap:share=0.25,seed=1", Verb::Zap, 4000);
         assert_eq!(one, failures("seed=1,zap:share=0.25", Verb::Zap, 4000));
-        assert_ne!(one, failures("zap:share=0.25,seed=2", Verb::Zap, 4000));
+        let other = failures("zap:share=0.25,seed=2", Verb::Zap, 4000);
+        assert_ne!(one, other);
+        let built = Injector::seeded(2).with(Rule::new(Verb::Zap).share(0.25).fail(Errno::EIO));
+        let failed: Vec<usize> = (1..=4000).filter(|_| built.at(Verb::Zap).is_err()).collect();
+        assert_eq!(failed, other, "the same rule, not from text");
         // The same for ever: somebody may have written down the seed that broke it.
         assert_eq!(one[..8], GOLDEN);
         assert!((800..1200).contains(&one.len()), "{} of 4000", one.len());
         assert_eq!(failures("zap:share=0", Verb::Zap, 100), []);
         assert_eq!(failures("zap:share=1", Verb::Zap, 100).len(), 100);
+    }
+
+    #[test]
+    fn a_rule_for_one_sender_counts_and_fails_only_what_is_done_for_it() {
+        let injector: Injector = "zap:pid=7:nth=2".parse().expect("a specification");
+        let at = |pid| {
+            let _sender = OnBehalf::of(pid);
+            injector.at(Verb::Zap).is_err()
+        };
+        assert_eq!([7, 8, 7, 7].map(at), [false, false, true, false]);
+        let always: Injector = "zap:pid=7".parse().expect("a specification");
+        drop(OnBehalf::of(7));
+        assert_eq!(always.at(Verb::Zap), Ok(()), "for nobody");
     }
 
     #[test]
@@ -325,6 +379,8 @@ mod tests {
         for (specification, reason) in [
             ("page", "nothing called 'page'"),
             ("zap:nth=0", "no call number '0'"),
+            ("zap:pid=0", "no process '0'"),
+            ("zap:pid=-1", "no process '-1'"),
             ("zap:share=1.5", "no share '1.5'"),
             ("zap:share=-1", "no share '-1'"),
             ("zap:errno=EWHAT", "no error 'EWHAT'"),

@@ -1,10 +1,11 @@
 //! `LD_PRELOAD=libfakebinder_preload.so program`: lets a program that knows nothing of fakebinder
-//! use its CUSE devices, which the kernel gives no mmap.
+//! use what the kernel cannot map: CUSE devices, and those of the FUSE door without passthrough.
 //!
-//! `mmap` is the only function replaced. When the kernel answers ENODEV for a character device, the
-//! attach handshake is tried; in all other cases the program gets what the kernel said.
+//! `mmap` is the only function replaced. When the kernel answers ENODEV for a character device, or
+//! the file is such a one on the FUSE door, the attach handshake is tried; in all other cases the
+//! program gets what the kernel said.
 
-use fakebinder_client::{Errno, attach};
+use fakebinder_client::{Errno, attach, must_attach};
 use nix::sys::mman::{MapFlags, ProtFlags};
 use std::ffi::{c_int, c_long, c_void};
 use std::os::fd::BorrowedFd;
@@ -22,12 +23,19 @@ pub unsafe extern "C" fn mmap(
     fd: c_int,
     offset: libc::off_t,
 ) -> *mut c_void {
-    // SAFETY: the caller's own call, passed on as it is.
-    let result = unsafe {
-        libc::syscall(libc::SYS_mmap, address, length, prot, flags, fd, offset as c_long)
-    };
-    if result != -1 || Errno::last() != Errno::ENODEV {
-        return std::ptr::without_provenance_mut(result as usize);
+    // A private mapping is what binder programs ask for, and what the kernel allows of any file.
+    // SAFETY: if the number is no descriptor, the kernel says so.
+    let useless = fd >= 0
+        && flags & libc::MAP_PRIVATE != 0
+        && must_attach(unsafe { BorrowedFd::borrow_raw(fd) });
+    if !useless {
+        // SAFETY: the caller's own call, passed on as it is.
+        let result = unsafe {
+            libc::syscall(libc::SYS_mmap, address, length, prot, flags, fd, offset as c_long)
+        };
+        if result != -1 || Errno::last() != Errno::ENODEV {
+            return std::ptr::without_provenance_mut(result as usize);
+        }
     }
     let errno = match attached(length, prot, flags, fd, offset) {
         Ok(start) => return start,
@@ -69,7 +77,7 @@ fn attached(
     // SAFETY: the kernel has just looked the descriptor up, and the program waits in this call.
     let device = unsafe { BorrowedFd::borrow_raw(fd) };
     let mode = nix::sys::stat::fstat(device)?.st_mode;
-    if mode & libc::S_IFMT != libc::S_IFCHR {
+    if mode & libc::S_IFMT != libc::S_IFCHR && !must_attach(device) {
         return Err(Errno::ENODEV);
     }
     let prot = ProtFlags::from_bits_retain(prot);

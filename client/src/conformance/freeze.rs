@@ -4,6 +4,7 @@ use super::message::*;
 use super::runner::Skip;
 use super::scene::*;
 use super::{Scene, group};
+use crate::object::Object;
 use crate::{Errno, uapi};
 
 group! { "freeze":
@@ -51,6 +52,7 @@ group! { "freeze":
     a_state_ends_a_read,
     a_handle_given_up_is_not_told,
     every_node_of_the_process_is_told,
+    freezing_and_thawing_look_at_every_node,
 }
 
 fn set(witness: &Thread, pid: i32, enable: u32, timeout_ms: u32) -> Result<i64, Errno> {
@@ -565,4 +567,23 @@ fn every_node_of_the_process_is_told(scene: &Scene) {
     freeze(&manager, &owner);
     manager.reads("NOOP FROZEN_BINDER(5,1)");
     manager.reads("NOOP FROZEN_BINDER(6,1)");
+}
+
+/// Whoever looks at a node holds it; letting go of one that nobody else has queues it for its
+/// owner, who finds nothing to be told.
+fn freezing_and_thawing_look_at_every_node(scene: &Scene) {
+    let (manager, owner, witness) = (scene.manager(), scene.process(), scene.process());
+    owner.write(oneway(0).object(Object::Binder { ptr: 3, cookie: 30, flags: 0 }));
+    owner.reads("NOOP INCREFS(3,30) ACQUIRE(3,30) TRANSACTION_COMPLETE");
+    owner.write(increfs_done(3, 30));
+    scene.bury(&manager, &witness);
+    owner.reads("EAGAIN");
+    assert!(!owner.polls());
+    freeze(&witness, &owner);
+    assert!(owner.polls());
+    owner.reads("EAGAIN");
+    assert!(!owner.polls());
+    thaw(&witness, &owner);
+    assert!(owner.polls());
+    owner.reads("EAGAIN");
 }

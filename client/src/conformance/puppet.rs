@@ -8,7 +8,7 @@
 
 use super::sys::{self, Catch};
 use crate::Errno;
-use crate::attach::{connect, handshake};
+use crate::attach::{connect, handshake, must_attach};
 use crate::files::Files;
 use crate::sys::Region;
 use nix::sys::mman::{MapFlags, ProtFlags};
@@ -82,7 +82,10 @@ impl Request {
 /// The life of a new puppet process: serves the first socket in its first thread and one more
 /// thread for each further socket. `spares` wait for [`Request::Fork`].
 pub(super) fn live(sockets: Vec<RawFd>, spares: Vec<RawFd>) -> i32 {
-    sys::close_all_but(&[sockets.as_slice(), spares.as_slice()].concat());
+    let packed = sys::pack(&[sockets.as_slice(), spares.as_slice()].concat());
+    let (sockets, spares) = packed.split_at(sockets.len());
+    let (sockets, spares) = (sockets.to_vec(), spares.to_vec());
+    sys::begin_at_nice_0();
     // The puppet must not outlive whoever drives it, whatever it is blocked in.
     let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
     let mut sockets = sockets.into_iter().map(sys::adopt);
@@ -181,7 +184,11 @@ fn map(fd: i32, size: u64, prot: i32, flags: i32) -> Result<u64, Errno> {
     let file = borrow(fd)?;
     let (prot, flags) = (ProtFlags::from_bits_retain(prot), MapFlags::from_bits_retain(flags));
     let size = usize::try_from(size).map_err(|_| Errno::EINVAL)?;
-    match Region::map(file.as_fd(), size, prot, flags) {
+    let mapped = match must_attach(file.as_fd()) {
+        true => Err(Errno::ENODEV),
+        false => Region::map(file.as_fd(), size, prot, flags),
+    };
+    match mapped {
         Ok(region) => Ok(leak(region)),
         Err(Errno::ENODEV) => {
             let attached = handshake(file.as_fd(), size, prot, flags)?;

@@ -13,7 +13,11 @@ use crate::transaction::Transaction;
 use crate::{Errno, uapi};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+use nix::sys::socket::sockopt::ReceiveTimeout;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, recv, send, setsockopt, socketpair,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
@@ -39,6 +43,9 @@ const ARENA: usize = 0x50_0000;
 
 /// How much a process maps unless told otherwise.
 pub(super) const MAPPING: u64 = 128 << 10;
+/// How often others are let run before a wait begins to sleep: in an emulated machine, to wake a
+/// CPU up takes longer than what is waited for.
+const YIELDS: usize = 100;
 /// How much is read at a time unless told otherwise.
 pub(super) const READ_SIZE: usize = 512;
 
@@ -102,6 +109,8 @@ impl Scene {
             let (a, b) =
                 socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::empty())
                     .expect("socketpair");
+            let patience = TimeVal::milliseconds(self.patience.as_millis() as i64);
+            setsockopt(&a, ReceiveTimeout, &patience).expect("a socket");
             let arena = Arena::new(ARENA).expect("arena");
             arena.put(PATH, self.device.as_os_str().as_bytes());
             ours.push((a, arena));
@@ -444,14 +453,10 @@ impl Thread {
     }
 
     /// The result of what the thread began, once there is one; `Err` when the process is gone.
-    fn answer(&self, patience: Duration) -> Option<Result<i64, Errno>> {
-        let mut files = [PollFd::new(self.channel.socket.as_fd(), PollFlags::POLLIN)];
-        let timeout = PollTimeout::try_from(patience.as_millis()).unwrap_or(PollTimeout::MAX);
-        if poll(&mut files, timeout) == Ok(0) {
-            return None;
-        }
+    fn answer(&self) -> Option<Result<i64, Errno>> {
         let mut bytes = [0; 8];
         match recv(self.channel.socket.as_raw_fd(), &mut bytes, MsgFlags::empty()) {
+            Err(Errno::EAGAIN) => None,
             Ok(8) => {
                 self.channel.busy.set(false);
                 Some(Ok(i64::from_ne_bytes(bytes)))
@@ -464,7 +469,7 @@ impl Thread {
     /// Waits for the result of what the thread began.
     #[track_caller]
     pub(super) fn finish(&self) -> i64 {
-        match self.answer(self.channel.patience) {
+        match self.answer() {
             Some(Ok(result)) => result,
             Some(Err(_)) => {
                 panic!("process {} died in {}", self.pid(), self.channel.doing.borrow())
@@ -517,8 +522,15 @@ impl Thread {
     pub(super) fn until(&self, what: &str, mut condition: impl FnMut() -> bool) {
         let began = Instant::now();
         let mut pause = Duration::from_micros(50);
+        let mut tries = 0;
         while !condition() {
             assert!(began.elapsed() < self.channel.patience, "waited in vain for {what}");
+            // Most of it is done by a thread that only needs this CPU.
+            tries += 1;
+            if tries < YIELDS {
+                std::thread::yield_now();
+                continue;
+            }
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(5));
         }
@@ -599,6 +611,11 @@ impl Thread {
     #[track_caller]
     pub(super) fn unmap(&self) {
         self.syscall(libc::SYS_munmap, &[self.start(), self.file.len.get()]).expect("munmap");
+    }
+
+    /// Forgets what was written: the arena is zero again from the write buffer on.
+    pub(super) fn clear(&self) {
+        self.channel.arena.clear(WRITE);
     }
 
     /// Closes the device.

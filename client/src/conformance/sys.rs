@@ -8,6 +8,7 @@
 use crate::Errno;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::unistd::{ForkResult, Pid};
+use std::cell::Cell;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 
@@ -19,6 +20,8 @@ const PAGE: usize = 4096;
 pub(super) struct Arena {
     start: NonNull<u8>,
     len: usize,
+    /// Behind the last byte that was put.
+    end: Cell<usize>,
 }
 
 impl Arena {
@@ -42,7 +45,7 @@ impl Arena {
         // SAFETY: the last page of the mapping that was just made.
         Errno::result(unsafe { libc::mprotect(start.byte_add(len), PAGE, libc::PROT_NONE) })?;
         let start = NonNull::new(start.cast::<u8>()).ok_or(Errno::EFAULT)?;
-        Ok(Arena { start, len })
+        Ok(Arena { start, len, end: Cell::new(0) })
     }
 
     /// Address of the byte at `offset`, in every process that shares it.
@@ -56,6 +59,7 @@ impl Arena {
 
     pub(super) fn put(&self, offset: usize, bytes: &[u8]) {
         assert!(offset <= self.len && bytes.len() <= self.len - offset, "arena is too small");
+        self.end.set(self.end.get().max(offset + bytes.len()));
         // SAFETY: inside the mapping, which lives as long as `self`; no reference ever covers it.
         unsafe {
             std::ptr::copy_nonoverlapping(
@@ -63,6 +67,15 @@ impl Arena {
                 self.start.as_ptr().add(offset),
                 bytes.len(),
             );
+        }
+    }
+
+    /// Makes whatever was put from `offset` on zero again.
+    pub(super) fn clear(&self, offset: usize) {
+        let end = self.end.replace(offset);
+        if end > offset {
+            self.put(offset, &vec![0; end - offset]);
+            self.end.set(offset);
         }
     }
 
@@ -146,6 +159,23 @@ pub(super) fn close_all_but(keep: &[RawFd]) {
     }
 }
 
+/// Closes every descriptor from 3 on but these, and moves these to the lowest numbers: gives those.
+pub(super) fn pack(keep: &[RawFd]) -> Vec<RawFd> {
+    close_all_but(keep);
+    let mut sorted = keep.to_vec();
+    sorted.sort_unstable();
+    let place = |fd: RawFd| 3 + sorted.iter().position(|&one| one == fd).unwrap_or(0) as RawFd;
+    // In ascending order: what is closed or taken here was moved before, or never ours to keep.
+    for &fd in sorted.iter().filter(|&&fd| fd != place(fd)) {
+        // SAFETY: as above.
+        unsafe {
+            libc::dup2(fd, place(fd));
+            libc::close(fd);
+        }
+    }
+    keep.iter().map(|&fd| place(fd)).collect()
+}
+
 /// Takes over a descriptor that came through fork.
 pub(super) fn adopt(fd: RawFd) -> OwnedFd {
     // SAFETY: only called in a new child, for the ends of sockets that are its own.
@@ -157,4 +187,19 @@ pub(super) fn borrow(fd: RawFd) -> BorrowedFd<'static> {
     assert!(fd >= 0);
     // SAFETY: used for one system call; a closed one gives EBADF, as it should.
     unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+/// The nice value that scenes begin with, whatever the tests were started with (as far as allowed).
+pub(super) fn begin_at_nice_0() {
+    // SAFETY: no memory is involved.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 0) };
+}
+
+/// Keeps this process, and those it makes, on one CPU: of two that talk by turns the next is then
+/// never woken up on another one.
+pub(super) fn stay_on(cpu: usize) {
+    let mut set = nix::sched::CpuSet::new();
+    if set.set(cpu).is_ok() {
+        let _ = nix::sched::sched_setaffinity(Pid::from_raw(0), &set);
+    }
 }

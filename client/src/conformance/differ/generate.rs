@@ -51,7 +51,7 @@ impl Chance {
 }
 
 /// The next step; `unmap`: whether it may be a munmap.
-pub(super) fn step(chance: &mut Chance, stage: &Stage<'_>, unmap: bool) -> Step {
+pub(super) fn step(chance: &mut Chance, stage: &Stage, unmap: bool) -> Step {
     let living: Vec<_> = (0..PROCESSES).filter(|&index| stage.actors[index].alive).collect();
     let process = chance.pick(&living).unwrap_or(0);
     let thread = if chance.once_in(4) { 1 % THREADS } else { 0 };

@@ -4,39 +4,29 @@
 //! a step gives is what the steps before it have left, and nothing else. Where the driver does
 //! its work later (the release of a killed process) the step waits until that is done. So a
 //! program gives the same on the same driver each time, and any difference is one of the devices.
+//!
+//! For the same reason what the driver gave can be recorded, and a device be compared with that
+//! where there is no driver: see [`Recording`].
 
 mod generate;
 mod program;
+mod record;
 mod shrink;
 mod stage;
+mod workers;
 
 pub use program::{Act, Buffer, Part, Program, Send, Step, Twist, Write};
+pub use record::{Recording, Seed};
+pub use workers::{Finding, Options, Outcome, Right, Total, run};
 
 use super::runner::known_difference;
 use super::scene::{Scene, door};
-use super::sys::fork;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, killpg};
-use nix::sys::wait::waitpid;
-use nix::unistd::{Pid, pipe, setpgid};
 use serde::{Deserialize, Serialize};
+use stage::Stage;
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{Read, Write as _};
-use std::os::fd::{AsFd, AsRawFd};
-use std::path::{Path, PathBuf};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::time::Duration;
-
-/// Two devices, and how long a program may take on one of them.
-#[derive(Debug, Clone)]
-pub struct Differ {
-    /// What is right.
-    pub reference: PathBuf,
-    /// What is put to the test.
-    pub device: PathBuf,
-    /// How long one program may take.
-    pub timeout: Duration,
-}
 
 /// What a program gave on a device: a line for each step.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -60,113 +50,113 @@ pub struct Difference {
     pub device: String,
 }
 
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct Run {
-    program: Program,
-    transcript: Transcript,
+/// A device, and the processes that run programs on it, one program after another.
+struct Host {
+    scene: Scene,
+    stage: Option<Stage>,
 }
 
-impl Differ {
-    /// Makes up the program of this seed and number, on the reference, and runs it on the device.
-    ///
-    /// Errors: a process could not be made.
-    pub fn program(
-        &self,
+impl Host {
+    /// `patience`: how long a step may take.
+    fn new(device: &Path, patience: Duration) -> Host {
+        let scene = Scene { device: device.to_owned(), patience, blocking: false, files: true };
+        Host { scene, stage: None }
+    }
+
+    /// Makes up the program of this seed and number while it runs.
+    fn generate(
+        &mut self,
+        unmap: bool,
         seed: u64,
         number: u64,
         steps: usize,
-    ) -> nix::Result<(Transcript, Option<Difference>)> {
-        let made = self.child(&self.reference, |scene, out| {
+    ) -> (Program, Transcript) {
+        let mut program = Program::default();
+        let transcript = self.perform(|stage, lines| {
             let mut chance = generate::Chance::new(seed, number);
-            let unmap = known_difference("program/unmap", door(&self.device)).is_none();
-            let mut stage = stage::Stage::new(scene);
             for _ in 0..steps {
-                let step = generate::step(&mut chance, &stage, unmap);
-                out.program.steps.push(step.clone());
-                let line = stage.perform(&step);
-                out.transcript.lines.push(line);
+                let step = generate::step(&mut chance, stage, unmap);
+                program.steps.push(step.clone());
+                lines.push(stage.perform(&step));
             }
-            out.transcript.reached = std::mem::take(&mut stage.reached);
-        })?;
-        let ran = self.run(&self.device, &made.program)?;
-        let difference = compare(&made.program, &made.transcript, &ran);
-        Ok((made.transcript, difference))
+        });
+        (program, transcript)
+    }
+
+    fn run(&mut self, program: &Program) -> Transcript {
+        self.perform(|stage, lines| {
+            for step in &program.steps {
+                lines.push(stage.perform(step));
+            }
+        })
+    }
+
+    /// When a program panics (a step hangs, a process dies), the transcript ends with that, and
+    /// the next one is given new processes.
+    fn perform(&mut self, act: impl FnOnce(&mut Stage, &mut Vec<String>)) -> Transcript {
+        let mut transcript = Transcript::default();
+        let last = self.stage.take();
+        let ended = catch_unwind(AssertUnwindSafe(|| {
+            let mut stage = match last {
+                Some(stage) => stage.again(),
+                None => Stage::new(&self.scene),
+            };
+            act(&mut stage, &mut transcript.lines);
+            transcript.reached = std::mem::take(&mut stage.reached);
+            stage
+        }));
+        match ended {
+            Ok(stage) => self.stage = Some(stage),
+            Err(payload) => {
+                let what = payload.downcast_ref::<String>().cloned().unwrap_or_default();
+                transcript.lines.push(format!("fails: {}", without_numbers(&what)));
+            }
+        }
+        transcript
+    }
+}
+
+/// Two devices.
+pub struct Differ {
+    reference: Host,
+    device: Host,
+    unmap: bool,
+}
+
+impl Differ {
+    /// `reference` is right, `device` is put to the test; `patience` is how long a step may take.
+    pub fn new(reference: &Path, device: &Path, patience: Duration) -> Differ {
+        Differ {
+            reference: Host::new(reference, patience),
+            device: Host::new(device, patience),
+            unmap: known_difference("program/unmap", door(device)).is_none(),
+        }
+    }
+
+    /// Makes up the program of this seed and number, on the reference, and runs it on the device.
+    pub fn program(
+        &mut self,
+        seed: u64,
+        number: u64,
+        steps: usize,
+    ) -> (Transcript, Option<Difference>) {
+        let (program, made) = self.reference.generate(self.unmap, seed, number, steps);
+        let ran = self.device.run(&program);
+        let difference = compare(&program, &made, &ran);
+        (made, difference)
     }
 
     /// Runs a program on both devices.
-    ///
-    /// Errors: a process could not be made.
-    pub fn replay(&self, program: &Program) -> nix::Result<(Transcript, Option<Difference>)> {
-        let reference = self.run(&self.reference, program)?;
-        let device = self.run(&self.device, program)?;
+    pub fn replay(&mut self, program: &Program) -> (Transcript, Option<Difference>) {
+        let reference = self.reference.run(program);
+        let device = self.device.run(program);
         let difference = compare(program, &reference, &device);
-        Ok((reference, difference))
+        (reference, difference)
     }
 
     /// A smaller program that the devices do not agree on either, about the same thing.
-    ///
-    /// Errors: a process could not be made.
-    pub fn shrink(&self, difference: Difference) -> nix::Result<Difference> {
+    pub fn shrink(&mut self, difference: Difference) -> Difference {
         shrink::shrink(self, difference)
-    }
-
-    fn run(&self, device: &Path, program: &Program) -> nix::Result<Transcript> {
-        let run = self.child(device, |scene, out| {
-            let mut stage = stage::Stage::new(scene);
-            for step in &program.steps {
-                let line = stage.perform(step);
-                out.transcript.lines.push(line);
-            }
-            out.transcript.reached = std::mem::take(&mut stage.reached);
-        })?;
-        Ok(run.transcript)
-    }
-
-    /// Runs a program in a process group of its own. When it panics (a step hangs, a process
-    /// dies) or takes too long, the transcript ends with that.
-    fn child(&self, device: &Path, act: impl FnOnce(&Scene, &mut Run)) -> nix::Result<Run> {
-        let (result, ours) = pipe()?;
-        let scene = Scene {
-            device: device.to_owned(),
-            patience: self.timeout.mul_f32(0.5),
-            blocking: false,
-            files: true,
-        };
-        let group = fork(|| {
-            let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
-            std::panic::set_hook(Box::new(|_| {}));
-            let mut run = Run::default();
-            let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                act(&scene, &mut run);
-            }));
-            if let Err(payload) = ended {
-                let what = payload.downcast_ref::<String>().cloned().unwrap_or_default();
-                run.transcript.lines.push(format!("fails: {}", without_numbers(&what)));
-            }
-            let text = serde_json::to_vec(&run).unwrap_or_default();
-            let mut out = File::from(super::sys::adopt(ours.as_fd().as_raw_fd()));
-            let _ = out.write_all(&text);
-            std::mem::forget(out);
-            0
-        })?;
-        let _ = setpgid(group, group);
-        drop(ours);
-        let mut result = File::from(result);
-        let mut text = Vec::new();
-        let mut files = [PollFd::new(result.as_fd(), PollFlags::POLLIN)];
-        let timeout = PollTimeout::try_from(self.timeout.as_millis()).unwrap_or(PollTimeout::MAX);
-        let in_time = poll(&mut files, timeout)? > 0;
-        if in_time {
-            // Its puppets have none of its descriptors: the end comes with its own.
-            let _ = result.read_to_end(&mut text);
-        }
-        let _ = killpg(group, Signal::SIGKILL);
-        let _ = waitpid(group, None);
-        let mut run: Run = serde_json::from_slice(&text).unwrap_or_default();
-        if text.is_empty() {
-            run.transcript.lines.push("fails: no end".to_owned());
-        }
-        Ok(run)
     }
 }
 

@@ -6,21 +6,20 @@ use super::{Differ, Difference};
 /// How many smaller programs are tried.
 const TRIES: usize = 400;
 
-pub(super) fn shrink(differ: &Differ, difference: Difference) -> nix::Result<Difference> {
+pub(super) fn shrink(differ: &mut Differ, difference: Difference) -> Difference {
     let mut best = difference;
     let mut tries = 0;
     best.program.steps.truncate(best.step + 1);
-    let mut attempt = |program: Program, best: &mut Difference| -> nix::Result<bool> {
+    let mut attempt = |program: Program, best: &mut Difference| {
         tries += 1;
         if tries > TRIES || program.steps.is_empty() {
-            return Ok(false);
+            return;
         }
-        let (_, found) = differ.replay(&program)?;
+        let (_, found) = differ.replay(&program);
         // It must be about the same kind of step, or it is another difference.
-        let Some(mut found) = found.filter(|found| same(found, best)) else { return Ok(false) };
+        let Some(mut found) = found.filter(|found| same(found, best)) else { return };
         found.program.steps.truncate(found.step + 1);
         *best = found;
-        Ok(true)
     };
     loop {
         let before = best.program.clone();
@@ -32,7 +31,7 @@ pub(super) fn shrink(differ: &Differ, difference: Difference) -> nix::Result<Dif
                 let begin = end.saturating_sub(size);
                 let mut smaller = best.program.clone();
                 smaller.steps.drain(begin..end);
-                attempt(smaller, &mut best)?;
+                attempt(smaller, &mut best);
                 end = begin.min(best.program.steps.len().saturating_sub(1));
             }
             size /= 2;
@@ -40,11 +39,11 @@ pub(super) fn shrink(differ: &Differ, difference: Difference) -> nix::Result<Dif
         // Then what is in them.
         for step in (0..best.program.steps.len()).rev() {
             for smaller in simpler(&best.program, step) {
-                attempt(smaller, &mut best)?;
+                attempt(smaller, &mut best);
             }
         }
         if best.program == before {
-            return Ok(best);
+            return best;
         }
     }
 }

@@ -7,6 +7,7 @@ use super::program::{Act, Buffer, MAPPING, PROCESSES, Part, Send, Step, THREADS,
 use crate::object::Object;
 use crate::returns::Return;
 use crate::{Errno, uapi};
+use nix::unistd::Pid;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 
@@ -36,9 +37,11 @@ pub(super) struct Actor {
     pub(super) calling: [usize; THREADS],
 }
 
-pub(super) struct Stage<'s> {
-    scene: &'s Scene,
+pub(super) struct Stage {
+    /// Sees when the driver has released a process; `broom` is the one to be released after it.
     witness: Process,
+    broom: Process,
+    scene: Scene,
     pub(super) actors: Vec<Actor>,
     /// Which file a kernel's name stands for.
     names: BTreeMap<String, String>,
@@ -47,50 +50,132 @@ pub(super) struct Stage<'s> {
     step: usize,
 }
 
-impl<'s> Stage<'s> {
-    /// All processes have opened and mapped the device; the first is the context manager.
-    pub(super) fn new(scene: &'s Scene) -> Stage<'s> {
-        let mut names = BTreeMap::new();
-        let mut actors = Vec::new();
-        for index in 0..PROCESSES {
-            let process = scene.puppet(THREADS, 0);
-            let mut files = Vec::new();
-            for pipe in 0..PIPES {
-                for (end, fd) in super::super::descriptor::pipe(&process).into_iter().enumerate() {
-                    if let Some(name) = file_name(process.pid(), fd) {
-                        names.insert(name, format!("p{index}'s pipe {pipe}"));
-                    }
-                    let _ = end;
-                    files.push(fd);
+impl Actor {
+    /// A process with its pipes, which has not opened the device.
+    fn new(scene: &Scene, index: usize, names: &mut BTreeMap<String, String>) -> Actor {
+        let process = scene.puppet(THREADS, 0);
+        let mut files = Vec::new();
+        for pipe in 0..PIPES {
+            for fd in super::super::descriptor::pipe(&process) {
+                if let Some(name) = file_name(process.pid(), fd) {
+                    names.insert(name, format!("p{index}'s pipe {pipe}"));
                 }
+                files.push(fd);
             }
-            process.open();
-            process.map(MAPPING);
-            if let Some(name) = file_name(process.pid(), process.fd()) {
-                names.entry(name).or_insert_with(|| "the device".to_owned());
-            }
-            if index == 0 {
-                process.become_manager_with(uapi::FLAT_BINDER_FLAG_ACCEPTS_FDS);
-            }
-            actors.push(Actor {
-                process,
-                alive: true,
-                unmapped: false,
-                frozen: false,
-                files,
-                buffers: Vec::new(),
-                held: Vec::new(),
-                handles: BTreeSet::new(),
-                undone: VecDeque::new(),
-                dead: VecDeque::new(),
-                frosts: VecDeque::new(),
-                serving: [0; THREADS],
-                calling: [0; THREADS],
+        }
+        Actor::around(process, files)
+    }
+
+    fn around(process: Process, files: Vec<i32>) -> Actor {
+        Actor {
+            process,
+            alive: true,
+            unmapped: false,
+            frozen: false,
+            files,
+            buffers: Vec::new(),
+            held: Vec::new(),
+            handles: BTreeSet::new(),
+            undone: VecDeque::new(),
+            dead: VecDeque::new(),
+            frosts: VecDeque::new(),
+            serving: [0; THREADS],
+            calling: [0; THREADS],
+        }
+    }
+
+    /// Opens and maps the device; the first becomes the context manager.
+    fn enter(&self, index: usize, names: &mut BTreeMap<String, String>) {
+        let process = &self.process;
+        process.open();
+        process.map(MAPPING);
+        if let Some(name) = file_name(process.pid(), process.fd()) {
+            names.entry(name).or_insert_with(|| "the device".to_owned());
+        }
+        if index == 0 {
+            process.become_manager_with(uapi::FLAT_BINDER_FLAG_ACCEPTS_FDS);
+        }
+    }
+
+    /// Gives back everything that a program has left it with, but not its pipes.
+    fn leave(&self) {
+        if !self.unmapped {
+            self.process.unmap();
+        }
+        self.process.close();
+        let first = self.files.iter().max().map_or(3, |last| last + 1) as u64;
+        let all = u64::from(u32::MAX);
+        self.process.syscall(libc::SYS_close_range, &[first, all, 0]).expect("close_range");
+        for thread in &self.process.threads {
+            thread.clear();
+        }
+    }
+}
+
+impl Stage {
+    /// All processes have opened and mapped the device; the first is the context manager.
+    pub(super) fn new(scene: &Scene) -> Stage {
+        let mut names = BTreeMap::new();
+        let actors = (0..PROCESSES).map(|index| Actor::new(scene, index, &mut names)).collect();
+        let (witness, broom) = (scene.bare(), scene.bare());
+        witness.open();
+        let mut stage = Stage {
+            scene: scene.clone(),
+            witness,
+            broom,
+            actors,
+            names,
+            reached: BTreeSet::new(),
+            step: 0,
+        };
+        stage.enter();
+        stage
+    }
+
+    fn enter(&mut self) {
+        for (index, actor) in self.actors.iter().enumerate() {
+            actor.enter(index, &mut self.names);
+        }
+    }
+
+    /// As a new stage, on a new device file for everyone: to the driver, new processes. To make
+    /// processes costs far more than all the steps of a program.
+    pub(super) fn again(mut self) -> Stage {
+        for actor in self.actors.iter().filter(|actor| actor.alive) {
+            actor.leave();
+        }
+        for actor in self.actors.iter().filter(|actor| actor.alive) {
+            self.witness.until("a release to begin", || self.is_gone(actor.process.pid));
+        }
+        self.names.retain(|_, name| name != "the device");
+        self.reached.clear();
+        self.step = 0;
+        for index in 0..PROCESSES {
+            let actor = self.actors.remove(0);
+            self.actors.push(if actor.alive {
+                Actor::around(actor.process, actor.files)
+            } else {
+                Actor::new(&self.scene, index, &mut self.names)
             });
         }
-        let witness = scene.bare();
-        witness.open();
-        Stage { scene, witness, actors, names, reached: BTreeSet::new(), step: 0 }
+        self.enter();
+        self
+    }
+
+    /// Whether the driver knows no open file of this process.
+    fn is_gone(&self, pid: Pid) -> bool {
+        let mut words = [pid.as_raw() as u32, 0, 0];
+        self.witness.ioctl_words(uapi::BINDER_GET_FROZEN_INFO, &mut words) == Err(Errno::EINVAL)
+    }
+
+    /// Kills a process, and waits until its release is done: see [`Scene::bury`].
+    fn bury(&self, index: usize) {
+        let dead = &self.actors[index].process;
+        dead.kill();
+        self.witness.until("a release to begin", || self.is_gone(dead.pid));
+        self.broom.open();
+        self.broom.close();
+        self.witness.until("a release to end", || self.is_gone(self.broom.pid));
     }
 
     /// Performs a step, and says what came of it.
@@ -164,7 +249,7 @@ impl<'s> Stage<'s> {
             }
             Act::Kill => {
                 self.actors[index].alive = false;
-                self.scene.bury(&self.actors[index].process, &self.witness);
+                self.bury(index);
                 "done".to_owned()
             }
         };
@@ -514,8 +599,23 @@ fn file_name(pid: i32, fd: i32) -> Option<String> {
     Some(link.to_string_lossy().into_owned())
 }
 
+/// The fix-up of a buffer may write an address to any multiple of 4: there it becomes an offset.
+fn without_unaligned_addresses(bytes: &[u8], start: u64) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    let mut at = 4;
+    while let Some(word) = bytes.get(at..at + 8).and_then(|eight| eight.first_chunk()) {
+        let address = u64::from_ne_bytes(*word);
+        if address >= start && address < start + MAPPING {
+            bytes[at..at + 8].copy_from_slice(&(address - start).to_ne_bytes());
+        }
+        at += 8;
+    }
+    bytes
+}
+
 /// Bytes in words: addresses in the mapping as offsets, and long ones by their sum.
 fn contents(bytes: &[u8], start: u64) -> String {
+    let bytes = &without_unaligned_addresses(bytes, start);
     let mut text = String::new();
     for (index, eight) in bytes.chunks(8).enumerate() {
         let word = <[u8; 8]>::try_from(eight).map(u64::from_ne_bytes).unwrap_or_default();

@@ -1,0 +1,197 @@
+//! What went by: how many of each command and return, and the last transactions. The sources of
+//! `binder_logs/stats` and `binder_logs/transaction_log` (see [`logs`](super::logs)).
+
+use super::Context;
+use super::send::Failure;
+use crate::uapi;
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::ops::Add;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// By the number within `_IOC_NR` of the command.
+pub(super) const COMMAND_NAMES: [&str; 22] = [
+    "BC_TRANSACTION",
+    "BC_REPLY",
+    "BC_ACQUIRE_RESULT",
+    "BC_FREE_BUFFER",
+    "BC_INCREFS",
+    "BC_ACQUIRE",
+    "BC_RELEASE",
+    "BC_DECREFS",
+    "BC_INCREFS_DONE",
+    "BC_ACQUIRE_DONE",
+    "BC_ATTEMPT_ACQUIRE",
+    "BC_REGISTER_LOOPER",
+    "BC_ENTER_LOOPER",
+    "BC_EXIT_LOOPER",
+    "BC_REQUEST_DEATH_NOTIFICATION",
+    "BC_CLEAR_DEATH_NOTIFICATION",
+    "BC_DEAD_BINDER_DONE",
+    "BC_TRANSACTION_SG",
+    "BC_REPLY_SG",
+    "BC_REQUEST_FREEZE_NOTIFICATION",
+    "BC_CLEAR_FREEZE_NOTIFICATION",
+    "BC_FREEZE_NOTIFICATION_DONE",
+];
+
+/// By the number within `_IOC_NR` of the return. BR_TRANSACTION_SEC_CTX has BR_TRANSACTION's.
+pub(super) const RETURN_NAMES: [&str; 23] = [
+    "BR_ERROR",
+    "BR_OK",
+    "BR_TRANSACTION",
+    "BR_REPLY",
+    "BR_ACQUIRE_RESULT",
+    "BR_DEAD_REPLY",
+    "BR_TRANSACTION_COMPLETE",
+    "BR_INCREFS",
+    "BR_ACQUIRE",
+    "BR_RELEASE",
+    "BR_DECREFS",
+    "BR_ATTEMPT_ACQUIRE",
+    "BR_NOOP",
+    "BR_SPAWN_LOOPER",
+    "BR_FINISHED",
+    "BR_DEAD_BINDER",
+    "BR_CLEAR_DEATH_NOTIFICATION_DONE",
+    "BR_FAILED_REPLY",
+    "BR_FROZEN_REPLY",
+    "BR_ONEWAY_SPAM_SUSPECT",
+    "BR_TRANSACTION_PENDING_FROZEN",
+    "BR_FROZEN_BINDER",
+    "BR_CLEAR_FREEZE_NOTIFICATION_DONE",
+];
+
+/// `struct binder_stats`, without the objects.
+#[derive(Default)]
+pub(super) struct Traffic {
+    commands: [AtomicU64; COMMAND_NAMES.len()],
+    returns: [AtomicU64; RETURN_NAMES.len()],
+}
+
+impl Traffic {
+    pub fn count_command(&self, number: u32) {
+        if let Some(count) = self.commands.get(nr(number)) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub fn count_return(&self, number: u32) {
+        if let Some(count) = self.returns.get(nr(number)) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Name and count of what there was.
+    pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let commands = COMMAND_NAMES.iter().zip(&self.commands);
+        let all = commands.chain(RETURN_NAMES.iter().zip(&self.returns));
+        all.map(|(name, count)| (*name, count.load(Ordering::Relaxed)))
+            .filter(|(_, count)| *count > 0)
+    }
+}
+
+fn nr(number: u32) -> usize {
+    (number & 0xff) as usize
+}
+
+/// The returns in `bytes`, by number; BR_NOOP is not counted, as in the driver.
+pub(super) fn returns_in(mut bytes: &[u8]) -> impl Iterator<Item = u32> {
+    std::iter::from_fn(move || {
+        let (number, rest) = bytes.split_first_chunk()?;
+        let number = u32::from_ne_bytes(*number);
+        bytes = rest.get(uapi::ioc_size(number)..).unwrap_or_default();
+        Some(number)
+    })
+    .filter(|number| *number != uapi::BR_NOOP)
+}
+
+/// `struct binder_transaction_log_entry`.
+pub(super) struct Entry {
+    pub id: u64,
+    pub is_reply: bool,
+    pub is_oneway: bool,
+    pub from: (i32, i32),
+    /// 0 for what is not known.
+    pub to: (i32, i32),
+    pub node: u64,
+    pub handle: u32,
+    pub context: Arc<Context>,
+    pub data_size: u64,
+    pub offsets_size: u64,
+    pub failure: Option<Failure>,
+}
+
+/// The last 32 transactions, oldest first.
+#[derive(Default)]
+pub(super) struct TransactionLog(Mutex<VecDeque<Entry>>);
+
+impl TransactionLog {
+    const LENGTH: usize = 32;
+
+    pub fn add(&self, entry: Entry) {
+        let mut entries = self.0.lock();
+        if entries.len() == Self::LENGTH {
+            entries.pop_front();
+        }
+        entries.push_back(entry);
+    }
+
+    pub fn for_each(&self, f: impl FnMut(&Entry)) {
+        self.0.lock().iter().for_each(f);
+    }
+}
+
+/// How many records of a kind there have ever been.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Created {
+    pub processes: u64,
+    pub threads: u64,
+    pub nodes: u64,
+    pub references: u64,
+    pub deaths: u64,
+    pub transactions: u64,
+    pub transaction_completes: u64,
+    pub freezes: u64,
+}
+
+impl Add for Created {
+    type Output = Created;
+
+    fn add(self, other: Created) -> Created {
+        Created {
+            processes: self.processes + other.processes,
+            threads: self.threads + other.threads,
+            nodes: self.nodes + other.nodes,
+            references: self.references + other.references,
+            deaths: self.deaths + other.deaths,
+            transactions: self.transactions + other.transactions,
+            transaction_completes: self.transaction_completes + other.transaction_completes,
+            freezes: self.freezes + other.freezes,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::binder::returns::Return;
+    use crate::binder::wire::PtrCookie;
+
+    #[test]
+    fn returns_are_counted_by_their_names() {
+        let mut bytes = Vec::new();
+        let node = PtrCookie { ptr: 1, cookie: 2 };
+        for it in [Return::Noop, Return::Increfs(node), Return::DeadBinder(7), Return::Noop] {
+            it.encode(&mut bytes);
+        }
+        let traffic = Traffic::default();
+        returns_in(&bytes).for_each(|number| traffic.count_return(number));
+        let counts: Vec<_> = traffic.counts().collect();
+        assert_eq!(counts, [("BR_INCREFS", 1), ("BR_DEAD_BINDER", 1)]);
+        traffic.count_command(uapi::BC_FREEZE_NOTIFICATION_DONE);
+        traffic.count_command(0xff);
+        assert_eq!(traffic.counts().next(), Some(("BC_FREEZE_NOTIFICATION_DONE", 1)));
+    }
+}
