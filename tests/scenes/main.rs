@@ -14,6 +14,7 @@ mod freeze_notice;
 mod identity;
 mod ioctl;
 mod limits;
+mod logs;
 mod looper;
 mod manager;
 mod nice;
