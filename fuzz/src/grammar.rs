@@ -195,6 +195,7 @@ grammar! {
         2 => Unmap { process: Pick },
         /// The process is gone, but its file is still open.
         2 => Die { process: Pick },
+        /// From 192 pages on `binder_logs` are read, too.
         6 => Reclaim { pages: u8 },
         /// Every timer that runs fires.
         4 => TimePasses,

@@ -27,6 +27,9 @@ use role::{COOKIE, Done, Kind, Role, Running};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+/// A reclaim of so many pages and more is that of somebody who also looks at the logs.
+const READS_LOGS: u8 = 192;
+
 /// Threads of a process.
 const THREADS: usize = 3;
 
@@ -369,6 +372,9 @@ impl Stage {
             Step::Reclaim { pages } => {
                 let reclaimed = self.memory.scan(usize::from(*pages));
                 trace(|| format!("    {reclaimed} pages reclaimed"));
+                if *pages >= READS_LOGS {
+                    self.read_logs();
+                }
             }
             Step::TimePasses => {
                 self.timers.fire_all();
@@ -596,6 +602,30 @@ impl Stage {
             all.append(done);
         }
         all.into_iter().for_each(|(_, what)| self.done(role, thread, what));
+    }
+
+    /// Somebody reads `binder_logs`: every process is in its state, and nothing changes.
+    fn read_logs(&self) {
+        let state = self.binder.log_state();
+        for pid in self.binder.pids() {
+            assert!(state.contains(&format!("proc {pid}\n")), "{pid} is not in\n{state}");
+            let own = self.binder.log_process(pid).expect("it has a file open");
+            assert!(
+                own.lines()
+                    .skip(1)
+                    .all(|line| line.starts_with("binder proc") || state.contains(line)),
+                "{own}"
+            );
+        }
+        let (busy, stats) = (self.binder.log_transactions(), self.binder.log_stats());
+        assert!(
+            busy.len() <= state.len() + 16 && stats.starts_with("binder stats:\n"),
+            "{busy}{stats}"
+        );
+        for failed in [false, true] {
+            let lines = self.binder.log_of_transactions(failed).lines().count();
+            assert!(lines <= 32, "{lines} transactions are logged");
+        }
     }
 
     /// All that must hold between two steps.
