@@ -204,7 +204,7 @@ struct Shared {
 
 /// A device name: one context manager, one object graph, one lock.
 pub struct Context {
-    name: String,
+    name: Arc<str>,
     shared: Arc<Shared>,
     graph: Mutex<Graph>,
 }
@@ -252,11 +252,11 @@ impl Binder {
     /// The context of that name, made when it is new.
     pub fn context(&self, name: &str) -> Arc<Context> {
         let mut contexts = self.contexts.lock();
-        if let Some(context) = contexts.iter().find(|context| context.name == name) {
+        if let Some(context) = contexts.iter().find(|context| *context.name == *name) {
             return context.clone();
         }
         let context = Arc::new(Context {
-            name: name.to_owned(),
+            name: name.into(),
             shared: self.shared.clone(),
             graph: Mutex::new(Graph::new(self.shared.ids.clone(), self.shared.limits)),
         });

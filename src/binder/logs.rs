@@ -153,7 +153,7 @@ impl Binder {
                 it.from.1,
                 it.to.0,
                 it.to.1,
-                it.context.name,
+                it.context,
                 it.node,
                 it.handle as i32,
                 it.data_size,

@@ -168,7 +168,7 @@ impl Sender<'_> {
             to: (to_pid, to_tid),
             node,
             handle: data.handle(),
-            context: self.process.context.clone(),
+            context: self.process.context.name.clone(),
             data_size: data.data_size,
             offsets_size: data.offsets_size,
             failure,

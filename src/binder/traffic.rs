@@ -1,7 +1,6 @@
 //! What went by: how many of each command and return, and the last transactions. The sources of
 //! `binder_logs/stats` and `binder_logs/transaction_log` (see [`logs`](super::logs)).
 
-use super::Context;
 use super::send::Failure;
 use crate::uapi;
 use parking_lot::Mutex;
@@ -117,7 +116,8 @@ pub(super) struct Entry {
     pub to: (i32, i32),
     pub node: u64,
     pub handle: u32,
-    pub context: Arc<Context>,
+    /// The context's name, and not the context: that holds this log.
+    pub context: Arc<str>,
     pub data_size: u64,
     pub offsets_size: u64,
     pub failure: Option<Failure>,

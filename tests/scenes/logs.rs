@@ -180,3 +180,14 @@ fn nobody_there_is_little_to_tell() {
     assert_eq!(world.binder.log_of_transactions(false), "");
     assert_eq!(world.binder.pids(), []);
 }
+
+/// The log outlives its transactions; it must not keep the driver.
+#[test]
+fn the_transaction_log_does_not_keep_the_driver() {
+    let Pair { world, manager, client } = pair();
+    post(client.main(), 0, 1, b"");
+    end(&world, [client, manager]);
+    let binder = std::sync::Arc::downgrade(&world.binder.context("binder"));
+    drop(world);
+    assert!(binder.upgrade().is_none(), "something holds the context");
+}
