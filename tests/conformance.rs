@@ -11,7 +11,7 @@ use std::process::{Command, Output};
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const RECORDING: &str = "tests/expected/driver-programs.txt";
 /// So many of each seed; `fb-differ --against` runs all.
-const PROGRAMS: &str = "800";
+const PROGRAMS: &str = "400";
 
 /// Two devices, for two tests or programs at a time.
 fn run_on_fuse(name: &str, arguments: &[&str]) -> Output {
