@@ -53,6 +53,10 @@ pub fn introduce(thread: SimThread<'_>) {
 /// Everybody leaves, and nothing may stay behind.
 #[track_caller]
 pub fn end(world: &World, everybody: impl IntoIterator<Item = Sim>) {
+    // Where the scene ends, what must hold of all records holds.
+    if let Err(violation) = world.binder.context("binder").check_invariants() {
+        panic!("{violation}");
+    }
     everybody.into_iter().for_each(Sim::release);
     assert_eq!(world.stats(), Stats::default(), "something was left behind");
 }
