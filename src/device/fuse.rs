@@ -355,13 +355,17 @@ impl FuseDoor {
 
 impl Door for FuseDoor {
     fn request(&self, header: Header, request: Request<'_>, responder: Responder) {
-        let node = self.tree.node(header.node);
-        let Some(responder) = self.plain_file(node, &request, responder) else { return };
+        let responder = match Node::is_file(header.node) {
+            true => Some(responder),
+            false => self.plain_file(self.tree.node(header.node), &request, responder),
+        };
+        let Some(responder) = responder else { return };
         let Some(responder) =
             self.opens.request(&header, &request, responder, |fh| self.release(fh))
         else {
             return;
         };
+        let node = self.tree.node(header.node);
         match request {
             Request::Init { major, minor, flags } => self.init((major, minor), flags, responder),
             Request::Lookup { name } => {
