@@ -466,18 +466,13 @@ impl Stage<'_> {
 
     fn courtesies(&self, role: usize) -> Vec<Command> {
         let role = &self.roles[role];
-        let every = |count: usize| (0..count.min(6) as u8).map(Pick);
-        let mut commands = Vec::new();
-        for (index, (_, strong)) in role.notices.iter().enumerate().take(6) {
-            let notice = Pick(index as u8);
-            commands.push(match strong {
-                true => Command::AcquireDone { notice },
-                false => Command::IncrefsDone { notice },
-            });
-        }
-        commands.extend(every(role.deaths.len()).map(|notice| Command::DeadBinderDone { notice }));
-        commands.extend(every(role.freezes.len()).map(|notice| Command::FreezeDone { notice }));
-        commands.extend(every(role.buffers.len()).map(|buffer| Command::FreeBuffer { buffer }));
+        let strong = role.notices.iter().map(|(_, strong)| *strong);
+        let mut commands = crate::interpret::confirmations(
+            strong,
+            role.deaths.len(),
+            role.freezes.len(),
+            role.buffers.len(),
+        );
         if role.serving > 0 {
             commands.push(Command::Reply {
                 message: Message {

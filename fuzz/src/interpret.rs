@@ -98,6 +98,30 @@ struct Stage {
     zap_fails: bool,
 }
 
+/// Commands that confirm the first few notices of each kind, and free the first few buffers. `strong`: of each
+/// notice about a node, whether it was BR_ACQUIRE.
+pub(crate) fn confirmations(
+    strong: impl Iterator<Item = bool>,
+    deaths: usize,
+    freezes: usize,
+    buffers: usize,
+) -> Vec<Command> {
+    const MOST: usize = 6;
+    let every = |count: usize| (0..count.min(MOST) as u8).map(Pick);
+    let mut commands = Vec::new();
+    for (index, strong) in strong.enumerate().take(MOST) {
+        let notice = Pick(index as u8);
+        commands.push(match strong {
+            true => Command::AcquireDone { notice },
+            false => Command::IncrefsDone { notice },
+        });
+    }
+    commands.extend(every(deaths).map(|notice| Command::DeadBinderDone { notice }));
+    commands.extend(every(freezes).map(|notice| Command::FreezeDone { notice }));
+    commands.extend(every(buffers).map(|buffer| Command::FreeBuffer { buffer }));
+    commands
+}
+
 impl Stage {
     fn new(setting: &Setting) -> Stage {
         let gate = Arc::new(Gate::default());
@@ -409,18 +433,9 @@ impl Stage {
     /// What libbinder does unasked.
     fn courtesies(&self, role: usize, thread: usize) -> Vec<Command> {
         let role = &self.roles[role];
-        let every = |count: usize| (0..count.min(6) as u8).map(Pick);
-        let mut commands = Vec::new();
-        for (index, (_, strong)) in role.notices.iter().enumerate().take(6) {
-            let notice = Pick(index as u8);
-            commands.push(match strong {
-                true => Command::AcquireDone { notice },
-                false => Command::IncrefsDone { notice },
-            });
-        }
-        commands.extend(every(role.deaths.len()).map(|notice| Command::DeadBinderDone { notice }));
-        commands.extend(every(role.freezes.len()).map(|notice| Command::FreezeDone { notice }));
-        commands.extend(every(role.buffers.len()).map(|buffer| Command::FreeBuffer { buffer }));
+        let strong = role.notices.iter().map(|(_, strong)| *strong);
+        let mut commands =
+            confirmations(strong, role.deaths.len(), role.freezes.len(), role.buffers.len());
         if !role.threads[thread].serving.is_empty() {
             let message = Message {
                 flags: Flags(0),
