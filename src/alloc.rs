@@ -520,28 +520,36 @@ impl Alloc {
 
     /// The state of every page of the mapping.
     pub fn page_states(&self) -> Vec<PageState> {
-        let locked = self.buffers.lock();
-        let (Some(mapping), Some(locked)) = (self.mapping.get(), locked.as_ref()) else {
-            return Vec::new();
-        };
-        let state = |index| match (mapping.installed_page(index), locked.lru[index]) {
-            (false, _) => PageState::Free,
-            (true, Some(_)) => PageState::Lru,
-            (true, None) => PageState::Active,
-        };
-        (0..mapping.pages.len()).map(state).collect()
+        let mut states = Vec::new();
+        self.for_each_page(|state| states.push(state));
+        states
     }
 
     /// `binder_alloc_print_pages`; all zero where nothing is mapped.
     pub fn pages(&self) -> PageCounts {
-        let states = self.page_states();
-        let count = |wanted| states.iter().filter(|&&state| state == wanted).count();
-        PageCounts {
-            active: count(PageState::Active),
-            lru: count(PageState::Lru),
-            free: count(PageState::Free),
-            high: self.buffers.lock().as_ref().map_or(0, |locked| locked.pages_high),
+        let (mut active, mut lru, mut free) = (0, 0, 0);
+        let high = self.for_each_page(|state| match state {
+            PageState::Active => active += 1,
+            PageState::Lru => lru += 1,
+            PageState::Free => free += 1,
+        });
+        PageCounts { active, lru, free, high }
+    }
+
+    /// Calls `f` for each page of the mapping, in order; returns `pages_high`.
+    fn for_each_page(&self, mut f: impl FnMut(PageState)) -> usize {
+        let locked = self.buffers.lock();
+        let (Some(mapping), Some(locked)) = (self.mapping.get(), locked.as_ref()) else {
+            return 0;
+        };
+        for (index, lru) in locked.lru.iter().enumerate() {
+            f(match (mapping.installed_page(index), lru) {
+                (false, _) => PageState::Free,
+                (true, Some(_)) => PageState::Lru,
+                (true, None) => PageState::Active,
+            });
         }
+        locked.pages_high
     }
 }
 

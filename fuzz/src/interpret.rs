@@ -12,7 +12,7 @@ use crate::ledger::{Ledger, Receiver, Sent, SentObject};
 use crate::stage::{Actress, Answer, Gate, Idle, Paper, Slot, View, panic_at_errors, trace};
 use compose::node_flags;
 use fakebinder::Errno;
-use fakebinder::alloc::{Alloc, PageState};
+use fakebinder::alloc::Alloc;
 use fakebinder::binder::command::Command as Bc;
 use fakebinder::binder::object::{BufferObject, FdArrayObject, FlatObject, Object as BcObject};
 use fakebinder::binder::returns::Return;
@@ -654,11 +654,8 @@ impl Stage {
         for role in &self.roles {
             assert_eq!(role.mm.lost(), 0, "{}: a page that should be there is not", role.pid);
             assert_eq!(role.mm.users(), 0, "{}: a use of the mm was not put", role.pid);
-            let (mut installed, mut on_lru) = (0, 0);
-            for state in role.alloc.page_states() {
-                installed += usize::from(state != PageState::Free);
-                on_lru += usize::from(state == PageState::Lru);
-            }
+            let pages = role.alloc.pages();
+            let installed = pages.active + pages.lru;
             let resident = role.mm.resident();
             assert!(
                 resident == installed || (self.zap_fails && resident > installed),
@@ -666,7 +663,7 @@ impl Stage {
                 role.pid
             );
             used += resident;
-            lru += on_lru;
+            lru += pages.lru;
         }
         assert_eq!(self.memory.used(), used, "pages in use, by the budget and by the clients");
         assert_eq!(self.memory.count(), lru, "pages on the LRU, by the list and by their owners");
