@@ -9,7 +9,7 @@ use fakebinder::mm_shim::{HeapMm, Injector, Rule, Verb};
 use fakebinder::shrinker::{Memory, MemoryConfig, PageInstall, Reclaimer};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 use support::{Bytes, request};
@@ -42,18 +42,26 @@ fn plain() -> Arc<Memory> {
     memory(PageInstall::Shared, Injector::default())
 }
 
-/// An injector whose hook is set once the scene is built: what happens at the first call of `verb`.
-type Then = Arc<OnceLock<Box<dyn Fn() + Send + Sync>>>;
+/// What happens at the first call of a verb, set once the scene is built.
+type Then = Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>;
 
 fn at_first(verb: Verb) -> (Injector, Then) {
-    let then: Then = Arc::default();
-    let hook = then.clone();
-    let rule = Rule::new(verb).nth(1).hook(move |_| hook.get().expect("the scene is built")());
-    (Injector::default().with(rule), then)
+    let then = Then::default();
+    let rule = Rule::new(verb).nth(1);
+    (Injector::default().with(rule.hook(hook(&then))), then)
 }
 
-fn set(then: &Then, hook: impl Fn() + Send + Sync + 'static) {
-    assert!(then.set(Box::new(hook)).is_ok());
+/// Runs `then` and lets go of it: it knows the allocator, which knows its hooks.
+fn hook(then: &Then) -> impl Fn(u64) + Send + Sync + use<> {
+    let then = then.clone();
+    move |_| {
+        let then = then.lock().expect("no panic").take();
+        then.expect("the scene is built")();
+    }
+}
+
+fn set(then: &Then, hook: impl FnOnce() + Send + 'static) {
+    *then.lock().expect("no panic") = Some(Box::new(hook));
 }
 
 /// Does `work` in another thread; what it comes to can be waited for.
@@ -435,8 +443,7 @@ fn the_shrinker_skips_a_client_whose_buffer_mutex_is_busy_and_nobody_else() {
 fn the_shrinker_skips_a_client_whose_mm_is_busy_and_nobody_else() {
     let seen = Arc::new(AtomicUsize::new(usize::MAX));
     let hold = Then::default();
-    let hook = hold.clone();
-    let rule = Rule::new(Verb::AllocPage).nth(6).hook(move |_| hook.get().expect("built")());
+    let rule = Rule::new(Verb::AllocPage).nth(6).hook(hook(&hold));
     let memory = self::memory(PageInstall::Exclusive, Injector::default().with(rule));
     let busy = client_with_unused(&memory, 3);
     let other = client_with_unused(&memory, 2);

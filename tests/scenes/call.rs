@@ -1,12 +1,12 @@
 //! Calls and answers: synchronous, nested, one-way, failing.
 
 use crate::support::*;
+use fakebinder::Errno;
 use fakebinder::binder::command::Command;
 use fakebinder::binder::object::{FlatObject, Object};
 use fakebinder::binder::returns::Return;
 use fakebinder::sim::Sim;
 use fakebinder::uapi::{self, TF_ONE_WAY};
-use fakebinder::{Errno, binder::Stats};
 
 #[test]
 fn a_call_and_its_answer() {
@@ -28,9 +28,7 @@ fn a_call_and_its_answer() {
     client.main().write(&[Command::FreeBuffer(answered.buffer)]);
     assert_eq!(news(&next), [Return::TransactionComplete]);
 
-    client.release();
-    manager.release();
-    assert_eq!(world.stats(), Stats::default());
+    end(&world, [client, manager]);
 }
 
 /// A child may go on with the open file of a process that has ended and been waited for. Its
@@ -76,9 +74,7 @@ fn a_nested_call_lands_on_the_waiting_thread() {
     assert!(outer.is_blocked());
     answer(manager.main(), b"outer answer");
     assert_eq!(client.data(&reply(&outer)), b"outer answer");
-    client.release();
-    manager.release();
-    assert_eq!(world.stats(), Stats::default());
+    end(&world, [client, manager]);
 }
 
 fn client_data(sim: &Sim, data: &fakebinder::binder::wire::TransactionData) -> Vec<u8> {
@@ -87,7 +83,7 @@ fn client_data(sim: &Sim, data: &fakebinder::binder::wire::TransactionData) -> V
 
 #[test]
 fn one_way_calls_to_a_node_run_one_at_a_time_in_order() {
-    let Stage { manager, client, waiting, .. } = stage();
+    let Stage { world, manager, client, waiting } = stage();
     for code in 1..=3 {
         let mut data = client.message(0, code, &[code as u8], &[]);
         data.flags = TF_ONE_WAY;
@@ -106,17 +102,19 @@ fn one_way_calls_to_a_node_run_one_at_a_time_in_order() {
         assert_eq!(next.code, code);
         buffer = next.buffer;
     }
+    end(&world, [client, manager]);
 }
 
 #[test]
 fn a_dying_target_answers_with_dead_reply() {
-    let Stage { manager, client, waiting, .. } = stage();
+    let Stage { world, manager, client, waiting } = stage();
     let calling = call(client.main(), 0, 1, b"");
     transaction(&waiting);
     manager.release();
     assert_eq!(news(&calling), [Return::TransactionComplete, Return::DeadReply]);
     let again = call(client.main(), 0, 1, b"");
     assert_eq!(news(&again), [Return::DeadReply]);
+    end(&world, [client]);
 }
 
 #[test]
@@ -130,18 +128,20 @@ fn a_target_without_a_mapping_fails_that_call_alone() {
     assert_eq!(news(&calling), [Return::DeadReply]);
     let error = client.main().call(uapi::BINDER_GET_EXTENDED_ERROR, &[0; 12]).unwrap();
     assert_eq!(&error[8..], (-(Errno::ESRCH as i32)).to_ne_bytes());
+    end(&world, [client, manager]);
 }
 
 #[test]
 fn a_reply_without_a_call_fails() {
-    let Stage { client, .. } = stage();
+    let Stage { world, manager, client, .. } = stage();
     let failed = answer(client.main(), b"");
     assert_eq!(news(&failed), [Return::FailedReply]);
+    end(&world, [client, manager]);
 }
 
 #[test]
 fn a_signal_ends_a_blocked_read_with_eintr_and_keeps_what_was_written() {
-    let Stage { client, .. } = stage();
+    let Stage { world, manager, client, .. } = stage();
     let reading = client.main().write_and_read(&[Command::EnterLooper]);
     assert!(reading.is_blocked());
     reading.interrupt();
@@ -149,19 +149,22 @@ fn a_signal_ends_a_blocked_read_with_eintr_and_keeps_what_was_written() {
     assert_eq!((ended.result, ended.restarts), (Err(Errno::EINTR), false));
     let call = fakebinder::binder::wire::WriteRead::decode(&ended.out);
     assert_eq!((call.write_consumed, call.read_consumed), (4, 0));
+    end(&world, [client, manager]);
 }
 
 #[test]
 fn a_new_thread_does_not_block_in_its_first_read() {
-    let Stage { client, .. } = stage();
+    let Stage { world, manager, client, .. } = stage();
     let reading = client.thread(201).read();
     assert_eq!(reading.returns(), [Return::Noop]);
     assert!(client.thread(201).read().is_blocked());
+    end(&world, [client, manager]);
 }
 
 #[test]
 fn with_o_nonblock_an_empty_read_is_eagain() {
-    let Stage { client, .. } = stage();
+    let Stage { world, manager, client, .. } = stage();
     let reading = client.main().nonblock().read();
     assert_eq!(reading.ended().unwrap().result, Err(Errno::EAGAIN));
+    end(&world, [client, manager]);
 }
