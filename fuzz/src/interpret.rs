@@ -24,6 +24,7 @@ use fakebinder::shrinker::{Memory, MemoryConfig, PageInstall};
 use fakebinder::sim::{ARENA, Arena, MAPPING, ManualTimers};
 use fakebinder::uapi::*;
 use role::{COOKIE, Done, Kind, Role, Running};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -622,13 +623,14 @@ impl Stage {
     /// Somebody reads `binder_logs`: every process is in its state, and nothing changes.
     fn read_logs(&self) {
         let state = self.binder.log_state();
+        let lines: HashSet<&str> = state.lines().collect();
         for pid in self.binder.pids() {
-            assert!(state.contains(&format!("proc {pid}\n")), "{pid} is not in\n{state}");
+            assert!(lines.contains(&*format!("proc {pid}")), "{pid} is not in\n{state}");
             let own = self.binder.log_process(pid).expect("it has a file open");
             assert!(
                 own.lines()
                     .skip(1)
-                    .all(|line| line.starts_with("binder proc") || state.contains(line)),
+                    .all(|line| line.starts_with("binder proc") || lines.contains(line)),
                 "{own}"
             );
         }
