@@ -19,7 +19,7 @@ FUZZ_LLVM = /usr/lib/llvm-$(shell rustc -vV | sed -n 's/^LLVM version: \([0-9]*\
 FUZZ_BINARY = $(FUZZ)/target/$(FUZZ_HOST)/release/$(TARGET)
 # What a target finds goes here; what is checked in is only read.
 FUZZ_WORK = $(FUZZ)/target/corpus/$(TARGET)
-FUZZ_FLAGS = $(shell sed -n 's/^max_len = /-max_len=/p' $(FUZZ)/options/$(TARGET).options) \
+FUZZ_FLAGS = $(shell sed -nE 's/^(max_len|detect_leaks) = /-\1=/p' $(FUZZ)/options/$(TARGET).options) \
   $(addprefix -dict=,$(wildcard $(FUZZ)/dict/$(TARGET).dict)) -timeout=20
 
 .PHONY: fuzz fuzz-build fuzz-replay fuzz-minimize fuzz-merge fuzz-coverage fuzz-sanitizers fuzz-planted fuzz-ci
