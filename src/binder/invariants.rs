@@ -447,7 +447,9 @@ impl Graph {
         );
         let kept = !node.refs.is_empty() || strong + weak > 0;
         rule!(
-            kept || node.work.is_some() || !(node.has_strong_ref || node.has_weak_ref),
+            kept || node.work.is_some()
+                || node.notice_lost
+                || !(node.has_strong_ref || node.has_weak_ref),
             "{}: nothing keeps it, and its owner was not told",
             node.name(id)
         );

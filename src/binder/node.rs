@@ -34,6 +34,9 @@ pub(crate) struct Node {
     pub refs: BTreeMap<u64, ProcessId>,
     /// Where the notice for the owner stands, if one is due.
     pub work: Option<Place>,
+    /// The notice went with the thread that was to hear it, and there was none since: the rules
+    /// know by it (`invariants`).
+    pub notice_lost: bool,
     /// A one-way transaction is with the owner; the next waits in `async_todo`.
     pub has_async_transaction: bool,
     pub async_todo: VecDeque<TransactionId>,
@@ -97,6 +100,7 @@ impl Graph {
                 tmp_refs: 0,
                 has_strong_ref: false,
                 has_weak_ref: false,
+                notice_lost: false,
                 pending_strong_ref: false,
                 pending_weak_ref: false,
                 refs: BTreeMap::new(),
@@ -237,6 +241,7 @@ impl Graph {
             release: !strong && node.has_strong_ref,
             decrefs: !weak && node.has_weak_ref,
         };
+        node.notice_lost = false;
         if notice.increfs {
             node.has_weak_ref = true;
             node.pending_weak_ref = true;

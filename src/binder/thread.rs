@@ -297,8 +297,12 @@ impl Graph {
                 Work::Transaction(id) => self.cleanup_transaction(id, Return::DeadReply),
                 Work::Death(id) => self.release_death_work(id),
                 Work::Freeze(id) => self.release_freeze_work(id),
-                Work::Node(_)
-                | Work::ReturnError
+                Work::Node(id) => {
+                    if let Some(node) = self.nodes.get_mut(&id) {
+                        node.notice_lost = true;
+                    }
+                }
+                Work::ReturnError
                 | Work::ReplyError
                 | Work::TransactionComplete
                 | Work::TransactionPending
