@@ -61,7 +61,7 @@ fn hook(then: &Then) -> impl Fn(u64) + Send + Sync + use<> {
 }
 
 fn set(then: &Then, hook: impl FnOnce() + Send + 'static) {
-    *then.lock().expect("no panic") = Some(Box::new(hook));
+    assert!(then.lock().expect("no panic").replace(Box::new(hook)).is_none());
 }
 
 /// Does `work` in another thread; what it comes to can be waited for.
