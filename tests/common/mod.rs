@@ -8,6 +8,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub mod forked;
+pub mod never_read;
 pub mod unfilled;
 
 use fakebinder_client::{Call, Command as Write, Device, Object, Parcel, Reply, Thread, uapi};
