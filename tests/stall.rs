@@ -10,8 +10,10 @@ use common::unfilled::Unfilled;
 use common::{Daemon, Door, PATIENCE, alone, open, skip, wait_until};
 use fakebinder::binder::copies::COPIES;
 use fakebinder_client::{Call, Command, Device, Reply, Return, Thread, uapi};
-use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::WaitStatus;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -52,6 +54,7 @@ fn all_wait(process: &Forked, threads: usize) -> bool {
 /// when all of them wait.
 fn manager_whose_buffers_go(path: &Path, threads: usize) -> Forked {
     let (mut ready, mut tell) = nix::unistd::pipe().map(pipe_ends).unwrap();
+    let (mut go, mut told_to_go) = nix::unistd::pipe().map(pipe_ends).unwrap();
     let path = path.to_owned();
     let manager = Forked::start(move || {
         let device = open(&path);
@@ -82,28 +85,24 @@ fn manager_whose_buffers_go(path: &Path, threads: usize) -> Forked {
                     let _ = unsafe { device.raw_write_read(&mut arg) };
                 });
             }
-            std::io::Write::write_all(&mut tell, b"r").unwrap();
+            tell.write_all(b"r").unwrap();
             // Whoever has forked this waits until the threads wait, and says so.
-            unsafe { libc::raise(libc::SIGSTOP) };
+            go.read_exact(&mut [0]).unwrap();
             pages.iter().for_each(Unfilled::take_away);
-            std::io::Write::write_all(&mut tell, b"r").unwrap();
+            tell.write_all(b"r").unwrap();
         });
         0
     });
-    let mut byte = [0];
-    std::io::Read::read_exact(&mut ready, &mut byte).unwrap();
-    // A stopped process's threads stay in their system call as seen here.
+    ready.read_exact(&mut [0]).unwrap();
     let waits = wait_until(PATIENCE, || all_wait(&manager, threads));
     assert!(waits, "the manager's threads do not wait");
     std::thread::sleep(Duration::from_millis(100));
-    kill(manager.pid(), Signal::SIGCONT).unwrap();
-    std::io::Read::read_exact(&mut ready, &mut byte).unwrap();
+    told_to_go.write_all(b"g").unwrap();
+    ready.read_exact(&mut [0]).unwrap();
     manager
 }
 
-fn pipe_ends(
-    (read, write): (std::os::fd::OwnedFd, std::os::fd::OwnedFd),
-) -> (std::fs::File, std::fs::File) {
+fn pipe_ends((read, write): (OwnedFd, OwnedFd)) -> (File, File) {
     (read.into(), write.into())
 }
 
@@ -159,7 +158,7 @@ fn callers_of_a_server_whose_memory_stalls_can_be_killed_and_hear_of_its_death()
     });
 }
 
-/// Who waits for notice of a death gets it, though another that waits for the same has memory that
+/// Who waits for notice of a death gets it, though others that wait for the same have memory that
 /// stalls.
 #[test]
 fn a_notice_of_death_does_not_queue_behind_memory_that_stalls() {
@@ -169,42 +168,34 @@ fn a_notice_of_death_does_not_queue_behind_memory_that_stalls() {
         let mut server = Forked::start(move || {
             let device = open(&server_path);
             device.set_context_manager().unwrap();
-            std::io::Write::write_all(&mut tell, b"r").unwrap();
+            tell.write_all(b"r").unwrap();
             let mut thread = Thread::new(&device);
             thread.queue(Command::EnterLooper);
             loop {
                 thread.serve(&mut |_, _, _, _| ()).unwrap();
             }
         });
-        std::io::Read::read_exact(&mut ready, &mut [0]).unwrap();
-        // All of them have a link to the server; the first ones take their memory away.
-        let mourners: Vec<Forked> = (0..8)
-            .map(|number| {
-                let (path, stalls) = (path.to_owned(), number < 6);
-                Forked::start(move || mourn(&path, stalls))
-            })
-            .collect();
-        for mourner in &mourners {
+        ready.read_exact(&mut [0]).unwrap();
+        // The first ones take their memory away before the server dies.
+        let start = |stalls| {
+            let path = path.to_owned();
+            Forked::start(move || mourn(&path, stalls))
+        };
+        let mut stalled: Vec<Forked> = (0..6).map(|_| start(true)).collect();
+        for mourner in &stalled {
             assert!(wait_until(PATIENCE, || all_wait(mourner, 1)), "it does not wait");
         }
-        std::thread::sleep(Duration::from_millis(300));
-        dies_at_once(&mut server);
-        for (number, mut mourner) in mourners.into_iter().enumerate() {
-            if number < 6 {
-                dies_at_once(&mut mourner);
-            }
+        std::thread::sleep(Duration::from_millis(400));
+        let honest: Vec<Forked> = (0..2).map(|_| start(false)).collect();
+        for mourner in &honest {
+            assert!(wait_until(PATIENCE, || all_wait(mourner, 1)), "it does not wait");
         }
-    });
-    on_doors(|path, _| {
-        let mut manager = manager_whose_buffers_go(path, 1);
-        let honest = path.to_owned();
-        let honest = Forked::start(move || mourn(&honest, false));
-        assert!(wait_until(PATIENCE, || all_wait(&honest, 1)), "it does not wait");
-        let stuck = caller(path);
-        std::thread::sleep(Duration::from_millis(200));
-        dies_at_once(&mut manager);
-        honest.succeed();
-        drop(stuck);
+        dies_at_once(&mut server);
+        honest.into_iter().for_each(Forked::succeed);
+        for mourner in &mut stalled {
+            assert_eq!(mourner.ended(), None, "its memory has not come");
+            dies_at_once(mourner);
+        }
     });
 }
 
