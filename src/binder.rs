@@ -38,7 +38,7 @@ mod logs;
 mod message;
 mod node;
 pub mod object;
-mod outbox;
+pub mod outbox;
 mod process;
 mod read;
 mod reference;

@@ -348,7 +348,7 @@ impl Stage {
                 if let Some((role, thread)) = self.actor(*by) {
                     let role = &self.roles[role];
                     let poller = stays.then(|| Box::new(Idle) as Box<_>);
-                    let ready = role.process.poll(role.tid(thread), poller);
+                    let (ready, _) = role.process.poll(role.tid(thread), poller);
                     trace(|| format!("    {}.{thread} polls: {ready:?}", role.index));
                 }
             }

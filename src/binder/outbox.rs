@@ -40,13 +40,20 @@ pub(crate) enum Item {
 }
 
 /// See [the module](self). Its lock is a leaf.
-pub(crate) struct Outbox<I> {
+pub struct Outbox<I> {
     items: Mutex<VecDeque<I>>,
     waiting: AtomicUsize,
     taken: AtomicU64,
 }
 
+impl<I> Default for Outbox<I> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<I> Outbox<I> {
+    /// An empty one.
     pub fn new() -> Outbox<I> {
         Outbox {
             items: Mutex::new(VecDeque::new()),
@@ -55,12 +62,14 @@ impl<I> Outbox<I> {
         }
     }
 
+    /// Puts an item behind the others.
     pub fn post(&self, item: I) {
         let mut items = self.items.lock();
         items.push_back(item);
         self.waiting.store(items.len(), Ordering::SeqCst);
     }
 
+    /// Takes the oldest item.
     pub fn take(&self) -> Option<I> {
         if self.waiting.load(Ordering::SeqCst) == 0 {
             return None;
