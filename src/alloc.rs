@@ -26,13 +26,15 @@ mod latency;
 pub use latency::InstallLatency;
 
 use crate::client_mem::ClientMemory;
-use crate::mm_shim::{MmStruct, MmapLock, NoVma, OnBehalf, PAGE_SIZE, Page};
+use crate::mm_shim::{MmStruct, MmUsers, MmapLock, NoVma, OnBehalf, PAGE_SIZE, Page};
 use crate::shrinker::{LruKey, LruOne, LruStatus, Memory, PageInstall, Reclaim};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::{Errno, mm_shim::Mm};
 use buffers::Buffers;
 use std::ops::Range;
+// Not a part of the page protocol: the model check need not look at them.
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock, Weak};
 
 /// The most that a client gets, however much it maps (`SZ_4M`), in bytes.
@@ -128,6 +130,10 @@ pub struct Alloc {
     mapping: OnceLock<Mapping>,
     /// The mapping is there: set by mmap, cleared for good when it is closed.
     mapped: AtomicBool,
+    /// How often the client has called us without a mapping that we know of, from 1.
+    calls: AtomicU64,
+    /// What `calls` was before the client was last searched for a mapping in vain.
+    searched: AtomicU64,
     /// `None` before mmap and after release.
     buffers: Mutex<Option<Locked>>,
     /// What the model check undoes to see that it would notice.
@@ -144,6 +150,8 @@ impl Alloc {
             memory: memory.clone(),
             mapping: OnceLock::new(),
             mapped: AtomicBool::new(false),
+            calls: AtomicU64::new(1),
+            searched: AtomicU64::new(0),
             buffers: Mutex::new(None),
             #[cfg(loom)]
             broken: memory.broken,
@@ -197,13 +205,31 @@ impl Alloc {
         self.set_mapped(false);
     }
 
+    /// The client calls the driver: it may have mapped its buffer since it was last searched.
+    pub fn owner_calls(&self) {
+        if self.mapping.get().is_none() {
+            self.calls.fetch_add(1, Ordering::Release);
+        }
+    }
+
     /// The mapping, looked for in the client when nobody has told us of one. ESRCH: none.
+    ///
+    /// A search takes as long as the client has mappings, and others wait for it: where it was in
+    /// vain, the next one comes after the client's next call.
     fn mapping(&self) -> Result<&Mapping, Errno> {
         if !self.is_mapped() {
             if self.mapping.get().is_some() {
                 return Err(Errno::ESRCH);
             }
-            let (address, size) = self.mm.find_mapping().map_err(|_| Errno::ESRCH)?;
+            let calls = self.calls.load(Ordering::Acquire);
+            if self.searched.load(Ordering::Relaxed) == calls {
+                return Err(Errno::ESRCH);
+            }
+            let found = self.mm.find_mapping();
+            if matches!(found, Err(Errno::ESRCH | Errno::EPERM)) {
+                self.searched.store(calls, Ordering::Relaxed);
+            }
+            let (address, size) = found.map_err(|_| Errno::ESRCH)?;
             match self.mmap_handler(address, size) {
                 // EBUSY: another sender has found it at the same time.
                 Ok(()) | Err(Errno::EBUSY) if self.is_mapped() => {}
@@ -270,29 +296,42 @@ impl Alloc {
                 continue;
             }
             // Held over the whole buffer, it makes the one per page cheap.
-            if users.is_none() {
-                _clock = self.memory.install_latency.as_ref().map(|latency| latency.clock(pid));
-                users = Some(self.mm.mmget_not_zero().ok_or(Errno::ESRCH)?);
-            }
-            self.install_single_page(mapping, index)?;
+            let users = match &users {
+                Some(users) => users,
+                None => {
+                    _clock = self.memory.install_latency.as_ref().map(|latency| latency.clock(pid));
+                    users.insert(self.mm.mmget_not_zero().ok_or(Errno::ESRCH)?)
+                }
+            };
+            self.install_single_page(users, mapping, index)?;
         }
         Ok(())
     }
 
     /// `binder_install_single_page`.
-    fn install_single_page(&self, mapping: &Mapping, index: usize) -> Result<(), Errno> {
+    fn install_single_page(
+        &self,
+        buffer_users: &MmUsers<'_>,
+        mapping: &Mapping,
+        index: usize,
+    ) -> Result<(), Errno> {
         let _users = self.mm.mmget_not_zero().ok_or(Errno::ESRCH)?;
         match self.memory.page_install {
-            PageInstall::Exclusive => self.install_exclusive(mapping, index),
-            PageInstall::Shared => self.install_shared(mapping, index),
+            PageInstall::Exclusive => self.install_exclusive(buffer_users, mapping, index),
+            PageInstall::Shared => self.install_shared(buffer_users, mapping, index),
         }
     }
 
     /// The rule of today's driver: the page comes before any lock, and the mm is locked for
     /// reading, so installers meet at one page only.
-    fn install_shared(&self, mapping: &Mapping, index: usize) -> Result<(), Errno> {
+    fn install_shared(
+        &self,
+        users: &MmUsers<'_>,
+        mapping: &Mapping,
+        index: usize,
+    ) -> Result<(), Errno> {
         let page = self.mm.alloc_page()?;
-        match self.page_insert(mapping, index, page) {
+        match self.page_insert(users, mapping, index, page) {
             Ok(()) => {}
             Err((Errno::EBUSY, page)) => {
                 // Another installer was first, and has not set the slot yet.
@@ -318,13 +357,18 @@ impl Alloc {
 
     /// The rule before: one installer at a time in a client, and its page allocation holds up
     /// the others.
-    fn install_exclusive(&self, mapping: &Mapping, index: usize) -> Result<(), Errno> {
+    fn install_exclusive(
+        &self,
+        users: &MmUsers<'_>,
+        mapping: &Mapping,
+        index: usize,
+    ) -> Result<(), Errno> {
         let mmap = self.mm.mmap_write_lock();
         if mapping.installed_page(index) {
             return Ok(());
         }
         let page = self.mm.alloc_page()?;
-        match self.insert_locked(mapping, index, page, &mmap) {
+        match self.insert_locked(users, mapping, index, page, &mmap) {
             Ok(()) => {}
             // The client has read the page before we had installed it (see `ClientMm`).
             Err((Errno::EBUSY, page)) if self.mm.get_user_pages_remote(&mmap, index) => {
@@ -342,16 +386,18 @@ impl Alloc {
     /// `binder_page_insert`: puts the page where the client sees it; gives it back on failure.
     fn page_insert(
         &self,
+        users: &MmUsers<'_>,
         mapping: &Mapping,
         index: usize,
         page: Page,
     ) -> Result<(), (Errno, Page)> {
         let mmap = self.mm.mmap_read_lock();
-        self.insert_locked(mapping, index, page, &mmap)
+        self.insert_locked(users, mapping, index, page, &mmap)
     }
 
     fn insert_locked(
         &self,
+        users: &MmUsers<'_>,
         mapping: &Mapping,
         index: usize,
         page: Page,
@@ -360,7 +406,7 @@ impl Alloc {
         if !self.is_mapped() {
             return Err((Errno::ESRCH, page));
         }
-        match self.mm.vma_lookup(mmap, mapping.page_addr(index), index) {
+        match self.mm.vma_lookup(users, mmap, mapping.page_addr(index), index) {
             Ok(vma) => self.mm.vm_insert_page(&vma, index, page),
             Err(NoVma::Closed) => {
                 // The kernel hears of an munmap at once; we do when we look.

@@ -433,6 +433,7 @@ impl Process {
         tid: i32,
         poller: Option<Box<dyn Poller>>,
     ) -> Result<bool, Errno> {
+        self.alloc.owner_calls();
         // Somebody may ask without waiting while an earlier poller of the thread still waits.
         self.context.locked(|graph| {
             let id = graph.get_thread(self.id, tid)?;

@@ -4,14 +4,14 @@ mod support;
 
 use fakebinder::Errno;
 use fakebinder::alloc::Alloc;
-use fakebinder::mm_shim::{ClientMm, MappingKind, Mm, NoVma, create_memfd};
+use fakebinder::mm_shim::{ClientMm, Features, MappingKind, Mm, NoVma, create_memfd};
 use fakebinder::shrinker::{Memory, MemoryConfig, PageInstall};
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
-use support::{ByProcessVm, Bytes, Client, request, resident};
+use support::{ByProcessVm, Bytes, Client, KERNELS, request, resident};
 
 const PAGE: usize = 4096;
 const CLIENT: [&str; 4] = ["--ignored", "--exact", "client_process", "--nocapture"];
@@ -55,9 +55,9 @@ fn what_is_copied_to_a_buffer_is_what_the_client_reads() {
 /// Installed pages count in the client's and in our memory; zapped ones are gone from both.
 #[test]
 fn installed_pages_are_in_the_clients_memory_and_ours_and_zapped_ones_in_neither() {
-    for userfault in [true, false] {
+    for kernel in KERNELS {
         let memory = memory();
-        let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory, userfault);
+        let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory, kernel);
         let us = std::process::id();
         assert_eq!((client.resident(), client.rss_in(us), client.rss_in(client.pid())), (0, 0, 0));
 
@@ -97,30 +97,31 @@ fn a_buffer_file_has_its_size_and_mode_for_good() {
 
 #[test]
 fn a_mapping_is_found_in_the_client_and_only_a_read_only_one_of_our_file() {
-    let memory = memory();
-    let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory, true);
-    assert_eq!(client.mm.pid(), client.pid() as i32);
-    assert_eq!(client.mm.find_mapping(), Ok((client.address, 1 << 20)));
-    assert_eq!(client.mm.mapping_at(client.address), Ok((client.address, 1 << 20)));
-    assert_eq!(client.mm.mapping_at(client.address + PAGE as u64), Err(Errno::ESRCH));
-    assert_eq!(client.mm.mapping_at(client.address - PAGE as u64), Err(Errno::ESRCH));
-    client.map_writable();
-    assert_eq!(client.mm.find_mapping(), Err(Errno::EPERM));
-    assert_eq!(client.mm.mapping_at(client.address), Err(Errno::EPERM));
-    client.remap(PAGE as u64);
-    assert_eq!(client.mm.find_mapping(), Err(Errno::ESRCH));
-    assert_eq!(client.mm.mapping_at(client.address), Err(Errno::ESRCH));
-    client.map_impostor();
-    assert_eq!(client.mm.find_mapping(), Err(Errno::ESRCH));
-    client.kill();
-    assert_eq!(client.mm.find_mapping(), Err(Errno::ESRCH));
-    assert_eq!(client.mm.mapping_at(client.address), Err(Errno::ESRCH));
+    for kernel in KERNELS {
+        let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory(), kernel);
+        assert_eq!(client.mm.pid(), client.pid() as i32);
+        assert_eq!(client.mm.find_mapping(), Ok((client.address, 1 << 20)));
+        assert_eq!(client.mm.mapping_at(client.address), Ok((client.address, 1 << 20)));
+        assert_eq!(client.mm.mapping_at(client.address + PAGE as u64), Err(Errno::ESRCH));
+        assert_eq!(client.mm.mapping_at(client.address - PAGE as u64), Err(Errno::ESRCH));
+        client.map_writable();
+        assert_eq!(client.mm.find_mapping(), Err(Errno::EPERM));
+        assert_eq!(client.mm.mapping_at(client.address), Err(Errno::EPERM));
+        client.remap(PAGE as u64);
+        assert_eq!(client.mm.find_mapping(), Err(Errno::ESRCH));
+        assert_eq!(client.mm.mapping_at(client.address), Err(Errno::ESRCH));
+        client.map_impostor();
+        assert_eq!(client.mm.find_mapping(), Err(Errno::ESRCH));
+        client.kill();
+        assert_eq!(client.mm.find_mapping(), Err(Errno::ESRCH));
+        assert_eq!(client.mm.mapping_at(client.address), Err(Errno::ESRCH));
+    }
 }
 
 /// A file of the FUSE door is known by numbers, here those of another buffer file.
 #[test]
 fn a_mapping_of_another_file_is_not_ours() {
-    let client = Client::start_unknown(&CLIENT, 1 << 20, &memory(), true);
+    let client = Client::start_unknown(&CLIENT, 1 << 20, &memory(), Features::ALL);
     let stat = nix::sys::stat::fstat(&client.memfd).expect("a file");
     let mm = |dev, ino| {
         let pid = client.pid() as i32;
@@ -145,9 +146,9 @@ fn after_munmap_or_an_impostor_the_next_install_fails_and_pages_are_still_reclai
         [Client::munmap, Client::map_impostor, Client::map_writable, |client| {
             client.remap(PAGE as u64)
         }];
-    for change in changes {
+    for (change, kernel) in changes.iter().flat_map(|it| KERNELS.map(|kernel| (it, kernel))) {
         let memory = memory();
-        let mut client = Client::start(&CLIENT, 1 << 20, &memory);
+        let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory, kernel);
         let other = Client::start(&CLIENT, 1 << 20, &memory);
         let unused = client.alloc.alloc_new_buf(&request(2 * PAGE)).expect("room");
         client.alloc.free_buf(&unused);
@@ -195,7 +196,11 @@ fn a_client_whose_mappings_cannot_be_seen_is_believed_where_it_told_its_address(
                 let result = unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) };
                 assert_eq!(result, 0);
             }
-            assert_eq!(mm.find_mapping(), Err(Errno::EACCES));
+            let unseen = match kind {
+                MappingKind::Memfd => Errno::ESRCH,
+                MappingKind::FuseFile { .. } => Errno::EACCES,
+            };
+            assert_eq!(mm.find_mapping(), Err(unseen));
             assert!(mm.mmget_not_zero());
             let found = mm.vma_lookup(0x1000, 0);
             mm.mmput();
@@ -203,7 +208,7 @@ fn a_client_whose_mappings_cannot_be_seen_is_believed_where_it_told_its_address(
         });
         stranger.join().expect("no panic")
     };
-    assert_eq!(lookup(MappingKind::Memfd), Ok(()));
+    assert_eq!(lookup(MappingKind::Memfd), Ok(0..1));
     assert_eq!(lookup(MappingKind::FuseFile { dev: 1, ino: 1 }), Err(NoVma::Unknown));
 }
 
@@ -223,27 +228,32 @@ fn an_mm_that_is_dropped_is_not_mapped_here_any_more() {
 /// As the kernel's: whoever uses an mm already may use it once more.
 #[test]
 fn an_mm_in_use_can_be_used_again_though_its_client_is_gone() {
-    let memory = memory();
-    let mut client = Client::start(&CLIENT, 1 << 20, &memory);
-    assert!(client.mm.mmget_not_zero());
-    assert_eq!(client.mm.vma_lookup(client.address, 0), Ok(()));
-    client.kill();
-    assert!(client.mm.mmget_not_zero());
-    assert!(client.mm.vma_lookup(client.address, 0).is_err());
-    client.mm.mmput();
-    client.mm.mmput();
-    assert!(!client.mm.mmget_not_zero());
+    // A look that reads text answers for the whole mapping.
+    for (kernel, seen) in KERNELS.into_iter().zip([7..8, 0..256, 7..8, 0..256]) {
+        let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory(), kernel);
+        assert!(client.mm.mmget_not_zero());
+        let address = client.address + 7 * PAGE as u64;
+        let found = client.mm.vma_lookup(address, 7);
+        assert!(found == Ok(seen) || found == Ok(0..256), "{kernel:?}: {found:?}");
+        assert_eq!(client.mm.vma_lookup(address, 8), Err(NoVma::Closed));
+        client.kill();
+        assert!(client.mm.mmget_not_zero());
+        assert!(client.mm.vma_lookup(address, 7).is_err());
+        client.mm.mmput();
+        client.mm.mmput();
+        assert!(!client.mm.mmget_not_zero());
+    }
 }
 
 /// A client that reads an empty page makes one of zeros. It is then the winner of that race, and
 /// its page is paid for from the first install on.
 #[test]
 fn a_page_that_the_client_made_by_reading_is_used_and_paid_for() {
-    for (userfault, page_install) in
-        [(true, PageInstall::Shared), (false, PageInstall::Shared), (true, PageInstall::Exclusive)]
+    let ways = [PageInstall::Shared, PageInstall::Exclusive];
+    for (page_install, kernel) in ways.into_iter().flat_map(|it| KERNELS.map(|kernel| (it, kernel)))
     {
         let memory = Memory::new(MemoryConfig { page_install, ..MemoryConfig::default() });
-        let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory, userfault);
+        let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory, kernel);
         assert_eq!(client.peek(client.address, 8), [0; 8]);
         assert_eq!((client.resident(), memory.used()), (1, 0));
         let bytes = pattern(2 * PAGE);
@@ -261,8 +271,8 @@ fn a_page_that_the_client_made_by_reading_is_used_and_paid_for() {
 
 #[test]
 fn verbs_have_the_errors_of_the_kernel() {
-    for userfault in [true, false] {
-        let client = Client::start_unknown(&CLIENT, 1 << 20, &memory(), userfault);
+    for kernel in KERNELS {
+        let client = Client::start_unknown(&CLIENT, 1 << 20, &memory(), kernel);
         let mm = &client.mm;
         assert!(!mm.get_user_pages_remote(3));
         let mut page = mm.new_page();

@@ -4,6 +4,7 @@ use super::{Mm, NoVma, PAGE_SIZE, Page};
 use crate::Errno;
 use crate::client_mem::{ClientMemory, SharedSlice};
 use crate::sync::LeafMutex;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -159,11 +160,11 @@ impl Mm for HeapMm {
         self.users.fetch_sub(1, Ordering::SeqCst);
     }
 
-    fn vma_lookup(&self, address: u64, index: usize) -> Result<(), NoVma> {
+    fn vma_lookup(&self, address: u64, index: usize) -> Result<Range<usize>, NoVma> {
         let table = self.table.lock();
         let (start, size) = table.vma.ok_or(NoVma::Closed)?;
         let ours = (index + 1) * PAGE_SIZE <= size && start + (index * PAGE_SIZE) as u64 == address;
-        ours.then_some(()).ok_or(NoVma::Closed)
+        ours.then_some(index..index + 1).ok_or(NoVma::Closed)
     }
 
     fn new_page(&self) -> Page {

@@ -8,7 +8,10 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub mod forked;
+mod skip;
 pub mod unfilled;
+
+pub use skip::skip;
 
 use fakebinder_client::{Call, Command as Write, Device, Object, Parcel, Reply, Thread, uapi};
 use std::ffi::OsStr;
@@ -24,14 +27,6 @@ use std::time::{Duration, Instant};
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 const DAEMON: &str = env!("CARGO_BIN_EXE_fakebinderd");
-
-/// Says, past the capture of test output, why a test did not run.
-pub fn skip(reason: &str) {
-    let test = std::thread::current();
-    let name = test.name().unwrap_or("test");
-    let _ = writeln!(std::io::stderr(), "SKIPPED: {name}: {reason}");
-    assert!(std::env::var_os("FAKEBINDER_NO_SKIP").is_none_or(|v| v != "1"), "SKIPPED: {reason}");
-}
 
 /// A door of the daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

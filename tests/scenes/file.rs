@@ -8,7 +8,7 @@ use fakebinder::binder::object::Object;
 use fakebinder::binder::returns::Return;
 use fakebinder::binder::wire::HandleCookie;
 use fakebinder::shrinker::MemoryConfig;
-use fakebinder::sim::World;
+use fakebinder::sim::{MAPPING, Sim, World};
 use fakebinder::uapi;
 
 #[test]
@@ -58,6 +58,30 @@ fn a_target_that_unmapped_its_buffer_is_as_good_as_dead() {
     assert_eq!(news(&call(client.main(), 0, 1, b"")), [Return::DeadReply]);
     assert_eq!(error(client.main()), (uapi::BR_DEAD_REPLY, -(Errno::ESRCH as i32)));
     end(&world, [client, manager]);
+}
+
+/// The FUSE door is not told of an mmap: the client was searched in vain, and its next ioctl or
+/// poll says that another search may find more.
+#[test]
+fn a_mapping_made_after_a_failed_call_is_found_after_the_target_s_next_ioctl_or_poll() {
+    let ioctl = |target: &Sim| target.main().write(&[]);
+    let poll = |target: &Sim| assert_eq!(target.process.poll(target.pid, None), Ok(false));
+    for comes_back in [ioctl, poll] {
+        let world = World::default();
+        let target = world.open_unmapped("binder", 100);
+        target.main().become_manager();
+        let client = open(&world, 200);
+        let dead = || {
+            assert_eq!(news(&call(client.main(), 0, 1, b"")), [Return::DeadReply]);
+            assert_eq!(error(client.main()), (uapi::BR_DEAD_REPLY, -(Errno::ESRCH as i32)));
+        };
+        dead();
+        target.mm.mmap(MAPPING, 128 << 10);
+        dead();
+        comes_back(&target);
+        assert!(call(client.main(), 0, 1, b"").is_blocked());
+        end(&world, [client, target]);
+    }
 }
 
 #[test]
