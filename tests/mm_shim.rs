@@ -7,10 +7,16 @@ use fakebinder::alloc::Alloc;
 use fakebinder::mm_shim::{ClientMm, Features, MappingKind, Mm, NoVma, create_memfd};
 use fakebinder::shrinker::{Memory, MemoryConfig, PageInstall};
 use nix::fcntl::{FallocateFlags, fallocate};
+use std::ffi::CString;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
+use support::skip::skip;
 use support::{ByProcessVm, Bytes, Client, KERNELS, request, resident};
 
 const PAGE: usize = 4096;
@@ -266,6 +272,131 @@ fn a_page_that_the_client_made_by_reading_is_used_and_paid_for() {
         assert_eq!((client.resident(), memory.used()), (2, 2));
         client.alloc.free_buf(&buffer);
         assert_eq!((memory.reclaim_all(), memory.used(), client.resident()), (2, 0, 0));
+    }
+}
+
+/// A file to swap to; gone with this.
+struct Swap(std::ffi::CString);
+
+impl Swap {
+    /// 2 MiB of it, formatted as mkswap does.
+    fn on() -> std::io::Result<Swap> {
+        let path = std::env::temp_dir().join(format!("fakebinder-swap-{}", std::process::id()));
+        let pages = 512;
+        let mut content = vec![0; pages * PAGE];
+        content[1024..1028].copy_from_slice(&1u32.to_ne_bytes());
+        content[1028..1032].copy_from_slice(&(pages as u32 - 1).to_ne_bytes());
+        content[PAGE - 10..PAGE].copy_from_slice(b"SWAPSPACE2");
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        let swap = Swap(CString::new(path.into_os_string().into_encoded_bytes())?);
+        file.write_all(&content)?;
+        file.sync_all()?;
+        // SAFETY: the path ends with a NUL and outlives the call.
+        match unsafe { libc::swapon(swap.0.as_ptr(), 0) } {
+            0 => Ok(swap),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    }
+}
+
+impl Drop for Swap {
+    fn drop(&mut self) {
+        // SAFETY: the path ends with a NUL and outlives both calls.
+        unsafe {
+            libc::swapoff(self.0.as_ptr());
+            libc::unlink(self.0.as_ptr());
+        }
+    }
+}
+
+/// A control group whose memory can be reclaimed; gone with this.
+struct Group {
+    path: PathBuf,
+    pid: u32,
+}
+
+impl Group {
+    /// How a group of either kind is told to give up all memory that it can.
+    const RECLAIM: [(&str, &str); 2] = [("memory.reclaim", "64M"), ("memory.force_empty", "0")];
+
+    fn of(pid: u32) -> std::io::Result<Group> {
+        let hierarchies = ["/sys/fs/cgroup", "/sys/fs/cgroup/memory"];
+        let root = hierarchies.into_iter().map(Path::new).find(|root| {
+            let controllers = fs::read_to_string(root.join("cgroup.controllers"));
+            controllers.is_ok_and(|all| all.contains("memory"))
+                || root.join("memory.usage_in_bytes").exists()
+        });
+        let root = root.ok_or(std::io::ErrorKind::NotFound)?;
+        // Where there is one hierarchy, a group has what the one above it passes on.
+        let _ = fs::write(root.join("cgroup.subtree_control"), "+memory");
+        let group = Group { path: root.join(format!("fakebinder-{pid}")), pid };
+        fs::create_dir(&group.path)?;
+        fs::write(group.path.join("cgroup.procs"), pid.to_string())?;
+        Ok(group)
+    }
+
+    fn reclaim(&self) {
+        for (file, amount) in Self::RECLAIM {
+            // It says EAGAIN when there was less.
+            let _ = OpenOptions::new()
+                .write(true)
+                .open(self.path.join(file))
+                .and_then(|mut it| it.write_all(amount.as_bytes()));
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = fs::write(self.path.with_file_name("cgroup.procs"), self.pid.to_string());
+        let _ = fs::remove_dir(&self.path);
+    }
+}
+
+/// Whether a page of a file of ours is in memory.
+fn in_memory(memfd: &OwnedFd) -> bool {
+    let ino = nix::sys::stat::fstat(memfd).expect("a file").st_ino.to_string();
+    let maps = fs::read_to_string("/proc/self/maps").expect("our mappings");
+    let line = maps.lines().find(|line| line.split_ascii_whitespace().nth(4) == Some(&ino));
+    let start = line.and_then(|line| line.split('-').next()).expect("it is mapped");
+    let page = usize::from_str_radix(start, 16).expect("an address") as *mut libc::c_void;
+    let mut resident = 0u8;
+    // SAFETY: one byte is written for one page.
+    assert_eq!(unsafe { libc::mincore(page, PAGE, &mut resident) }, 0);
+    resident & 1 == 1
+}
+
+/// It exists, though it is not in memory: the installer that comes second uses it as it is.
+#[test]
+fn a_page_that_was_swapped_out_is_still_the_winners() {
+    let _swap = match Swap::on() {
+        Ok(swap) => swap,
+        Err(error) => return skip(&format!("there is no swapping here: {error}")),
+    };
+    for kernel in KERNELS {
+        let memory = memory();
+        let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory, kernel);
+        let group = match Group::of(client.pid()) {
+            Ok(group) => group,
+            Err(error) => return skip(&format!("no memory control group: {error}")),
+        };
+        // The winner is the client, so that the page is its group's.
+        assert_eq!(client.peek(client.address, 8), [0; 8]);
+        client.mm.write(0, &[7; 100]).expect("a page");
+        let start = Instant::now();
+        while in_memory(&client.memfd) && start.elapsed() < Duration::from_secs(5) {
+            group.reclaim();
+        }
+        if in_memory(&client.memfd) {
+            return skip("the kernel does not swap the page out");
+        }
+        let mut page = client.mm.new_page();
+        assert!(client.mm.get_user_pages_remote(0) && !client.mm.get_user_pages_remote(1));
+        assert_eq!(client.mm.vm_insert_page(0, &mut page), Err(Errno::EBUSY), "{kernel:?}");
+        assert_eq!(client.alloc.alloc_new_buf(&request(100)).map(|it| it.offset), Ok(0));
+        let mut bytes = [0; 100];
+        client.mm.read(0, &mut bytes).expect("its page");
+        assert_eq!((bytes, memory.used()), ([7; 100], 1), "{kernel:?}");
     }
 }
 

@@ -18,7 +18,7 @@ use nix::sys::memfd::{self, MFdFlags};
 use nix::sys::mman::{self, MapFlags, ProtFlags};
 use nix::sys::stat::{self, Mode};
 use nix::sys::uio;
-use nix::unistd;
+use nix::unistd::{self, Whence};
 use parking_lot::Mutex;
 use std::ffi::{CString, c_void};
 use std::num::NonZeroUsize;
@@ -364,18 +364,14 @@ impl Mm for ClientMm {
         if self.get_user_pages_remote(index) {
             return Err(Errno::EBUSY);
         }
-        // Not fallocate: mincore does not see its pages until they are touched.
+        // Not fallocate: its pages are holes to lseek until they are written to.
         uio::pwrite(&self.memfd, &[0], offset as i64).map(drop)
     }
 
+    /// Not mincore, which says whether a page is in memory: one that was swapped out is there, too.
     fn get_user_pages_remote(&self, index: usize) -> bool {
-        let Ok(address) = self.at(index * PAGE_SIZE, PAGE_SIZE) else {
-            return false;
-        };
-        let mut resident = 0u8;
-        // SAFETY: the page is within our mapping, and one byte is written per page asked for.
-        let result = unsafe { libc::mincore(address.cast(), PAGE_SIZE, &mut resident) };
-        result == 0 && resident & 1 == 1
+        let offset = (index * PAGE_SIZE) as i64;
+        unistd::lseek(&self.memfd, offset, Whence::SeekData) == Ok(offset)
     }
 
     fn zap_page(&self, index: usize) -> Result<Page, Errno> {
