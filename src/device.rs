@@ -24,7 +24,7 @@ pub mod workers;
 
 use self::client::{Client, Clients};
 use self::reply::{CopyOut, IoctlReply, PollWaiter};
-use self::retry::{Rounds, Step};
+use self::retry::Step;
 use self::session::Responder;
 use self::wire::{Header, Ioctl, Request};
 use crate::alloc::Alloc;
@@ -96,8 +96,6 @@ pub struct Open {
     nonblock: bool,
     /// The client's memory cannot be reached from here: the kernel must gather it.
     gathered: AtomicBool,
-    /// For each thread whose ioctl is being gathered, what was asked for last.
-    rounds: Mutex<HashMap<i32, Rounds>>,
 }
 
 impl Device {
@@ -154,7 +152,6 @@ impl Device {
             listener: Mutex::new(None),
             nonblock: flags & libc::O_NONBLOCK as u32 != 0,
             gathered: AtomicBool::new(false),
-            rounds: Mutex::default(),
         }))
     }
 }
@@ -216,16 +213,8 @@ impl Open {
 
     /// One round of an ioctl that the kernel gathers for us (see [`retry`]).
     fn gather(&self, header: &Header, ioctl: &Ioctl<'_>, responder: Responder) {
-        let asked = self.rounds.lock().remove(&header.tid);
-        // Without data it is a new ioctl, whatever became of an earlier one of this thread.
-        let fresh = ioctl.input.is_empty() && ioctl.out_size == 0;
-        let asked = asked.filter(|_| !fresh).unwrap_or_default();
-        match retry::step(ioctl.cmd, ioctl.arg, asked, ioctl.input) {
-            Ok(Step::Again(rounds)) => {
-                let (input, output) = (rounds.input().to_vec(), rounds.output().to_vec());
-                self.rounds.lock().insert(header.tid, rounds);
-                responder.ioctl_again(&input, &output);
-            }
+        match retry::step(ioctl.cmd, ioctl.arg, ioctl.input, ioctl.out_size) {
+            Ok(Step::Again(needs)) => responder.ioctl_again(needs.input(), needs.output()),
             Ok(Step::Ready { argument, memory, output, read_size }) => {
                 let memory = Arc::new(memory);
                 let out = CopyOut::Gathered { memory: memory.clone(), output, read_size };
