@@ -341,11 +341,13 @@ impl Tree {
         const DIRECTORY: u32 = libc::DT_DIR as u32;
         const FILE: u32 = libc::DT_REG as u32;
         const LINK: u32 = libc::DT_LNK as u32;
-        let devices = self.devices.read();
         let pids: Vec<(i32, String)> = match directory {
             Node::Processes => self.pids().into_iter().map(|pid| (pid, pid.to_string())).collect(),
             _ => Vec::new(),
         };
+        // Not before: whoever lists the processes looks for a device, too, and a second look would
+        // wait for one who adds a device and waits for the first.
+        let devices = self.devices.read();
         let mut entries =
             vec![(directory.number(), DIRECTORY, &b"."[..]), (ROOT, DIRECTORY, &b".."[..])];
         match directory {
