@@ -26,10 +26,11 @@ mod latency;
 pub use latency::InstallLatency;
 
 use crate::client_mem::ClientMemory;
+use crate::lock_order::rank;
 use crate::mm_shim::{MmStruct, MmUsers, MmapLock, NoVma, OnBehalf, PAGE_SIZE, Page};
 use crate::shrinker::{LruKey, LruOne, LruStatus, Memory, PageInstall, Reclaim};
-use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::modelled::Mutex;
+use crate::sync::modelled::atomic::{AtomicBool, Ordering};
 use crate::{Errno, mm_shim::Mm};
 use buffers::Buffers;
 use std::ops::Range;
@@ -135,7 +136,7 @@ pub struct Alloc {
     /// What `calls` was before the client was last searched for a mapping in vain.
     searched: AtomicU64,
     /// `None` before mmap and after release.
-    buffers: Mutex<Option<Locked>>,
+    buffers: Mutex<Option<Locked>, rank::Buffers>,
     /// What the model check undoes to see that it would notice.
     #[cfg(loom)]
     pub broken: crate::shrinker::Broken,
@@ -530,7 +531,10 @@ impl Alloc {
     pub fn deferred_release(&self) {
         self.vma_close();
         // Whoever inserts a page holds this for reading and looks at `mapped` first.
-        let mmap = self.mm.mmap_write_lock();
+        self.release(self.mm.mmap_write_lock());
+    }
+
+    fn release(&self, mmap: MmapLock<'_>) {
         let mut locked = self.buffers.lock();
         let Some(mut released) = locked.take() else {
             return;
@@ -639,6 +643,12 @@ impl Reclaim for Alloc {
 
 impl Drop for Alloc {
     fn drop(&mut self) {
-        self.deferred_release();
+        self.vma_close();
+        // Nobody else has it, so there is nothing to wait for; and nothing may be waited for, since
+        // the shrinker may come to drop the last handle, and under `--page-install exclusive` it
+        // comes with another mm's lock.
+        if let Some(mmap) = self.mm.mmap_write_trylock() {
+            self.release(mmap);
+        }
     }
 }

@@ -48,10 +48,10 @@ mod write;
 pub use limits::Limits;
 pub use stats::Stats;
 
-use crate::lock_order::{self, Rank};
+use crate::lock_order::rank;
+use crate::sync::Mutex;
 use crate::{Errno, alloc::Alloc, client_mem::ClientMemory};
 use graph::{Effect, Graph, ProcessId};
-use parking_lot::Mutex;
 use process::ProcessRecord;
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
@@ -186,17 +186,17 @@ struct FreezeCaller {
 
 /// The driver: its contexts and every open process.
 pub struct Binder {
-    contexts: Mutex<Vec<Arc<Context>>>,
+    contexts: Mutex<Vec<Arc<Context>>, rank::Contexts>,
     shared: Arc<Shared>,
 }
 
 /// What the contexts of a driver share.
 struct Shared {
-    contexts: Mutex<Vec<Weak<Context>>>,
+    contexts: Mutex<Vec<Weak<Context>>, rank::SharedContexts>,
     ids: Arc<AtomicU64>,
     limits: Limits,
     timers: Arc<dyn Timers>,
-    freeze_callers: Mutex<FxHashMap<(ProcessId, i32), FreezeCaller>>,
+    freeze_callers: Mutex<FxHashMap<(ProcessId, i32), FreezeCaller>, rank::FreezeCallers>,
     traffic: Traffic,
     transaction_log: TransactionLog,
     failed_log: TransactionLog,
@@ -206,7 +206,7 @@ struct Shared {
 pub struct Context {
     name: Arc<str>,
     shared: Arc<Shared>,
-    graph: Mutex<Graph>,
+    graph: Mutex<Graph, rank::Graph>,
 }
 
 /// One open of a device (`struct binder_proc`): what of it never changes. What does is in the
@@ -343,7 +343,6 @@ impl Context {
 
     /// Looks at the graph under its lock.
     fn with_graph<R>(&self, f: impl FnOnce(&Graph) -> R) -> R {
-        let _held = lock_order::waiting_for(Rank::Graph);
         f(&self.graph.lock())
     }
 
@@ -362,7 +361,6 @@ impl Context {
     }
 
     fn with_effects<R>(&self, f: impl FnOnce(&mut Graph) -> R) -> (R, Vec<Effect>) {
-        let _held = lock_order::waiting_for(Rank::Graph);
         let mut graph = self.graph.lock();
         let result = f(&mut graph);
         graph.settle();

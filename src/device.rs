@@ -30,10 +30,11 @@ use self::wire::{Header, Ioctl, Request};
 use crate::alloc::Alloc;
 use crate::binder::{self, Binder, Call, Context, Process, Reply};
 use crate::client_mem::{ClientMemory, ProcessMemory};
+use crate::lock_order::rank;
 use crate::mm_shim::{BufferFile, ClientMm, MappingKind};
 use crate::shrinker::Memory;
+use crate::sync::{Mutex, RwLock};
 use crate::{Errno, uapi};
-use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
@@ -92,7 +93,7 @@ pub struct Open {
     buffer: Option<OwnedFd>,
     mm: Arc<ClientMm>,
     /// A socket that the client is to connect to (see [`attach`]).
-    listener: Mutex<Option<UnixListener>>,
+    listener: Mutex<Option<UnixListener>, rank::Listener>,
     nonblock: bool,
     /// The client's memory cannot be reached from here: the kernel must gather it.
     gathered: AtomicBool,
@@ -269,7 +270,7 @@ fn bad_argument(cmd: u32) -> Errno {
 #[derive(Default)]
 pub struct Opens {
     last: AtomicU64,
-    by_handle: RwLock<HashMap<u64, Arc<Open>>>,
+    by_handle: RwLock<HashMap<u64, Arc<Open>>, rank::Opens>,
 }
 
 impl Opens {

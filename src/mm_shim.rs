@@ -25,8 +25,9 @@ pub(crate) use inject::OnBehalf;
 pub use inject::{Injector, Rule, Verb};
 
 use crate::client_mem::ClientMemory;
+use crate::lock_order::rank;
 use crate::shrinker::Memory;
-use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use crate::sync::modelled::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::{Errno, alloc::MAX_BUFFER_SIZE};
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -148,7 +149,7 @@ impl Drop for MmUsers<'_> {
 pub struct MmStruct {
     mm: Arc<dyn Mm>,
     memory: Arc<Memory>,
-    mmap_lock: RwLock<()>,
+    mmap_lock: RwLock<(), rank::Mmap>,
     /// Installed pages that are paid for out of the budget. Whoever sets one of these has paid.
     charged: Box<[AtomicBool]>,
 }
@@ -187,6 +188,10 @@ impl MmStruct {
 
     pub fn mmap_write_lock(&self) -> MmapLock<'_> {
         MmapLock::Write(self.mmap_lock.write())
+    }
+
+    pub fn mmap_write_trylock(&self) -> Option<MmapLock<'_>> {
+        self.mmap_lock.try_write().map(MmapLock::Write)
     }
 
     pub fn mmap_read_trylock(&self) -> Option<MmapLock<'_>> {

@@ -1,9 +1,10 @@
 //! The process behind an open file, as the engine reaches it.
 
 use super::{files::Channel, warn_once};
+use crate::lock_order::rank;
+use crate::sync::Mutex;
 use crate::{Errno, binder, client_mem, uapi};
 use nix::sys::resource::{Resource, getrlimit};
-use parking_lot::Mutex;
 use std::any::Any;
 use std::collections::HashMap;
 use std::fs;
@@ -40,7 +41,7 @@ pub struct Client {
     namespaces: OnceLock<Namespaces>,
     clients: Arc<Clients>,
     /// The way of descriptors into it, once it has attached.
-    channel: Mutex<Option<Channel>>,
+    channel: Mutex<Option<Channel>, rank::Channel>,
     /// It has been said that there is none.
     said_no_channel: AtomicBool,
 }
@@ -117,7 +118,7 @@ fn security_context_of(tid: i32) -> Option<Vec<u8>> {
 /// All clients, by thread group: who asks how a pid looks from elsewhere finds the answer here.
 #[derive(Default)]
 pub struct Clients {
-    by_pid: Mutex<HashMap<i32, Weak<Client>>>,
+    by_pid: Mutex<HashMap<i32, Weak<Client>>, rank::Clients>,
     /// How many of our descriptors are files on their way from one to another.
     taken: AtomicUsize,
 }

@@ -13,10 +13,11 @@ use super::session::{Door, MAJOR, MINOR, Responder, Session};
 use super::tree::{Node, Permissions, Tree};
 use super::wire::{Header, Ioctl, Request};
 use super::{Device, Opens, warn_once, workers};
+use crate::lock_order::rank;
 use crate::mm_shim::{BufferFile, MappingKind, create_memfd};
+use crate::sync::Mutex;
 use crate::{Errno, uapi};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd, AsRawFd};
@@ -56,7 +57,7 @@ struct FuseDoor {
     session: Arc<Session>,
     tree: Tree,
     opens: Opens,
-    files: Mutex<Files>,
+    files: Mutex<Files, rank::Files>,
     /// `st_dev` of the mount.
     dev: u64,
     /// Whether INIT agreed on passthrough.

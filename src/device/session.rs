@@ -13,8 +13,9 @@
 //! Lock: the table of requests in flight, a leaf; nothing is called and nothing written under it.
 
 use super::wire::{self, Header, Ioctl, Request};
+use crate::lock_order::rank;
+use crate::sync::Mutex;
 use crate::{Errno, uapi};
-use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::io::IoSlice;
 use std::mem::size_of;
@@ -53,7 +54,7 @@ pub struct Session {
     fd: OwnedFd,
     /// For log lines: "fakebinder (FUSE)".
     name: String,
-    in_flight: Mutex<HashMap<u64, InFlight>>,
+    in_flight: Mutex<HashMap<u64, InFlight>, rank::InFlight>,
 }
 
 impl Session {

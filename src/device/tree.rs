@@ -19,8 +19,9 @@
 use super::Device;
 use super::wire::push_dirent;
 use crate::alloc::MAX_BUFFER_SIZE;
+use crate::lock_order::rank;
+use crate::sync::RwLock;
 use crate::{Errno, uapi};
-use parking_lot::RwLock;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -141,7 +142,7 @@ pub struct Permissions {
 
 pub struct Tree {
     /// Only ever grows: a device's number is its index.
-    devices: RwLock<Vec<Arc<Device>>>,
+    devices: RwLock<Vec<Arc<Device>>, rank::Devices>,
     permissions: Permissions,
     serial: AtomicU64,
     keys: RandomState,

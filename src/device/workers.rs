@@ -9,7 +9,8 @@
 //! them asleep in `read`, and a supervisor that sleeps, too.
 
 use super::session::{BUFFER_SIZE, Door, Session};
-use parking_lot::{Condvar, Mutex};
+use crate::lock_order::rank;
+use crate::sync::{Condvar, Mutex};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
@@ -45,9 +46,9 @@ struct Pool {
     /// The supervisor sleeps until a worker finds that it is the last one.
     asleep: AtomicBool,
     ended: AtomicBool,
-    supervisor: Mutex<bool>,
+    supervisor: Mutex<bool, rank::Supervisor>,
     wake: Condvar,
-    on_end: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    on_end: Mutex<Option<Box<dyn FnOnce() + Send>>, rank::SessionEnd>,
 }
 
 /// Serves `session` with threads of its own until it ends, then calls `on_end` once.
@@ -204,7 +205,7 @@ mod tests {
 
     /// Every STATFS is stuck until the gate opens; a GETATTR is answered at once.
     struct Stuck {
-        open: Mutex<bool>,
+        open: Mutex<bool, rank::Simulated>,
         opened: Condvar,
     }
 

@@ -11,6 +11,8 @@ use super::maps::{FileVma, Maps};
 use super::userfault::Userfault;
 use super::{Mm, NoVma, PAGE_SIZE, Page};
 use crate::client_mem::{ClientMemory, SharedSlice};
+use crate::lock_order::rank;
+use crate::sync::Mutex;
 use crate::{Errno, alloc::MAX_BUFFER_SIZE};
 use nix::fcntl::{self, FallocateFlags, FcntlArg, OFlag, SealFlag};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
@@ -19,7 +21,6 @@ use nix::sys::mman::{self, MapFlags, ProtFlags};
 use nix::sys::stat::{self, Mode};
 use nix::sys::uio;
 use nix::unistd::{self, Whence};
-use parking_lot::Mutex;
 use std::ffi::{CString, c_void};
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -81,12 +82,12 @@ pub struct ClientMm {
     base: NonNull<u8>,
     /// `None`: pages are added by writing to the file, and `page_table` makes that atomic.
     userfault: Option<&'static Userfault>,
-    page_table: Mutex<()>,
+    page_table: Mutex<(), rank::PageTable>,
     dev: u64,
     ino: u64,
     kind: MappingKind,
     procmap_query: bool,
-    users: Mutex<Users>,
+    users: Mutex<Users, rank::MmUsers>,
     warned: AtomicBool,
 }
 

@@ -3,7 +3,8 @@
 use super::{Mm, NoVma, PAGE_SIZE, Page};
 use crate::Errno;
 use crate::client_mem::{ClientMemory, SharedSlice};
-use crate::sync::LeafMutex;
+use crate::lock_order::rank;
+use crate::sync::modelled::LeafMutex;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,7 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 #[derive(Debug)]
 pub struct HeapMm {
     /// The page table, and its lock.
-    table: LeafMutex<Table>,
+    table: LeafMutex<Table, rank::PageTable>,
     dead: AtomicBool,
     users: AtomicUsize,
     lost: AtomicUsize,
@@ -206,15 +207,11 @@ impl Mm for HeapMm {
         addr: u64,
         len: usize,
     ) -> Result<(), Errno> {
-        let mut addr = addr;
-        self.each_piece(offset, len, |piece| {
-            // SAFETY: the page is there for as long as the page table is locked, and nobody else
-            // has a reference to it meanwhile.
-            let shared = unsafe { SharedSlice::new(piece.as_mut_ptr(), piece.len()) };
-            from.read_shared(addr, shared)?;
-            addr = addr.wrapping_add(piece.len() as u64);
-            Ok(())
-        })
+        // Not into the pages: others may want the page table while the client's memory is reached.
+        let mut bytes = vec![0; len];
+        // SAFETY: the bytes are ours, and nobody has a reference to them meanwhile.
+        from.read_shared(addr, unsafe { SharedSlice::new(bytes.as_mut_ptr(), len) })?;
+        self.write(offset, &bytes)
     }
 
     fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), Errno> {

@@ -199,6 +199,8 @@ impl Daemon {
             assert!(left.is_empty(), "fakebinderd left {left:?} behind:\n{log}");
             let status = self.exited();
             assert!(status.is_some_and(|s| s.success()), "fakebinderd ended: {status:?}:\n{log}");
+            // A thread of its own that panics takes only its request with it.
+            assert!(!log.contains("panicked at"), "fakebinderd panicked:\n{log}");
         } else {
             let _ = writeln!(std::io::stderr(), "the daemon's log:\n{log}");
         }
