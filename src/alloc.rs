@@ -29,12 +29,13 @@ use crate::client_mem::ClientMemory;
 use crate::lock_order::rank;
 use crate::mm_shim::{MmStruct, MmUsers, MmapLock, NoVma, OnBehalf, PAGE_SIZE, Page};
 use crate::shrinker::{LruKey, LruOne, LruStatus, Memory, PageInstall, Reclaim};
+use crate::sync;
 use crate::sync::modelled::Mutex;
 use crate::sync::modelled::atomic::{AtomicBool, Ordering};
 use crate::{Errno, mm_shim::Mm};
 use buffers::Buffers;
 use std::ops::Range;
-// Not a part of the page protocol: the model check need not look at them.
+// Not a part of the page protocol: the model check need not look at it.
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -115,6 +116,15 @@ impl Mapping {
     }
 }
 
+/// A client that has not mapped its buffer, as it was before it was searched for that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Missed {
+    /// How often it had called us.
+    calls: u64,
+    /// How much it had mapped, of anything.
+    total_vm: Option<u64>,
+}
+
 /// What the buffer mutex protects, from mmap to release.
 struct Locked {
     buffers: Buffers,
@@ -133,8 +143,8 @@ pub struct Alloc {
     mapped: AtomicBool,
     /// How often the client has called us without a mapping that we know of, from 1.
     calls: AtomicU64,
-    /// What `calls` was before the client was last searched for a mapping in vain.
-    searched: AtomicU64,
+    /// How it was when the client was last searched for a mapping, in vain.
+    missed: sync::Mutex<Option<Missed>, rank::Missed>,
     /// `None` before mmap and after release.
     buffers: Mutex<Option<Locked>, rank::Buffers>,
     /// What the model check undoes to see that it would notice.
@@ -152,7 +162,7 @@ impl Alloc {
             mapping: OnceLock::new(),
             mapped: AtomicBool::new(false),
             calls: AtomicU64::new(1),
-            searched: AtomicU64::new(0),
+            missed: sync::Mutex::default(),
             buffers: Mutex::new(None),
             #[cfg(loom)]
             broken: memory.broken,
@@ -216,19 +226,21 @@ impl Alloc {
     /// The mapping, looked for in the client when nobody has told us of one. ESRCH: none.
     ///
     /// A search takes as long as the client has mappings, and others wait for it: where it was in
-    /// vain, the next one comes after the client's next call.
+    /// vain, the next one comes when the client has called us since or has another amount of memory
+    /// mapped.
     fn mapping(&self) -> Result<&Mapping, Errno> {
         if !self.is_mapped() {
             if self.mapping.get().is_some() {
                 return Err(Errno::ESRCH);
             }
-            let calls = self.calls.load(Ordering::Acquire);
-            if self.searched.load(Ordering::Relaxed) == calls {
+            let now =
+                Missed { calls: self.calls.load(Ordering::Acquire), total_vm: self.mm.total_vm() };
+            if *self.missed.lock() == Some(now) {
                 return Err(Errno::ESRCH);
             }
             let found = self.mm.find_mapping();
             if matches!(found, Err(Errno::ESRCH | Errno::EPERM)) {
-                self.searched.store(calls, Ordering::Relaxed);
+                *self.missed.lock() = Some(now);
             }
             let (address, size) = found.map_err(|_| Errno::ESRCH)?;
             match self.mmap_handler(address, size) {

@@ -89,6 +89,8 @@ ranks! {
     SessionEnd,
     /// What waits for its time.
     Timers,
+    /// How a client was when it was last searched for a mapping in vain.
+    Missed,
     /// How long senders wait for pages.
     Latency,
     /// What is to be copied back by the kernel into a client.
@@ -132,7 +134,7 @@ impl Rank {
             // The shrinker zaps under both, and has let go of the LRU by then.
             Buffers => &[Lru, PageTable],
             SharedContexts | Opens | Files | Listener | Channel | Clients | Supervisor
-            | SessionEnd | Timers | FreezeCallers | Latency | Gathered | Simulated
+            | SessionEnd | Timers | FreezeCallers | Missed | Latency | Gathered | Simulated
             | InFlight | TransactionLog | Lru | MmUsers | Maps | PageTable => &[],
         }
     }

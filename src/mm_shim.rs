@@ -58,6 +58,10 @@ pub trait Mm: Send + Sync {
     /// length in bytes. ESRCH: nowhere. EPERM: in a way that it may not.
     fn find_mapping(&self) -> Result<(u64, usize), Errno>;
 
+    /// How many pages the client has mapped, of anything; none where that is not known. Cheaper
+    /// than a search: where it has not changed, the client has most likely mapped nothing.
+    fn total_vm(&self) -> Option<u64>;
+
     /// The client has mapped its buffer at `address`.
     fn mapped(&self, address: u64, size: usize);
 
@@ -170,6 +174,10 @@ impl MmStruct {
 
     pub fn find_mapping(&self) -> Result<(u64, usize), Errno> {
         self.mm.find_mapping()
+    }
+
+    pub fn total_vm(&self) -> Option<u64> {
+        self.mm.total_vm()
     }
 
     pub fn mapped(&self, address: u64, size: usize) {

@@ -110,18 +110,6 @@ fn mmap_is_once_of_whole_pages_and_4_mib_at_most() {
     assert_eq!(small.buffer_size(), PAGE);
 }
 
-/// A search costs as much as the client has mappings, and it is others who wait for it.
-#[test]
-fn a_client_without_a_mapping_is_searched_again_only_after_its_next_call() {
-    let mm = HeapMm::new();
-    let alloc = Alloc::new(mm.clone(), &plain());
-    assert_eq!(alloc.alloc_new_buf(&request(8)), Err(Errno::ESRCH));
-    mm.mmap(ADDRESS, MAPPING);
-    assert_eq!(alloc.alloc_new_buf(&request(8)), Err(Errno::ESRCH));
-    alloc.owner_calls();
-    assert_eq!(alloc.alloc_new_buf(&request(8)).map(|b| b.user_data), Ok(ADDRESS));
-}
-
 #[test]
 fn a_mapping_that_nobody_told_of_is_found_when_it_is_needed() {
     let mm = HeapMm::with_mapping(ADDRESS, MAPPING);

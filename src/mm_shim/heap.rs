@@ -27,6 +27,8 @@ struct Table {
     /// The mapping, while the client has it.
     vma: Option<(u64, usize)>,
     address: u64,
+    /// Pages that the client has mapped besides.
+    elsewhere: u64,
     pages: Vec<Option<Box<[u8; PAGE_SIZE]>>>,
 }
 
@@ -67,6 +69,11 @@ impl HeapMm {
     /// The client maps its buffer.
     pub fn mmap(&self, address: u64, size: usize) {
         self.table.lock().vma.get_or_insert((address, size));
+    }
+
+    /// The client has so many bytes mapped besides its buffer.
+    pub fn mmap_elsewhere(&self, size: usize) {
+        self.table.lock().elsewhere = (size / PAGE_SIZE) as u64;
     }
 
     /// The client unmaps its buffer.
@@ -140,6 +147,11 @@ impl Mm for HeapMm {
 
     fn find_mapping(&self) -> Result<(u64, usize), Errno> {
         self.table.lock().vma.ok_or(Errno::ESRCH)
+    }
+
+    fn total_vm(&self) -> Option<u64> {
+        let table = self.table.lock();
+        Some(table.vma.map_or(0, |(_, size)| size as u64 / PAGE_SIZE as u64) + table.elsewhere)
     }
 
     fn mapped(&self, address: u64, size: usize) {
