@@ -26,13 +26,17 @@ mod latency;
 pub use latency::InstallLatency;
 
 use crate::client_mem::ClientMemory;
-use crate::mm_shim::{MmStruct, MmapLock, NoVma, OnBehalf, PAGE_SIZE, Page};
+use crate::lock_order::rank;
+use crate::mm_shim::{MmStruct, MmUsers, MmapLock, NoVma, OnBehalf, PAGE_SIZE, Page};
 use crate::shrinker::{LruKey, LruOne, LruStatus, Memory, PageInstall, Reclaim};
-use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync;
+use crate::sync::modelled::Mutex;
+use crate::sync::modelled::atomic::{AtomicBool, Ordering};
 use crate::{Errno, mm_shim::Mm};
 use buffers::Buffers;
 use std::ops::Range;
+// Not a part of the page protocol: the model check need not look at it.
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock, Weak};
 
 /// The most that a client gets, however much it maps (`SZ_4M`), in bytes.
@@ -112,6 +116,15 @@ impl Mapping {
     }
 }
 
+/// A client that has not mapped its buffer, as it was before it was searched for that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Missed {
+    /// How often it had called us.
+    calls: u64,
+    /// How much it had mapped, of anything.
+    total_vm: Option<u64>,
+}
+
 /// What the buffer mutex protects, from mmap to release.
 struct Locked {
     buffers: Buffers,
@@ -128,8 +141,12 @@ pub struct Alloc {
     mapping: OnceLock<Mapping>,
     /// The mapping is there: set by mmap, cleared for good when it is closed.
     mapped: AtomicBool,
+    /// How often the client has called us without a mapping that we know of, from 1.
+    calls: AtomicU64,
+    /// How it was when the client was last searched for a mapping, in vain.
+    missed: sync::Mutex<Option<Missed>, rank::Missed>,
     /// `None` before mmap and after release.
-    buffers: Mutex<Option<Locked>>,
+    buffers: Mutex<Option<Locked>, rank::Buffers>,
     /// What the model check undoes to see that it would notice.
     #[cfg(loom)]
     pub broken: crate::shrinker::Broken,
@@ -144,6 +161,8 @@ impl Alloc {
             memory: memory.clone(),
             mapping: OnceLock::new(),
             mapped: AtomicBool::new(false),
+            calls: AtomicU64::new(1),
+            missed: sync::Mutex::default(),
             buffers: Mutex::new(None),
             #[cfg(loom)]
             broken: memory.broken,
@@ -197,13 +216,33 @@ impl Alloc {
         self.set_mapped(false);
     }
 
+    /// The client calls the driver: it may have mapped its buffer since it was last searched.
+    pub fn owner_calls(&self) {
+        if self.mapping.get().is_none() {
+            self.calls.fetch_add(1, Ordering::Release);
+        }
+    }
+
     /// The mapping, looked for in the client when nobody has told us of one. ESRCH: none.
+    ///
+    /// A search takes as long as the client has mappings, and others wait for it: where it was in
+    /// vain, the next one comes when the client has called us since or has another amount of memory
+    /// mapped.
     fn mapping(&self) -> Result<&Mapping, Errno> {
         if !self.is_mapped() {
             if self.mapping.get().is_some() {
                 return Err(Errno::ESRCH);
             }
-            let (address, size) = self.mm.find_mapping().map_err(|_| Errno::ESRCH)?;
+            let now =
+                Missed { calls: self.calls.load(Ordering::Acquire), total_vm: self.mm.total_vm() };
+            if *self.missed.lock() == Some(now) {
+                return Err(Errno::ESRCH);
+            }
+            let found = self.mm.find_mapping();
+            if matches!(found, Err(Errno::ESRCH | Errno::EPERM)) {
+                *self.missed.lock() = Some(now);
+            }
+            let (address, size) = found.map_err(|_| Errno::ESRCH)?;
             match self.mmap_handler(address, size) {
                 // EBUSY: another sender has found it at the same time.
                 Ok(()) | Err(Errno::EBUSY) if self.is_mapped() => {}
@@ -270,29 +309,42 @@ impl Alloc {
                 continue;
             }
             // Held over the whole buffer, it makes the one per page cheap.
-            if users.is_none() {
-                _clock = self.memory.install_latency.as_ref().map(|latency| latency.clock(pid));
-                users = Some(self.mm.mmget_not_zero().ok_or(Errno::ESRCH)?);
-            }
-            self.install_single_page(mapping, index)?;
+            let users = match &users {
+                Some(users) => users,
+                None => {
+                    _clock = self.memory.install_latency.as_ref().map(|latency| latency.clock(pid));
+                    users.insert(self.mm.mmget_not_zero().ok_or(Errno::ESRCH)?)
+                }
+            };
+            self.install_single_page(users, mapping, index)?;
         }
         Ok(())
     }
 
     /// `binder_install_single_page`.
-    fn install_single_page(&self, mapping: &Mapping, index: usize) -> Result<(), Errno> {
+    fn install_single_page(
+        &self,
+        buffer_users: &MmUsers<'_>,
+        mapping: &Mapping,
+        index: usize,
+    ) -> Result<(), Errno> {
         let _users = self.mm.mmget_not_zero().ok_or(Errno::ESRCH)?;
         match self.memory.page_install {
-            PageInstall::Exclusive => self.install_exclusive(mapping, index),
-            PageInstall::Shared => self.install_shared(mapping, index),
+            PageInstall::Exclusive => self.install_exclusive(buffer_users, mapping, index),
+            PageInstall::Shared => self.install_shared(buffer_users, mapping, index),
         }
     }
 
     /// The rule of today's driver: the page comes before any lock, and the mm is locked for
     /// reading, so installers meet at one page only.
-    fn install_shared(&self, mapping: &Mapping, index: usize) -> Result<(), Errno> {
+    fn install_shared(
+        &self,
+        users: &MmUsers<'_>,
+        mapping: &Mapping,
+        index: usize,
+    ) -> Result<(), Errno> {
         let page = self.mm.alloc_page()?;
-        match self.page_insert(mapping, index, page) {
+        match self.page_insert(users, mapping, index, page) {
             Ok(()) => {}
             Err((Errno::EBUSY, page)) => {
                 // Another installer was first, and has not set the slot yet.
@@ -318,13 +370,18 @@ impl Alloc {
 
     /// The rule before: one installer at a time in a client, and its page allocation holds up
     /// the others.
-    fn install_exclusive(&self, mapping: &Mapping, index: usize) -> Result<(), Errno> {
+    fn install_exclusive(
+        &self,
+        users: &MmUsers<'_>,
+        mapping: &Mapping,
+        index: usize,
+    ) -> Result<(), Errno> {
         let mmap = self.mm.mmap_write_lock();
         if mapping.installed_page(index) {
             return Ok(());
         }
         let page = self.mm.alloc_page()?;
-        match self.insert_locked(mapping, index, page, &mmap) {
+        match self.insert_locked(users, mapping, index, page, &mmap) {
             Ok(()) => {}
             // The client has read the page before we had installed it (see `ClientMm`).
             Err((Errno::EBUSY, page)) if self.mm.get_user_pages_remote(&mmap, index) => {
@@ -342,16 +399,18 @@ impl Alloc {
     /// `binder_page_insert`: puts the page where the client sees it; gives it back on failure.
     fn page_insert(
         &self,
+        users: &MmUsers<'_>,
         mapping: &Mapping,
         index: usize,
         page: Page,
     ) -> Result<(), (Errno, Page)> {
         let mmap = self.mm.mmap_read_lock();
-        self.insert_locked(mapping, index, page, &mmap)
+        self.insert_locked(users, mapping, index, page, &mmap)
     }
 
     fn insert_locked(
         &self,
+        users: &MmUsers<'_>,
         mapping: &Mapping,
         index: usize,
         page: Page,
@@ -360,7 +419,7 @@ impl Alloc {
         if !self.is_mapped() {
             return Err((Errno::ESRCH, page));
         }
-        match self.mm.vma_lookup(mmap, mapping.page_addr(index), index) {
+        match self.mm.vma_lookup(users, mmap, mapping.page_addr(index), index) {
             Ok(vma) => self.mm.vm_insert_page(&vma, index, page),
             Err(NoVma::Closed) => {
                 // The kernel hears of an munmap at once; we do when we look.
@@ -484,7 +543,10 @@ impl Alloc {
     pub fn deferred_release(&self) {
         self.vma_close();
         // Whoever inserts a page holds this for reading and looks at `mapped` first.
-        let mmap = self.mm.mmap_write_lock();
+        self.release(self.mm.mmap_write_lock());
+    }
+
+    fn release(&self, mmap: MmapLock<'_>) {
         let mut locked = self.buffers.lock();
         let Some(mut released) = locked.take() else {
             return;
@@ -593,6 +655,12 @@ impl Reclaim for Alloc {
 
 impl Drop for Alloc {
     fn drop(&mut self) {
-        self.deferred_release();
+        self.vma_close();
+        // Nobody else has it, so there is nothing to wait for; and nothing may be waited for, since
+        // the shrinker may come to drop the last handle, and under `--page-install exclusive` it
+        // comes with another mm's lock.
+        if let Some(mmap) = self.mm.mmap_write_trylock() {
+            self.release(mmap);
+        }
     }
 }

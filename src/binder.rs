@@ -55,12 +55,12 @@ pub use copies::{AtOnce, Carriers, Copies};
 pub use limits::Limits;
 pub use stats::Stats;
 
-use crate::lock_order::{self, Rank};
+use crate::lock_order::rank;
+use crate::sync::Mutex;
 use crate::{Errno, alloc::Alloc, client_mem::ClientMemory};
 use copies::Subject;
 use graph::{Graph, ProcessId};
 use outbox::{Item, Outbox};
-use parking_lot::Mutex;
 use process::ProcessRecord;
 use rustc_hash::FxHashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -206,19 +206,19 @@ struct FreezeCaller {
 
 /// The driver: its contexts and every open process.
 pub struct Binder {
-    contexts: Mutex<Vec<Arc<Context>>>,
+    contexts: Mutex<Vec<Arc<Context>>, rank::Contexts>,
     shared: Arc<Shared>,
 }
 
 /// What the contexts of a driver share.
 struct Shared {
-    contexts: Mutex<Vec<Weak<Context>>>,
+    contexts: Mutex<Vec<Weak<Context>>, rank::SharedContexts>,
     ids: Arc<AtomicU64>,
     limits: Limits,
     timers: Arc<dyn Timers>,
     carriers: Arc<dyn Carriers>,
     outbox: Outbox<Item>,
-    freeze_callers: Mutex<FxHashMap<(ProcessId, i32), FreezeCaller>>,
+    freeze_callers: Mutex<FxHashMap<(ProcessId, i32), FreezeCaller>, rank::FreezeCallers>,
     traffic: Traffic,
     transaction_log: TransactionLog,
     failed_log: TransactionLog,
@@ -228,7 +228,7 @@ struct Shared {
 pub struct Context {
     name: Arc<str>,
     shared: Arc<Shared>,
-    graph: Mutex<Graph>,
+    graph: Mutex<Graph, rank::Graph>,
 }
 
 /// One open of a device (`struct binder_proc`): what of it never changes. What does is in the
@@ -401,20 +401,17 @@ impl Context {
 
     /// Looks at the graph under its lock.
     fn with_graph<R>(&self, f: impl FnOnce(&Graph) -> R) -> R {
-        let _held = lock_order::waiting_for(Rank::Graph);
         f(&self.graph.lock())
     }
 
     /// Runs `f` on the graph under its lock. What it leaves to be done is posted afterwards
     /// ([`outbox`]): no client's memory is touched here.
     fn locked<R>(&self, f: impl FnOnce(&mut Graph) -> R) -> R {
-        let held = lock_order::waiting_for(Rank::Graph);
         let mut graph = self.graph.lock();
         let result = f(&mut graph);
         graph.settle();
         let effects = std::mem::take(&mut graph.effects);
         drop(graph);
-        drop(held);
         self.shared.post(effects);
         result
     }
@@ -471,6 +468,7 @@ impl Process {
         tid: i32,
         poller: Option<Box<dyn Poller>>,
     ) -> (Result<bool, Errno>, Due<'_>) {
+        self.alloc.owner_calls();
         // Somebody may ask without waiting while an earlier poller of the thread still waits.
         let ready = self.context.locked(|graph| {
             let id = graph.get_thread(self.id, tid)?;

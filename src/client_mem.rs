@@ -5,10 +5,10 @@
 //! has gathered for a CUSE retry, or plain bytes in tests and fuzz targets.
 
 use crate::Errno;
-use crate::lock_order::assert_outside_graph;
+use crate::lock_order::{assert_nothing_held, rank};
+use crate::sync::Mutex;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
-use parking_lot::Mutex;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -99,7 +99,7 @@ impl ProcessMemory {
     }
 
     fn before_copy(&self) -> Result<(), Errno> {
-        assert_outside_graph();
+        assert_nothing_held();
         match self.given_up.load(Ordering::SeqCst) {
             true => Err(Errno::ESRCH),
             false => Ok(()),
@@ -186,7 +186,7 @@ impl ClientMemory for ProcessMemory {
 #[derive(Debug, Default)]
 pub struct GatheredMemory {
     input: Vec<(u64, Vec<u8>)>,
-    output: Mutex<Vec<Output>>,
+    output: Mutex<Vec<Output>, rank::Gathered>,
 }
 
 #[derive(Debug)]
@@ -293,6 +293,7 @@ fn pidfd_open_with(id: i32, flags: libc::c_uint) -> Result<OwnedFd, Errno> {
 
 /// Whether the process still has a number: it has not ended, or was not waited for.
 pub fn pidfd_exists(pidfd: BorrowedFd<'_>) -> bool {
+    assert_nothing_held();
     let none = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: no signal is sent (0), and none is described.
     let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), 0, none, 0) };
@@ -313,7 +314,7 @@ pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: i32) -> Result<OwnedFd, Errno> {
 /// A copy of the descriptor `fd` of the thread `tid` of the process `pidfd`. Threads nearly always
 /// share their descriptors; where one does not, or the first thread has exited, Linux >= 6.9 tells.
 pub fn getfd(pidfd: BorrowedFd<'_>, tid: i32, fd: i32) -> Result<OwnedFd, Errno> {
-    assert_outside_graph();
+    assert_nothing_held();
     use std::os::fd::AsFd;
     static THREADS_HAVE_PIDFDS: AtomicBool = AtomicBool::new(true);
     if THREADS_HAVE_PIDFDS.load(Ordering::Relaxed) {
@@ -328,6 +329,7 @@ pub fn getfd(pidfd: BorrowedFd<'_>, tid: i32, fd: i32) -> Result<OwnedFd, Errno>
 
 /// The nice value of a thread. ESRCH when there is no such thread.
 pub fn getpriority(tid: i32) -> Result<i32, Errno> {
+    assert_nothing_held();
     // -1 is a nice value, too: only errno tells.
     Errno::clear();
     // SAFETY: no memory is involved.
@@ -341,6 +343,7 @@ pub fn getpriority(tid: i32) -> Result<i32, Errno> {
 
 /// The soft RLIMIT_NICE of a thread's process: 20 less the lowest nice value it may take.
 pub fn nice_limit(tid: i32) -> Result<i32, Errno> {
+    assert_nothing_held();
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the kernel writes one `rlimit`, and reads no new limit.
     let result = unsafe { libc::prlimit(tid, libc::RLIMIT_NICE, std::ptr::null(), &mut limit) };
@@ -349,6 +352,7 @@ pub fn nice_limit(tid: i32) -> Result<i32, Errno> {
 }
 
 pub fn setpriority(tid: i32, nice: i32) -> Result<(), Errno> {
+    assert_nothing_held();
     // SAFETY: no memory is involved.
     let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, tid as libc::id_t, nice) };
     Errno::result(result).map(drop)

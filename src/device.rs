@@ -26,17 +26,18 @@ pub mod workers;
 
 use self::client::{Client, Clients};
 use self::reply::{CopyOut, IoctlReply, PollWaiter};
-use self::retry::{Rounds, Step};
+use self::retry::Step;
 use self::session::Responder;
 use self::wire::{Header, Ioctl, Request};
 use crate::alloc::Alloc;
 use crate::binder::copies::{Place, Subject, Turn};
 use crate::binder::{self, Binder, Call, Context, Limits, Process, Reply};
 use crate::client_mem::ClientMemory;
+use crate::lock_order::rank;
 use crate::mm_shim::{BufferFile, ClientMm, MappingKind};
 use crate::shrinker::Memory;
+use crate::sync::{Mutex, RwLock};
 use crate::{Errno, uapi};
-use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
@@ -98,12 +99,10 @@ pub struct Open {
     buffer: Option<OwnedFd>,
     mm: Arc<ClientMm>,
     /// A socket that the client is to connect to (see [`attach`]).
-    listener: Mutex<Option<UnixListener>>,
+    listener: Mutex<Option<UnixListener>, rank::Listener>,
     nonblock: bool,
     /// The client's memory cannot be reached from here: the kernel must gather it.
     gathered: AtomicBool,
-    /// For each thread whose ioctl is being gathered, what was asked for last.
-    rounds: Mutex<HashMap<i32, Rounds>>,
 }
 
 impl Device {
@@ -163,7 +162,6 @@ impl Device {
             listener: Mutex::new(None),
             nonblock: flags & libc::O_NONBLOCK as u32 != 0,
             gathered: AtomicBool::new(false),
-            rounds: Mutex::default(),
         }))
     }
 }
@@ -289,15 +287,9 @@ impl Open {
         ioctl: &Ioctl<'_>,
         responder: Responder,
     ) -> Option<binder::Due<'_>> {
-        let asked = self.rounds.lock().remove(&header.tid);
-        // Without data it is a new ioctl, whatever became of an earlier one of this thread.
-        let fresh = ioctl.input.is_empty() && ioctl.out_size == 0;
-        let asked = asked.filter(|_| !fresh).unwrap_or_default();
-        match retry::step(ioctl.cmd, ioctl.arg, asked, ioctl.input) {
-            Ok(Step::Again(rounds)) => {
-                let (input, output) = (rounds.input().to_vec(), rounds.output().to_vec());
-                self.rounds.lock().insert(header.tid, rounds);
-                responder.ioctl_again(&input, &output);
+        match retry::step(ioctl.cmd, ioctl.arg, ioctl.input, ioctl.out_size) {
+            Ok(Step::Again(needs)) => {
+                responder.ioctl_again(needs.input(), needs.output());
                 None
             }
             Ok(Step::Ready { argument, memory, output, read_size }) => {
@@ -354,7 +346,7 @@ fn bad_argument(cmd: u32) -> Errno {
 #[derive(Default)]
 pub struct Opens {
     last: AtomicU64,
-    by_handle: RwLock<HashMap<u64, Arc<Open>>>,
+    by_handle: RwLock<HashMap<u64, Arc<Open>>, rank::Opens>,
 }
 
 impl Opens {

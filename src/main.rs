@@ -1,5 +1,8 @@
 //! fakebinderd: Android's Binder IPC as a daemon.
 
+// Locks without a rank (clippy.toml).
+#![warn(clippy::disallowed_types)]
+
 use clap::{ArgAction, Parser, ValueEnum};
 use fakebinder::alloc::InstallLatency;
 use fakebinder::device::claim::{Claim, Thing};

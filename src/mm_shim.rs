@@ -19,16 +19,19 @@ mod inject;
 mod maps;
 mod userfault;
 
-pub use client::{BufferFile, ClientMm, MappingKind, create_memfd};
+pub use client::{BufferFile, ClientMm, Features, MappingKind, create_memfd};
 pub use heap::HeapMm;
 pub(crate) use inject::OnBehalf;
 pub use inject::{Injector, Rule, Verb};
 
 use crate::client_mem::ClientMemory;
+use crate::lock_order::rank;
 use crate::shrinker::Memory;
-use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use crate::sync::modelled::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::{Errno, alloc::MAX_BUFFER_SIZE};
+use std::cell::Cell;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -55,6 +58,10 @@ pub trait Mm: Send + Sync {
     /// length in bytes. ESRCH: nowhere. EPERM: in a way that it may not.
     fn find_mapping(&self) -> Result<(u64, usize), Errno>;
 
+    /// How many pages the client has mapped, of anything; none where that is not known. Cheaper
+    /// than a search: where it has not changed, the client has most likely mapped nothing.
+    fn total_vm(&self) -> Option<u64>;
+
     /// The client has mapped its buffer at `address`.
     fn mapped(&self, address: u64, size: usize);
 
@@ -63,8 +70,10 @@ pub trait Mm: Send + Sync {
 
     fn mmput(&self);
 
-    /// Whether `address` is where the client has mapped page `index` of its buffer file, as of now.
-    fn vma_lookup(&self, address: u64, index: usize) -> Result<(), NoVma>;
+    /// Whether `address` is where the client has mapped page `index` of its buffer file, as of now,
+    /// and if so, for which pages around that one the same look has found the same: one page where
+    /// looking is cheap, the whole mapping where it is not.
+    fn vma_lookup(&self, address: u64, index: usize) -> Result<Range<usize>, NoVma>;
 
     fn new_page(&self) -> Page;
 
@@ -108,6 +117,13 @@ pub enum NoVma {
 }
 
 /// The client's mapping, found under the mm's lock and not to be kept beyond it.
+///
+/// What that guarantees, and what not: the lock is ours. It keeps out the driver's side of munmap
+/// (`mmap_handler`, `vma_close` and release), and not the client, whose munmap the kernel carries
+/// out without us, before, between or after our steps. A page that is inserted into the buffer
+/// file of a client that has just unmapped it is seen by nobody and reclaimed like any other; the
+/// next use of the mm finds the mapping gone. So a look may serve for one use of the mm
+/// ([`MmUsers`], one buffer's pages), and never for a second one.
 #[derive(Debug)]
 pub struct Vma<'lock>(PhantomData<&'lock ()>);
 
@@ -121,11 +137,15 @@ pub enum MmapLock<'mm> {
 }
 
 /// A use of the mm, from `mmget_not_zero` to `mmput`.
-pub struct MmUsers<'mm>(&'mm dyn Mm);
+pub struct MmUsers<'mm> {
+    mm: &'mm dyn Mm,
+    /// The pages for which the last look of this user has found the mapping.
+    seen: Cell<(usize, usize)>,
+}
 
 impl Drop for MmUsers<'_> {
     fn drop(&mut self) {
-        self.0.mmput();
+        self.mm.mmput();
     }
 }
 
@@ -133,7 +153,7 @@ impl Drop for MmUsers<'_> {
 pub struct MmStruct {
     mm: Arc<dyn Mm>,
     memory: Arc<Memory>,
-    mmap_lock: RwLock<()>,
+    mmap_lock: RwLock<(), rank::Mmap>,
     /// Installed pages that are paid for out of the budget. Whoever sets one of these has paid.
     charged: Box<[AtomicBool]>,
 }
@@ -156,6 +176,10 @@ impl MmStruct {
         self.mm.find_mapping()
     }
 
+    pub fn total_vm(&self) -> Option<u64> {
+        self.mm.total_vm()
+    }
+
     pub fn mapped(&self, address: u64, size: usize) {
         self.mm.mapped(address, size);
     }
@@ -163,7 +187,7 @@ impl MmStruct {
     /// `None`: the client is gone.
     pub fn mmget_not_zero(&self) -> Option<MmUsers<'_>> {
         self.memory.inject.at(Verb::MmGet).ok()?;
-        self.mm.mmget_not_zero().then(|| MmUsers(&*self.mm))
+        self.mm.mmget_not_zero().then(|| MmUsers { mm: &*self.mm, seen: Cell::default() })
     }
 
     pub fn mmap_read_lock(&self) -> MmapLock<'_> {
@@ -174,6 +198,10 @@ impl MmStruct {
         MmapLock::Write(self.mmap_lock.write())
     }
 
+    pub fn mmap_write_trylock(&self) -> Option<MmapLock<'_>> {
+        self.mmap_lock.try_write().map(MmapLock::Write)
+    }
+
     pub fn mmap_read_trylock(&self) -> Option<MmapLock<'_>> {
         self.mmap_lock.try_read().map(MmapLock::Read)
     }
@@ -181,12 +209,18 @@ impl MmStruct {
     /// The client's mapping of page `index` at `address`, if it is still ours.
     pub fn vma_lookup<'lock>(
         &self,
+        users: &MmUsers<'_>,
         _lock: &'lock MmapLock<'_>,
         address: u64,
         index: usize,
     ) -> Result<Vma<'lock>, NoVma> {
         self.memory.inject.at(Verb::VmaLookup).map_err(|_| NoVma::Unknown)?;
-        self.mm.vma_lookup(address, index).map(|()| Vma(PhantomData))
+        let (first, end) = users.seen.get();
+        if !(first..end).contains(&index) {
+            let seen = self.mm.vma_lookup(address, index)?;
+            users.seen.set((seen.start, seen.end));
+        }
+        Ok(Vma(PhantomData))
     }
 
     /// A page of zeros, out of the budget. To be called under neither the buffer mutex nor the LRU

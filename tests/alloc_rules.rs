@@ -481,6 +481,23 @@ fn an_allocator_that_the_shrinker_is_the_last_to_use_is_released_after_the_walk(
     assert_eq!((memory.used(), memory.count(), mm.resident()), (0, 0, 0));
 }
 
+/// The shrinker is an installer here, who has its own mm locked under the old rule: it waits for no
+/// other mm's lock.
+#[test]
+fn an_installer_that_is_the_last_to_use_another_allocator_releases_it() {
+    let (inject, then) = at_first(Verb::Zap);
+    let page_budget = Some(3 * PAGE as u64);
+    let page_install = PageInstall::Exclusive;
+    let config = MemoryConfig { page_budget, page_install, inject, ..MemoryConfig::default() };
+    let memory = Memory::new(config);
+    let Client { mm, alloc } = client_with_unused(&memory, 3);
+    let last = Mutex::new(Some(alloc));
+    set(&then, move || drop(last.lock().expect("no panic").take()));
+    let other = client(&memory);
+    other.alloc.alloc_new_buf(&request(PAGE)).expect("a page of the other's");
+    assert_eq!((memory.used(), memory.count(), mm.resident()), (1, 0, 0));
+}
+
 /// A page that cannot be zapped stays where it is, is paid for once, and is used again.
 #[test]
 fn a_failed_zap_loses_no_page() {

@@ -4,14 +4,20 @@ mod support;
 
 use fakebinder::Errno;
 use fakebinder::alloc::Alloc;
-use fakebinder::mm_shim::{ClientMm, MappingKind, Mm, NoVma, create_memfd};
+use fakebinder::mm_shim::{ClientMm, Features, MappingKind, Mm, NoVma, create_memfd};
 use fakebinder::shrinker::{Memory, MemoryConfig, PageInstall};
 use nix::fcntl::{FallocateFlags, fallocate};
+use std::ffi::CString;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
-use support::{ByProcessVm, Bytes, Client, request, resident};
+use support::skip::skip;
+use support::{ByProcessVm, Bytes, Client, KERNELS, request, resident};
 
 const PAGE: usize = 4096;
 const CLIENT: [&str; 4] = ["--ignored", "--exact", "client_process", "--nocapture"];
@@ -55,9 +61,9 @@ fn what_is_copied_to_a_buffer_is_what_the_client_reads() {
 /// Installed pages count in the client's and in our memory; zapped ones are gone from both.
 #[test]
 fn installed_pages_are_in_the_clients_memory_and_ours_and_zapped_ones_in_neither() {
-    for userfault in [true, false] {
+    for kernel in KERNELS {
         let memory = memory();
-        let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory, userfault);
+        let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory, kernel);
         let us = std::process::id();
         assert_eq!((client.resident(), client.rss_in(us), client.rss_in(client.pid())), (0, 0, 0));
 
@@ -97,30 +103,53 @@ fn a_buffer_file_has_its_size_and_mode_for_good() {
 
 #[test]
 fn a_mapping_is_found_in_the_client_and_only_a_read_only_one_of_our_file() {
-    let memory = memory();
-    let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory, true);
-    assert_eq!(client.mm.pid(), client.pid() as i32);
-    assert_eq!(client.mm.find_mapping(), Ok((client.address, 1 << 20)));
-    assert_eq!(client.mm.mapping_at(client.address), Ok((client.address, 1 << 20)));
-    assert_eq!(client.mm.mapping_at(client.address + PAGE as u64), Err(Errno::ESRCH));
-    assert_eq!(client.mm.mapping_at(client.address - PAGE as u64), Err(Errno::ESRCH));
-    client.map_writable();
-    assert_eq!(client.mm.find_mapping(), Err(Errno::EPERM));
-    assert_eq!(client.mm.mapping_at(client.address), Err(Errno::EPERM));
-    client.remap(PAGE as u64);
-    assert_eq!(client.mm.find_mapping(), Err(Errno::ESRCH));
-    assert_eq!(client.mm.mapping_at(client.address), Err(Errno::ESRCH));
-    client.map_impostor();
-    assert_eq!(client.mm.find_mapping(), Err(Errno::ESRCH));
-    client.kill();
-    assert_eq!(client.mm.find_mapping(), Err(Errno::ESRCH));
-    assert_eq!(client.mm.mapping_at(client.address), Err(Errno::ESRCH));
+    for kernel in KERNELS {
+        let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory(), kernel);
+        assert_eq!(client.mm.pid(), client.pid() as i32);
+        assert_eq!(client.mm.find_mapping(), Ok((client.address, 1 << 20)));
+        assert_eq!(client.mm.mapping_at(client.address), Ok((client.address, 1 << 20)));
+        assert_eq!(client.mm.mapping_at(client.address + PAGE as u64), Err(Errno::ESRCH));
+        assert_eq!(client.mm.mapping_at(client.address - PAGE as u64), Err(Errno::ESRCH));
+        client.map_writable();
+        assert_eq!(client.mm.find_mapping(), Err(Errno::EPERM));
+        assert_eq!(client.mm.mapping_at(client.address), Err(Errno::EPERM));
+        client.remap(PAGE as u64);
+        assert_eq!(client.mm.find_mapping(), Err(Errno::ESRCH));
+        assert_eq!(client.mm.mapping_at(client.address), Err(Errno::ESRCH));
+        client.map_impostor();
+        assert_eq!(client.mm.find_mapping(), Err(Errno::ESRCH));
+        client.kill();
+        assert_eq!(client.mm.find_mapping(), Err(Errno::ESRCH));
+        assert_eq!(client.mm.mapping_at(client.address), Err(Errno::ESRCH));
+    }
+}
+
+/// It was searched in vain; then it maps its buffer, in a free place or in another mapping's.
+#[test]
+fn a_mapping_that_comes_after_a_search_in_vain_is_found() {
+    for kernel in KERNELS {
+        let found =
+            |client: &Client| client.alloc.alloc_new_buf(&request(8)).map(|it| it.user_data);
+        let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory(), kernel);
+        client.munmap();
+        assert_eq!(found(&client), Err(Errno::ESRCH));
+        client.remap(0);
+        assert_eq!(found(&client), Ok(client.address));
+
+        let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory(), kernel);
+        client.map_impostor();
+        assert_eq!(found(&client), Err(Errno::ESRCH));
+        client.remap(0);
+        assert_eq!(found(&client), Err(Errno::ESRCH), "as much as before is mapped");
+        client.alloc.owner_calls();
+        assert_eq!(found(&client), Ok(client.address));
+    }
 }
 
 /// A file of the FUSE door is known by numbers, here those of another buffer file.
 #[test]
 fn a_mapping_of_another_file_is_not_ours() {
-    let client = Client::start_unknown(&CLIENT, 1 << 20, &memory(), true);
+    let client = Client::start_unknown(&CLIENT, 1 << 20, &memory(), Features::ALL);
     let stat = nix::sys::stat::fstat(&client.memfd).expect("a file");
     let mm = |dev, ino| {
         let pid = client.pid() as i32;
@@ -145,9 +174,9 @@ fn after_munmap_or_an_impostor_the_next_install_fails_and_pages_are_still_reclai
         [Client::munmap, Client::map_impostor, Client::map_writable, |client| {
             client.remap(PAGE as u64)
         }];
-    for change in changes {
+    for (change, kernel) in changes.iter().flat_map(|it| KERNELS.map(|kernel| (it, kernel))) {
         let memory = memory();
-        let mut client = Client::start(&CLIENT, 1 << 20, &memory);
+        let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory, kernel);
         let other = Client::start(&CLIENT, 1 << 20, &memory);
         let unused = client.alloc.alloc_new_buf(&request(2 * PAGE)).expect("room");
         client.alloc.free_buf(&unused);
@@ -195,7 +224,11 @@ fn a_client_whose_mappings_cannot_be_seen_is_believed_where_it_told_its_address(
                 let result = unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) };
                 assert_eq!(result, 0);
             }
-            assert_eq!(mm.find_mapping(), Err(Errno::EACCES));
+            let unseen = match kind {
+                MappingKind::Memfd => Errno::ESRCH,
+                MappingKind::FuseFile { .. } => Errno::EACCES,
+            };
+            assert_eq!(mm.find_mapping(), Err(unseen));
             assert!(mm.mmget_not_zero());
             let found = mm.vma_lookup(0x1000, 0);
             mm.mmput();
@@ -203,7 +236,7 @@ fn a_client_whose_mappings_cannot_be_seen_is_believed_where_it_told_its_address(
         });
         stranger.join().expect("no panic")
     };
-    assert_eq!(lookup(MappingKind::Memfd), Ok(()));
+    assert_eq!(lookup(MappingKind::Memfd), Ok(0..1));
     assert_eq!(lookup(MappingKind::FuseFile { dev: 1, ino: 1 }), Err(NoVma::Unknown));
 }
 
@@ -223,27 +256,32 @@ fn an_mm_that_is_dropped_is_not_mapped_here_any_more() {
 /// As the kernel's: whoever uses an mm already may use it once more.
 #[test]
 fn an_mm_in_use_can_be_used_again_though_its_client_is_gone() {
-    let memory = memory();
-    let mut client = Client::start(&CLIENT, 1 << 20, &memory);
-    assert!(client.mm.mmget_not_zero());
-    assert_eq!(client.mm.vma_lookup(client.address, 0), Ok(()));
-    client.kill();
-    assert!(client.mm.mmget_not_zero());
-    assert!(client.mm.vma_lookup(client.address, 0).is_err());
-    client.mm.mmput();
-    client.mm.mmput();
-    assert!(!client.mm.mmget_not_zero());
+    // A look that reads text answers for the whole mapping.
+    for (kernel, seen) in KERNELS.into_iter().zip([7..8, 0..256, 7..8, 0..256]) {
+        let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory(), kernel);
+        assert!(client.mm.mmget_not_zero());
+        let address = client.address + 7 * PAGE as u64;
+        let found = client.mm.vma_lookup(address, 7);
+        assert!(found == Ok(seen) || found == Ok(0..256), "{kernel:?}: {found:?}");
+        assert_eq!(client.mm.vma_lookup(address, 8), Err(NoVma::Closed));
+        client.kill();
+        assert!(client.mm.mmget_not_zero());
+        assert!(client.mm.vma_lookup(address, 7).is_err());
+        client.mm.mmput();
+        client.mm.mmput();
+        assert!(!client.mm.mmget_not_zero());
+    }
 }
 
 /// A client that reads an empty page makes one of zeros. It is then the winner of that race, and
 /// its page is paid for from the first install on.
 #[test]
 fn a_page_that_the_client_made_by_reading_is_used_and_paid_for() {
-    for (userfault, page_install) in
-        [(true, PageInstall::Shared), (false, PageInstall::Shared), (true, PageInstall::Exclusive)]
+    let ways = [PageInstall::Shared, PageInstall::Exclusive];
+    for (page_install, kernel) in ways.into_iter().flat_map(|it| KERNELS.map(|kernel| (it, kernel)))
     {
         let memory = Memory::new(MemoryConfig { page_install, ..MemoryConfig::default() });
-        let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory, userfault);
+        let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory, kernel);
         assert_eq!(client.peek(client.address, 8), [0; 8]);
         assert_eq!((client.resident(), memory.used()), (1, 0));
         let bytes = pattern(2 * PAGE);
@@ -259,10 +297,135 @@ fn a_page_that_the_client_made_by_reading_is_used_and_paid_for() {
     }
 }
 
+/// A file to swap to; gone with this.
+struct Swap(std::ffi::CString);
+
+impl Swap {
+    /// 2 MiB of it, formatted as mkswap does.
+    fn on() -> std::io::Result<Swap> {
+        let path = std::env::temp_dir().join(format!("fakebinder-swap-{}", std::process::id()));
+        let pages = 512;
+        let mut content = vec![0; pages * PAGE];
+        content[1024..1028].copy_from_slice(&1u32.to_ne_bytes());
+        content[1028..1032].copy_from_slice(&(pages as u32 - 1).to_ne_bytes());
+        content[PAGE - 10..PAGE].copy_from_slice(b"SWAPSPACE2");
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        let swap = Swap(CString::new(path.into_os_string().into_encoded_bytes())?);
+        file.write_all(&content)?;
+        file.sync_all()?;
+        // SAFETY: the path ends with a NUL and outlives the call.
+        match unsafe { libc::swapon(swap.0.as_ptr(), 0) } {
+            0 => Ok(swap),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    }
+}
+
+impl Drop for Swap {
+    fn drop(&mut self) {
+        // SAFETY: the path ends with a NUL and outlives both calls.
+        unsafe {
+            libc::swapoff(self.0.as_ptr());
+            libc::unlink(self.0.as_ptr());
+        }
+    }
+}
+
+/// A control group whose memory can be reclaimed; gone with this.
+struct Group {
+    path: PathBuf,
+    pid: u32,
+}
+
+impl Group {
+    /// How a group of either kind is told to give up all memory that it can.
+    const RECLAIM: [(&str, &str); 2] = [("memory.reclaim", "64M"), ("memory.force_empty", "0")];
+
+    fn of(pid: u32) -> std::io::Result<Group> {
+        let hierarchies = ["/sys/fs/cgroup", "/sys/fs/cgroup/memory"];
+        let root = hierarchies.into_iter().map(Path::new).find(|root| {
+            let controllers = fs::read_to_string(root.join("cgroup.controllers"));
+            controllers.is_ok_and(|all| all.contains("memory"))
+                || root.join("memory.usage_in_bytes").exists()
+        });
+        let root = root.ok_or(std::io::ErrorKind::NotFound)?;
+        // Where there is one hierarchy, a group has what the one above it passes on.
+        let _ = fs::write(root.join("cgroup.subtree_control"), "+memory");
+        let group = Group { path: root.join(format!("fakebinder-{pid}")), pid };
+        fs::create_dir(&group.path)?;
+        fs::write(group.path.join("cgroup.procs"), pid.to_string())?;
+        Ok(group)
+    }
+
+    fn reclaim(&self) {
+        for (file, amount) in Self::RECLAIM {
+            // It says EAGAIN when there was less.
+            let _ = OpenOptions::new()
+                .write(true)
+                .open(self.path.join(file))
+                .and_then(|mut it| it.write_all(amount.as_bytes()));
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = fs::write(self.path.with_file_name("cgroup.procs"), self.pid.to_string());
+        let _ = fs::remove_dir(&self.path);
+    }
+}
+
+/// Whether a page of a file of ours is in memory.
+fn in_memory(memfd: &OwnedFd) -> bool {
+    let ino = nix::sys::stat::fstat(memfd).expect("a file").st_ino.to_string();
+    let maps = fs::read_to_string("/proc/self/maps").expect("our mappings");
+    let line = maps.lines().find(|line| line.split_ascii_whitespace().nth(4) == Some(&ino));
+    let start = line.and_then(|line| line.split('-').next()).expect("it is mapped");
+    let page = usize::from_str_radix(start, 16).expect("an address") as *mut libc::c_void;
+    let mut resident = 0u8;
+    // SAFETY: one byte is written for one page.
+    assert_eq!(unsafe { libc::mincore(page, PAGE, &mut resident) }, 0);
+    resident & 1 == 1
+}
+
+/// It exists, though it is not in memory: the installer that comes second uses it as it is.
+#[test]
+fn a_page_that_was_swapped_out_is_still_the_winners() {
+    let _swap = match Swap::on() {
+        Ok(swap) => swap,
+        Err(error) => return skip(&format!("there is no swapping here: {error}")),
+    };
+    for kernel in KERNELS {
+        let memory = memory();
+        let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory, kernel);
+        let group = match Group::of(client.pid()) {
+            Ok(group) => group,
+            Err(error) => return skip(&format!("no memory control group: {error}")),
+        };
+        // The winner is the client, so that the page is its group's.
+        assert_eq!(client.peek(client.address, 8), [0; 8]);
+        client.mm.write(0, &[7; 100]).expect("a page");
+        let start = Instant::now();
+        while in_memory(&client.memfd) && start.elapsed() < Duration::from_secs(5) {
+            group.reclaim();
+        }
+        if in_memory(&client.memfd) {
+            return skip("the kernel does not swap the page out");
+        }
+        let mut page = client.mm.new_page();
+        assert!(client.mm.get_user_pages_remote(0) && !client.mm.get_user_pages_remote(1));
+        assert_eq!(client.mm.vm_insert_page(0, &mut page), Err(Errno::EBUSY), "{kernel:?}");
+        assert_eq!(client.alloc.alloc_new_buf(&request(100)).map(|it| it.offset), Ok(0));
+        let mut bytes = [0; 100];
+        client.mm.read(0, &mut bytes).expect("its page");
+        assert_eq!((bytes, memory.used()), ([7; 100], 1), "{kernel:?}");
+    }
+}
+
 #[test]
 fn verbs_have_the_errors_of_the_kernel() {
-    for userfault in [true, false] {
-        let client = Client::start_unknown(&CLIENT, 1 << 20, &memory(), userfault);
+    for kernel in KERNELS {
+        let client = Client::start_unknown(&CLIENT, 1 << 20, &memory(), kernel);
         let mm = &client.mm;
         assert!(!mm.get_user_pages_remote(3));
         let mut page = mm.new_page();

@@ -9,8 +9,9 @@
 //!
 //! Locks: a client's `state`, then an allowance's `starved`; nothing is called under either.
 
-use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use crate::lock_order::rank;
+use crate::sync::modelled::Mutex;
+use crate::sync::modelled::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -70,7 +71,7 @@ pub struct Allowance {
     most: usize,
     taken: AtomicUsize,
     /// Clients with waiting work that lack nothing but this.
-    starved: Mutex<VecDeque<Arc<Copies>>>,
+    starved: Mutex<VecDeque<Arc<Copies>>, rank::Starved>,
     starving: AtomicUsize,
     /// What is taken here is taken there, too.
     parent: Option<Arc<Allowance>>,
@@ -154,7 +155,7 @@ pub struct Copies {
     most: usize,
     allowance: Arc<Allowance>,
     carriers: Arc<dyn Carriers>,
-    state: Mutex<State>,
+    state: Mutex<State, rank::Copies>,
 }
 
 /// The right to touch a client's memory. Given back when dropped.

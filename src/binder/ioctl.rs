@@ -29,6 +29,7 @@ impl Process {
     }
 
     fn serve(self: &Arc<Self>, call: Call) {
+        self.alloc.owner_calls();
         let thread = self.context.locked(|graph| graph.get_thread(self.id, call.tid));
         let thread = match thread {
             Ok(thread) => thread,

@@ -12,8 +12,9 @@ use super::read::Answer;
 use super::transaction::Fixup;
 use super::{Poller, Process, Shared};
 use crate::alloc::Buffer;
-use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::lock_order::rank;
+use crate::sync::modelled::Mutex;
+use crate::sync::modelled::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -41,7 +42,7 @@ pub(crate) enum Item {
 
 /// See [the module](self). Its lock is a leaf.
 pub struct Outbox<I> {
-    items: Mutex<VecDeque<I>>,
+    items: Mutex<VecDeque<I>, rank::Outbox>,
     waiting: AtomicUsize,
     taken: AtomicU64,
 }

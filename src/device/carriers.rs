@@ -8,7 +8,8 @@
 
 use crate::binder::copies::Work;
 use crate::binder::{self, Binder};
-use parking_lot::{Condvar, Mutex};
+use crate::lock_order::rank;
+use crate::sync::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
@@ -31,9 +32,9 @@ pub struct Carriers(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
-    queue: Mutex<Queue>,
+    queue: Mutex<Queue, rank::Carriers>,
     more: Condvar,
-    watch: Mutex<Watch>,
+    watch: Mutex<Watch, rank::Watcher>,
     wake: Condvar,
     /// The watcher sleeps until something is put into the outbox.
     asleep: AtomicBool,
@@ -115,9 +116,9 @@ impl Shared {
                 continue;
             }
             queue.idle += 1;
-            let waited = self.more.wait_for(&mut queue, IDLE);
+            let woken = self.more.wait_for(&mut queue, IDLE);
             queue.idle -= 1;
-            if waited.timed_out() && queue.work.is_empty() {
+            if !woken && queue.work.is_empty() {
                 queue.threads -= 1;
                 return;
             }

@@ -2,9 +2,10 @@
 
 use super::{files::Channel, warn_once};
 use crate::binder::copies::{Allowance, COPIES, Carriers, Copies};
+use crate::lock_order::rank;
+use crate::sync::Mutex;
 use crate::{Errno, binder, client_mem, uapi};
 use nix::sys::resource::{Resource, getrlimit};
-use parking_lot::Mutex;
 use std::any::Any;
 use std::collections::HashMap;
 use std::fs;
@@ -59,7 +60,7 @@ pub struct Client {
     /// Shared by all that the process has open.
     allowance: Arc<Allowance>,
     /// The way of descriptors into it, once it has attached.
-    channel: Mutex<Option<Channel>>,
+    channel: Mutex<Option<Channel>, rank::Channel>,
     /// It has been said that there is none.
     said_no_channel: AtomicBool,
 }
@@ -135,8 +136,8 @@ fn security_context_of(tid: i32) -> Option<Vec<u8>> {
 
 /// All clients, by thread group: who asks how a pid looks from elsewhere finds the answer here.
 pub struct Clients {
-    by_pid: Mutex<HashMap<i32, Weak<Client>>>,
-    users: Mutex<HashMap<u32, Weak<Allowance>>>,
+    by_pid: Mutex<HashMap<i32, Weak<Client>>, rank::Clients>,
+    users: Mutex<HashMap<u32, Weak<Allowance>>, rank::Users>,
     carriers: Arc<dyn Carriers>,
     /// How many of our descriptors are files on their way from one to another.
     taken: AtomicUsize,

@@ -7,15 +7,18 @@
 //! argument, the commands that it points to, the data and offsets that those point to, the
 //! scatter-gather buffers that the objects in the data point to.
 //!
-//! The client may change its memory between two rounds; what is needed is computed anew each time
-//! from what was gathered last, and a limit on the rounds bounds it.
+//! Nothing is remembered between two rounds, for the kernel may give the ioctl up there (a range
+//! that is no memory of the caller's, a fatal signal) without a word. What was asked for before is
+//! computed anew from what has come: each round asks for the ranges of the round before, in the same
+//! order, and for more behind them. A client that changes what its ranges depend on meanwhile gets
+//! EFAULT, or its own bytes from elsewhere in its own memory.
 
 use crate::Errno;
 use crate::client_mem::{ClientMemory, GatheredMemory};
 use crate::uapi::{self, fuse_ioctl_iovec as Range};
 
-/// An honest client needs five: nothing, argument, commands, data, scatter-gather buffers.
-const MOST_ROUNDS: u32 = 8;
+/// What comes: nothing, argument, commands, data and offsets, scatter-gather buffers.
+const MOST_ROUNDS: usize = 5;
 /// `FUSE_IOCTL_MAX_IOV`, for both directions together.
 const MOST_RANGES: usize = 256;
 /// `FUSE_DEFAULT_MAX_PAGES_PER_REQ`: CUSE cannot negotiate more. For each direction.
@@ -23,19 +26,18 @@ const MOST_BYTES: u64 = 32 * 4096;
 /// As much of a read buffer as is offered: the argument must fit beside it.
 const MOST_READ: u64 = MOST_BYTES / 2;
 
-/// What the kernel was asked for, for one thread.
+/// What the kernel is asked for.
 #[derive(Debug, Default)]
-pub struct Rounds {
+pub struct Needs {
     input: Vec<Range>,
     output: Vec<Range>,
-    count: u32,
 }
 
 /// What to do with an ioctl that has come (again).
 #[derive(Debug)]
 pub enum Step {
     /// Ask for it once more, with this.
-    Again(Rounds),
+    Again(Needs),
     /// All is here.
     Ready {
         argument: Vec<u8>,
@@ -47,32 +49,51 @@ pub enum Step {
     },
 }
 
-impl Rounds {
+impl Needs {
     pub fn input(&self) -> &[Range] {
         &self.input
     }
     pub fn output(&self) -> &[Range] {
         &self.output
     }
+
+    fn is(&self, other: &Needs) -> bool {
+        same(&self.input, &other.input) && same(&self.output, &other.output)
+    }
 }
 
-/// One round: `bytes` is what the kernel has gathered from the ranges that `asked` names.
-/// EFAULT when that cannot be, or goes on for ever.
-pub fn step(cmd: u32, addr: u64, asked: Rounds, bytes: &[u8]) -> Result<Step, Errno> {
-    let memory = GatheredMemory::new(
-        asked.input.iter().map(|range| (range.base, range.len as usize)),
-        bytes,
-        asked.output.iter().map(|range| (range.base, range.len as usize)),
-    )
-    .ok_or(Errno::EFAULT)?;
-    let needs = needs(cmd, addr, &memory);
-    if same(&needs.input, &asked.input) && same(&needs.output, &asked.output) {
-        return Ok(ready(cmd, addr, memory, needs));
+/// One round: `bytes` is what the kernel has gathered, and `room` the number of bytes that it will
+/// take back, both by what it was asked for in the round before.
+/// EFAULT when that cannot be.
+pub fn step(cmd: u32, addr: u64, bytes: &[u8], room: usize) -> Result<Step, Errno> {
+    let mut asked = Needs::default();
+    for _ in 0..MOST_ROUNDS {
+        let gathered = bytes.get(..total(&asked.input)).ok_or(Errno::EFAULT)?;
+        let memory = GatheredMemory::new(
+            asked.input.iter().map(|range| (range.base, range.len as usize)),
+            gathered,
+            asked.output.iter().map(|range| (range.base, range.len as usize)),
+        )
+        .ok_or(Errno::EFAULT)?;
+        let needs = needs(cmd, addr, &memory);
+        let complete = needs.is(&asked);
+        if (gathered.len(), total(&asked.output)) == (bytes.len(), room) {
+            return Ok(match complete {
+                true => ready(cmd, addr, memory, needs),
+                false => Step::Again(needs),
+            });
+        }
+        if complete {
+            break;
+        }
+        asked = needs;
     }
-    if asked.count == MOST_ROUNDS {
-        return Err(Errno::EFAULT);
-    }
-    Ok(Step::Again(Rounds { count: asked.count + 1, ..needs }))
+    Err(Errno::EFAULT)
+}
+
+/// Bytes in all of the ranges.
+fn total(ranges: &[Range]) -> usize {
+    ranges.iter().map(|range| range.len as usize).sum()
 }
 
 fn same(a: &[Range], b: &[Range]) -> bool {
@@ -80,7 +101,7 @@ fn same(a: &[Range], b: &[Range]) -> bool {
     a.iter().map(key).eq(b.iter().map(key))
 }
 
-fn ready(cmd: u32, addr: u64, memory: GatheredMemory, needs: Rounds) -> Step {
+fn ready(cmd: u32, addr: u64, memory: GatheredMemory, needs: Needs) -> Step {
     let mut argument = vec![0; uapi::ioc_size(cmd)];
     if uapi::ioc_copies_in(cmd) && memory.read(addr, &mut argument).is_err() {
         argument.fill(0);
@@ -102,8 +123,8 @@ fn ready(cmd: u32, addr: u64, memory: GatheredMemory, needs: Rounds) -> Step {
 pub const READ_SIZE: std::ops::Range<usize> = 24..32;
 
 /// Everything that the ioctl will look at, as far as what was gathered tells.
-fn needs(cmd: u32, addr: u64, memory: &GatheredMemory) -> Rounds {
-    let mut needs = Rounds::default();
+fn needs(cmd: u32, addr: u64, memory: &GatheredMemory) -> Needs {
+    let mut needs = Needs::default();
     let size = uapi::ioc_size(cmd) as u64;
     if super::reads_argument(cmd) {
         push(&mut needs.input, 0, addr, size);
@@ -139,7 +160,7 @@ fn needs(cmd: u32, addr: u64, memory: &GatheredMemory) -> Rounds {
 
 /// Adds a range if the kernel's limits allow it; if they do not, the engine will find a fault there.
 fn push(ranges: &mut Vec<Range>, others: usize, base: u64, len: u64) -> bool {
-    let total: u64 = ranges.iter().map(|range| range.len).sum();
+    let total = total(ranges) as u64;
     if len == 0 {
         return true;
     }
@@ -153,14 +174,15 @@ fn push(ranges: &mut Vec<Range>, others: usize, base: u64, len: u64) -> bool {
     true
 }
 
-fn push_transactions(needs: &mut Rounds, mut commands: &[u8], memory: &GatheredMemory) {
+fn push_transactions(needs: &mut Needs, mut commands: &[u8], memory: &GatheredMemory) {
     let outputs = needs.output.len();
+    let mut messages = Vec::new();
     while let Some(command) = uapi::parse::<u32>(commands) {
-        let Some(payload) = commands[4..].get(..uapi::ioc_size(command)) else { return };
+        let Some(payload) = commands[4..].get(..uapi::ioc_size(command)) else { break };
         commands = &commands[4 + payload.len()..];
         // Past an unknown command nothing is carried out.
         if uapi::ioc_type(command) != b'c' {
-            return;
+            break;
         }
         let carries_data = matches!(
             command,
@@ -175,33 +197,34 @@ fn push_transactions(needs: &mut Rounds, mut commands: &[u8], memory: &GatheredM
         if push(&mut needs.input, outputs, data, data_size)
             && push(&mut needs.input, outputs, offsets, offsets_size)
         {
-            push_buffers(needs, memory, (data, data_size), (offsets, offsets_size));
+            messages.push(((data, data_size), (offsets, offsets_size)));
         }
+    }
+    // Not before all of it is here: the ranges of a round begin with those of the round before.
+    let all: Option<Vec<_>> = messages
+        .into_iter()
+        .map(|(data, offsets)| Some((gathered(memory, data)?, gathered(memory, offsets)?)))
+        .collect();
+    for (data, offsets) in all.unwrap_or_default() {
+        push_buffers(needs, &data, &offsets);
     }
 }
 
+/// What lies in a range that was asked for, if that has come.
+fn gathered(memory: &GatheredMemory, (base, len): (u64, u64)) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; len as usize];
+    memory.read(base, &mut bytes).ok().map(|()| bytes)
+}
+
 /// The scatter-gather buffers that the objects of a transaction point to.
-fn push_buffers(
-    needs: &mut Rounds,
-    memory: &GatheredMemory,
-    (data, data_size): (u64, u64),
-    (offsets, offsets_size): (u64, u64),
-) {
+fn push_buffers(needs: &mut Needs, data: &[u8], offsets: &[u8]) {
     let outputs = needs.output.len();
-    let mut list = vec![0; offsets_size as usize];
-    if memory.read(offsets, &mut list).is_err() {
-        return;
-    }
-    for offset in list.chunks_exact(8).filter_map(uapi::parse::<u64>) {
-        const SIZE: u64 = 40;
-        if offset.checked_add(SIZE).is_none_or(|end| end > data_size) {
+    for offset in offsets.chunks_exact(8).filter_map(uapi::parse::<u64>) {
+        let Some(object) = usize::try_from(offset).ok().and_then(|start| data.get(start..)) else {
             continue;
-        }
-        let mut object = [0; SIZE as usize];
-        if memory.read(data.wrapping_add(offset), &mut object).is_err() {
-            return;
-        }
-        if uapi::parse::<u32>(&object) == Some(uapi::BINDER_TYPE_PTR) {
+        };
+        const SIZE: usize = 40;
+        if object.len() >= SIZE && uapi::parse::<u32>(object) == Some(uapi::BINDER_TYPE_PTR) {
             let field = |at: usize| uapi::parse::<u64>(&object[at..]).unwrap_or(0);
             push(&mut needs.input, outputs, field(8), field(16));
         }
@@ -236,10 +259,10 @@ mod tests {
         }
 
         fn rounds(&self, cmd: u32, addr: u64) -> (u32, Result<Step, Errno>) {
-            let (mut asked, mut count) = (Rounds::default(), 0);
+            let (mut asked, mut count) = (Needs::default(), 0);
             loop {
                 let bytes = self.gather(&asked.input);
-                match step(cmd, addr, asked, &bytes) {
+                match step(cmd, addr, &bytes, total(&asked.output)) {
                     Ok(Step::Again(next)) => (asked, count) = (next, count + 1),
                     other => return (count, other),
                 }
@@ -313,44 +336,108 @@ mod tests {
         assert_eq!(memory.read(0x3000, &mut [0]), Err(Errno::EFAULT));
     }
 
+    /// Two transactions, one of whose data lies among the commands that are here before the
+    /// other's: what each round asks for still begins with what the round before has.
     #[test]
-    fn a_client_that_changes_its_mind_for_ever_gets_a_fault() {
-        let (mut asked, mut last) = (Rounds::default(), None);
-        for round in 0..20u64 {
-            let argument = bwr((0x2000, 8 + round * 8), (0, 0));
-            let bytes: Vec<u8> = asked
-                .input
-                .iter()
-                .flat_map(|range| match range.base {
-                    0x1000 => argument.clone(),
-                    _ => vec![0; range.len as usize],
-                })
-                .collect();
-            match step(uapi::BINDER_WRITE_READ, 0x1000, asked, &bytes) {
-                Ok(Step::Again(next)) => asked = next,
-                other => {
-                    last = Some(other);
-                    break;
-                }
-            }
+    fn each_round_asks_for_what_the_one_before_did_and_more() {
+        let pointer = |to: u64, len: u64| {
+            let mut object = uapi::BINDER_TYPE_PTR.to_ne_bytes().to_vec();
+            object.extend_from_slice(&[0; 4]);
+            object.extend_from_slice(&words(&[to, len, 0, 0]));
+            object
+        };
+        let mut commands = Vec::new();
+        // The second one's data and offsets stand behind both commands.
+        let (first, behind) = ((0x3000, 0x4000), 0x2000 + 2 * 76);
+        for (data, offsets) in [first, (behind, behind + 40)] {
+            commands.extend_from_slice(&uapi::BC_TRANSACTION_SG.to_ne_bytes());
+            commands.extend_from_slice(&words(&[0, 0, 0, 0, 40, 8, data, offsets, 64]));
         }
-        assert!(matches!(last, Some(Err(Errno::EFAULT))));
+        assert_eq!(commands.len(), 2 * 76);
+        commands.extend(pointer(0x6000, 5));
+        commands.extend(words(&[0]));
+        let space = Space(vec![
+            (0x1000, bwr((0x2000, commands.len() as u64), (0, 0))),
+            (0x2000, commands),
+            (0x3000, pointer(0x5000, 6)),
+            (0x4000, words(&[0])),
+            (0x5000, b"first!".to_vec()),
+            (0x6000, b"other".to_vec()),
+        ]);
+        let (mut asked, mut rounds) = (Needs::default(), 0);
+        let memory = loop {
+            let bytes = space.gather(&asked.input);
+            match step(uapi::BINDER_WRITE_READ, 0x1000, &bytes, total(&asked.output)) {
+                Ok(Step::Again(next)) => {
+                    assert!(same(&next.input[..asked.input.len()], &asked.input));
+                    assert!(same(&next.output[..asked.output.len()], &asked.output));
+                    (asked, rounds) = (next, rounds + 1);
+                }
+                Ok(Step::Ready { memory, .. }) => break memory,
+                Err(errno) => panic!("{errno} in round {rounds}"),
+            }
+        };
+        assert_eq!(rounds, 4);
+        for (at, expected) in [(0x5000, &b"first"[..]), (0x6000, b"other")] {
+            let mut bytes = [0; 5];
+            memory.read(at, &mut bytes).unwrap();
+            assert_eq!(bytes, expected);
+        }
+    }
+
+    /// Nothing stands between two rounds, so nothing is left of an ioctl that was given up there,
+    /// and another thread's, or a later one, is none the worse for it.
+    #[test]
+    fn a_client_that_changes_its_mind_gets_a_fault() {
+        let first = bwr((0x2000, 8), (0, 0));
+        let Ok(Step::Again(asked)) =
+            step(uapi::BINDER_WRITE_READ, 0x1000, &first, uapi::ioc_size(uapi::BINDER_WRITE_READ))
+        else {
+            panic!()
+        };
+        let more = [bwr((0x2000, 16), (0, 0)), vec![0; 8]].concat();
+        let result = step(uapi::BINDER_WRITE_READ, 0x1000, &more, total(&asked.output));
+        assert_eq!(result.err(), Some(Errno::EFAULT));
+        let same = [first, vec![0; 8]].concat();
+        let result = step(uapi::BINDER_WRITE_READ, 0x1000, &same, total(&asked.output));
+        assert!(matches!(result, Ok(Step::Ready { .. })));
     }
 
     #[test]
     fn fewer_bytes_than_were_asked_for_are_a_fault() {
-        let Ok(Step::Again(asked)) = step(uapi::BINDER_VERSION, 0x1000, Rounds::default(), &[])
-        else {
-            panic!()
-        };
-        assert!(step(uapi::BINDER_VERSION, 0x1000, asked, &[0; 3]).is_err());
+        let Ok(Step::Again(asked)) = step(uapi::BINDER_VERSION, 0x1000, &[], 0) else { panic!() };
+        for (bytes, room) in [(3, 4), (4, 3), (4, 0), (0, 4), (5, 4), (4, 5)] {
+            let result = step(uapi::BINDER_VERSION, 0x1000, &vec![0; bytes], room);
+            assert_eq!(result.err(), Some(Errno::EFAULT), "{bytes} {room}");
+        }
+        assert_eq!((total(&asked.input), total(&asked.output)), (4, 4));
     }
 
     proptest::proptest! {
         #[test]
         fn hostile_commands_are_walked_without_panic(commands: Vec<u8>, data: Vec<u8>) {
             let memory = GatheredMemory::new([(0, data.len())].into_iter(), &data, [].into_iter()).unwrap();
-            push_transactions(&mut Rounds::default(), &commands, &memory);
+            push_transactions(&mut Needs::default(), &commands, &memory);
+        }
+
+        /// Whatever comes, each answer is another question with more in it, or the end of them.
+        #[test]
+        fn hostile_rounds_end(mut answers: Vec<Vec<u8>>, argument: [u64; 6]) {
+            let mut asked = Needs::default();
+            let mut given = words(&argument);
+            for _ in 0..MOST_ROUNDS {
+                let room = total(&asked.output);
+                let mut bytes = given.clone();
+                bytes.resize(total(&asked.input), 7);
+                let Ok(Step::Again(next)) = step(uapi::BINDER_WRITE_READ, 0, &bytes, room) else {
+                    return Ok(());
+                };
+                let size = |needs: &Needs| (total(&needs.input), total(&needs.output));
+                proptest::prop_assert!(size(&next) > size(&asked));
+                given.extend(answers.pop().unwrap_or_default());
+                asked = next;
+            }
+            proptest::prop_assert!(false, "it goes on for ever");
         }
     }
 }

@@ -22,8 +22,9 @@
 use super::signals;
 use super::wire::{self, Header, Ioctl, Request};
 use crate::client_mem::ProcessMemory;
+use crate::lock_order::rank;
+use crate::sync::Mutex;
 use crate::{Errno, uapi};
-use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::io::IoSlice;
 use std::mem::size_of;
@@ -71,9 +72,9 @@ pub struct Session {
     fd: OwnedFd,
     /// For log lines: "fakebinder (FUSE)".
     name: String,
-    in_flight: Mutex<HashMap<u64, InFlight>>,
+    in_flight: Mutex<HashMap<u64, InFlight>, rank::InFlight>,
     /// Requests that an interrupt did not end at once, and their threads.
-    held_up: Mutex<Vec<(u64, i32)>>,
+    held_up: Mutex<Vec<(u64, i32)>, rank::HeldUp>,
     /// How many they are.
     held_up_count: AtomicUsize,
 }

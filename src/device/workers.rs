@@ -12,7 +12,8 @@
 //! for them ([`Session::answer_the_dying`]). In an idle pool all threads are asleep, it too.
 
 use super::session::{BUFFER_SIZE, Door, Session};
-use parking_lot::{Condvar, Mutex};
+use crate::lock_order::rank;
+use crate::sync::{Condvar, Mutex};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -48,7 +49,7 @@ struct Pool {
     session: Arc<Session>,
     door: Arc<dyn Door>,
     limits: Limits,
-    slots: Mutex<Vec<Arc<Slot>>>,
+    slots: Mutex<Vec<Arc<Slot>>, rank::Slots>,
     /// All worker threads.
     workers: AtomicUsize,
     /// Those that wait for a request, or are about to.
@@ -58,9 +59,9 @@ struct Pool {
     /// The supervisor sleeps until there is something to look at.
     asleep: AtomicBool,
     ended: AtomicBool,
-    supervisor: Mutex<bool>,
+    supervisor: Mutex<bool, rank::Supervisor>,
     wake: Condvar,
-    on_end: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    on_end: Mutex<Option<Box<dyn FnOnce() + Send>>, rank::SessionEnd>,
 }
 
 /// Serves `session` with threads of its own until it ends, then calls `on_end` once.
@@ -247,7 +248,7 @@ mod tests {
 
     /// Every STATFS is stuck until the gate opens; a GETATTR is answered at once.
     struct Stuck {
-        open: Mutex<bool>,
+        open: Mutex<bool, rank::Simulated>,
         opened: Condvar,
     }
 

@@ -11,6 +11,8 @@ use super::maps::{FileVma, Maps};
 use super::userfault::Userfault;
 use super::{Mm, NoVma, PAGE_SIZE, Page};
 use crate::client_mem::{ClientMemory, SharedSlice};
+use crate::lock_order::rank;
+use crate::sync::Mutex;
 use crate::{Errno, alloc::MAX_BUFFER_SIZE};
 use nix::fcntl::{self, FallocateFlags, FcntlArg, OFlag, SealFlag};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
@@ -18,10 +20,11 @@ use nix::sys::memfd::{self, MFdFlags};
 use nix::sys::mman::{self, MapFlags, ProtFlags};
 use nix::sys::stat::{self, Mode};
 use nix::sys::uio;
-use nix::unistd;
-use parking_lot::Mutex;
+use nix::unistd::{self, Whence};
 use std::ffi::{CString, c_void};
+use std::fs;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -80,12 +83,26 @@ pub struct ClientMm {
     base: NonNull<u8>,
     /// `None`: pages are added by writing to the file, and `page_table` makes that atomic.
     userfault: Option<&'static Userfault>,
-    page_table: Mutex<()>,
+    page_table: Mutex<(), rank::PageTable>,
     dev: u64,
     ino: u64,
     kind: MappingKind,
-    users: Mutex<Users>,
+    procmap_query: bool,
+    users: Mutex<Users, rank::MmUsers>,
     warned: AtomicBool,
+}
+
+/// What of newer kernels is used where it is there. Tests go without, to be on an older one.
+#[derive(Debug, Clone, Copy)]
+pub struct Features {
+    /// userfaultfd. Without, pages are added by writing to the buffer file.
+    pub userfault: bool,
+    /// PROCMAP_QUERY (Linux 6.11). Without, mappings are read as text.
+    pub procmap_query: bool,
+}
+
+impl Features {
+    pub const ALL: Features = Features { userfault: true, procmap_query: true };
 }
 
 /// Who uses the mm just now, and what they see of it.
@@ -106,9 +123,9 @@ const MAX_KEPT: usize = 256;
 
 impl Users {
     /// Opens the maps of the process unless they are.
-    fn open(&mut self, pid: i32) {
+    fn open(&mut self, open: impl FnOnce() -> Result<Maps, Errno>) {
         if matches!(self.maps, None | Some(Err(_))) {
-            self.maps = Some(Maps::open(pid).map(Arc::new));
+            self.maps = Some(open().map(Arc::new));
         }
     }
 
@@ -147,26 +164,18 @@ impl ClientMm {
         memfd: OwnedFd,
         kind: MappingKind,
     ) -> Result<Arc<ClientMm>, Errno> {
-        Self::with_userfault(pid, pidfd, memfd, kind, Userfault::get())
+        Self::with_features(pid, pidfd, memfd, kind, Features::ALL)
     }
 
-    /// As [`ClientMm::new`] where the kernel has no userfaultfd.
-    pub fn without_userfault(
+    /// As [`ClientMm::new`] on a kernel that has no more than these features.
+    pub fn with_features(
         pid: i32,
         pidfd: Arc<OwnedFd>,
         memfd: OwnedFd,
         kind: MappingKind,
+        features: Features,
     ) -> Result<Arc<ClientMm>, Errno> {
-        Self::with_userfault(pid, pidfd, memfd, kind, None)
-    }
-
-    fn with_userfault(
-        pid: i32,
-        pidfd: Arc<OwnedFd>,
-        memfd: OwnedFd,
-        kind: MappingKind,
-        userfault: Option<&'static Userfault>,
-    ) -> Result<Arc<ClientMm>, Errno> {
+        let userfault = if features.userfault { Userfault::get() } else { None };
         let (dev, ino) = match kind {
             MappingKind::FuseFile { dev, ino } => (dev, ino),
             MappingKind::Memfd => stat::fstat(&memfd).map(|stat| (stat.st_dev, stat.st_ino))?,
@@ -186,6 +195,7 @@ impl ClientMm {
             dev,
             ino,
             kind,
+            procmap_query: features.procmap_query,
             users: Mutex::default(),
             warned: AtomicBool::new(false),
         };
@@ -214,6 +224,13 @@ impl ClientMm {
         nix::poll::poll(&mut poll, PollTimeout::ZERO) == Ok(0)
     }
 
+    /// The mappings of the client as they are now. ESRCH: it has exited.
+    fn open_maps(&self) -> Result<Maps, Errno> {
+        let maps = Maps::open(self.pid, self.procmap_query)?;
+        // Only now is it certain that these were the mappings of the process we mean.
+        if self.alive() { Ok(maps) } else { Err(Errno::ESRCH) }
+    }
+
     fn is_ours(&self, vma: &FileVma) -> bool {
         vma.dev == self.dev && vma.ino == self.ino
     }
@@ -231,11 +248,7 @@ impl ClientMm {
     /// The mapping of the buffer's beginning that the client says it has at `address`: address and
     /// length in bytes. ESRCH: there is none. EPERM: it is writable.
     pub fn mapping_at(&self, address: u64) -> Result<(u64, usize), Errno> {
-        let maps = Maps::open(self.pid)?;
-        // Only now is it certain that these were the mappings of the process we mean.
-        if !self.alive() {
-            return Err(Errno::ESRCH);
-        }
+        let maps = self.open_maps()?;
         let vma = maps.next_file(address).map_err(|_| Errno::ESRCH)?;
         if vma.start != address || vma.offset != 0 || !self.is_ours(&vma) {
             return Err(Errno::ESRCH);
@@ -268,23 +281,27 @@ impl Mm for ClientMm {
     }
 
     fn find_mapping(&self) -> Result<(u64, usize), Errno> {
-        let maps = Maps::open(self.pid)?;
-        // Only now is it certain that these were the mappings of the process we mean.
-        if !self.alive() {
+        // Whoever was handed the buffer file says where it has mapped it.
+        if self.kind == MappingKind::Memfd {
             return Err(Errno::ESRCH);
         }
         let mut found = Err(Errno::ESRCH);
-        let mut address = 0;
-        while let Ok(vma) = maps.next_file(address) {
-            if self.is_ours(&vma) && vma.offset == 0 {
-                found = self.usable(&vma);
-                if found.is_ok() {
-                    break;
-                }
+        let searched = self.open_maps()?.find_file(|vma| {
+            if self.is_ours(vma) && vma.offset == 0 {
+                found = self.usable(vma);
             }
-            address = vma.end;
+            found.is_ok()
+        });
+        match searched {
+            Ok(_) | Err(Errno::ENOENT) => found,
+            Err(errno) => Err(errno),
         }
-        found
+    }
+
+    /// The first number of `/proc/PID/statm`.
+    fn total_vm(&self) -> Option<u64> {
+        let statm = fs::read_to_string(format!("/proc/{}/statm", self.pid)).ok()?;
+        statm.split_ascii_whitespace().next()?.parse().ok()
     }
 
     fn mapped(&self, _address: u64, _size: usize) {}
@@ -293,7 +310,7 @@ impl Mm for ClientMm {
         let mut users = self.users.lock();
         // As the kernel's: who has it in use already need not ask again.
         if users.count == 0 {
-            users.open(self.pid);
+            users.open(|| Maps::open(self.pid, self.procmap_query));
             // After the open: a process that lives now is the one whose mappings were opened.
             if !self.alive() {
                 users.idle();
@@ -312,24 +329,30 @@ impl Mm for ClientMm {
         }
     }
 
-    fn vma_lookup(&self, address: u64, index: usize) -> Result<(), NoVma> {
-        let vma = match self.maps().and_then(|maps| maps.next_file(address)) {
-            Ok(vma) => vma,
+    fn vma_lookup(&self, address: u64, index: usize) -> Result<Range<usize>, NoVma> {
+        let page = index..index + 1;
+        let looked = self.maps().and_then(|maps| Ok((maps.next_file(address)?, maps.is_text())));
+        let (vma, text) = match looked {
+            Ok(looked) => looked,
             Err(Errno::ENOENT) => return Err(NoVma::Closed),
             Err(Errno::EACCES | Errno::EPERM) if self.kind == MappingKind::Memfd => {
                 // The client has told us its address: nothing is left but to believe it.
                 self.warn_once("does not let us see its mappings");
-                return Ok(());
+                return Ok(page);
             }
             Err(_) => return Err(NoVma::Unknown),
         };
         let offset = (index * PAGE_SIZE) as u64;
         let here = vma.start <= address && vma.offset + (address - vma.start) == offset;
-        if self.is_ours(&vma) && here && self.usable(&vma).is_ok() {
-            Ok(())
-        } else {
-            Err(NoVma::Closed)
+        if !self.is_ours(&vma) || !here || self.usable(&vma).is_err() {
+            return Err(NoVma::Closed);
         }
+        if !text {
+            return Ok(page);
+        }
+        // A look that costs as much as the client has mappings is made for all pages at once.
+        let first = vma.offset as usize / PAGE_SIZE;
+        Ok(first..first + (vma.end - vma.start) as usize / PAGE_SIZE)
     }
 
     fn new_page(&self) -> Page {
@@ -349,18 +372,14 @@ impl Mm for ClientMm {
         if self.get_user_pages_remote(index) {
             return Err(Errno::EBUSY);
         }
-        // Not fallocate: mincore does not see its pages until they are touched.
+        // Not fallocate: its pages are holes to lseek until they are written to.
         uio::pwrite(&self.memfd, &[0], offset as i64).map(drop)
     }
 
+    /// Not mincore, which says whether a page is in memory: one that was swapped out is there, too.
     fn get_user_pages_remote(&self, index: usize) -> bool {
-        let Ok(address) = self.at(index * PAGE_SIZE, PAGE_SIZE) else {
-            return false;
-        };
-        let mut resident = 0u8;
-        // SAFETY: the page is within our mapping, and one byte is written per page asked for.
-        let result = unsafe { libc::mincore(address.cast(), PAGE_SIZE, &mut resident) };
-        result == 0 && resident & 1 == 1
+        let offset = (index * PAGE_SIZE) as i64;
+        unistd::lseek(&self.memfd, offset, Whence::SeekData) == Ok(offset)
     }
 
     fn zap_page(&self, index: usize) -> Result<Page, Errno> {
@@ -410,8 +429,13 @@ impl Mm for ClientMm {
 
 #[cfg(test)]
 mod tests {
+    use super::super::maps::tests::{Mapped, lines_read};
     use super::*;
+    use crate::alloc::{Alloc, Request};
+    use crate::shrinker::{Memory, MemoryConfig};
+    use std::io::{Read, Write};
     use std::os::fd::FromRawFd;
+    use std::process::{Command, Stdio};
 
     /// Whether we have our own maps open, of which only this test opens any for longer.
     fn maps_open() -> bool {
@@ -422,14 +446,136 @@ mod tests {
             .any(|path| path.ends_with(&ours))
     }
 
+    fn pidfd_of(pid: u32) -> Arc<OwnedFd> {
+        // SAFETY: takes no pointer; the descriptor is new and ours.
+        Arc::new(unsafe {
+            OwnedFd::from_raw_fd(libc::syscall(libc::SYS_pidfd_open, pid, 0) as i32)
+        })
+    }
+
+    /// A client on a kernel where looking for a mapping means reading the text.
+    struct ReadAsText {
+        mm: Arc<ClientMm>,
+        alloc: Arc<Alloc>,
+        file: OwnedFd,
+    }
+
+    impl ReadAsText {
+        fn new(pid: u32) -> ReadAsText {
+            let file = create_memfd("fakebinder-test").expect("a buffer file");
+            let stat = stat::fstat(&file.memfd).expect("a file");
+            let kind = MappingKind::FuseFile { dev: stat.st_dev, ino: stat.st_ino };
+            let mm = mm_of(pid, file.memfd, kind);
+            let alloc = Alloc::new(mm.clone(), &Memory::new(MemoryConfig::default()));
+            ReadAsText { mm, alloc, file: file.read_only }
+        }
+
+        fn allocate(&self, pages: usize) -> Result<u64, Errno> {
+            let request = Request {
+                data_size: (pages * PAGE_SIZE) as u64,
+                offsets_size: 0,
+                extra_buffers_size: 0,
+                is_async: false,
+                pid: 1,
+            };
+            self.alloc.alloc_new_buf(&request).map(|buffer| buffer.user_data)
+        }
+    }
+
+    fn mm_of(pid: u32, memfd: OwnedFd, kind: MappingKind) -> Arc<ClientMm> {
+        let features = Features { procmap_query: false, ..Features::ALL };
+        ClientMm::with_features(pid as i32, pidfd_of(pid), memfd, kind, features).expect("an mm")
+    }
+
+    /// Our own process as such a client: it has mapped 1 MiB, and `others` files besides.
+    struct Ourselves {
+        client: ReadAsText,
+        address: u64,
+        _others: Mapped,
+    }
+
+    const MAPPED: usize = 1 << 20;
+
+    impl Ourselves {
+        fn new(others: usize) -> Ourselves {
+            let others = Mapped::new(others);
+            let client = ReadAsText::new(std::process::id());
+            let size = NonZeroUsize::new(MAPPED).expect("1 MiB");
+            let (protection, flags) = (ProtFlags::PROT_READ, MapFlags::MAP_SHARED);
+            // SAFETY: at a place of the kernel's choice.
+            let start = unsafe { mman::mmap(None, size, protection, flags, &client.file, 0) };
+            let address = start.expect("a mapping").as_ptr() as u64;
+            Ourselves { client, address, _others: others }
+        }
+    }
+
+    impl Drop for Ourselves {
+        fn drop(&mut self) {
+            // SAFETY: mapped by `new`, and nobody has a reference into it.
+            unsafe { libc::munmap(self.address as *mut c_void, MAPPED) };
+        }
+    }
+
+    /// The search reads the text once, and so does each buffer whose pages have to be installed:
+    /// not each page, and not each mapping.
+    #[test]
+    fn a_buffer_costs_one_reading_of_the_mappings_however_many_pages_it_has() {
+        for others in [500, 2000] {
+            let ours = Ourselves::new(others);
+            let (client, address) = (&ours.client, ours.address);
+            // Other tests map something meanwhile; our buffer is listed before or after the others.
+            let most = others + 1000;
+            let (found, lines) = lines_read(|| client.mm.find_mapping());
+            assert_eq!(found, Ok((address, MAPPED)));
+            assert!(lines < most, "{lines} lines for a search, {others} mappings");
+            let (first, lines) = lines_read(|| client.allocate(100));
+            assert_eq!(first, Ok(address));
+            assert!((1..2 * most).contains(&lines), "{lines} lines, {others} mappings");
+            let (second, lines) = lines_read(|| client.allocate(100));
+            assert!(second.is_ok());
+            assert!((1..most).contains(&lines), "{lines} lines, {others} mappings");
+            // Its pages are there: nothing is looked for.
+            client.alloc.free_buf(&client.alloc.allocated_buffers()[0]);
+            assert_eq!(lines_read(|| client.allocate(100)), (Ok(address), 0));
+        }
+    }
+
+    /// A client that has not mapped its buffer, and that others call all the time.
+    #[test]
+    fn a_client_that_was_searched_in_vain_is_not_searched_again_until_it_calls() {
+        let mut child =
+            Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("cat");
+        // Once it copies, it maps nothing more.
+        let (input, output) = (child.stdin.as_mut(), child.stdout.as_mut());
+        input.expect("a pipe").write_all(&[7]).expect("it reads");
+        output.expect("a pipe").read_exact(&mut [0]).expect("it writes");
+        let client = ReadAsText::new(child.id());
+        let (failed, lines) = lines_read(|| client.allocate(1));
+        assert_eq!(failed, Err(Errno::ESRCH));
+        assert!(lines > 0);
+        for _ in 0..10 {
+            assert_eq!(lines_read(|| client.allocate(1)), (Err(Errno::ESRCH), 0));
+        }
+        client.alloc.owner_calls();
+        assert_eq!(lines_read(|| client.allocate(1)), (Err(Errno::ESRCH), lines));
+        assert_eq!(lines_read(|| client.allocate(1)), (Err(Errno::ESRCH), 0));
+        child.kill().expect("it runs");
+        child.wait().expect("it has ended");
+    }
+
+    /// It says itself where it maps what it was handed.
+    #[test]
+    fn a_client_that_was_handed_its_file_is_not_searched_at_all() {
+        let file = create_memfd("fakebinder-test").expect("a buffer file");
+        let mm = mm_of(std::process::id(), file.memfd, MappingKind::Memfd);
+        assert_eq!(lines_read(|| mm.find_mapping()), (Err(Errno::ESRCH), 0));
+    }
+
     /// Our own process is the client here.
     #[test]
     fn a_client_too_many_has_its_maps_open_only_while_they_are_used() {
         let pid = std::process::id() as i32;
-        // SAFETY: takes no pointer; the descriptor is new and ours.
-        let pidfd =
-            unsafe { OwnedFd::from_raw_fd(libc::syscall(libc::SYS_pidfd_open, pid, 0) as i32) };
-        let pidfd = Arc::new(pidfd);
+        let pidfd = pidfd_of(std::process::id());
         let new = || {
             let file = create_memfd("fakebinder-test").expect("a buffer file");
             ClientMm::new(pid, pidfd.clone(), file.memfd, MappingKind::Memfd).expect("an mm")

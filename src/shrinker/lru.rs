@@ -1,6 +1,7 @@
 //! `list_lru`: the pages that no buffer uses, in the order they fell out of use.
 
-use crate::sync::{Mutex, MutexGuard};
+use crate::lock_order::rank;
+use crate::sync::modelled::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
@@ -42,7 +43,7 @@ struct Items {
 }
 
 #[derive(Debug)]
-pub(super) struct ListLru(Mutex<Items>);
+pub(super) struct ListLru(Mutex<Items, rank::Lru>);
 
 impl Default for ListLru {
     fn default() -> Self {

@@ -9,7 +9,10 @@
 
 pub mod forked;
 pub mod never_read;
+mod skip;
 pub mod unfilled;
+
+pub use skip::skip;
 
 use fakebinder_client::{Call, Command as Write, Device, Object, Parcel, Reply, Thread, uapi};
 use std::ffi::OsStr;
@@ -25,14 +28,6 @@ use std::time::{Duration, Instant};
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 const DAEMON: &str = env!("CARGO_BIN_EXE_fakebinderd");
-
-/// Says, past the capture of test output, why a test did not run.
-pub fn skip(reason: &str) {
-    let test = std::thread::current();
-    let name = test.name().unwrap_or("test");
-    let _ = writeln!(std::io::stderr(), "SKIPPED: {name}: {reason}");
-    assert!(std::env::var_os("FAKEBINDER_NO_SKIP").is_none_or(|v| v != "1"), "SKIPPED: {reason}");
-}
 
 /// A door of the daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -205,6 +200,8 @@ impl Daemon {
             assert!(left.is_empty(), "fakebinderd left {left:?} behind:\n{log}");
             let status = self.exited();
             assert!(status.is_some_and(|s| s.success()), "fakebinderd ended: {status:?}:\n{log}");
+            // A thread of its own that panics takes only its request with it.
+            assert!(!log.contains("panicked at"), "fakebinderd panicked:\n{log}");
         } else {
             let _ = writeln!(std::io::stderr(), "the daemon's log:\n{log}");
         }

@@ -3,10 +3,13 @@
 //! The process is the running program again, told by [`CLIENT`] to call [`client_main`].
 #![allow(dead_code, reason = "no test uses all of it")]
 
+#[path = "../common/skip.rs"]
+pub mod skip;
+
 use fakebinder::Errno;
 use fakebinder::alloc::{Alloc, Buffer, Request};
 use fakebinder::client_mem::{ClientMemory, SharedSlice};
-use fakebinder::mm_shim::{ClientMm, MappingKind, create_memfd};
+use fakebinder::mm_shim::{ClientMm, Features, MappingKind, create_memfd};
 use fakebinder::shrinker::Memory;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -17,6 +20,14 @@ use std::sync::Arc;
 
 /// Set in the environment of a client process.
 pub const CLIENT: &str = "FAKEBINDER_TEST_CLIENT";
+
+/// What kernels have and have not.
+pub const KERNELS: [Features; 4] = [
+    Features { userfault: true, procmap_query: true },
+    Features { userfault: true, procmap_query: false },
+    Features { userfault: false, procmap_query: true },
+    Features { userfault: false, procmap_query: false },
+];
 
 const SOCKET: i32 = 3;
 const FILE: i32 = 4;
@@ -105,17 +116,17 @@ impl Client {
     /// A client with `size` bytes mapped, whose allocator knows it. `arguments` make the running
     /// program call [`client_main`].
     pub fn start(arguments: &[&str], size: usize, memory: &Arc<Memory>) -> Client {
-        let client = Self::start_unknown(arguments, size, memory, true);
+        let client = Self::start_unknown(arguments, size, memory, Features::ALL);
         client.alloc.mmap_handler(client.address, client.size).expect("the first mapping");
         client
     }
 
-    /// A client that has mapped its buffer and told nobody.
+    /// A client that has mapped its buffer and told nobody, on a kernel that has these features.
     pub fn start_unknown(
         arguments: &[&str],
         size: usize,
         memory: &Arc<Memory>,
-        userfault: bool,
+        features: Features,
     ) -> Client {
         let file = create_memfd("fakebinder-test").expect("a buffer file");
         let (ours, theirs) = UnixStream::pair().expect("a socket pair");
@@ -148,8 +159,11 @@ impl Client {
         let pidfd =
             unsafe { OwnedFd::from_raw_fd(libc::syscall(libc::SYS_pidfd_open, pid, 0) as i32) };
         let memfd = file.memfd.try_clone().expect("another descriptor");
-        let make = if userfault { ClientMm::new } else { ClientMm::without_userfault };
-        let mm = make(pid, Arc::new(pidfd), file.memfd, MappingKind::Memfd).expect("an mm");
+        // As a file of the FUSE door is known, which its client maps without a word.
+        let stat = nix::sys::stat::fstat(&memfd).expect("a file");
+        let kind = MappingKind::FuseFile { dev: stat.st_dev, ino: stat.st_ino };
+        let mm = ClientMm::with_features(pid, Arc::new(pidfd), file.memfd, kind, features)
+            .expect("an mm");
         let alloc = Alloc::new(mm.clone(), memory);
         let mut client = Client { child, socket: ours, address: 0, size, memfd, mm, alloc };
         client.address = client.answer();
