@@ -13,7 +13,7 @@ use std::process::Command;
 
 const I686: &str = "i686-unknown-linux-gnu";
 
-/// raw_ping.c, which calls or serves; gone when dropped.
+/// raw_ping.c, which calls or serves.
 struct RawPing {
     program: PathBuf,
     what: &'static str,
@@ -25,12 +25,19 @@ const RAW: [&str; 5] =
 const DYNAMIC: [&str; 1] = ["-DLIBC"];
 
 impl RawPing {
+    /// Built once and kept: the test VM, where compiling takes long, has what was built outside.
     fn build(what: &'static str, flags: &[&str]) -> RawPing {
-        let program = std::env::temp_dir().join(unique_name() + "-raw-ping");
+        let name = format!("raw-ping{}", flags.concat());
+        let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        if std::env::var_os("FAKEBINDER_BUILT").is_some() && program.exists() {
+            return RawPing { program, what };
+        }
+        let fresh = program.with_file_name(unique_name());
         let mut gcc = Command::new("gcc");
-        gcc.args(["-O2", "-Wall", "-Werror"]).args(flags).arg("-o").arg(&program);
+        gcc.args(["-O2", "-Wall", "-Werror"]).args(flags).arg("-o").arg(&fresh);
         gcc.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/raw_ping.c"));
         assert!(gcc.status().unwrap().success(), "raw_ping.c builds with {flags:?}");
+        std::fs::rename(fresh, &program).unwrap();
         RawPing { program, what }
     }
 
@@ -47,12 +54,6 @@ impl RawPing {
     fn ping(&self, device: &Path, preload: Option<&Path>) -> Option<i32> {
         let mut command = self.command(device, preload);
         in_time("raw_ping", move || command.status().unwrap()).code()
-    }
-}
-
-impl Drop for RawPing {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.program);
     }
 }
 
