@@ -134,7 +134,7 @@ fn the_script_looks_where_llvm_config_and_the_loader_would() {
 
 /// Installs nothing, whatever is missing.
 fn install_deps(scratch: &Scratch) -> Command {
-    for name in ["apt-get", "sudo"] {
+    for name in ["apt-get", "sudo", "rustup"] {
         scratch.program(name, "echo \"$0 $*\" >&2; exit 1");
     }
     let mut command = Command::new(Path::new(PROJECT).join("scripts/install-deps"));
@@ -182,6 +182,26 @@ fn the_oldest_rust_that_will_do_is_written_in_one_place() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("no default") && said.contains(&needed), "{said}");
     assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn what_only_tests_take_is_no_condition_for_building() {
+    let scratch = Scratch::new();
+    // No 32-bit C library, and apt-get brings nothing.
+    let gcc = "for word; do [ \"$word\" != -m32 ] || exit 1; done\ncat >/dev/null";
+    scratch.program("gcc", gcc);
+    let output = install_deps(&scratch).arg("test").output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    if cfg!(target_arch = "x86_64") {
+        assert!(said.contains("installing: gcc-multilib"), "{said}");
+        assert!(said.contains("gcc-multilib cannot be installed: tests that need it"), "{said}");
+    }
+    // What building takes is one.
+    scratch.program("gcc", "exit 1");
+    let output = install_deps(&scratch).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && said.contains("libc6-dev linux-libc-dev"), "{said}");
 }
 
 #[test]
