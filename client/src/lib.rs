@@ -45,6 +45,8 @@ pub use nix::errno::Errno;
 mod attach;
 mod call;
 mod command;
+// It makes system calls with all of their 64-bit arguments; the library serves 32-bit programs too.
+#[cfg(target_pointer_width = "64")]
 pub mod conformance;
 mod device;
 mod error;

@@ -64,7 +64,7 @@ pub fn create_memfd(name: &str) -> Result<BufferFile, Errno> {
         Err(Errno::EINVAL) => memfd::memfd_create(name.as_c_str(), flags)?,
         other => other?,
     };
-    unistd::ftruncate(&memfd, MAX_BUFFER_SIZE as i64)?;
+    unistd::ftruncate(&memfd, MAX_BUFFER_SIZE as libc::off_t)?;
     let path = format!("/proc/self/fd/{}", memfd.as_raw_fd());
     let read_only = fcntl::open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
     stat::fchmod(&memfd, Mode::empty())?;
@@ -178,7 +178,10 @@ impl ClientMm {
         let userfault = if features.userfault { Userfault::get() } else { None };
         let (dev, ino) = match kind {
             MappingKind::FuseFile { dev, ino } => (dev, ino),
-            MappingKind::Memfd => stat::fstat(&memfd).map(|stat| (stat.st_dev, stat.st_ino))?,
+            #[allow(clippy::unnecessary_cast, reason = "in a 32-bit process they are narrower")]
+            MappingKind::Memfd => {
+                stat::fstat(&memfd).map(|stat| (stat.st_dev as u64, stat.st_ino as u64))?
+            }
         };
         let size = NonZeroUsize::new(MAX_BUFFER_SIZE).expect("4 MiB");
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
@@ -215,7 +218,7 @@ impl ClientMm {
 
     fn punch(&self, offset: usize, len: usize) -> Result<(), Errno> {
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        fcntl::fallocate(&self.memfd, flags, offset as i64, len as i64)
+        fcntl::fallocate(&self.memfd, flags, offset as libc::off_t, len as libc::off_t)
     }
 
     /// Whether the process has not exited, by its pidfd.
@@ -373,12 +376,12 @@ impl Mm for ClientMm {
             return Err(Errno::EBUSY);
         }
         // Not fallocate: its pages are holes to lseek until they are written to.
-        uio::pwrite(&self.memfd, &[0], offset as i64).map(drop)
+        uio::pwrite(&self.memfd, &[0], offset as libc::off_t).map(drop)
     }
 
     /// Not mincore, which says whether a page is in memory: one that was swapped out is there, too.
     fn get_user_pages_remote(&self, index: usize) -> bool {
-        let offset = (index * PAGE_SIZE) as i64;
+        let offset = (index * PAGE_SIZE) as libc::off_t;
         unistd::lseek(&self.memfd, offset, Whence::SeekData) == Ok(offset)
     }
 
