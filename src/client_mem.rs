@@ -79,15 +79,31 @@ pub trait ClientMemory: Send + Sync {
 ///
 /// It is named by the thread that waits in the ioctl, not by its process: the first thread of a
 /// process may have exited before the others, and a forked child may use its parent's open file.
-/// Valid while that thread waits: its number cannot mean another process meanwhile.
-#[derive(Debug, Clone, Copy)]
+/// Valid while that thread waits: its number cannot mean another process meanwhile. Where the
+/// ioctl was answered although a copy had not come back, [`ProcessMemory::give_up`] says so, and
+/// every further copy fails with ESRCH.
+#[derive(Debug)]
 pub struct ProcessMemory {
     tid: Pid,
+    given_up: AtomicBool,
 }
 
 impl ProcessMemory {
     pub fn new(tid: i32) -> ProcessMemory {
-        ProcessMemory { tid: Pid::from_raw(tid) }
+        ProcessMemory { tid: Pid::from_raw(tid), given_up: AtomicBool::new(false) }
+    }
+
+    /// The thread does not wait any more: its number may soon be another's.
+    pub fn give_up(&self) {
+        self.given_up.store(true, Ordering::SeqCst);
+    }
+
+    fn before_copy(&self) -> Result<(), Errno> {
+        assert_nothing_held();
+        match self.given_up.load(Ordering::SeqCst) {
+            true => Err(Errno::ESRCH),
+            false => Ok(()),
+        }
     }
 
     fn whole(copied: Result<usize, Errno>, wanted: usize) -> Result<(), Errno> {
@@ -115,7 +131,7 @@ const MOST_RANGES: usize = 1024;
 
 impl ClientMemory for ProcessMemory {
     fn read(&self, addr: u64, dst: &mut [u8]) -> Result<(), Errno> {
-        assert_nothing_held();
+        self.before_copy()?;
         if dst.is_empty() {
             return Ok(());
         }
@@ -125,7 +141,7 @@ impl ClientMemory for ProcessMemory {
     }
 
     fn read_vectored(&self, parts: &mut [(u64, &mut [u8])]) -> Result<(), Errno> {
-        assert_nothing_held();
+        self.before_copy()?;
         for parts in parts.chunks_mut(MOST_RANGES) {
             let remote: Vec<RemoteIoVec> = parts
                 .iter()
@@ -142,7 +158,7 @@ impl ClientMemory for ProcessMemory {
     }
 
     fn read_shared(&self, addr: u64, dst: SharedSlice<'_>) -> Result<(), Errno> {
-        assert_nothing_held();
+        self.before_copy()?;
         if dst.is_empty() {
             return Ok(());
         }
@@ -156,7 +172,7 @@ impl ClientMemory for ProcessMemory {
     }
 
     fn write(&self, addr: u64, src: &[u8]) -> Result<(), Errno> {
-        assert_nothing_held();
+        self.before_copy()?;
         if src.is_empty() {
             return Ok(());
         }

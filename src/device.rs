@@ -8,6 +8,7 @@
 //! engine keeps, and whoever completes it writes the reply.
 
 pub mod attach;
+pub mod carriers;
 pub mod claim;
 pub mod client;
 mod control;
@@ -17,6 +18,7 @@ pub mod fuse;
 pub mod reply;
 pub mod retry;
 pub mod session;
+pub mod signals;
 pub mod timers;
 pub mod tree;
 pub mod wire;
@@ -28,8 +30,9 @@ use self::retry::Step;
 use self::session::Responder;
 use self::wire::{Header, Ioctl, Request};
 use crate::alloc::Alloc;
-use crate::binder::{self, Binder, Call, Context, Process, Reply};
-use crate::client_mem::{ClientMemory, ProcessMemory};
+use crate::binder::copies::{Place, Subject, Turn};
+use crate::binder::{self, Binder, Call, Context, Limits, Process, Reply};
+use crate::client_mem::ClientMemory;
 use crate::lock_order::rank;
 use crate::mm_shim::{BufferFile, ClientMm, MappingKind};
 use crate::shrinker::Memory;
@@ -62,7 +65,10 @@ pub struct Hub {
 impl Hub {
     pub fn new(memory: Arc<Memory>) -> std::io::Result<Arc<Hub>> {
         let timers = Arc::new(timers::Timers::start()?);
-        Ok(Arc::new(Hub { binder: Binder::new(timers), clients: Arc::default(), memory }))
+        let carriers = carriers::Carriers::new();
+        let binder = Binder::with_carriers(timers, carriers.clone(), Limits::default());
+        carriers.attend(&binder)?;
+        Ok(Arc::new(Hub { binder, clients: Clients::new(carriers), memory }))
     }
 
     /// The driver behind all devices.
@@ -135,8 +141,11 @@ impl Device {
             );
             return Err(Errno::EPERM);
         }
-        let client =
-            self.hub.clients.of_thread(header.tid).inspect_err(|error| self.refused(*error))?;
+        let client = self
+            .hub
+            .clients
+            .of_thread(header.tid, header.uid)
+            .inspect_err(|error| self.refused(*error))?;
         let mm = ClientMm::new(client.pid, client.pidfd.clone(), buffer.memfd, mapping)
             .inspect_err(|error| self.refused(*error))?;
         let alloc = Alloc::new(mm.clone(), &self.hub.memory);
@@ -168,16 +177,68 @@ fn reads_argument(cmd: u32) -> bool {
 }
 
 impl Open {
-    /// `binder_ioctl`: makes the argument and the caller's memory look the same whichever way they came.
-    pub fn ioctl(&self, header: &Header, ioctl: &Ioctl<'_>, responder: Responder) {
-        let size = uapi::ioc_size(ioctl.cmd);
-        if !matches!(uapi::ioc_type(ioctl.cmd), b'b' | b'F') {
-            return responder.ioctl(-(Errno::EINVAL as i32), &[]);
+    /// `binder_ioctl`: served at once where the client has a place for another copy, else when it
+    /// has one again.
+    fn request_ioctl(self: &Arc<Self>, header: &Header, ioctl: &Ioctl<'_>, responder: Responder) {
+        // On the FUSE door nothing else touches the caller's memory.
+        let copies = ioctl.unrestricted || ioctl.cmd == uapi::BINDER_WRITE_READ;
+        let place = self.process.copies().enter();
+        if place.is_some() || !copies {
+            return self.ioctl(header, ioctl, responder, place);
         }
-        let memory = ProcessMemory::new(header.tid);
+        let subject = Subject::Ioctl(header.tid);
+        let (open, header, input) = (self.clone(), *header, ioctl.input.to_vec());
+        let ioctl = Ioctl { input: &[], ..*ioctl };
+        let interrupted = responder.interrupted_later();
+        self.process.copies().wait(subject, move |turn| match turn {
+            Turn::Begin(place) => {
+                open.ioctl(&header, &Ioctl { input: &input, ..ioctl }, responder, Some(place));
+            }
+            // A signal, before anything was done.
+            Turn::GivenUp => responder.ioctl(-reply::ERESTARTSYS, &[]),
+        });
+        // One that came before there was something to give up.
+        if interrupted() {
+            self.process.copies().give_up(subject);
+        }
+    }
+
+    /// Makes the argument and the caller's memory look the same whichever way they came. The place
+    /// is given back when the caller has its answer or is parked, and what is due to others is
+    /// done after that.
+    fn ioctl(
+        &self,
+        header: &Header,
+        ioctl: &Ioctl<'_>,
+        responder: Responder,
+        place: Option<Place>,
+    ) {
+        let due = self.serve(header, ioctl, responder);
+        drop(place);
+        drop(due);
+    }
+
+    fn serve(
+        &self,
+        header: &Header,
+        ioctl: &Ioctl<'_>,
+        responder: Responder,
+    ) -> Option<binder::Due<'_>> {
+        let size = uapi::ioc_size(ioctl.cmd);
+        let Some(memory) = responder.memory() else {
+            responder.error(Errno::EIO);
+            return None;
+        };
+        if !matches!(uapi::ioc_type(ioctl.cmd), b'b' | b'F') {
+            responder.ioctl(-(Errno::EINVAL as i32), &[]);
+            return None;
+        }
         if !ioctl.unrestricted {
             let argument = match uapi::ioc_copies_in(ioctl.cmd) {
-                true if ioctl.input.len() != size => return responder.error(Errno::EINVAL),
+                true if ioctl.input.len() != size => {
+                    responder.error(Errno::EINVAL);
+                    return None;
+                }
                 true => ioctl.input.to_vec(),
                 false => vec![0; size],
             };
@@ -185,7 +246,7 @@ impl Open {
                 true => CopyOut::Message { size: ioctl.out_size },
                 false => CopyOut::Nothing,
             };
-            return self.call(header, ioctl.cmd, argument, Arc::new(memory), responder, out);
+            return self.call(header, ioctl.cmd, argument, memory, responder, out);
         }
         if self.gathered.load(Ordering::Relaxed) {
             return self.gather(header, ioctl, responder);
@@ -202,26 +263,44 @@ impl Open {
                     self.gathered.store(true, Ordering::Relaxed);
                     return self.gather(header, ioctl, responder);
                 }
-                Err(_) => return responder.ioctl(-(bad_argument(ioctl.cmd) as i32), &[]),
+                Err(_) => {
+                    responder.ioctl(-(bad_argument(ioctl.cmd) as i32), &[]);
+                    return None;
+                }
             }
         }
         let out = match uapi::ioc_copies_out(ioctl.cmd) {
-            true => CopyOut::Memory { memory, addr: ioctl.arg, fault: bad_argument(ioctl.cmd) },
+            true => CopyOut::Memory {
+                memory: memory.clone(),
+                addr: ioctl.arg,
+                fault: bad_argument(ioctl.cmd),
+            },
             false => CopyOut::Nothing,
         };
-        self.call(header, ioctl.cmd, argument, Arc::new(memory), responder, out);
+        self.call(header, ioctl.cmd, argument, memory, responder, out)
     }
 
     /// One round of an ioctl that the kernel gathers for us (see [`retry`]).
-    fn gather(&self, header: &Header, ioctl: &Ioctl<'_>, responder: Responder) {
+    fn gather(
+        &self,
+        header: &Header,
+        ioctl: &Ioctl<'_>,
+        responder: Responder,
+    ) -> Option<binder::Due<'_>> {
         match retry::step(ioctl.cmd, ioctl.arg, ioctl.input, ioctl.out_size) {
-            Ok(Step::Again(needs)) => responder.ioctl_again(needs.input(), needs.output()),
+            Ok(Step::Again(needs)) => {
+                responder.ioctl_again(needs.input(), needs.output());
+                None
+            }
             Ok(Step::Ready { argument, memory, output, read_size }) => {
                 let memory = Arc::new(memory);
                 let out = CopyOut::Gathered { memory: memory.clone(), output, read_size };
-                self.call(header, ioctl.cmd, argument, memory, responder, out);
+                self.call(header, ioctl.cmd, argument, memory, responder, out)
             }
-            Err(error) => responder.ioctl(-(error as i32), &[]),
+            Err(error) => {
+                responder.ioctl(-(error as i32), &[]);
+                None
+            }
         }
     }
 
@@ -233,14 +312,15 @@ impl Open {
         memory: Arc<dyn ClientMemory>,
         responder: Responder,
         out: CopyOut,
-    ) {
+    ) -> Option<binder::Due<'_>> {
         let reply = Box::new(IoctlReply::new(responder, out));
         if uapi::ioc_type(cmd) == b'F' {
             let mut argument = argument;
             let result = self.private_ioctl(header, cmd, &mut argument).map(|()| 0);
-            return reply.send(result, &argument);
+            reply.send(result, &argument);
+            return None;
         }
-        self.process.ioctl(Call {
+        Some(self.process.ioctl(Call {
             tid: header.tid,
             euid: header.uid,
             nonblock: self.nonblock,
@@ -248,11 +328,7 @@ impl Open {
             arg: argument,
             memory,
             reply,
-        });
-    }
-
-    fn release(&self) {
-        self.process.release();
+        }))
     }
 }
 
@@ -285,40 +361,40 @@ impl Opens {
         self.by_handle.read().get(&handle).cloned()
     }
 
-    /// The last reference to the file is gone (or the kernel never came to know it).
-    pub fn release(&self, handle: u64) {
-        let open = self.by_handle.write().remove(&handle);
-        if let Some(open) = open {
-            open.release();
-        }
+    /// The last reference to the file is gone (or the kernel never came to know it): it is not
+    /// found any more. `binder_release` is the caller's, who first answers.
+    pub fn remove(&self, handle: u64) -> Option<Arc<Open>> {
+        self.by_handle.write().remove(&handle)
     }
 
     /// The session has ended, and with it every file.
     pub fn release_all(&self) {
         let all = std::mem::take(&mut *self.by_handle.write());
         for open in all.into_values() {
-            open.release();
+            open.process.release();
         }
     }
 
     pub fn interrupt(&self, handle: u64, tid: i32) {
-        if let Some(open) = self.get(handle) {
+        if let Some(open) = self.get(handle)
+            && !open.process.copies().give_up(Subject::Ioctl(tid))
+        {
             open.process.interrupt(tid);
         }
     }
 
-    /// Answers what is about an open file; gives back what is not. `release` is the door's, which
-    /// calls [`Opens::release`].
+    /// Answers what is about an open file; gives back what is not. `remove` is the door's, which
+    /// calls [`Opens::remove`].
     pub fn request(
         &self,
         header: &Header,
         request: &Request<'_>,
         responder: Responder,
-        release: impl FnOnce(u64),
+        remove: impl FnOnce(u64) -> Option<Arc<Open>>,
     ) -> Option<Responder> {
         match *request {
             Request::Ioctl(ref ioctl) => match self.get(ioctl.fh) {
-                Some(open) => open.ioctl(header, ioctl, responder),
+                Some(open) => open.request_ioctl(header, ioctl, responder),
                 None => responder.error(Errno::EBADF),
             },
             Request::Poll { fh, handle, notify, events } => match self.get(fh) {
@@ -328,24 +404,28 @@ impl Opens {
                         Box::new(PollWaiter { session, handle }) as Box<dyn binder::Poller>
                     });
                     // `binder_poll` says POLLERR when it has no memory for the thread.
-                    let revents = match open.process.poll(header.tid, waiter) {
+                    let (ready, due) = open.process.poll(header.tid, waiter);
+                    let revents = match ready {
                         Ok(true) => libc::POLLIN as u32 & events,
                         Ok(false) => 0,
                         Err(_) => libc::POLLERR as u32,
                     };
                     responder.value(&uapi::fuse_poll_out { revents, padding: 0 });
+                    drop(due);
                 }
                 None => responder.error(Errno::EBADF),
             },
             Request::Flush { fh } => {
-                if let Some(open) = self.get(fh) {
-                    open.process.flush();
-                }
+                let open = self.get(fh);
+                let due = open.as_ref().map(|open| open.process.flush());
                 responder.done();
+                drop(due);
             }
             Request::Release { fh } => {
-                release(fh);
+                let open = remove(fh);
+                let due = open.as_ref().map(|open| open.process.release());
                 responder.done();
+                drop(due);
             }
             // The driver has neither.
             Request::Read { .. } | Request::Write => responder.error(Errno::EINVAL),

@@ -83,6 +83,22 @@ ranks! {
     Channel,
     /// The clients of a daemon, by pid.
     Clients,
+    /// What the clients of a user may have in copies.
+    Allowances,
+    /// The copies of a client.
+    Copies,
+    /// Clients that wait for others to give copies back.
+    Starved,
+    /// What carriers are to do.
+    Carriers,
+    /// What wakes the watcher of the outbox.
+    Watcher,
+    /// What is to be done in the world, and may have to wait for a client.
+    Outbox,
+    /// The workers of a session, and since when each is busy.
+    Slots,
+    /// Requests that an interrupt has not ended.
+    HeldUp,
     /// What wakes the supervisor of a session's workers.
     Supervisor,
     /// What is to happen when a session ends.
@@ -127,15 +143,18 @@ impl Rank {
             // A new device has a context.
             Devices => &[Contexts, SharedContexts],
             Contexts => &[SharedContexts],
+            // It waits for what others give back.
+            Copies => &[Starved],
             // Whether a signal has come for the thread that is about to wait, for a read or for a
             // freeze; what the section has done, for the log.
             Graph => &[InFlight, FreezeCallers, TransactionLog],
             Mmap => &[Buffers, Lru, MmUsers, Maps, PageTable],
             // The shrinker zaps under both, and has let go of the LRU by then.
             Buffers => &[Lru, PageTable],
-            SharedContexts | Opens | Files | Listener | Channel | Clients | Supervisor
-            | SessionEnd | Timers | FreezeCallers | Missed | Latency | Gathered | Simulated
-            | InFlight | TransactionLog | Lru | MmUsers | Maps | PageTable => &[],
+            SharedContexts | Opens | Files | Listener | Channel | Clients | Allowances
+            | Starved | Carriers | Watcher | Outbox | Slots | HeldUp | Supervisor | SessionEnd
+            | Timers | FreezeCallers | Missed | Latency | Gathered | Simulated | InFlight
+            | TransactionLog | Lru | MmUsers | Maps | PageTable => &[],
         }
     }
 }
@@ -307,10 +326,11 @@ mod tests {
     const TRYING: [Way; 3] = [Way::TryLock, Way::TryRead, Way::TryWrite];
 
     /// What [the crate's map](crate) states: the second may be waited for while the first is held.
-    const STATED: [(Rank, Rank); 13] = [
+    const STATED: [(Rank, Rank); 14] = [
         (Devices, Contexts),
         (Devices, SharedContexts),
         (Contexts, SharedContexts),
+        (Copies, Starved),
         (Graph, InFlight),
         (Graph, FreezeCallers),
         (Graph, TransactionLog),
@@ -428,7 +448,7 @@ mod tests {
         let mut guard = one.lock();
         condition.wait_for(&mut guard, moment);
         let _other = other.try_lock();
-        let panic = panic_of(|| condition.wait_for(&mut guard, moment));
+        let panic = panic_of(|| assert!(condition.wait_for(&mut guard, moment).timed_out()));
         let message = "a condition is waited for while [Supervisor, Contexts] is held";
         assert_eq!(panic.as_deref(), Some(message));
     }

@@ -653,7 +653,7 @@ impl SimThread<'_> {
                 self.0.fetch_add(1, Ordering::SeqCst);
             }
         }
-        let ready = self.sim.process.poll(self.tid, Some(Box::new(Count(wakes.clone()))));
+        let (ready, _) = self.sim.process.poll(self.tid, Some(Box::new(Count(wakes.clone()))));
         (ready.unwrap_or(false), wakes)
     }
 }

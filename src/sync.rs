@@ -108,9 +108,13 @@ impl Condvar {
     }
 
     #[track_caller]
-    pub fn wait_for<T>(&self, guard: &mut MutexGuard<'_, T>, most: Duration) {
+    pub fn wait_for<T>(
+        &self,
+        guard: &mut MutexGuard<'_, T>,
+        most: Duration,
+    ) -> parking_lot::WaitTimeoutResult {
         lock_order::assert_only(&guard.held);
-        self.0.wait_for(&mut guard.guard, most);
+        self.0.wait_for(&mut guard.guard, most)
     }
 
     #[track_caller]

@@ -5,7 +5,8 @@
 //! in `Queue::DeliveredFreeze`). What changes while it waits is sent again after (`resend`).
 
 use super::command::Command;
-use super::graph::{Effect, FreezeId, Graph, Place, ProcessId, Queue, Work};
+use super::graph::{FreezeId, Graph, Place, ProcessId, Queue, Work};
+use super::outbox::Effect;
 use super::returns::Return;
 use super::wire::HandleCookie;
 use super::{Finish, Process};

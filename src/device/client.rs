@@ -1,6 +1,7 @@
 //! The process behind an open file, as the engine reaches it.
 
 use super::{files::Channel, warn_once};
+use crate::binder::copies::{Allowance, COPIES, Carriers, Copies};
 use crate::lock_order::rank;
 use crate::sync::Mutex;
 use crate::{Errno, binder, client_mem, uapi};
@@ -15,13 +16,21 @@ use std::sync::{Arc, OnceLock, Weak};
 
 /// A descriptor taken from a client.
 pub struct TakenFile {
-    file: OwnedFd,
+    /// There until this is dropped.
+    file: Option<OwnedFd>,
     clients: Arc<Clients>,
+    /// Of the client that it was taken from.
+    copies: Arc<Copies>,
 }
 
 impl Drop for TakenFile {
     fn drop(&mut self) {
-        self.clients.taken.fetch_sub(1, Ordering::Relaxed);
+        let (file, clients) = (self.file.take(), self.clients.clone());
+        // Closing may take as long as whoever serves the file likes.
+        self.copies.hand_over(move || {
+            drop(file);
+            clients.taken.fetch_sub(1, Ordering::Relaxed);
+        });
     }
 }
 
@@ -30,6 +39,13 @@ impl binder::File for TakenFile {
         self
     }
 }
+
+/// Copies of one process that may be on their way at a time, whatever it has open: all of them may
+/// stall, and hold a thread each.
+const COPIES_OF_A_PROCESS: usize = 32;
+
+/// The same for all processes of a user other than root.
+const COPIES_OF_A_USER: usize = 64;
 
 /// A process that has opened a device: its thread group, seen from the daemon's pid namespace.
 pub struct Client {
@@ -40,6 +56,9 @@ pub struct Client {
     security_context: Option<Vec<u8>>,
     namespaces: OnceLock<Namespaces>,
     clients: Arc<Clients>,
+    copies: Arc<Copies>,
+    /// Shared by all that the process has open.
+    allowance: Arc<Allowance>,
     /// The way of descriptors into it, once it has attached.
     channel: Mutex<Option<Channel>, rank::Channel>,
     /// It has been said that there is none.
@@ -116,24 +135,55 @@ fn security_context_of(tid: i32) -> Option<Vec<u8>> {
 }
 
 /// All clients, by thread group: who asks how a pid looks from elsewhere finds the answer here.
-#[derive(Default)]
 pub struct Clients {
     by_pid: Mutex<HashMap<i32, Weak<Client>>, rank::Clients>,
+    users: Mutex<HashMap<u32, Weak<Allowance>>, rank::Allowances>,
+    carriers: Arc<dyn Carriers>,
     /// How many of our descriptors are files on their way from one to another.
     taken: AtomicUsize,
 }
 
 impl Clients {
-    /// The process of the thread `tid`, which waits in an open.
-    pub fn of_thread(self: &Arc<Self>, tid: i32) -> Result<Arc<Client>, Errno> {
+    pub fn new(carriers: Arc<dyn Carriers>) -> Arc<Clients> {
+        Arc::new(Clients {
+            by_pid: Mutex::default(),
+            users: Mutex::default(),
+            carriers,
+            taken: AtomicUsize::new(0),
+        })
+    }
+
+    /// What a process of the user `uid` may have in copies, over all that it opens.
+    fn allowance(&self, pid: i32, uid: u32) -> Arc<Allowance> {
+        // Not that of a process that had this pid before.
+        if let Some(known) = self.find(pid).filter(|known| binder::Client::has_pid(&**known)) {
+            return known.allowance.clone();
+        }
+        let mut users = self.users.lock();
+        let user = users.get(&uid).and_then(Weak::upgrade).unwrap_or_else(|| {
+            users.retain(|_, user| user.strong_count() > 0);
+            let most = if uid == 0 { usize::MAX } else { COPIES_OF_A_USER };
+            let user = Allowance::new(most, None);
+            users.insert(uid, Arc::downgrade(&user));
+            user
+        });
+        Allowance::new(COPIES_OF_A_PROCESS, Some(user))
+    }
+
+    /// The process of the thread `tid` of the user `uid`, which waits in an open.
+    pub fn of_thread(self: &Arc<Self>, tid: i32, uid: u32) -> Result<Arc<Client>, Errno> {
         let pid = thread_group(tid)?;
         let pidfd = Arc::new(client_mem::pidfd_open(pid)?);
+        let allowance = self.allowance(pid, uid);
+        let copies = Copies::new(COPIES, allowance.clone(), self.carriers.clone());
         let client = Arc::new(Client {
             pid,
             pidfd,
             security_context: security_context_of(tid),
             namespaces: OnceLock::new(),
             clients: self.clone(),
+            copies,
+            allowance,
             channel: Mutex::new(None),
             said_no_channel: AtomicBool::new(false),
         });
@@ -191,7 +241,8 @@ impl binder::Client for Client {
             return Err(Errno::EMFILE).inspect_err(not_taken);
         }
         let file = client_mem::getfd(self.pidfd.as_fd(), tid, fd).inspect_err(not_taken)?;
-        Ok(Arc::new(TakenFile { file, clients: self.clients.clone() }))
+        let (clients, copies) = (self.clients.clone(), self.copies.clone());
+        Ok(Arc::new(TakenFile { file: Some(file), clients, copies }))
     }
 
     fn accepts_files(&self) -> bool {
@@ -213,7 +264,10 @@ impl binder::Client for Client {
     ) -> Result<Vec<i32>, Errno> {
         let descriptors: Option<Vec<RawFd>> = files
             .iter()
-            .map(|file| Some(file.as_any().downcast_ref::<TakenFile>()?.file.as_raw_fd()))
+            .map(|file| {
+                let taken = file.as_any().downcast_ref::<TakenFile>()?;
+                Some(taken.file.as_ref()?.as_raw_fd())
+            })
             .collect();
         let descriptors = descriptors.ok_or(Errno::EBADF)?;
         self.channel.lock().as_mut().ok_or(Errno::EOPNOTSUPP)?.install(&descriptors)
@@ -225,6 +279,10 @@ impl binder::Client for Client {
         {
             log::debug!("process {} keeps descriptors of a freed buffer: {error}", self.pid);
         }
+    }
+
+    fn copies(&self) -> Arc<Copies> {
+        self.copies.clone()
     }
 
     fn nice(&self, tid: i32) -> i32 {
@@ -303,15 +361,15 @@ mod tests {
     #[test]
     fn a_thread_belongs_to_its_process() {
         let own = nix::unistd::getpid().as_raw();
-        let clients = Arc::new(Clients::default());
+        let clients = Clients::new(Arc::new(binder::AtOnce));
         let seen = clients.clone();
         std::thread::spawn(move || {
             let tid = nix::unistd::gettid().as_raw();
             assert_ne!(tid, own);
-            let client = seen.of_thread(tid).unwrap();
+            let client = seen.of_thread(tid, 0).unwrap();
             assert_eq!(client.pid, own);
             assert_eq!(client.pid_as_seen(own), own);
-            let again = seen.of_thread(tid).unwrap();
+            let again = seen.of_thread(tid, 0).unwrap();
             drop(client);
             assert!(seen.find(own).is_some());
             drop(again);

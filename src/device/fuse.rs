@@ -12,7 +12,7 @@
 use super::session::{Door, MAJOR, MINOR, Responder, Session};
 use super::tree::{Node, Permissions, Tree};
 use super::wire::{Header, Ioctl, Request};
-use super::{Device, Opens, warn_once, workers};
+use super::{Device, Open, Opens, warn_once, workers};
 use crate::lock_order::rank;
 use crate::mm_shim::{BufferFile, MappingKind, create_memfd};
 use crate::sync::Mutex;
@@ -257,15 +257,16 @@ impl FuseDoor {
         }
     }
 
-    fn release(&self, fh: u64) {
-        self.opens.release(fh);
+    fn remove(&self, fh: u64) -> Option<Arc<Open>> {
+        let open = self.opens.remove(fh);
         let mut files = self.files.lock();
-        let Some(file) = files.by_handle.remove(&fh) else { return };
+        let Some(file) = files.by_handle.remove(&fh) else { return open };
         files.busy.remove(&file.node);
         drop(files);
         if file.backing != 0 {
             self.session.backing_close(file.backing);
         }
+        open
     }
 
     /// The files that are no devices: `binder-control`, the features and the logs. Gives back what is about
@@ -367,7 +368,7 @@ impl Door for FuseDoor {
         };
         let Some(responder) = responder else { return };
         let Some(responder) =
-            self.opens.request(&header, &request, responder, |fh| self.release(fh))
+            self.opens.request(&header, &request, responder, |fh| self.remove(fh))
         else {
             return;
         };

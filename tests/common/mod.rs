@@ -8,6 +8,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub mod forked;
+pub mod never_read;
 mod skip;
 pub mod unfilled;
 

@@ -82,7 +82,7 @@ fn a_mapping_made_after_a_failed_call_is_found_by_the_next_one() {
 #[test]
 fn a_mapping_that_took_the_place_of_another_is_found_after_the_target_s_next_ioctl_or_poll() {
     let ioctl = |target: &Sim| target.main().write(&[]);
-    let poll = |target: &Sim| assert_eq!(target.process.poll(target.pid, None), Ok(false));
+    let poll = |target: &Sim| assert_eq!(target.process.poll(target.pid, None).0, Ok(false));
     for comes_back in [ioctl, poll] {
         let world = World::default();
         let target = world.open_unmapped("binder", 100);
