@@ -12,6 +12,10 @@ use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::time::{Duration, Instant};
 
+// A release build pays nothing for the check.
+#[cfg(not(debug_assertions))]
+const _: () = assert!(size_of::<Held>() == 0);
+
 /// A mutex of rank `R`.
 pub struct Mutex<T, R> {
     lock: parking_lot::Mutex<T>,
