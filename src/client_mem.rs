@@ -63,11 +63,6 @@ pub trait ClientMemory: Send + Sync {
     /// Copies `dst.len()` bytes from `addr` of the client.
     fn read(&self, addr: u64, dst: &mut [u8]) -> Result<(), Errno>;
 
-    /// Copies from several places of the client at once.
-    fn read_vectored(&self, parts: &mut [(u64, &mut [u8])]) -> Result<(), Errno> {
-        parts.iter_mut().try_for_each(|(addr, dst)| self.read(*addr, dst))
-    }
-
     /// Copies from the client straight into a buffer that is shared with another process.
     fn read_shared(&self, addr: u64, dst: SharedSlice<'_>) -> Result<(), Errno>;
 
@@ -126,9 +121,6 @@ impl ProcessMemory {
     }
 }
 
-/// `process_vm_readv` takes at most IOV_MAX ranges.
-const MOST_RANGES: usize = 1024;
-
 impl ClientMemory for ProcessMemory {
     fn read(&self, addr: u64, dst: &mut [u8]) -> Result<(), Errno> {
         self.before_copy()?;
@@ -138,23 +130,6 @@ impl ClientMemory for ProcessMemory {
         let remote = [RemoteIoVec { base: addr as usize, len: dst.len() }];
         let wanted = dst.len();
         Self::whole(process_vm_readv(self.tid, &mut [IoSliceMut::new(dst)], &remote), wanted)
-    }
-
-    fn read_vectored(&self, parts: &mut [(u64, &mut [u8])]) -> Result<(), Errno> {
-        self.before_copy()?;
-        for parts in parts.chunks_mut(MOST_RANGES) {
-            let remote: Vec<RemoteIoVec> = parts
-                .iter()
-                .map(|(addr, dst)| RemoteIoVec { base: *addr as usize, len: dst.len() })
-                .collect();
-            let mut local: Vec<IoSliceMut<'_>> =
-                parts.iter_mut().map(|(_, dst)| IoSliceMut::new(dst)).collect();
-            let wanted = remote.iter().map(|range| range.len).sum();
-            if wanted > 0 {
-                Self::whole(process_vm_readv(self.tid, &mut local, &remote), wanted)?;
-            }
-        }
-        Ok(())
     }
 
     fn read_shared(&self, addr: u64, dst: SharedSlice<'_>) -> Result<(), Errno> {
@@ -397,12 +372,6 @@ mod tests {
         assert_eq!(own().read(1 << 63, &mut []), Ok(()));
 
         own().write(start + 4090, b"abcdef").unwrap();
-        let (mut a, mut b) = ([0; 2], [0; 3]);
-        own().read_vectored(&mut [(start + 4091, &mut a), (start + 4093, &mut b)]).unwrap();
-        assert_eq!((&a, &b), (b"bc", b"def"));
-        let mut beyond = [(start + 4091, &mut a[..]), (start + 4094, &mut b[..])];
-        assert_eq!(own().read_vectored(&mut beyond), Err(Errno::EFAULT));
-
         let mut shared = [0u8; 6];
         // SAFETY: `shared` is not touched while the slice lives.
         let slice = unsafe { SharedSlice::new(shared.as_mut_ptr(), 6) };

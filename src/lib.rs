@@ -30,8 +30,8 @@
 //! |---|---|
 //! | the devices of a mount (a device is added) | the contexts |
 //! | the contexts of a driver | the same contexts as they know of each other |
+//! | the copies of a client (`binder::copies`) | the list of those that wait for others to give copies back |
 //! | a context's object graph (`binder::graph`) | a session's requests in flight (has a signal come?), the table of waiting freezes, the log of transactions |
-//! | the copies of an open file, and what waits for a place | who lacks a place of its process or user |
 //! | the mm of a client (read by page installs, written by mmap and release) | the buffer mutex, the LRU, who uses the mm, the text of its mappings, the page table |
 //! | the buffer mutex of an allocator | the LRU, the page table |
 //!

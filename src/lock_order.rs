@@ -83,16 +83,24 @@ ranks! {
     Channel,
     /// The clients of a daemon, by pid.
     Clients,
-    /// What wakes the supervisor of a session's workers.
-    Supervisor,
-    /// The workers of a session (`device::workers`).
-    Slots,
-    /// The users of a daemon (`device::client`).
-    Users,
-    /// What carriers are to do (`device::carriers`).
+    /// What the clients of a user may have in copies.
+    Allowances,
+    /// The copies of a client.
+    Copies,
+    /// Clients that wait for others to give copies back.
+    Starved,
+    /// What carriers are to do.
     Carriers,
     /// What wakes the watcher of the outbox.
     Watcher,
+    /// What is to be done in the world, and may have to wait for a client.
+    Outbox,
+    /// The workers of a session, and since when each is busy.
+    Slots,
+    /// Requests that an interrupt has not ended.
+    HeldUp,
+    /// What wakes the supervisor of a session's workers.
+    Supervisor,
     /// What is to happen when a session ends.
     SessionEnd,
     /// What waits for its time.
@@ -109,14 +117,6 @@ ranks! {
     Graph,
     /// The requests of a session that have not been answered.
     InFlight,
-    /// Interrupted requests that have not ended.
-    HeldUp,
-    /// The outbox of a driver.
-    Outbox,
-    /// Copies of an open file, and what waits for a place.
-    Copies,
-    /// Who lacks a place of its process or user.
-    Starved,
     /// Who waits for a freeze.
     FreezeCallers,
     /// The last transactions, or the last that failed.
@@ -143,17 +143,17 @@ impl Rank {
             // A new device has a context.
             Devices => &[Contexts, SharedContexts],
             Contexts => &[SharedContexts],
+            // It waits for what others give back.
+            Copies => &[Starved],
             // Whether a signal has come for the thread that is about to wait, for a read or for a
             // freeze; what the section has done, for the log.
             Graph => &[InFlight, FreezeCallers, TransactionLog],
             Mmap => &[Buffers, Lru, MmUsers, Maps, PageTable],
             // The shrinker zaps under both, and has let go of the LRU by then.
             Buffers => &[Lru, PageTable],
-            // A client that waits for what its process or user has no more of.
-            Copies => &[Starved],
-            SharedContexts | Opens | Files | Listener | Channel | Clients | Supervisor
-            | SessionEnd | Timers | FreezeCallers | Missed | Latency | Gathered | Simulated
-            | InFlight | HeldUp | Outbox | Starved | Slots | Users | Carriers | Watcher
+            SharedContexts | Opens | Files | Listener | Channel | Clients | Allowances
+            | Starved | Carriers | Watcher | Outbox | Slots | HeldUp | Supervisor | SessionEnd
+            | Timers | FreezeCallers | Missed | Latency | Gathered | Simulated | InFlight
             | TransactionLog | Lru | MmUsers | Maps | PageTable => &[],
         }
     }
@@ -330,10 +330,10 @@ mod tests {
         (Devices, Contexts),
         (Devices, SharedContexts),
         (Contexts, SharedContexts),
+        (Copies, Starved),
         (Graph, InFlight),
         (Graph, FreezeCallers),
         (Graph, TransactionLog),
-        (Copies, Starved),
         (Mmap, Buffers),
         (Mmap, Lru),
         (Mmap, MmUsers),
@@ -448,7 +448,7 @@ mod tests {
         let mut guard = one.lock();
         condition.wait_for(&mut guard, moment);
         let _other = other.try_lock();
-        let panic = panic_of(|| _ = condition.wait_for(&mut guard, moment));
+        let panic = panic_of(|| assert!(condition.wait_for(&mut guard, moment).timed_out()));
         let message = "a condition is waited for while [Supervisor, Contexts] is held";
         assert_eq!(panic.as_deref(), Some(message));
     }

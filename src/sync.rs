@@ -12,6 +12,10 @@ use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::time::{Duration, Instant};
 
+// A release build pays nothing for the check.
+#[cfg(not(debug_assertions))]
+const _: () = assert!(size_of::<Held>() == 0);
+
 /// A mutex of rank `R`.
 pub struct Mutex<T, R> {
     lock: parking_lot::Mutex<T>,
@@ -107,11 +111,14 @@ impl Condvar {
         self.0.wait(&mut guard.guard);
     }
 
-    /// Whether it was woken, and not only `most` has passed.
     #[track_caller]
-    pub fn wait_for<T>(&self, guard: &mut MutexGuard<'_, T>, most: Duration) -> bool {
+    pub fn wait_for<T>(
+        &self,
+        guard: &mut MutexGuard<'_, T>,
+        most: Duration,
+    ) -> parking_lot::WaitTimeoutResult {
         lock_order::assert_only(&guard.held);
-        !self.0.wait_for(&mut guard.guard, most).timed_out()
+        self.0.wait_for(&mut guard.guard, most)
     }
 
     #[track_caller]

@@ -24,12 +24,12 @@ impl Process {
     /// EINVAL: unknown ioctl, or an argument of the wrong length; ENOMEM: too many threads
     /// ([`Limits`](super::Limits)); the rest is said at each ioctl.
     pub fn ioctl(self: &Arc<Self>, call: Call) -> Due<'_> {
+        self.alloc.owner_calls();
         self.serve(call);
         self.due()
     }
 
     fn serve(self: &Arc<Self>, call: Call) {
-        self.alloc.owner_calls();
         let thread = self.context.locked(|graph| graph.get_thread(self.id, call.tid));
         let thread = match thread {
             Ok(thread) => thread,

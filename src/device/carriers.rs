@@ -116,9 +116,9 @@ impl Shared {
                 continue;
             }
             queue.idle += 1;
-            let woken = self.more.wait_for(&mut queue, IDLE);
+            let waited = self.more.wait_for(&mut queue, IDLE);
             queue.idle -= 1;
-            if !woken && queue.work.is_empty() {
+            if waited.timed_out() && queue.work.is_empty() {
                 queue.threads -= 1;
                 return;
             }

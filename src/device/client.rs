@@ -137,7 +137,7 @@ fn security_context_of(tid: i32) -> Option<Vec<u8>> {
 /// All clients, by thread group: who asks how a pid looks from elsewhere finds the answer here.
 pub struct Clients {
     by_pid: Mutex<HashMap<i32, Weak<Client>>, rank::Clients>,
-    users: Mutex<HashMap<u32, Weak<Allowance>>, rank::Users>,
+    users: Mutex<HashMap<u32, Weak<Allowance>>, rank::Allowances>,
     carriers: Arc<dyn Carriers>,
     /// How many of our descriptors are files on their way from one to another.
     taken: AtomicUsize,
