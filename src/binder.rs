@@ -16,6 +16,7 @@
 //! | `send`, `message` | `binder_transaction`: finding the target; filling the buffer |
 //! | `transaction` | a transaction's life, replies that fail, buffers that are freed |
 //! | `thread`, `process`, `node`, `reference`, `death`, `freeze` | what they say |
+//! | `poll` | who polls, and who is told |
 //! | `graph` | all of them, and their work lists |
 //! | `logs`, `traffic` | what binderfs shows in `binder_logs` |
 //! | `limits` | what one client may make us hold |
@@ -33,6 +34,7 @@ mod logs;
 mod message;
 mod node;
 pub mod object;
+mod poll;
 mod process;
 mod read;
 mod reference;
@@ -58,7 +60,6 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
-use thread::Looper;
 use traffic::{Traffic, TransactionLog};
 
 /// An ioctl that a client waits in. The engine consumes it once: at once, or when another
@@ -95,9 +96,10 @@ pub struct Call {
     pub reply: Box<dyn Reply>,
 }
 
-/// Somebody who polls a process; told once, when there may be something to read.
-pub trait Poller: Send {
-    fn wake(self: Box<Self>);
+/// Those who poll an open file. Told when there may be something to read for one of them, over
+/// and over again: one notice too many does no harm, each of them asks before it believes it.
+pub trait Poller: Send + Sync {
+    fn wake(&self);
 }
 
 /// A descriptor on its way from one client to another. Closed when dropped.
@@ -377,7 +379,7 @@ impl Context {
             match effect {
                 Effect::Deliver(delivery) => effects.extend(delivery.carry_out(self)),
                 Effect::Finish(finish) => finish.send(),
-                Effect::Poll(poller) => poller.wake(),
+                Effect::Poll(notice) => notice.give(),
                 Effect::FreeBuffer(process, buffer) => process.alloc.free_buf(&buffer),
                 Effect::CloseFiles(process, files) => process.client.close_files(&files),
                 Effect::DropFiles(files) => drop(files),
@@ -424,37 +426,6 @@ impl Process {
         {
             target.end_freeze_wait(caller.ticket, ioctl::FreezeEnd::Interrupted);
         }
-    }
-
-    /// `binder_poll`: whether the thread has something to read; if not, `poller` is kept and woken
-    /// when it may. A later poll of the same thread replaces it. ENOMEM: too many threads.
-    pub fn poll(
-        self: &Arc<Self>,
-        tid: i32,
-        poller: Option<Box<dyn Poller>>,
-    ) -> Result<bool, Errno> {
-        // Somebody may ask without waiting while an earlier poller of the thread still waits.
-        self.context.locked(|graph| {
-            let id = graph.get_thread(self.id, tid)?;
-            let Some(thread) = graph.threads.get_mut(&id) else {
-                return Ok(false);
-            };
-            let first = !thread.looper.contains(Looper::POLL);
-            thread.looper |= Looper::POLL;
-            if let Some(record) = graph.processes.get_mut(&self.id) {
-                record.pollers += usize::from(first);
-            }
-            let Some(thread) = graph.threads.get(&id) else {
-                return Ok(false);
-            };
-            if graph.has_work(thread, graph.available_for_process_work(thread)) {
-                return Ok(true);
-            }
-            if let (Some(thread), Some(poller)) = (graph.threads.get_mut(&id), poller) {
-                thread.poller = Some(poller);
-            }
-            Ok(false)
-        })
     }
 
     /// `binder_flush`: every blocked thread returns once.

@@ -335,7 +335,7 @@ impl Opens {
                 Some(open) => {
                     let waiter = notify.then(|| {
                         let session = responder.session().clone();
-                        Box::new(PollWaiter { session, handle }) as Box<dyn binder::Poller>
+                        Arc::new(PollWaiter { session, handle }) as Arc<dyn binder::Poller>
                     });
                     // `binder_poll` says POLLERR when it has no memory for the thread.
                     let revents = match open.process.poll(header.tid, waiter) {

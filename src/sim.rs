@@ -628,16 +628,17 @@ impl SimThread<'_> {
         self.call(uapi::BINDER_SET_CONTEXT_MGR, &[0; 4]).expect("the first manager");
     }
 
-    /// Polls: whether there is something to read, and, if not, a count of wake-ups to come.
+    /// Polls: whether there is something to read, and a count of the notices to come for those
+    /// who poll the file, up to the next poll.
     pub fn poll(&self) -> (bool, Arc<AtomicUsize>) {
         let wakes = Arc::new(AtomicUsize::new(0));
         struct Count(Arc<AtomicUsize>);
         impl Poller for Count {
-            fn wake(self: Box<Self>) {
+            fn wake(&self) {
                 self.0.fetch_add(1, Ordering::SeqCst);
             }
         }
-        let ready = self.sim.process.poll(self.tid, Some(Box::new(Count(wakes.clone()))));
+        let ready = self.sim.process.poll(self.tid, Some(Arc::new(Count(wakes.clone()))));
         (ready.unwrap_or(false), wakes)
     }
 }

@@ -347,7 +347,7 @@ impl Stage {
             Step::Poll { by, stays } => {
                 if let Some((role, thread)) = self.actor(*by) {
                     let role = &self.roles[role];
-                    let poller = stays.then(|| Box::new(Idle) as Box<_>);
+                    let poller = stays.then(|| Arc::new(Idle) as Arc<_>);
                     let ready = role.process.poll(role.tid(thread), poller);
                     trace(|| format!("    {}.{thread} polls: {ready:?}", role.index));
                 }

@@ -7,16 +7,17 @@
 //! Records refer to one another by ids that are never used again, so a stale reference finds
 //! nothing instead of somebody else.
 
+use super::Process;
 use super::death::Death;
 use super::freeze::{Freeze, FreezeWait};
 use super::limits::Limits;
 use super::node::Node;
+use super::poll::Notice;
 use super::process::ProcessRecord;
 use super::read::Delivery;
-use super::thread::Thread;
+use super::thread::{Looper, Thread};
 use super::traffic::Created;
 use super::transaction::{Fixup, Transaction};
-use super::{Poller, Process};
 use crate::alloc::Buffer;
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
@@ -83,7 +84,7 @@ pub(crate) enum Effect {
     Deliver(Box<Delivery>),
     /// End an ioctl that has nothing to write.
     Finish(super::Finish),
-    Poll(Box<dyn Poller>),
+    Poll(Notice),
     FreeBuffer(Arc<Process>, Buffer),
     /// Close descriptors that a freed buffer held, in the client.
     CloseFiles(Arc<Process>, Vec<i32>),
@@ -109,6 +110,8 @@ pub(crate) struct Graph {
     pub manager_uid: Option<u32>,
     /// Threads to look at before the lock is dropped: they may have something to read.
     pub woken: Vec<ThreadId>,
+    /// Those who are to be told, when the lock is dropped, that there may be something to read.
+    pub told: Vec<Notice>,
     pub effects: Vec<Effect>,
     pub limits: Limits,
     pub created: Created,
@@ -128,6 +131,7 @@ impl Graph {
             manager: None,
             manager_uid: None,
             woken: Vec::new(),
+            told: Vec::new(),
             effects: Vec::new(),
             limits,
             created: Created::default(),
@@ -213,8 +217,10 @@ impl Graph {
         if let Some(thread_record) = self.threads.get_mut(&thread) {
             let first = !thread_record.process_todo;
             thread_record.process_todo = true;
-            if first && thread_record.poller.is_some() {
-                self.woken.push(thread);
+            let polls = thread_record.looper.contains(Looper::POLL);
+            if first && polls && thread_record.parked.is_none() {
+                let process = thread_record.process;
+                self.tell_pollers(process);
             }
         }
         place

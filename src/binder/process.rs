@@ -4,6 +4,7 @@ use super::freeze::FreezeWait;
 use super::graph::{Graph, NodeId, ProcessId, Queue, ThreadId, TransactionId, WorkList};
 use super::node::Node;
 use super::object::FlatObject;
+use super::poll::Polls;
 use super::reference::Ref;
 use super::transaction::Held;
 use super::{Effect, Process};
@@ -49,8 +50,7 @@ pub(crate) struct ProcessRecord {
     pub delivered_freeze: WorkList,
     /// Threads parked in a read that may take the process's work, latest last.
     pub waiting_threads: Vec<ThreadId>,
-    /// Threads that have ever polled.
-    pub pollers: usize,
+    pub polls: Polls,
     pub max_threads: u32,
     pub requested_threads: u32,
     pub requested_threads_started: u32,
@@ -82,7 +82,7 @@ impl ProcessRecord {
             delivered_death: WorkList::new(),
             delivered_freeze: WorkList::new(),
             waiting_threads: Vec::new(),
-            pollers: 0,
+            polls: Polls::default(),
             max_threads: 0,
             requested_threads: 0,
             requested_threads_started: 0,

@@ -3,10 +3,10 @@
 //! A thread is in its client, or in an ioctl: being served, or parked in a read until there is
 //! something to give. No thread of the daemon waits with it: the parked read is a record here.
 
+use super::Finish;
 use super::graph::{Effect, Graph, ProcessId, Queue, ThreadId, TransactionId, Work, WorkList};
 use super::read::Parked;
 use super::returns::Return;
-use super::{Finish, Poller};
 use crate::Errno;
 use bitflags::bitflags;
 
@@ -58,7 +58,8 @@ pub(crate) struct Thread {
     pub reply_error: Option<Return>,
     pub extended_error: ExtendedError,
     pub parked: Option<Parked>,
-    pub poller: Option<Box<dyn Poller>>,
+    /// It has polled, and there was nothing: how often there had been something to tell before.
+    pub polled_in_vain: Option<u64>,
     /// Where the last read buffer lay that could be written to.
     pub known_read_buffer: Option<u64>,
 }
@@ -94,7 +95,7 @@ impl Graph {
                 reply_error: None,
                 extended_error: ExtendedError::NONE,
                 parked: None,
-                poller: None,
+                polled_in_vain: None,
                 known_read_buffer: None,
             },
         );
@@ -131,20 +132,7 @@ impl Graph {
             self.woken.push(thread);
             return;
         }
-        let Some(record) = self.processes.get(&process) else {
-            return;
-        };
-        if record.pollers == 0 {
-            return;
-        }
-        for id in record.threads.values() {
-            if let Some(thread) = self.threads.get(id)
-                && thread.looper.contains(Looper::POLL)
-                && self.available_for_process_work(thread)
-            {
-                self.woken.push(*id);
-            }
-        }
+        self.wakeup_poll_threads(process);
     }
 
     /// `binder_wakeup_proc_ilocked`.
@@ -160,15 +148,15 @@ impl Graph {
             let Some(thread) = self.threads.get_mut(&id) else {
                 continue;
             };
-            if let Some(poller) = thread.poller.take() {
-                self.effects.push(Effect::Poll(poller));
+            if let Some(parked) = thread.parked.take() {
+                self.stop_waiting(id);
+                self.resume_read(id, parked);
+            } else if thread.looper.contains(Looper::POLL) {
+                let process = thread.process;
+                self.tell_pollers(process);
             }
-            let Some(parked) = thread.parked.take() else {
-                continue;
-            };
-            self.stop_waiting(id);
-            self.resume_read(id, parked);
         }
+        self.settle_polls();
     }
 
     /// Takes a thread out of those that wait for the process's work.
@@ -256,14 +244,13 @@ impl Graph {
             return;
         };
         let (process, tid) = (thread.process, thread.tid);
-        if let Some(poller) = thread.poller.take() {
-            self.effects.push(Effect::Poll(poller));
-        }
         let polled = thread.looper.contains(Looper::POLL);
         let mut next = thread.transaction_stack.take();
         if let Some(record) = self.processes.get_mut(&process) {
             record.threads.remove(&tid);
-            record.pollers -= usize::from(polled);
+        }
+        if polled {
+            self.release_poll_thread(process, id);
         }
         let mut send_reply = None;
         let top = next;
