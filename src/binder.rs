@@ -83,8 +83,8 @@ pub trait Reply: Send {
 pub struct Call {
     /// The calling thread (in the daemon's pid namespace).
     pub tid: i32,
-    /// The caller's effective uid.
-    pub euid: u32,
+    /// The caller's uid as the device was told it; what counts is [`Client::euid`].
+    pub uid: u32,
     /// The open file has O_NONBLOCK.
     pub nonblock: bool,
     pub cmd: u32,
@@ -131,6 +131,17 @@ pub trait Client: Send + Sync {
     /// The security context that this client had when it opened the device, with its trailing
     /// NUL. EOPNOTSUPP where there is no security module.
     fn security_context(&self) -> Result<Vec<u8>, Errno>;
+
+    /// The effective uid of a thread that calls as `uid`, in the daemon's user namespace.
+    fn euid(&self, _tid: i32, uid: u32) -> u32 {
+        uid
+    }
+
+    /// A uid of the daemon's user namespace as the thread `tid`, which waits in a read, names it;
+    /// (uid_t)-1 where it has no name.
+    fn uid_as_seen(&self, _tid: i32, uid: u32) -> u32 {
+        uid
+    }
 
     /// Whether its pid is still its own: once it has ended and was waited for, another process
     /// may get that number, while a child goes on with the open file.

@@ -14,6 +14,7 @@ mod control;
 pub mod cuse;
 pub mod files;
 pub mod fuse;
+pub mod ids;
 pub mod reply;
 pub mod retry;
 pub mod session;
@@ -252,7 +253,7 @@ impl Open {
         }
         self.process.ioctl(Call {
             tid: header.tid,
-            euid: header.uid,
+            uid: header.uid,
             nonblock: self.nonblock,
             cmd,
             arg: argument,

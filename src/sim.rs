@@ -514,11 +514,11 @@ impl SimThread<'_> {
     /// An ioctl that is called later, whatever becomes of it (see [`Arena::trap`]).
     pub fn ioctl_later(&self, cmd: u32, arg: &[u8]) -> impl FnOnce() + Send + use<> {
         let (process, memory) = (self.sim.process.clone(), self.sim.arena.clone());
-        let (tid, euid, nonblock) = (self.tid, self.sim.euid, self.nonblock);
+        let (tid, uid, nonblock) = (self.tid, self.sim.euid, self.nonblock);
         let arg = arg.to_vec();
         move || {
             let reply = Box::new(SimReply(Arc::default()));
-            process.ioctl(Call { tid, euid, nonblock, cmd, arg, memory, reply });
+            process.ioctl(Call { tid, uid, nonblock, cmd, arg, memory, reply });
         }
     }
 
@@ -528,7 +528,7 @@ impl SimThread<'_> {
         slot.interrupted.store(self.signalled, Ordering::SeqCst);
         self.sim.process.ioctl(Call {
             tid: self.tid,
-            euid: self.sim.euid,
+            uid: self.sim.euid,
             nonblock: self.nonblock,
             cmd,
             arg: arg.to_vec(),

@@ -524,7 +524,7 @@ impl Stage {
         role.threads[thread].running = Some(Running { slot: slot.clone(), kind });
         role.process.ioctl(Call {
             tid: role.tid(thread),
-            euid: role.euid(),
+            uid: role.euid(),
             nonblock,
             cmd,
             arg,

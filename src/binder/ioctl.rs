@@ -63,8 +63,9 @@ impl Process {
                 process: self,
                 thread,
                 tid: call.tid,
-                euid: call.euid,
+                uid: call.uid,
                 memory: &*call.memory,
+                euid: Cell::default(),
                 nice: Cell::default(),
             };
             result = writer.write(&mut data);
@@ -141,8 +142,8 @@ impl Process {
                 } else {
                     FlatObject::default()
                 };
-                self.context
-                    .locked(|graph| graph.set_context_manager(self.id, call.euid, &object))?;
+                let euid = self.client.euid(call.tid, call.uid);
+                self.context.locked(|graph| graph.set_context_manager(self.id, euid, &object))?;
                 Ok(unchanged())
             }
             BINDER_THREAD_EXIT => {

@@ -77,8 +77,9 @@ struct Delivered {
     buffer: Buffer,
     fixups: Vec<Fixup>,
     is_reply: bool,
-    /// Where `sender_pid` lies in the bytes.
+    /// Where `sender_pid` lies in the bytes, and `sender_euid` behind it.
     sender_pid_at: usize,
+    sender_euid: u32,
     /// The process that waits for a reply, by its pid here.
     sender: Option<(i32, Arc<dyn Client>)>,
     /// The sender's nice value and the node's minimum, for a call.
@@ -373,6 +374,7 @@ impl Graph {
             fixups: Vec::new(),
             is_reply: transaction.is_reply,
             sender_pid_at,
+            sender_euid: transaction.sender_euid,
             sender,
             priority: node.map(|node| (transaction.priority, node.min_priority)),
             oneway: transaction.is_oneway(),
@@ -541,7 +543,7 @@ impl Delivery {
     }
 
     /// What depends on the receiver and is not known under the lock: how it sees the sender's
-    /// pid, and its own nice value.
+    /// pid and uid, and its own nice value.
     fn finish_record(&mut self) {
         let Some(delivered) = &self.transaction else {
             return;
@@ -553,6 +555,8 @@ impl Delivery {
             let pid = client.pid_as_seen(*pid);
             self.bytes[delivered.sender_pid_at..][..4].copy_from_slice(&pid.to_ne_bytes());
         }
+        let euid = client.uid_as_seen(self.tid, delivered.sender_euid);
+        self.bytes[delivered.sender_pid_at + 4..][..4].copy_from_slice(&euid.to_ne_bytes());
         let Some((sender, least)) = delivered.priority else {
             return;
         };

@@ -1,6 +1,6 @@
 //! The process behind an open file, as the engine reaches it.
 
-use super::{files::Channel, warn_once};
+use super::{files::Channel, ids, warn_once};
 use crate::{Errno, binder, client_mem, uapi};
 use nix::sys::resource::{Resource, getrlimit};
 use parking_lot::Mutex;
@@ -38,6 +38,7 @@ pub struct Client {
     /// As it was at the open, with its NUL: `binder_transaction` tells `proc->cred`, whoever calls.
     security_context: Option<Vec<u8>>,
     namespaces: OnceLock<Namespaces>,
+    user_namespaces: ids::Namespaces,
     clients: Arc<Clients>,
     /// The way of descriptors into it, once it has attached.
     channel: Mutex<Option<Channel>>,
@@ -132,6 +133,7 @@ impl Clients {
             pidfd,
             security_context: security_context_of(tid),
             namespaces: OnceLock::new(),
+            user_namespaces: ids::Namespaces::default(),
             clients: self.clone(),
             channel: Mutex::new(None),
             said_no_channel: AtomicBool::new(false),
@@ -246,6 +248,15 @@ impl binder::Client for Client {
 
     fn security_context(&self) -> Result<Vec<u8>, Errno> {
         self.security_context.clone().ok_or(Errno::EOPNOTSUPP)
+    }
+
+    /// Where /proc does not say, the uid of the wire is one that the thread may take.
+    fn euid(&self, tid: i32, uid: u32) -> u32 {
+        ids::euid(tid).unwrap_or(uid)
+    }
+
+    fn uid_as_seen(&self, tid: i32, uid: u32) -> u32 {
+        self.user_namespaces.name_of(tid, uid)
     }
 
     fn has_pid(&self) -> bool {
