@@ -7,6 +7,7 @@
 //! Two ways in which this mm is not the kernel's: a client that reads a page that was never
 //! installed makes one of zeros (the driver: SIGBUS), and its munmap is noticed when we next look.
 
+use super::image::Image;
 use super::maps::{FileVma, Maps};
 use super::userfault::Userfault;
 use super::{Mm, NoVma, PAGE_SIZE, Page};
@@ -75,6 +76,8 @@ pub fn create_memfd(name: &str) -> Result<BufferFile, Errno> {
 pub struct ClientMm {
     pid: i32,
     pidfd: Arc<OwnedFd>,
+    /// The program that the process executed when it opened the device.
+    image: Image,
     memfd: OwnedFd,
     /// Our mapping of the whole of `memfd`.
     base: NonNull<u8>,
@@ -106,9 +109,9 @@ const MAX_KEPT: usize = 256;
 
 impl Users {
     /// Opens the maps of the process unless they are.
-    fn open(&mut self, pid: i32) {
+    fn open(&mut self, pid: i32, image: Image) {
         if matches!(self.maps, None | Some(Err(_))) {
-            self.maps = Some(Maps::open(pid).map(Arc::new));
+            self.maps = Some(open_maps(pid, image).map(Arc::new));
         }
     }
 
@@ -123,6 +126,17 @@ impl Users {
             self.maps = None;
         }
     }
+}
+
+/// The mappings of the program that the process executed then. ESRCH: it has executed another one
+/// since, to which nothing that it maps of the device belongs (`vma->vm_mm != alloc->mm`).
+fn open_maps(pid: i32, image: Image) -> Result<Maps, Errno> {
+    // In this order: once open, the maps are those of one mm.
+    let maps = Maps::open(pid)?;
+    if image.differs_from(Image::of(pid)) {
+        return Err(Errno::ESRCH);
+    }
+    Ok(maps)
 }
 
 impl Drop for Users {
@@ -179,6 +193,7 @@ impl ClientMm {
         let mm = ClientMm {
             pid,
             pidfd,
+            image: Image::of(pid),
             memfd,
             base,
             userfault,
@@ -231,7 +246,7 @@ impl ClientMm {
     /// The mapping of the buffer's beginning that the client says it has at `address`: address and
     /// length in bytes. ESRCH: there is none. EPERM: it is writable.
     pub fn mapping_at(&self, address: u64) -> Result<(u64, usize), Errno> {
-        let maps = Maps::open(self.pid)?;
+        let maps = open_maps(self.pid, self.image)?;
         // Only now is it certain that these were the mappings of the process we mean.
         if !self.alive() {
             return Err(Errno::ESRCH);
@@ -268,7 +283,7 @@ impl Mm for ClientMm {
     }
 
     fn find_mapping(&self) -> Result<(u64, usize), Errno> {
-        let maps = Maps::open(self.pid)?;
+        let maps = open_maps(self.pid, self.image)?;
         // Only now is it certain that these were the mappings of the process we mean.
         if !self.alive() {
             return Err(Errno::ESRCH);
@@ -293,7 +308,7 @@ impl Mm for ClientMm {
         let mut users = self.users.lock();
         // As the kernel's: who has it in use already need not ask again.
         if users.count == 0 {
-            users.open(self.pid);
+            users.open(self.pid, self.image);
             // After the open: a process that lives now is the one whose mappings were opened.
             if !self.alive() {
                 users.idle();
