@@ -464,7 +464,7 @@ impl Stage {
         match ioctl {
             Ioctl::Version => (BINDER_VERSION, words(&[0])),
             Ioctl::SetMaxThreads { threads } => {
-                (BINDER_SET_MAX_THREADS, words(&[u32::from(threads % 4)]))
+                (BINDER_SET_MAX_THREADS, words(&[threads.number()]))
             }
             Ioctl::ThreadExit => (BINDER_THREAD_EXIT, words(&[0])),
             Ioctl::SetContextManager { node } => {
