@@ -191,6 +191,9 @@ impl Finish {
     }
 }
 
+/// How many records of a process are released in one section of the context's lock: some 100 us.
+const RELEASED_AT_ONCE: usize = 128;
+
 /// Which freeze a caller waits for.
 struct FreezeCaller {
     target: Weak<Process>,
@@ -298,8 +301,9 @@ impl Shared {
             .filter_map(Weak::upgrade)
             .flat_map(|context| {
                 let graph = context.graph.lock();
-                let records = graph.processes.values().map(|record| record.process.clone());
-                records.filter(|process| process.pid == pid).collect::<Vec<_>>()
+                let living = graph.processes.values().filter(|record| !record.is_dead);
+                let processes = living.map(|record| record.process.clone());
+                processes.filter(|process| process.pid == pid).collect::<Vec<_>>()
             })
             .collect();
         found.sort_by_key(|process| std::cmp::Reverse(process.id));
@@ -400,6 +404,7 @@ impl Context {
                     }
                 }
                 Effect::DropProcess(process) => drop(process),
+                Effect::DropRecord(record) => drop(record),
             }
         }
     }
@@ -447,6 +452,7 @@ impl Process {
     /// `binder_release`. Blocked reads are ended; nothing of the process remains but the memory of
     /// its buffers, which goes with the last handle.
     pub fn release(self: &Arc<Self>) {
-        self.context.locked(|graph| graph.release_process(self.id));
+        self.context.locked(|graph| graph.begin_release(self.id));
+        while self.context.locked(|graph| graph.release_some(self.id, RELEASED_AT_ONCE)) {}
     }
 }

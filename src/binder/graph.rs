@@ -20,7 +20,7 @@ use super::traffic::Created;
 use super::transaction::{Fixup, Transaction};
 use crate::alloc::Buffer;
 use rustc_hash::FxHashMap;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -78,6 +78,10 @@ pub(crate) enum Work {
 /// A list of work, oldest first, from which any entry can be taken.
 pub(crate) type WorkList = BTreeMap<u64, Work>;
 
+/// Where the delivered notices of a process stand, by the cookie that acknowledges them, oldest
+/// first: one client may have very many.
+pub(crate) type Cookies = BTreeSet<(u64, u64)>;
+
 /// What remains to be done once the lock is dropped.
 pub(crate) enum Effect {
     /// A read has something to give: write it to the client and end its ioctl.
@@ -94,6 +98,8 @@ pub(crate) enum Effect {
     Frozen(FreezeWait),
     /// A released process: its last holder frees its buffers.
     DropProcess(Arc<Process>),
+    /// What is left of its record, which may be large.
+    DropRecord(Box<ProcessRecord>),
 }
 
 /// Every record of a context.
@@ -172,6 +178,38 @@ impl Graph {
                 self.processes.get_mut(&id).map(|p| &mut p.delivered_freeze)
             }
         }
+    }
+
+    /// The table of cookies beside a list of delivered notices.
+    fn cookies(&mut self, queue: Queue) -> Option<&mut Cookies> {
+        match queue {
+            Queue::Thread(_) | Queue::Process(_) => None,
+            Queue::DeliveredDeath(id) => self.processes.get_mut(&id).map(|p| &mut p.death_cookies),
+            Queue::DeliveredFreeze(id) => {
+                self.processes.get_mut(&id).map(|p| &mut p.freeze_cookies)
+            }
+        }
+    }
+
+    /// Appends a notice to those that are delivered and wait for this cookie.
+    pub fn enqueue_delivered(&mut self, queue: Queue, work: Work, cookie: u64) -> Option<Place> {
+        let place = self.enqueue(queue, work)?;
+        self.cookies(queue)?.insert((cookie, place.sequence));
+        Some(place)
+    }
+
+    /// Takes a notice with that cookie out of the list that it stands in, delivered or not.
+    pub fn dequeue_notice(&mut self, place: Place, cookie: u64) {
+        self.dequeue(place);
+        if let Some(cookies) = self.cookies(place.queue) {
+            cookies.remove(&(cookie, place.sequence));
+        }
+    }
+
+    /// The oldest delivered notice that waits for this cookie.
+    pub fn delivered(&mut self, queue: Queue, cookie: u64) -> Option<Work> {
+        let (_, sequence) = *self.cookies(queue)?.range((cookie, 0)..=(cookie, u64::MAX)).next()?;
+        self.list(queue)?.get(&sequence).copied()
     }
 
     /// Takes the oldest work of a list (`binder_dequeue_work_head_ilocked`) and, where the work

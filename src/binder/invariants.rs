@@ -17,6 +17,7 @@ use super::thread::{Looper, Thread};
 use super::transaction::{Held, Transaction};
 use super::{Context, Process};
 use crate::alloc::invariants::{Violation, rule};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -172,6 +173,20 @@ impl Graph {
             record.freeze_waits.is_empty() || !record.is_frozen || outstanding > 0,
             "{record:?}: it is frozen and nothing is outstanding, and still somebody waits"
         );
+        for (list, cookies) in [
+            (&record.delivered_death, &record.death_cookies),
+            (&record.delivered_freeze, &record.freeze_cookies),
+        ] {
+            let expected = list.iter().filter_map(|(sequence, work)| match work {
+                Work::Death(id) => Some((self.deaths.get(id)?.cookie, *sequence)),
+                Work::Freeze(id) => Some((self.freezes.get(id)?.cookie, *sequence)),
+                _ => None,
+            });
+            rule!(
+                expected.collect::<BTreeSet<_>>() == *cookies,
+                "{record:?}: its delivered notices {list:?} are not found by {cookies:?}"
+            );
+        }
         for (queue, list) in [
             (Queue::Process(id), &record.todo),
             (Queue::DeliveredDeath(id), &record.delivered_death),

@@ -71,7 +71,8 @@ impl Graph {
     /// A thread is in one system call at a time: a read that is parked on this id is that of an
     /// earlier thread, which nobody waits for any more.
     pub fn get_thread(&mut self, process: ProcessId, tid: i32) -> Result<ThreadId, Errno> {
-        let record = self.processes.get(&process).ok_or(Errno::ESRCH)?;
+        let record = self.processes.get(&process).filter(|record| !record.is_dead);
+        let record = record.ok_or(Errno::ESRCH)?;
         if let Some(&thread) = record.threads.get(&tid) {
             self.end_parked_read(thread, Errno::EINTR);
             return Ok(thread);
@@ -279,7 +280,12 @@ impl Graph {
 
     /// Drops everything of a list whose owner goes (`binder_release_work`).
     pub fn release_work(&mut self, queue: Queue) {
-        while let Some(work) = self.dequeue_head(queue) {
+        while self.release_first_work(queue) {}
+    }
+
+    /// The oldest work of it; whether there was any.
+    pub fn release_first_work(&mut self, queue: Queue) -> bool {
+        if let Some(work) = self.dequeue_head(queue) {
             match work {
                 Work::Transaction(id) => self.cleanup_transaction(id, Return::DeadReply),
                 Work::Death(id) => self.release_death_work(id),
@@ -295,6 +301,8 @@ impl Graph {
                 | Work::TransactionPending
                 | Work::TransactionOnewaySpamSuspect => {}
             }
+            return true;
         }
+        false
     }
 }
