@@ -200,8 +200,11 @@ impl Alloc {
     /// The mapping, looked for in the client when nobody has told us of one. ESRCH: none.
     fn mapping(&self) -> Result<&Mapping, Errno> {
         if !self.is_mapped() {
-            if self.mapping.get().is_some() {
-                return Err(Errno::ESRCH);
+            if let Some(mapping) = self.mapping.get() {
+                // It is gone; or another sender has just found it, and holds this lock until all
+                // of that is noted.
+                drop(self.buffers.lock());
+                return if self.is_mapped() { Ok(mapping) } else { Err(Errno::ESRCH) };
             }
             let (address, size) = self.mm.find_mapping().map_err(|_| Errno::ESRCH)?;
             match self.mmap_handler(address, size) {
