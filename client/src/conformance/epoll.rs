@@ -553,7 +553,7 @@ fn nobody_polls_any_more(scene: &Scene) {
         let epoll = Epoll::of(&manager, EDGE);
         epoll.is_silent(&manager);
         assert_eq!(manager.syscall(libc::SYS_close, &[epoll.0]), Ok(0));
-        for _ in 0..40 {
+        for _ in 0..20 {
             post(&client);
             drain(&manager);
         }
