@@ -19,6 +19,7 @@
 //! | `copies` | the cap on copies to and from a client's memory that do not come back |
 //! | `transaction` | a transaction's life, replies that fail, buffers that are freed |
 //! | `thread`, `process`, `node`, `reference`, `death`, `freeze` | what they say |
+//! | `poll` | who polls, and who is told |
 //! | `graph` | all of them, and their work lists |
 //! | `logs`, `traffic` | what binderfs shows in `binder_logs` |
 //! | `limits` | what one client may make us hold |
@@ -39,6 +40,7 @@ mod message;
 mod node;
 pub mod object;
 pub mod outbox;
+mod poll;
 mod process;
 mod read;
 mod reference;
@@ -66,7 +68,6 @@ use rustc_hash::FxHashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
-use thread::Looper;
 use traffic::{Traffic, TransactionLog};
 
 /// An ioctl that a client waits in. The engine consumes it once: at once, or when another
@@ -95,8 +96,8 @@ pub trait Reply: Send {
 pub struct Call {
     /// The calling thread (in the daemon's pid namespace).
     pub tid: i32,
-    /// The caller's effective uid.
-    pub euid: u32,
+    /// The caller's uid as the device was told it; what counts is [`Client::euid`].
+    pub uid: u32,
     /// The open file has O_NONBLOCK.
     pub nonblock: bool,
     pub cmd: u32,
@@ -108,9 +109,10 @@ pub struct Call {
     pub reply: Box<dyn Reply>,
 }
 
-/// Somebody who polls a process; told once, when there may be something to read.
-pub trait Poller: Send {
-    fn wake(self: Box<Self>);
+/// Those who poll an open file. Told when there may be something to read for one of them, over
+/// and over again: one notice too many does no harm, each of them asks before it believes it.
+pub trait Poller: Send + Sync {
+    fn wake(&self);
 }
 
 /// A descriptor on its way from one client to another. Closed when dropped.
@@ -147,6 +149,17 @@ pub trait Client: Send + Sync {
     /// The security context that this client had when it opened the device, with its trailing
     /// NUL. EOPNOTSUPP where there is no security module.
     fn security_context(&self) -> Result<Vec<u8>, Errno>;
+
+    /// The effective uid of a thread that calls as `uid`, in the daemon's user namespace.
+    fn euid(&self, _tid: i32, uid: u32) -> u32 {
+        uid
+    }
+
+    /// A uid of the daemon's user namespace as the thread `tid`, which waits in a read, names it;
+    /// (uid_t)-1 where it has no name.
+    fn uid_as_seen(&self, _tid: i32, uid: u32) -> u32 {
+        uid
+    }
 
     /// Whether its pid is still its own: once it has ended and was waited for, another process
     /// may get that number, while a child goes on with the open file.
@@ -197,6 +210,9 @@ impl Finish {
         self.reply.restart(&self.out);
     }
 }
+
+/// How many records of a process are released in one section of the context's lock: some 100 us.
+const RELEASED_AT_ONCE: usize = 128;
 
 /// Which freeze a caller waits for.
 struct FreezeCaller {
@@ -341,8 +357,9 @@ impl Shared {
             .filter_map(Weak::upgrade)
             .flat_map(|context| {
                 let graph = context.graph.lock();
-                let records = graph.processes.values().map(|record| record.process.clone());
-                records.filter(|process| process.pid == pid).collect::<Vec<_>>()
+                let living = graph.processes.values().filter(|record| !record.is_dead);
+                let processes = living.map(|record| record.process.clone());
+                processes.filter(|process| process.pid == pid).collect::<Vec<_>>()
             })
             .collect();
         found.sort_by_key(|process| std::cmp::Reverse(process.id));
@@ -461,39 +478,6 @@ impl Process {
         self.due()
     }
 
-    /// `binder_poll`: whether the thread has something to read; if not, `poller` is kept and woken
-    /// when it may. A later poll of the same thread replaces it. ENOMEM: too many threads.
-    pub fn poll(
-        self: &Arc<Self>,
-        tid: i32,
-        poller: Option<Box<dyn Poller>>,
-    ) -> (Result<bool, Errno>, Due<'_>) {
-        self.alloc.owner_calls();
-        // Somebody may ask without waiting while an earlier poller of the thread still waits.
-        let ready = self.context.locked(|graph| {
-            let id = graph.get_thread(self.id, tid)?;
-            let Some(thread) = graph.threads.get_mut(&id) else {
-                return Ok(false);
-            };
-            let first = !thread.looper.contains(Looper::POLL);
-            thread.looper |= Looper::POLL;
-            if let Some(record) = graph.processes.get_mut(&self.id) {
-                record.pollers += usize::from(first);
-            }
-            let Some(thread) = graph.threads.get(&id) else {
-                return Ok(false);
-            };
-            if graph.has_work(thread, graph.available_for_process_work(thread)) {
-                return Ok(true);
-            }
-            if let (Some(thread), Some(poller)) = (graph.threads.get_mut(&id), poller) {
-                thread.poller = Some(poller);
-            }
-            Ok(false)
-        });
-        (ready, self.due())
-    }
-
     /// `binder_flush`: every blocked thread returns once.
     pub fn flush(self: &Arc<Self>) -> Due<'_> {
         self.context.locked(|graph| graph.flush(self.id));
@@ -503,7 +487,11 @@ impl Process {
     /// `binder_release`. Blocked reads are ended; nothing of the process remains but the memory of
     /// its buffers, which goes with the last handle.
     pub fn release(self: &Arc<Self>) -> Due<'_> {
-        self.context.locked(|graph| graph.release_process(self.id));
+        self.context.locked(|graph| graph.begin_release(self.id));
+        while self.context.locked(|graph| graph.release_some(self.id, RELEASED_AT_ONCE)) {
+            // Who is told of it need not wait for the rest, nor the rest for them.
+            self.context.shared.hand_over();
+        }
         // Returns for its threads that still wait for a place will not find them.
         self.copies.give_up(Subject::Process(self.id.0));
         self.due()

@@ -15,6 +15,7 @@ mod control;
 pub mod cuse;
 pub mod files;
 pub mod fuse;
+pub mod ids;
 pub mod reply;
 pub mod retry;
 pub mod session;
@@ -322,7 +323,7 @@ impl Open {
         }
         Some(self.process.ioctl(Call {
             tid: header.tid,
-            euid: header.uid,
+            uid: header.uid,
             nonblock: self.nonblock,
             cmd,
             arg: argument,
@@ -401,7 +402,7 @@ impl Opens {
                 Some(open) => {
                     let waiter = notify.then(|| {
                         let session = responder.session().clone();
-                        Box::new(PollWaiter { session, handle }) as Box<dyn binder::Poller>
+                        Arc::new(PollWaiter { session, handle }) as Arc<dyn binder::Poller>
                     });
                     // `binder_poll` says POLLERR when it has no memory for the thread.
                     let (ready, due) = open.process.poll(header.tid, waiter);

@@ -530,11 +530,11 @@ impl SimThread<'_> {
     /// An ioctl that is called later, whatever becomes of it (see [`Arena::trap`]).
     pub fn ioctl_later(&self, cmd: u32, arg: &[u8]) -> impl FnOnce() + Send + use<> {
         let (process, memory) = (self.sim.process.clone(), self.sim.arena.clone());
-        let (tid, euid, nonblock) = (self.tid, self.sim.euid, self.nonblock);
+        let (tid, uid, nonblock) = (self.tid, self.sim.euid, self.nonblock);
         let arg = arg.to_vec();
         move || {
             let reply = Box::new(SimReply(Arc::default()));
-            process.ioctl(Call { tid, euid, nonblock, cmd, arg, memory, reply });
+            process.ioctl(Call { tid, uid, nonblock, cmd, arg, memory, reply });
         }
     }
 
@@ -544,7 +544,7 @@ impl SimThread<'_> {
         slot.interrupted.store(self.signalled, Ordering::SeqCst);
         self.sim.process.ioctl(Call {
             tid: self.tid,
-            euid: self.sim.euid,
+            uid: self.sim.euid,
             nonblock: self.nonblock,
             cmd,
             arg: arg.to_vec(),
@@ -644,16 +644,17 @@ impl SimThread<'_> {
         self.call(uapi::BINDER_SET_CONTEXT_MGR, &[0; 4]).expect("the first manager");
     }
 
-    /// Polls: whether there is something to read, and, if not, a count of wake-ups to come.
+    /// Polls: whether there is something to read, and a count of the notices to come for those
+    /// who poll the file, up to the next poll.
     pub fn poll(&self) -> (bool, Arc<AtomicUsize>) {
         let wakes = Arc::new(AtomicUsize::new(0));
         struct Count(Arc<AtomicUsize>);
         impl Poller for Count {
-            fn wake(self: Box<Self>) {
+            fn wake(&self) {
                 self.0.fetch_add(1, Ordering::SeqCst);
             }
         }
-        let (ready, _) = self.sim.process.poll(self.tid, Some(Box::new(Count(wakes.clone()))));
+        let (ready, _) = self.sim.process.poll(self.tid, Some(Arc::new(Count(wakes.clone()))));
         (ready.unwrap_or(false), wakes)
     }
 }

@@ -72,8 +72,9 @@ pub(crate) struct Delivered {
     pub buffer: Buffer,
     pub fixups: Vec<Fixup>,
     pub is_reply: bool,
-    /// Where `sender_pid` lies in the bytes.
+    /// Where `sender_pid` lies in the bytes, and `sender_euid` behind it.
     pub sender_pid_at: usize,
+    pub sender_euid: u32,
     /// The process that waits for a reply, by its pid here.
     pub sender: Option<(i32, Arc<dyn Client>)>,
     /// The sender's nice value and the node's minimum, for a call.
@@ -315,7 +316,7 @@ impl Delivery {
     }
 
     /// What depends on the receiver and is not known under the lock: how it sees the sender's
-    /// pid, and its own nice value.
+    /// pid and uid, and its own nice value.
     fn finish_record(&mut self) {
         let Some(delivered) = &self.transaction else {
             return;
@@ -327,6 +328,8 @@ impl Delivery {
             let pid = client.pid_as_seen(*pid);
             self.bytes[delivered.sender_pid_at..][..4].copy_from_slice(&pid.to_ne_bytes());
         }
+        let euid = client.uid_as_seen(self.tid, delivered.sender_euid);
+        self.bytes[delivered.sender_pid_at + 4..][..4].copy_from_slice(&euid.to_ne_bytes());
         let Some((sender, least)) = delivered.priority else {
             return;
         };

@@ -72,8 +72,9 @@ impl Process {
                 process: self,
                 thread,
                 tid: call.tid,
-                euid: call.euid,
+                uid: call.uid,
                 memory: &*call.memory,
+                euid: Cell::default(),
                 nice: Cell::default(),
             };
             result = writer.write(&mut data);
@@ -151,8 +152,8 @@ impl Process {
                 } else {
                     FlatObject::default()
                 };
-                self.context
-                    .locked(|graph| graph.set_context_manager(self.id, call.euid, &object))?;
+                let euid = self.client.euid(call.tid, call.uid);
+                self.context.locked(|graph| graph.set_context_manager(self.id, euid, &object))?;
                 Ok(unchanged())
             }
             BINDER_THREAD_EXIT => {
@@ -309,9 +310,7 @@ impl Process {
                     if let Some(target) = target.upgrade() {
                         target.end_freeze_wait(ticket, FreezeEnd::TimedOut);
                         // Not on the thread of the timers: a client's memory may hold it up.
-                        let shared = target.context.shared.clone();
-                        let carriers = shared.carriers.clone();
-                        carriers.carry(Box::new(move || shared.carry_out()));
+                        target.context.shared.hand_over();
                     }
                 };
                 shared.timers.after(ticket, timeout, Box::new(fire));

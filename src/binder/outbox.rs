@@ -8,9 +8,11 @@
 //! its caller's memory, a carrier ([`Carriers::watch`](super::Carriers::watch)).
 
 use super::freeze::FreezeWait;
+use super::poll::Notice;
+use super::process::ProcessRecord;
 use super::read::Answer;
 use super::transaction::Fixup;
-use super::{Poller, Process, Shared};
+use super::{Process, Shared};
 use crate::alloc::Buffer;
 use crate::lock_order::rank;
 use crate::sync::modelled::Mutex;
@@ -22,7 +24,7 @@ use std::sync::Arc;
 pub(crate) enum Effect {
     /// A read has come to its end: its client is told.
     Answer(Answer),
-    Poll(Box<dyn Poller>),
+    Poll(Notice),
     FreeBuffer(Arc<Process>, Buffer),
     /// Close descriptors that a freed buffer held, in the client.
     CloseFiles(Arc<Process>, Vec<i32>),
@@ -32,6 +34,8 @@ pub(crate) enum Effect {
     Frozen(FreezeWait),
     /// A released process: its last holder frees its buffers.
     DropProcess(Arc<Process>),
+    /// What is left of its record, which may be large.
+    DropRecord(Box<ProcessRecord>),
 }
 
 /// What may have to wait for a client's memory, or may lead to more that does.
@@ -96,11 +100,12 @@ impl Shared {
             match effect {
                 Effect::Answer(answer) => self.post_item(Item::Answer(answer)),
                 Effect::Frozen(wait) => self.post_item(Item::Frozen(wait)),
-                Effect::Poll(poller) => poller.wake(),
+                Effect::Poll(notice) => notice.give(),
                 Effect::FreeBuffer(process, buffer) => process.alloc.free_buf(&buffer),
                 Effect::CloseFiles(process, files) => process.client.close_files(&files),
                 Effect::DropFiles(files) => drop(files),
                 Effect::DropProcess(process) => drop(process),
+                Effect::DropRecord(record) => drop(record),
             }
         }
     }
@@ -108,6 +113,14 @@ impl Shared {
     fn post_item(&self, item: Item) {
         self.outbox.post(item);
         self.carriers.watch();
+    }
+
+    /// Has another thread carry out what is in the outbox.
+    pub fn hand_over(self: &Arc<Self>) {
+        if self.outbox.progress().is_some() {
+            let shared = self.clone();
+            self.carriers.carry(Box::new(move || shared.carry_out()));
+        }
     }
 
     /// Carries out what is in the outbox, until it is empty. What comes of an item is an item

@@ -362,6 +362,7 @@ impl Graph {
             fixups: Vec::new(),
             is_reply: transaction.is_reply,
             sender_pid_at,
+            sender_euid: transaction.sender_euid,
             sender,
             priority: node.map(|node| (transaction.priority, node.min_priority)),
             oneway: transaction.is_oneway(),

@@ -3,7 +3,6 @@
 //! A thread is in its client, or in an ioctl: being served, or parked in a read until there is
 //! something to give. No thread of the daemon waits with it: the parked read is a record here.
 
-use super::Poller;
 use super::graph::{Graph, ProcessId, Queue, ThreadId, TransactionId, Work, WorkList};
 use super::outbox::Effect;
 use super::read::{Answer, Parked};
@@ -61,7 +60,8 @@ pub(crate) struct Thread {
     pub parked: Option<Parked>,
     /// The transaction that is being written to its memory, and stands in no list meanwhile.
     pub delivering: Option<TransactionId>,
-    pub poller: Option<Box<dyn Poller>>,
+    /// It has polled, and there was nothing: how often there had been something to tell before.
+    pub polled_in_vain: Option<u64>,
     /// Where the last read buffer lay that could be written to.
     pub known_read_buffer: Option<u64>,
 }
@@ -73,7 +73,8 @@ impl Graph {
     /// A thread is in one system call at a time: a read that is parked on this id is that of an
     /// earlier thread, which nobody waits for any more.
     pub fn get_thread(&mut self, process: ProcessId, tid: i32) -> Result<ThreadId, Errno> {
-        let record = self.processes.get(&process).ok_or(Errno::ESRCH)?;
+        let record = self.processes.get(&process).filter(|record| !record.is_dead);
+        let record = record.ok_or(Errno::ESRCH)?;
         if let Some(&thread) = record.threads.get(&tid) {
             self.end_parked_read(thread, Errno::EINTR);
             return Ok(thread);
@@ -98,7 +99,7 @@ impl Graph {
                 extended_error: ExtendedError::NONE,
                 parked: None,
                 delivering: None,
-                poller: None,
+                polled_in_vain: None,
                 known_read_buffer: None,
             },
         );
@@ -135,20 +136,7 @@ impl Graph {
             self.woken.push(thread);
             return;
         }
-        let Some(record) = self.processes.get(&process) else {
-            return;
-        };
-        if record.pollers == 0 {
-            return;
-        }
-        for id in record.threads.values() {
-            if let Some(thread) = self.threads.get(id)
-                && thread.looper.contains(Looper::POLL)
-                && self.available_for_process_work(thread)
-            {
-                self.woken.push(*id);
-            }
-        }
+        self.wakeup_poll_threads(process);
     }
 
     /// `binder_wakeup_proc_ilocked`.
@@ -164,17 +152,17 @@ impl Graph {
             let Some(thread) = self.threads.get_mut(&id) else {
                 continue;
             };
-            if let Some(poller) = thread.poller.take() {
-                self.effects.push(Effect::Poll(poller));
-            }
-            let Some(parked) = thread.parked.take() else {
-                continue;
-            };
-            self.stop_waiting(id);
-            if let Some(answer) = self.resume_read(id, parked) {
-                self.effects.push(Effect::Answer(answer));
+            if let Some(parked) = thread.parked.take() {
+                self.stop_waiting(id);
+                if let Some(answer) = self.resume_read(id, parked) {
+                    self.effects.push(Effect::Answer(answer));
+                }
+            } else if thread.looper.contains(Looper::POLL) {
+                let process = thread.process;
+                self.tell_pollers(process);
             }
         }
+        self.settle_polls();
     }
 
     /// Takes a thread out of those that wait for the process's work.
@@ -258,15 +246,14 @@ impl Graph {
             return;
         };
         let (process, tid) = (thread.process, thread.tid);
-        if let Some(poller) = thread.poller.take() {
-            self.effects.push(Effect::Poll(poller));
-        }
         let polled = thread.looper.contains(Looper::POLL);
         let delivering = thread.delivering.take();
         let mut next = thread.transaction_stack.take();
         if let Some(record) = self.processes.get_mut(&process) {
             record.threads.remove(&tid);
-            record.pollers -= usize::from(polled);
+        }
+        if polled {
+            self.release_poll_thread(process, id);
         }
         let mut send_reply = None;
         let top = next;
@@ -298,7 +285,12 @@ impl Graph {
 
     /// Drops everything of a list whose owner goes (`binder_release_work`).
     pub fn release_work(&mut self, queue: Queue) {
-        while let Some(work) = self.dequeue_head(queue) {
+        while self.release_first_work(queue) {}
+    }
+
+    /// The oldest work of it; whether there was any.
+    pub fn release_first_work(&mut self, queue: Queue) -> bool {
+        if let Some(work) = self.dequeue_head(queue) {
             match work {
                 Work::Transaction(id) => self.cleanup_transaction(id, Return::DeadReply),
                 Work::Death(id) => self.release_death_work(id),
@@ -314,6 +306,8 @@ impl Graph {
                 | Work::TransactionPending
                 | Work::TransactionOnewaySpamSuspect => {}
             }
+            return true;
         }
+        false
     }
 }

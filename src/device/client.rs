@@ -1,6 +1,6 @@
 //! The process behind an open file, as the engine reaches it.
 
-use super::{files::Channel, warn_once};
+use super::{files::Channel, ids, warn_once};
 use crate::binder::copies::{Allowance, COPIES, Carriers, Copies};
 use crate::lock_order::rank;
 use crate::sync::Mutex;
@@ -55,6 +55,7 @@ pub struct Client {
     /// As it was at the open, with its NUL: `binder_transaction` tells `proc->cred`, whoever calls.
     security_context: Option<Vec<u8>>,
     namespaces: OnceLock<Namespaces>,
+    user_namespaces: ids::Namespaces,
     clients: Arc<Clients>,
     copies: Arc<Copies>,
     /// Shared by all that the process has open.
@@ -181,6 +182,7 @@ impl Clients {
             pidfd,
             security_context: security_context_of(tid),
             namespaces: OnceLock::new(),
+            user_namespaces: ids::Namespaces::default(),
             clients: self.clone(),
             copies,
             allowance,
@@ -305,6 +307,15 @@ impl binder::Client for Client {
 
     fn security_context(&self) -> Result<Vec<u8>, Errno> {
         self.security_context.clone().ok_or(Errno::EOPNOTSUPP)
+    }
+
+    /// Where /proc does not say, the uid of the wire is one that the thread may take.
+    fn euid(&self, tid: i32, uid: u32) -> u32 {
+        ids::euid(tid).unwrap_or(uid)
+    }
+
+    fn uid_as_seen(&self, tid: i32, uid: u32) -> u32 {
+        self.user_namespaces.name_of(tid, uid)
     }
 
     fn has_pid(&self) -> bool {

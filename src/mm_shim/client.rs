@@ -7,6 +7,7 @@
 //! Two ways in which this mm is not the kernel's: a client that reads a page that was never
 //! installed makes one of zeros (the driver: SIGBUS), and its munmap is noticed when we next look.
 
+use super::image::Image;
 use super::maps::{FileVma, Maps};
 use super::userfault::Userfault;
 use super::{Mm, NoVma, PAGE_SIZE, Page};
@@ -78,6 +79,8 @@ pub fn create_memfd(name: &str) -> Result<BufferFile, Errno> {
 pub struct ClientMm {
     pid: i32,
     pidfd: Arc<OwnedFd>,
+    /// The program that the process executed when it opened the device.
+    image: Image,
     memfd: OwnedFd,
     /// Our mapping of the whole of `memfd`.
     base: NonNull<u8>,
@@ -142,6 +145,17 @@ impl Users {
     }
 }
 
+/// The mappings of the program that the process executed then. ESRCH: it has executed another one
+/// since, to which nothing that it maps of the device belongs (`vma->vm_mm != alloc->mm`).
+fn open_maps(pid: i32, image: Image, procmap_query: bool) -> Result<Maps, Errno> {
+    // In this order: once open, the maps are those of one mm.
+    let maps = Maps::open(pid, procmap_query)?;
+    if image.differs_from(Image::of(pid)) {
+        return Err(Errno::ESRCH);
+    }
+    Ok(maps)
+}
+
 impl Drop for Users {
     fn drop(&mut self) {
         if self.kept {
@@ -191,6 +205,7 @@ impl ClientMm {
         let mm = ClientMm {
             pid,
             pidfd,
+            image: Image::of(pid),
             memfd,
             base,
             userfault,
@@ -229,7 +244,7 @@ impl ClientMm {
 
     /// The mappings of the client as they are now. ESRCH: it has exited.
     fn open_maps(&self) -> Result<Maps, Errno> {
-        let maps = Maps::open(self.pid, self.procmap_query)?;
+        let maps = open_maps(self.pid, self.image, self.procmap_query)?;
         // Only now is it certain that these were the mappings of the process we mean.
         if self.alive() { Ok(maps) } else { Err(Errno::ESRCH) }
     }
@@ -313,7 +328,7 @@ impl Mm for ClientMm {
         let mut users = self.users.lock();
         // As the kernel's: who has it in use already need not ask again.
         if users.count == 0 {
-            users.open(|| Maps::open(self.pid, self.procmap_query));
+            users.open(|| open_maps(self.pid, self.image, self.procmap_query));
             // After the open: a process that lives now is the one whose mappings were opened.
             if !self.alive() {
                 users.idle();

@@ -26,6 +26,7 @@ mod race;
 mod read;
 mod reference;
 mod scatter;
+mod section;
 mod security_context;
 mod stack;
 mod write;

@@ -124,7 +124,7 @@ impl Stage {
         role.threads[thread].running = Some(Running { slot: slot.clone(), kind });
         let call = Call {
             tid: role.tid(thread),
-            euid: role.euid(),
+            uid: role.euid(),
             nonblock: true,
             cmd,
             arg,
