@@ -17,6 +17,7 @@ pub mod fuse;
 pub mod reply;
 pub mod retry;
 pub mod session;
+pub mod threads;
 pub mod timers;
 pub mod tree;
 pub mod wire;
@@ -61,7 +62,8 @@ pub struct Hub {
 impl Hub {
     pub fn new(memory: Arc<Memory>) -> std::io::Result<Arc<Hub>> {
         let timers = Arc::new(timers::Timers::start()?);
-        Ok(Arc::new(Hub { binder: Binder::new(timers), clients: Arc::default(), memory }))
+        let clients = Clients::start()?;
+        Ok(Arc::new(Hub { binder: Binder::new(timers), clients, memory }))
     }
 
     /// The driver behind all devices.

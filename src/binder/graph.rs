@@ -93,6 +93,8 @@ pub(crate) enum Effect {
     Frozen(FreezeWait),
     /// A released process: its last holder frees its buffers.
     DropProcess(Arc<Process>),
+    /// The device need not watch a thread any more.
+    DropWatch(Box<dyn Send>),
 }
 
 /// Every record of a context.

@@ -21,8 +21,7 @@ impl Process {
     /// EINVAL: unknown ioctl, or an argument of the wrong length; ENOMEM: too many threads
     /// ([`Limits`](super::Limits)); the rest is said at each ioctl.
     pub fn ioctl(self: &Arc<Self>, call: Call) {
-        let thread = self.context.locked(|graph| graph.get_thread(self.id, call.tid));
-        let thread = match thread {
+        let thread = match self.calling_thread(call.tid) {
             Ok(thread) => thread,
             Err(errno) => return call.reply.send(Err(errno), &call.arg),
         };

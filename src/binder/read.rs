@@ -69,6 +69,8 @@ pub(crate) struct Delivery {
     transaction: Option<Delivered>,
     /// There may be more to read when this is written.
     is_step: bool,
+    /// Somebody will wait for what the thread does with it, and nobody would notice its end.
+    unattended: bool,
 }
 
 /// The transaction at the end of a delivery.
@@ -164,6 +166,9 @@ impl Graph {
         };
         thread.looper_need_return = false;
         let (process, tid, looper) = (thread.process, thread.tid, thread.looper);
+        let is_call = transaction.as_ref().is_some_and(|it| !it.is_reply && !it.oneway);
+        let is_awaited = is_call || !thread.todo.is_empty();
+        let unattended = is_awaited && self.is_unattended(id);
         let Some(record) = self.processes.get_mut(&process) else {
             return self.finish_read(id, read, Errno::ESRCH);
         };
@@ -182,6 +187,7 @@ impl Graph {
             for_process,
             transaction,
             is_step: false,
+            unattended,
         });
         self.wakeup_leftover(process);
         self.effects.push(Effect::Deliver(delivery));
@@ -206,6 +212,7 @@ impl Graph {
             for_process,
             transaction: None,
             is_step: true,
+            unattended: false,
         })));
     }
 
@@ -221,7 +228,7 @@ impl Graph {
         }
     }
 
-    fn finish_read(&mut self, id: ThreadId, read: Parked, errno: Errno) {
+    pub fn finish_read(&mut self, id: ThreadId, read: Parked, errno: Errno) {
         if let Some(thread) = self.threads.get_mut(&id) {
             thread.looper_need_return = false;
             let process = thread.process;
@@ -502,6 +509,9 @@ impl Delivery {
             effects = context.collect_effects(|graph| {
                 graph.settle_transaction(self.thread, delivered.id, arrays);
             });
+        }
+        if self.unattended {
+            self.process.attend_thread(self.thread);
         }
         self.read.call.read_consumed += self.bytes.len() as u64;
         let out = self.read.call.encode();

@@ -1,5 +1,6 @@
 //! The process behind an open file, as the engine reaches it.
 
+use super::threads::{self, Threads};
 use super::{files::Channel, warn_once};
 use crate::{Errno, binder, client_mem, uapi};
 use nix::sys::resource::{Resource, getrlimit};
@@ -43,6 +44,7 @@ pub struct Client {
     channel: Mutex<Option<Channel>>,
     /// It has been said that there is none.
     said_no_channel: AtomicBool,
+    watched_threads: threads::Count,
 }
 
 /// Where a process stands among the pid namespaces.
@@ -78,7 +80,7 @@ fn numbers<'a>(status: &'a str, key: &str) -> Option<impl DoubleEndedIterator<It
 }
 
 /// What `/proc` says of a process that is not there is ESRCH; EMFILE is our own trouble.
-fn errno(error: std::io::Error) -> Errno {
+pub(super) fn errno(error: std::io::Error) -> Errno {
     match error.raw_os_error().map_or(Errno::EIO, Errno::from_raw) {
         Errno::ENOENT => Errno::ESRCH,
         other => other,
@@ -115,14 +117,20 @@ fn security_context_of(tid: i32) -> Option<Vec<u8>> {
 }
 
 /// All clients, by thread group: who asks how a pid looks from elsewhere finds the answer here.
-#[derive(Default)]
 pub struct Clients {
+    threads: Threads,
     by_pid: Mutex<HashMap<i32, Weak<Client>>>,
     /// How many of our descriptors are files on their way from one to another.
     taken: AtomicUsize,
 }
 
 impl Clients {
+    pub fn start() -> std::io::Result<Arc<Clients>> {
+        // A quarter of this process's descriptors may be those of threads.
+        let threads = Threads::start(most_taken() / 2)?;
+        Ok(Arc::new(Clients { threads, by_pid: Mutex::default(), taken: AtomicUsize::new(0) }))
+    }
+
     /// The process of the thread `tid`, which waits in an open.
     pub fn of_thread(self: &Arc<Self>, tid: i32) -> Result<Arc<Client>, Errno> {
         let pid = thread_group(tid)?;
@@ -135,6 +143,7 @@ impl Clients {
             clients: self.clone(),
             channel: Mutex::new(None),
             said_no_channel: AtomicBool::new(false),
+            watched_threads: threads::Count::default(),
         });
         self.by_pid.lock().insert(pid, Arc::downgrade(&client));
         Ok(client)
@@ -278,6 +287,23 @@ impl binder::Client for Client {
         let named = all.iter().find(|client| client.namespaces() == Some(&wanted));
         named.map_or(-1, |client| client.pid)
     }
+
+    fn thread_birth(&self, tid: i32) -> Option<binder::Birth> {
+        threads::birth(tid)
+    }
+
+    fn thread_is_gone(&self, tid: i32, birth: Option<binder::Birth>) -> bool {
+        threads::is_gone(tid, birth)
+    }
+
+    fn watch_thread(
+        &self,
+        tid: i32,
+        birth: Option<binder::Birth>,
+        ended: Box<dyn FnOnce() + Send>,
+    ) -> binder::Watching {
+        self.clients.threads.watch(tid, birth, &self.watched_threads, ended)
+    }
 }
 
 /// Whether a thread may have any nice value (CAP_SYS_NICE in our user namespace).
@@ -302,7 +328,7 @@ mod tests {
     #[test]
     fn a_thread_belongs_to_its_process() {
         let own = nix::unistd::getpid().as_raw();
-        let clients = Arc::new(Clients::default());
+        let clients = Clients::start().unwrap();
         let seen = clients.clone();
         std::thread::spawn(move || {
             let tid = nix::unistd::gettid().as_raw();

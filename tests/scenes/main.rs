@@ -28,4 +28,5 @@ mod reference;
 mod scatter;
 mod security_context;
 mod stack;
+mod thread_end;
 mod write;
