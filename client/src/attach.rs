@@ -35,6 +35,12 @@ pub fn must_attach(device: BorrowedFd<'_>) -> bool {
         && question.flags & uapi::FAKEBINDER_ATTACH_NATIVE_MMAP == 0
 }
 
+/// Whether the kernel copies the arguments of this file's ioctls by itself, for it lies on
+/// fakebinder's FUSE door: then it refuses pointers that the daemon would never have looked at.
+pub fn kernel_copies_arguments(device: BorrowedFd<'_>) -> bool {
+    sys::is_fuse(device) == Ok(true) && is_fakebinder(device)
+}
+
 /// The whole handshake. Errors are those of the driver's mmap, or `ENODEV` when the device knows
 /// no handshake: then it is not fakebinder's, and cannot be mapped (or it can, and must be).
 pub(crate) fn handshake(
