@@ -1,5 +1,5 @@
 // Ioctls whose argument the driver ignores, or looks at late, with pointers that lead nowhere.
-// Built by the test in preload.rs: gcc -O2 -o ignored_argument ignored_argument.c
+// Built by the test in preload.rs: gcc -D_GNU_SOURCE -O2 -o ignored_argument ignored_argument.c
 //
 // With -DSYSCALL the calls go through syscall(2). ignored_argument DEVICE: one line for each call.
 #include <errno.h>

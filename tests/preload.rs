@@ -3,7 +3,11 @@
 
 mod common;
 
-use common::{Target, in_time, library, on_devices, skip, unique_name};
+use common::{
+    Daemon, Door, Killed, Target, alone, become_manager, in_time, library, on_devices, role,
+    role_device, skip, unique_name,
+};
+use fakebinder_client::Thread;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -97,4 +101,81 @@ fn the_library_is_small() {
     }
     let size = fs::metadata(library).unwrap().len();
     assert!(size <= 600_000, "{size} bytes");
+}
+
+/// What it says on the kernel's driver.
+const LIFE: &str = "\
+a call before main: yes
+a call from main: yes
+a call from another thread: yes
+a call from a library that was loaded: yes
+a buffer can be read: yes
+a child can read it: EFAULT
+a child can map the device that it inherits: EINVAL
+a call of a child on a device of its own: yes
+a call after exec: yes
+a writable mapping: EPERM
+a second device: yes
+munmap: yes
+the buffer can be read after that: EFAULT
+the first device goes on: yes
+a program file can be mapped: yes
+shared memory can be mapped: yes
+and moved: yes
+memory can be mapped: yes
+a descriptor that is none: EBADF
+no bytes: EINVAL
+";
+
+/// Serves whoever calls, until the device is closed with its process.
+fn echoing(path: &Path) -> Killed {
+    let mut server = Killed(role("echo", path).spawn().unwrap());
+    server.wait_for("ready");
+    server
+}
+
+/// Not a test: a context manager that gives back what it is given.
+#[test]
+#[ignore = "a role in other tests"]
+fn echo() {
+    let Some(device) = role_device() else { return };
+    become_manager(&device);
+    let mut thread = Thread::new(&device);
+    thread.queue(fakebinder_client::Command::EnterLooper);
+    thread.flush().unwrap();
+    println!("ready");
+    while thread.serve(&mut |_, _, contents, reply| _ = reply.bytes(&contents.data)).is_ok() {}
+}
+
+fn lives(target: &Target) {
+    let Some(program) = build("preload_life", &["-pthread"]) else { return };
+    let Some(loaded) = build("preload_life", &["-shared", "-fPIC", "-DLIBRARY"]) else { return };
+    let server = echoing(&target.path);
+    let mut command = Command::new(&program);
+    command.arg(&target.path).arg(&loaded).env("BINDER_DEVICE", &target.path);
+    if target.is_fakebinder() {
+        command.env("LD_PRELOAD", library("libfakebinder_preload.so"));
+    }
+    let done = in_time("the program", move || command.output().unwrap());
+    drop(server);
+    let said = String::from_utf8_lossy(&done.stdout);
+    assert_eq!(said, LIFE, "{}", target.path.display());
+    fs::remove_file(program).unwrap();
+    fs::remove_file(loaded).unwrap();
+}
+
+/// Before main, in threads, in a loaded library, after fork and exec.
+#[test]
+fn a_program_lives_as_on_the_driver() {
+    on_devices(lives);
+}
+
+#[test]
+fn a_program_lives_as_on_the_driver_without_passthrough() {
+    let _alone = alone();
+    if !Door::Fuse.is_here() {
+        return skip("/dev/fuse is not here");
+    }
+    let daemon = Daemon::start_with(&["--no-passthrough"], None);
+    lives(&Target::private(daemon.fuse(), daemon));
 }

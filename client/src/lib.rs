@@ -59,7 +59,7 @@ mod thread;
 mod transaction;
 mod wire;
 
-pub use attach::{attach, kernel_copies_arguments, must_attach};
+pub use attach::{KernelMapping, attach, kernel_copies_arguments, kernel_mapping, must_attach};
 pub use call::Call;
 pub use command::Command;
 pub use device::{Device, Transfer};

@@ -2,7 +2,9 @@
 //! use what the kernel cannot map: CUSE devices, and those of the FUSE door without passthrough.
 //!
 //! - `mmap`: when the kernel answers ENODEV for a character device, or the file is such a one on the
-//!   FUSE door, the attach handshake is tried;
+//!   FUSE door, the attach handshake is tried; and a mapping that the kernel makes on the FUSE door
+//!   without asking the daemon is looked at as the driver does (not writable, not another process's,
+//!   not a child's);
 //! - `ioctl`: when the kernel answers EFAULT on the FUSE door, the program gets what the driver would
 //!   have said ([`argument`]);
 //! - `syscall`, for programs that make these two calls through it.
@@ -14,7 +16,7 @@
 mod argument;
 mod next;
 
-use fakebinder_client::{Errno, attach, must_attach};
+use fakebinder_client::{Errno, KernelMapping, attach, kernel_mapping, must_attach};
 use nix::sys::mman::{MapFlags, ProtFlags};
 use std::ffi::{c_int, c_long, c_ulong, c_void};
 use std::os::fd::BorrowedFd;
@@ -142,12 +144,26 @@ unsafe fn map(
     fd: c_int,
     offset: i64,
 ) -> *mut c_void {
+    let kind = if fd >= 0 && flags & libc::MAP_ANONYMOUS == 0 {
+        // SAFETY: if the number is no descriptor, the kernel says so.
+        kernel_mapping(unsafe { BorrowedFd::borrow_raw(fd) })
+    } else {
+        KernelMapping::Right
+    };
+    // What the driver's mmap looks at.
+    let refused = match kind {
+        KernelMapping::Right => None,
+        KernelMapping::Strange => Some(Errno::EINVAL),
+        KernelMapping::Unchecked | KernelMapping::Useless => {
+            (prot & libc::PROT_WRITE != 0).then_some(Errno::EPERM)
+        }
+    };
+    if let Some(errno) = refused {
+        errno.set();
+        return libc::MAP_FAILED;
+    }
     // A private mapping is what binder programs ask for, and what the kernel allows of any file.
-    // SAFETY: if the number is no descriptor, the kernel says so.
-    let useless = fd >= 0
-        && flags & libc::MAP_PRIVATE != 0
-        && must_attach(unsafe { BorrowedFd::borrow_raw(fd) });
-    if !useless {
+    if kind != KernelMapping::Useless || flags & libc::MAP_PRIVATE == 0 {
         let Some(offset) = in_units(offset) else {
             Errno::EINVAL.set();
             return libc::MAP_FAILED;
@@ -163,7 +179,13 @@ unsafe fn map(
         // SAFETY: the caller's own call, passed on as it is.
         let result = unsafe { next::syscall(MMAP, call) };
         if result != -1 || Errno::last() != Errno::ENODEV {
-            return std::ptr::with_exposed_provenance_mut(result as usize);
+            let start = std::ptr::with_exposed_provenance_mut(result as usize);
+            if kind == KernelMapping::Unchecked && start != libc::MAP_FAILED {
+                // VM_DONTCOPY, as the driver's: a child does not have it.
+                // SAFETY: the kernel has just made this mapping; its contents stay as they are.
+                unsafe { libc::madvise(start, length, libc::MADV_DONTFORK) };
+            }
+            return start;
         }
     }
     match attached(length, prot, flags, fd, offset) {
