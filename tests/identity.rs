@@ -251,10 +251,13 @@ fn the_effective_uid_is_that_of_the_moment() {
 }
 
 /// A thread has left without a word, in the middle of a call that it serves; a new one that gets
-/// its number is, to the driver, that thread.
+/// its number is, to the driver, that thread. (fakebinder sees that it is not: thread_end.rs.)
 #[test]
-fn a_thread_number_that_is_used_again_is_the_same_thread() {
+fn a_thread_number_that_is_used_again_is_the_same_thread_to_the_driver() {
     on_devices(|target| {
+        if target.is_fakebinder() {
+            return;
+        }
         let pair = target.pair();
         let (client, handle) = (pair.client, pair.handle);
         let waiting =
