@@ -27,7 +27,9 @@ type Ended = Box<dyn FnOnce() + Send>;
 
 /// So many threads of one open file are watched.
 const MOST_OF_ONE: usize = 256;
-/// So many threads of ours may be held up by clients that are told of another's end.
+/// So many threads of ours listen, so that none has to be started while one tells.
+const LISTENERS: usize = 2;
+/// So many may be held up by clients that are told of another's end.
 const MOST_TELLERS: usize = 64;
 /// The ticket of no thread.
 const STOP: u64 = 0;
@@ -83,11 +85,14 @@ impl Threads {
             count: AtomicUsize::new(0),
             most,
             tellers: AtomicUsize::new(0),
-            listening: AtomicUsize::new(1),
+            listening: AtomicUsize::new(LISTENERS),
         });
         shared.epoll.add(&shared.stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
-        shared.clone().add_teller()?;
-        Ok(Threads { shared })
+        let threads = Threads { shared };
+        for _ in 0..LISTENERS {
+            threads.shared.clone().add_teller()?;
+        }
+        Ok(threads)
     }
 
     /// Watches a thread: see [`Client::watch_thread`](crate::binder::Client::watch_thread).
@@ -140,7 +145,7 @@ impl Shared {
     }
 
     /// Tells of ends, one after another. To tell may take as long as the memory of a client that
-    /// is told: meanwhile another thread listens.
+    /// is told: meanwhile others listen, and when all of them tell, one more is started.
     fn tell(self: &Arc<Self>) {
         let mut events = [EpollEvent::empty()];
         loop {
@@ -165,7 +170,7 @@ impl Shared {
                 }
             }
             ended();
-            if self.listening.fetch_add(1, SeqCst) > 0 {
+            if self.listening.fetch_add(1, SeqCst) >= LISTENERS {
                 self.listening.fetch_sub(1, SeqCst);
                 return;
             }
@@ -271,6 +276,14 @@ mod tests {
         (watching, told)
     }
 
+    fn wait_until(condition: impl Fn() -> bool) {
+        let began = std::time::Instant::now();
+        while !condition() {
+            assert!(began.elapsed() < PATIENCE, "waited in vain");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     fn is_untold(watching: &Watching) -> bool {
         matches!(watching, Watching::Untold)
     }
@@ -328,9 +341,7 @@ mod tests {
         assert!(!is_gone(tid, birth) && !is_gone(tid, None));
         mortal.end();
         // Joined, it may be on its way out still.
-        while !is_gone(tid, None) {
-            std::thread::yield_now();
-        }
+        wait_until(|| is_gone(tid, None));
         assert!(is_gone(tid, birth));
         if !cannot_watch() {
             assert!(matches!(watch(&threads, tid, birth).0, Watching::Gone));
@@ -372,29 +383,33 @@ mod tests {
 
     /// A client that is told of an end may take as long as it likes to read of it.
     #[test]
-    fn one_that_is_held_up_does_not_hold_up_the_others() {
+    fn those_that_are_held_up_do_not_hold_up_the_others() {
         if cannot_watch() {
             return;
         }
         let threads = Threads::start(10).unwrap();
-        let (one, other) = (Mortal::new(), Mortal::new());
-        let (hold, held) = channel::<()>();
-        let (arrive, arrived) = channel();
-        let stuck = Box::new(move || {
-            arrive.send(()).unwrap();
-            let _ = held.recv();
-        });
-        let _stuck = threads.watch(one.tid, None, &Count::default(), stuck);
+        let other = Mortal::new();
         let (_watching, told) = watch(&threads, other.tid, None);
-        one.end();
-        arrived.recv_timeout(PATIENCE).unwrap();
+        let (arrive, arrived) = channel();
+        let mut holding = Vec::new();
+        for _ in 0..LISTENERS + 1 {
+            let one = Mortal::new();
+            let (hold, held) = channel::<()>();
+            let arrive = arrive.clone();
+            let stuck = Box::new(move || {
+                arrive.send(()).unwrap();
+                let _ = held.recv();
+            });
+            holding.push((hold, threads.watch(one.tid, None, &Count::default(), stuck)));
+            one.end();
+            arrived.recv_timeout(PATIENCE).unwrap();
+        }
         other.end();
         told.recv_timeout(PATIENCE).unwrap();
-        drop(hold);
+        drop(holding);
         let shared = threads.shared.clone();
+        wait_until(|| shared.tellers.load(SeqCst) == LISTENERS);
         drop(threads);
-        while shared.tellers.load(SeqCst) > 0 {
-            std::thread::yield_now();
-        }
+        wait_until(|| shared.tellers.load(SeqCst) == 0);
     }
 }
