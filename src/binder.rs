@@ -18,6 +18,7 @@
 //! | `outbox` | what was decided under the lock and is still to be done |
 //! | `copies` | the cap on copies to and from a client's memory that do not come back |
 //! | `transaction` | a transaction's life, replies that fail, buffers that are freed |
+//! | `exit` | threads that are gone without a word |
 //! | `thread`, `process`, `node`, `reference`, `death`, `freeze` | what they say |
 //! | `poll` | who polls, and who is told |
 //! | `graph` | all of them, and their work lists |
@@ -30,6 +31,7 @@ pub mod command;
 pub mod copies;
 mod death;
 mod delivery;
+mod exit;
 mod freeze;
 mod graph;
 pub mod invariants;
@@ -176,6 +178,42 @@ pub trait Client: Send + Sync {
     fn pid_named(&self, pid: i32) -> i32 {
         pid
     }
+
+    /// What tells a thread from others of the same number, while it is in an ioctl; none when the
+    /// device does not know.
+    fn thread_birth(&self, _tid: i32) -> Option<Birth> {
+        None
+    }
+
+    /// Whether that thread has ended.
+    fn thread_is_gone(&self, _tid: i32, _birth: Option<Birth>) -> bool {
+        false
+    }
+
+    /// Calls `ended`, once and on any thread, when that thread has ended.
+    fn watch_thread(
+        &self,
+        _tid: i32,
+        _birth: Option<Birth>,
+        _ended: Box<dyn FnOnce() + Send>,
+    ) -> Watching {
+        Watching::Untold
+    }
+}
+
+/// What tells a thread from another one that had, or will have, its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Birth(pub u64);
+
+/// Whether the end of a thread will be told.
+pub enum Watching {
+    /// It has ended already.
+    Gone,
+    /// It will, unless this is dropped before; when that happens at the same time, it may be told
+    /// all the same.
+    Told(Box<dyn Send>),
+    /// It will not; [`Client::thread_is_gone`] has to be asked.
+    Untold,
 }
 
 /// A timer that the engine asks the device for (freezing waits for outstanding transactions).
@@ -469,7 +507,13 @@ impl Process {
     /// A signal has arrived for the thread `tid`: ends its blocked ioctl, if it has one.
     /// To be called after [`Reply::interrupted`] has begun to say true.
     pub fn interrupt(self: &Arc<Self>, tid: i32) -> Due<'_> {
-        self.context.locked(|graph| graph.interrupt_thread(self.id, tid));
+        let caller = self.context.locked(|graph| {
+            graph.interrupt_thread(self.id, tid);
+            graph.interrupted_caller(self.id, tid)
+        });
+        if let Some(thread) = caller {
+            self.attend_thread(thread);
+        }
         if let Some(caller) = self.context.shared.forget_freeze_caller((self.id, tid))
             && let Some(target) = caller.target.upgrade()
         {

@@ -20,6 +20,7 @@ pub mod reply;
 pub mod retry;
 pub mod session;
 pub mod signals;
+pub mod threads;
 pub mod timers;
 pub mod tree;
 pub mod wire;
@@ -69,7 +70,7 @@ impl Hub {
         let carriers = carriers::Carriers::new();
         let binder = Binder::with_carriers(timers, carriers.clone(), Limits::default());
         carriers.attend(&binder)?;
-        Ok(Arc::new(Hub { binder, clients: Clients::new(carriers), memory }))
+        Ok(Arc::new(Hub { binder, clients: Clients::start(carriers)?, memory }))
     }
 
     /// The driver behind all devices.

@@ -61,7 +61,7 @@ mod thread;
 mod transaction;
 mod wire;
 
-pub use attach::{attach, must_attach};
+pub use attach::{KernelMapping, attach, kernel_copies_arguments, kernel_mapping, must_attach};
 pub use call::Call;
 pub use command::Command;
 pub use device::{Device, Transfer};

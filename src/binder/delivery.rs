@@ -64,6 +64,8 @@ pub(crate) struct Delivery {
     pub transaction: Option<Delivered>,
     /// There may be more to read when this is written.
     pub is_step: bool,
+    /// Somebody will wait for what the thread does with it, and nobody would notice its end.
+    pub unattended: bool,
 }
 
 /// The transaction at the end of a delivery.
@@ -267,6 +269,9 @@ impl Delivery {
             process.context.locked(|graph| {
                 graph.settle_transaction(self.thread, delivered.id, arrays);
             });
+        }
+        if self.unattended {
+            process.attend_thread(self.thread);
         }
         self.read.call.read_consumed += self.bytes.len() as u64;
         let out = self.read.call.encode();

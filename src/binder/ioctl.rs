@@ -30,8 +30,7 @@ impl Process {
     }
 
     fn serve(self: &Arc<Self>, call: Call) {
-        let thread = self.context.locked(|graph| graph.get_thread(self.id, call.tid));
-        let thread = match thread {
+        let thread = match self.calling_thread(call.tid) {
             Ok(thread) => thread,
             Err(errno) => return call.reply.send(Err(errno), &call.arg),
         };

@@ -34,6 +34,8 @@ pub(crate) enum Effect {
     Frozen(FreezeWait),
     /// A released process: its last holder frees its buffers.
     DropProcess(Arc<Process>),
+    /// The device need not watch a thread any more.
+    DropWatch(Box<dyn Send>),
     /// What is left of its record, which may be large.
     DropRecord(Box<ProcessRecord>),
 }
@@ -106,6 +108,7 @@ impl Shared {
                 Effect::DropFiles(files) => drop(files),
                 Effect::DropProcess(process) => drop(process),
                 Effect::DropRecord(record) => drop(record),
+                Effect::DropWatch(watch) => drop(watch),
             }
         }
     }

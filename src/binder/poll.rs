@@ -66,14 +66,13 @@ impl Notice {
 
 impl Graph {
     /// `binder_poll`: whether the thread has something to read. From now on `poller` is told when
-    /// any thread that polls the file may have. ESRCH, ENOMEM: as [`Graph::get_thread`].
+    /// any thread that polls the file may have. ESRCH: the file has been released.
     fn poll(
         &mut self,
         process: ProcessId,
-        tid: i32,
+        id: ThreadId,
         poller: Option<Arc<dyn Poller>>,
     ) -> Result<bool, Errno> {
-        let id = self.get_thread(process, tid)?;
         let (Some(thread), Some(record)) =
             (self.threads.get_mut(&id), self.processes.get_mut(&process))
         else {
@@ -199,7 +198,9 @@ impl Process {
         poller: Option<Arc<dyn Poller>>,
     ) -> (Result<bool, Errno>, Due<'_>) {
         self.alloc.owner_calls();
-        let ready = self.context.locked(|graph| graph.poll(self.id, tid, poller));
+        let ready = self
+            .calling_thread(tid)
+            .and_then(|id| self.context.locked(|graph| graph.poll(self.id, id, poller)));
         (ready, self.due())
     }
 }

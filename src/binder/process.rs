@@ -14,6 +14,7 @@ use crate::alloc::Buffer;
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What we keep of a buffer that a client holds: everything that has to be undone when it is
 /// freed. Nothing of it is read back from the buffer, which its client may reach.
@@ -36,6 +37,9 @@ pub(crate) struct ProcessRecord {
     pub process: Arc<Process>,
     /// By thread id.
     pub threads: BTreeMap<i32, ThreadId>,
+    /// With so many threads, those that are gone are looked for, but not before that time.
+    pub look_through_at: usize,
+    pub look_through_after: Duration,
     /// By pointer.
     pub nodes: BTreeMap<u64, NodeId>,
     /// By handle.
@@ -77,6 +81,8 @@ impl ProcessRecord {
         ProcessRecord {
             process,
             threads: BTreeMap::new(),
+            look_through_at: super::exit::FEW,
+            look_through_after: Duration::ZERO,
             nodes: BTreeMap::new(),
             refs: BTreeMap::new(),
             handles: FxHashMap::default(),

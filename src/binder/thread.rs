@@ -3,6 +3,8 @@
 //! A thread is in its client, or in an ioctl: being served, or parked in a read until there is
 //! something to give. No thread of the daemon waits with it: the parked read is a record here.
 
+use super::Birth;
+use super::exit::Life;
 use super::graph::{Graph, ProcessId, Queue, ThreadId, TransactionId, Work, WorkList};
 use super::outbox::Effect;
 use super::read::{Answer, Parked};
@@ -47,6 +49,9 @@ impl ExtendedError {
 pub(crate) struct Thread {
     pub process: ProcessId,
     pub tid: i32,
+    /// Which of all threads that ever have this number it is.
+    pub birth: Option<Birth>,
+    pub life: Life,
     pub looper: Looper,
     /// The next read returns even with nothing to give: the thread is new, or was flushed.
     pub looper_need_return: bool,
@@ -67,16 +72,17 @@ pub(crate) struct Thread {
 }
 
 impl Graph {
-    /// The record of a calling thread, made at its first call (`binder_get_thread`).
+    /// The record of a thread, made when there is none.
     /// ESRCH: the file has been released; ENOMEM: too many of them.
-    ///
-    /// A thread is in one system call at a time: a read that is parked on this id is that of an
-    /// earlier thread, which nobody waits for any more.
-    pub fn get_thread(&mut self, process: ProcessId, tid: i32) -> Result<ThreadId, Errno> {
+    pub fn get_thread(
+        &mut self,
+        process: ProcessId,
+        tid: i32,
+        birth: Option<Birth>,
+    ) -> Result<ThreadId, Errno> {
         let record = self.processes.get(&process).filter(|record| !record.is_dead);
         let record = record.ok_or(Errno::ESRCH)?;
         if let Some(&thread) = record.threads.get(&tid) {
-            self.end_parked_read(thread, Errno::EINTR);
             return Ok(thread);
         }
         if record.threads.len() >= self.limits.threads {
@@ -89,6 +95,8 @@ impl Graph {
             Thread {
                 process,
                 tid,
+                birth,
+                life: Life::default(),
                 looper: Looper::empty(),
                 looper_need_return: true,
                 process_todo: false,
@@ -246,6 +254,9 @@ impl Graph {
             return;
         };
         let (process, tid) = (thread.process, thread.tid);
+        if let Life::Watched(watch) = std::mem::take(&mut thread.life) {
+            self.effects.push(Effect::DropWatch(watch));
+        }
         let polled = thread.looper.contains(Looper::POLL);
         let delivering = thread.delivering.take();
         let mut next = thread.transaction_stack.take();

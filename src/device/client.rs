@@ -1,5 +1,6 @@
 //! The process behind an open file, as the engine reaches it.
 
+use super::threads::{self, Threads};
 use super::{files::Channel, ids, warn_once};
 use crate::binder::copies::{Allowance, COPIES, Carriers, Copies};
 use crate::lock_order::rank;
@@ -64,6 +65,7 @@ pub struct Client {
     channel: Mutex<Option<Channel>, rank::Channel>,
     /// It has been said that there is none.
     said_no_channel: AtomicBool,
+    watched_threads: threads::Count,
 }
 
 /// Where a process stands among the pid namespaces.
@@ -99,7 +101,7 @@ fn numbers<'a>(status: &'a str, key: &str) -> Option<impl DoubleEndedIterator<It
 }
 
 /// What `/proc` says of a process that is not there is ESRCH; EMFILE is our own trouble.
-fn errno(error: std::io::Error) -> Errno {
+pub(super) fn errno(error: std::io::Error) -> Errno {
     match error.raw_os_error().map_or(Errno::EIO, Errno::from_raw) {
         Errno::ENOENT => Errno::ESRCH,
         other => other,
@@ -137,6 +139,7 @@ fn security_context_of(tid: i32) -> Option<Vec<u8>> {
 
 /// All clients, by thread group: who asks how a pid looks from elsewhere finds the answer here.
 pub struct Clients {
+    threads: Threads,
     by_pid: Mutex<HashMap<i32, Weak<Client>>, rank::Clients>,
     users: Mutex<HashMap<u32, Weak<Allowance>>, rank::Allowances>,
     carriers: Arc<dyn Carriers>,
@@ -145,13 +148,16 @@ pub struct Clients {
 }
 
 impl Clients {
-    pub fn new(carriers: Arc<dyn Carriers>) -> Arc<Clients> {
-        Arc::new(Clients {
+    pub fn start(carriers: Arc<dyn Carriers>) -> std::io::Result<Arc<Clients>> {
+        // A quarter of this process's descriptors may be those of threads.
+        let threads = Threads::start(most_taken() / 2)?;
+        Ok(Arc::new(Clients {
+            threads,
             by_pid: Mutex::default(),
             users: Mutex::default(),
             carriers,
             taken: AtomicUsize::new(0),
-        })
+        }))
     }
 
     /// What a process of the user `uid` may have in copies, over all that it opens.
@@ -188,6 +194,7 @@ impl Clients {
             allowance,
             channel: Mutex::new(None),
             said_no_channel: AtomicBool::new(false),
+            watched_threads: threads::Count::default(),
         });
         self.by_pid.lock().insert(pid, Arc::downgrade(&client));
         Ok(client)
@@ -348,6 +355,23 @@ impl binder::Client for Client {
         let named = all.iter().find(|client| client.namespaces() == Some(&wanted));
         named.map_or(-1, |client| client.pid)
     }
+
+    fn thread_birth(&self, tid: i32) -> Option<binder::Birth> {
+        threads::birth(tid)
+    }
+
+    fn thread_is_gone(&self, tid: i32, birth: Option<binder::Birth>) -> bool {
+        threads::is_gone(tid, birth)
+    }
+
+    fn watch_thread(
+        &self,
+        tid: i32,
+        birth: Option<binder::Birth>,
+        ended: Box<dyn FnOnce() + Send>,
+    ) -> binder::Watching {
+        self.clients.threads.watch(tid, birth, &self.watched_threads, ended)
+    }
 }
 
 /// Whether a thread may have any nice value (CAP_SYS_NICE in our user namespace).
@@ -372,7 +396,7 @@ mod tests {
     #[test]
     fn a_thread_belongs_to_its_process() {
         let own = nix::unistd::getpid().as_raw();
-        let clients = Clients::new(Arc::new(binder::AtOnce));
+        let clients = Clients::start(Arc::new(binder::AtOnce)).unwrap();
         let seen = clients.clone();
         std::thread::spawn(move || {
             let tid = nix::unistd::gettid().as_raw();

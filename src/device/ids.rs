@@ -8,7 +8,8 @@
 //! All uids of the engine are those of the daemon's own user namespace.
 
 use crate::Errno;
-use parking_lot::Mutex;
+use crate::lock_order::rank;
+use crate::sync::Mutex;
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -104,7 +105,7 @@ impl Names {
 /// The user namespaces of the threads that read from one open file.
 #[derive(Default)]
 pub struct Namespaces {
-    by_thread: Mutex<HashMap<i32, Seen>>,
+    by_thread: Mutex<HashMap<i32, Seen>, rank::UserNamespaces>,
 }
 
 struct Seen {

@@ -29,4 +29,5 @@ mod scatter;
 mod section;
 mod security_context;
 mod stack;
+mod thread_end;
 mod write;
