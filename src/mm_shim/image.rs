@@ -36,27 +36,30 @@ impl Image {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{BufRead, BufReader, Write};
 
     #[test]
     fn a_process_executes_the_same_program_until_it_executes_another() {
         let mut child = std::process::Command::new("sh")
-            .args(["-c", "read line; exec cat"])
+            .args(["-c", "echo shell; read line; exec cat"])
             .stdin(std::process::Stdio::piped())
             .stdout(std::process::Stdio::piped())
             .spawn()
             .expect("a shell");
         let pid = child.id() as i32;
-        let name = || fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        while name() != "sh\n" {
-            std::thread::yield_now();
-        }
+        let mut output = BufReader::new(child.stdout.take().expect("a pipe"));
+        // Who has written a line executes its program: an execve is not over before.
+        let mut says = |line: &str| {
+            let mut said = String::new();
+            output.read_line(&mut said).expect("a line");
+            assert_eq!(said, line);
+        };
+        says("shell\n");
         let before = Image::of(pid);
         assert!(before.0.is_some() && !before.differs_from(Image::of(pid)));
         let mut stdin = child.stdin.take().expect("a pipe");
-        std::io::Write::write_all(&mut stdin, b"go on\n").expect("the shell reads");
-        while name() != "cat\n" {
-            std::thread::yield_now();
-        }
+        stdin.write_all(b"go on\ncat\n").expect("the shell reads");
+        says("cat\n");
         assert!(before.differs_from(Image::of(pid)));
         drop(stdin);
         child.wait().expect("a child of ours");
