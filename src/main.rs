@@ -3,6 +3,7 @@
 use clap::{ArgAction, Parser, ValueEnum};
 use fakebinder::alloc::InstallLatency;
 use fakebinder::device::claim::{Claim, Thing};
+use fakebinder::device::options::{MAX_DEVICES, MOST_DEVICES, MountOptions, Stats};
 use fakebinder::device::tree::Permissions;
 use fakebinder::device::{Hub, cuse, fuse};
 use fakebinder::mm_shim::Injector;
@@ -50,6 +51,15 @@ struct Options {
     /// Who owns the devices, by name or by number
     #[arg(long, value_name = "USER[:GROUP]", default_value = "0:0", value_parser = owner)]
     owner: (u32, u32),
+
+    /// How many devices the mount may hold, those of --name and those that binder-control adds (binderfs: max=)
+    #[arg(long, value_name = "N", default_value_t = MAX_DEVICES, value_parser = max_devices)]
+    max_devices: usize,
+
+    /// Who may see binder_logs/ in the mount; --stats alone is --stats global (binderfs: stats=global)
+    #[arg(long, value_name = "WHO", value_enum, default_value_t = Stats::Root, num_args = 0..=1, require_equals = true,
+          default_missing_value = "global")]
+    stats: Stats,
 
     /// Stay in the foreground, and log to standard error (the default)
     #[arg(long, conflicts_with = "daemonize")]
@@ -141,6 +151,11 @@ fn size(text: &str) -> Result<u64, String> {
         "a size is a number of bytes, of at least a page, or a number with K, M or G, as in 64M"
             .into()
     })
+}
+
+fn max_devices(number: &str) -> Result<usize, String> {
+    let number = number.parse().ok().filter(|number| *number <= MOST_DEVICES);
+    number.ok_or_else(|| format!("a number of devices is at most {MOST_DEVICES}"))
 }
 
 fn mode(octal: &str) -> Result<u32, String> {
@@ -306,6 +321,9 @@ fn open_doors(
     let mut names = options.names.clone();
     names.sort();
     names.dedup();
+    if names.len() > options.max_devices {
+        return Err(format!("{} devices are more than --max-devices allows", names.len()).into());
+    }
     let mut claims = names.iter().map(|name| Claim::take(name)).collect::<Result<Vec<_>, _>>()?;
     let mut doors = 0;
     let mut failures = Vec::new();
@@ -337,8 +355,13 @@ fn open_doors(
             let mut claim = Claim::take(&mount.to_string_lossy())?;
             claim.directory(&mount)?;
             claim.note(Thing::Mount { path: mount.clone() })?;
-            let passthrough = !options.no_passthrough;
-            fuse::open(&mount, devices, permissions, passthrough, on_end(door.clone()))?;
+            let mount_options = MountOptions {
+                max_devices: options.max_devices,
+                stats: options.stats,
+                passthrough: !options.no_passthrough,
+                ..MountOptions::new(permissions)
+            };
+            fuse::open(&mount, &hub, devices, &mount_options, on_end(door.clone()))?;
             for (name, claim) in without_node {
                 claim.link(&Path::new("/dev").join(name), &mount.join(name))?;
             }

@@ -143,11 +143,11 @@ fn a_device_has_no_bytes_and_its_directory_no_other_files() {
     assert_eq!(listed, expected);
     let absent = File::open(daemon.mount.join("absent"));
     assert_eq!(errno(absent.unwrap_err()), Errno::ENOENT);
-    let guessed = daemon.mount.join(format!(".open/{}.1.0000000000000000", daemon.name));
+    let guessed = daemon.mount.join(format!(".open/{}.0.1.0000000000000000", daemon.name));
     assert_eq!(errno(File::open(guessed).unwrap_err()), Errno::ENOENT);
     assert!(File::create(daemon.mount.join("new")).is_err());
     assert!(fs::create_dir(daemon.mount.join("new")).is_err());
-    assert!(fs::remove_file(daemon.mount.join(&daemon.name)).is_err());
+    assert!(fs::remove_dir(daemon.mount.join("features")).is_err());
 }
 
 #[test]

@@ -12,7 +12,7 @@
 //!
 //! Lock: the table of requests in flight, a leaf; nothing is called and nothing written under it.
 
-use super::wire::{self, Header, Ioctl, Request};
+use super::wire::{self, Forgotten, Header, Ioctl, Request};
 use crate::{Errno, uapi};
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -38,6 +38,8 @@ pub trait Door: Send + Sync {
     /// A signal has arrived for the thread `tid`, which waits in an ioctl on the open file `fh`;
     /// [`Responder::interrupted`] already says so.
     fn interrupt(&self, fh: u64, tid: i32);
+    /// The kernel no longer knows nodes that it has looked up.
+    fn forget(&self, _forgotten: &Forgotten<'_>) {}
     /// The session has come to its end, and every open file with it.
     fn ended(&self) {}
 }
@@ -93,8 +95,8 @@ impl Session {
             }
         };
         let waiting = match request {
-            // No reply is expected; lookups are not counted here (see `tree`).
-            Request::Forget => return,
+            // No reply is expected.
+            Request::Forget(forgotten) => return door.forget(&forgotten),
             Request::Interrupt { unique } => return self.interrupt(header.unique, unique, door),
             Request::Ioctl(Ioctl { fh, .. }) => Some((fh, header.tid)),
             _ => None,
