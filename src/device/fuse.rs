@@ -252,7 +252,9 @@ impl FuseDoor {
                 }
                 Busy::Mappable => {
                     warn_once!(
-                        "{}: refused (EBUSY) to open one file a second time: it has been mapped, or may be, by who opened it first.                          A device is opened by its name, not by a descriptor of it (/proc/PID/fd/N); for a container                          bind its directory",
+                        "{}: refused (EBUSY) to open one file a second time: who opened it first may have mapped it. \
+                         A device is opened by its name, not by a descriptor of it (/proc/PID/fd/N); for a \
+                         container bind its directory",
                         self.session.name()
                     );
                     Err(Errno::EBUSY)
@@ -290,7 +292,9 @@ impl FuseDoor {
         })?;
         if !mappable && self.passthrough.load(Ordering::Relaxed) {
             warn_once!(
-                "{}: process {} has opened {} through a bind mount of this one file, where it cannot be mapped: clients                  need fakebinder's client library or preload shim there; or bind the device's directory instead",
+                "{}: process {} has opened {} through a bind mount of this one file, where it cannot be mapped: \
+                 clients need fakebinder's client library or preload shim there; or bind the device's \
+                 directory instead",
                 self.session.name(),
                 open.pid(),
                 device.name
