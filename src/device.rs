@@ -19,6 +19,7 @@ pub mod files;
 pub mod fuse;
 pub mod mounts;
 pub mod options;
+pub mod places;
 pub mod reply;
 pub mod retry;
 pub mod session;

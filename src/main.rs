@@ -4,6 +4,7 @@ use clap::{ArgAction, Parser, ValueEnum};
 use fakebinder::alloc::InstallLatency;
 use fakebinder::device::claim::{Claim, Thing};
 use fakebinder::device::options::{MAX_DEVICES, MOST_DEVICES, MountOptions, Stats};
+use fakebinder::device::places::{Links, Places};
 use fakebinder::device::tree::Permissions;
 use fakebinder::device::{Hub, cuse, fuse};
 use fakebinder::mm_shim::Injector;
@@ -43,6 +44,14 @@ struct Options {
     /// Where to mount the FUSE door's directory; made if it is not there
     #[arg(long, value_name = "DIR", default_value = "/dev/fakebinderfs")]
     mount: PathBuf,
+
+    /// Where to make links to the FUSE door's devices; /dev unless told otherwise, and then nothing is amiss if it cannot be written
+    #[arg(long, value_name = "DIR", conflicts_with = "no_link")]
+    link: Option<PathBuf>,
+
+    /// Make no links: the devices are in the mounted directory only
+    #[arg(long)]
+    no_link: bool,
 
     /// Permissions of the devices, in octal
     #[arg(long, value_name = "OCTAL", default_value = "0666", value_parser = mode)]
@@ -302,8 +311,9 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
 
 struct Opened {
     doors: usize,
-    /// What goes when the daemon goes.
-    _claims: Vec<Claim>,
+    /// What goes when the daemon goes: the links, and then the mount.
+    _places: Places,
+    _claim: Option<Claim>,
 }
 
 fn open_doors(
@@ -324,18 +334,34 @@ fn open_doors(
     if names.len() > options.max_devices {
         return Err(format!("{} devices are more than --max-devices allows", names.len()).into());
     }
-    let mut claims = names.iter().map(|name| Claim::take(name)).collect::<Result<Vec<_>, _>>()?;
     let mut doors = 0;
     let mut failures = Vec::new();
-    let mut without_node = Vec::new();
-
-    for (name, claim) in names.iter().zip(&mut claims) {
-        if options.door == Doors::Fuse {
-            without_node.push((name, claim));
-            continue;
+    let mut mounted = None;
+    Claim::sweep();
+    let mut places = Places::new(match (&options.link, options.no_link) {
+        (_, true) => Links::None,
+        (Some(directory), false) => Links::In(std::path::absolute(directory)?),
+        (None, false) => Links::Convenience,
+    });
+    let cuse = options.door == Doors::Cuse
+        || options.door == Doors::Auto && Path::new("/dev/cuse").exists();
+    for name in &names {
+        if cuse {
+            places.claim_node(name)?;
         }
+        if options.door != Doors::Cuse {
+            places.claim_link(name)?;
+        }
+    }
+
+    for name in names.iter().filter(|_| options.door != Doors::Fuse) {
         let door = format!("/dev/{name} (CUSE)");
-        match cuse::open(hub.device(name), claim, permissions, on_end(door.clone())) {
+        let opened = places.make_node(name, |claim| {
+            cuse::open(hub.device(name), claim, permissions, on_end(door.clone()))
+        });
+        match opened
+            .unwrap_or(Err(cuse::Error::Device(std::io::Error::from_raw_os_error(libc::ENOENT))))
+        {
             Ok(()) => {
                 log::info!("{door} is open");
                 doors += 1;
@@ -343,7 +369,6 @@ fn open_doors(
             Err(error) => {
                 log::info!("{door} is not open: {error}");
                 failures.push(format!("{door}: {error}"));
-                without_node.push((name, claim));
             }
         }
     }
@@ -352,7 +377,7 @@ fn open_doors(
         let door = format!("{} (FUSE)", mount.display());
         let devices = names.iter().map(|name| hub.device(name)).collect();
         let result = (|| -> Result<Claim, Box<dyn Error>> {
-            let mut claim = Claim::take(&mount.to_string_lossy())?;
+            let mut claim = Claim::take(&mount)?;
             claim.directory(&mount)?;
             claim.note(Thing::Mount { path: mount.clone() })?;
             let mount_options = MountOptions {
@@ -362,16 +387,14 @@ fn open_doors(
                 ..MountOptions::new(permissions)
             };
             fuse::open(&mount, &hub, devices, &mount_options, on_end(door.clone()))?;
-            for (name, claim) in without_node {
-                claim.link(&Path::new("/dev").join(name), &mount.join(name))?;
-            }
+            names.iter().try_for_each(|name| places.make_link(name, &mount))?;
             Ok(claim)
         })();
         match result {
             Ok(claim) => {
                 log::info!("{door} is open: {}", names.join(", "));
                 doors += 1;
-                claims.push(claim);
+                mounted = Some(claim);
             }
             Err(error) => {
                 log::info!("{door} is not open: {error}");
@@ -381,7 +404,7 @@ fn open_doors(
     }
     match doors {
         0 => Err(format!("no door could be opened\n  {}", failures.join("\n  ")).into()),
-        _ => Ok(Opened { doors, _claims: claims }),
+        _ => Ok(Opened { doors, _claim: mounted, _places: places }),
     }
 }
 

@@ -190,7 +190,9 @@ fn daemonize_returns_when_clients_can_come_and_tells_why_it_cannot() {
         daemon.output()
     };
     let output = start().unwrap();
-    let claim = fs::read_to_string(Path::new("/run/fakebinder").join(&name)).unwrap();
+    let claims = fs::read_dir("/run/fakebinder").unwrap().map(|entry| entry.unwrap().path());
+    let ours = claims.into_iter().find(|path| path.to_string_lossy().ends_with(&name)).unwrap();
+    let claim = fs::read_to_string(ours).unwrap();
     let pid = nix::unistd::Pid::from_raw(claim.lines().next().unwrap().parse().unwrap());
     let status = fs::metadata(Path::new("/dev").join(&name));
     let second = start().unwrap();
