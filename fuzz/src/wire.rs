@@ -123,7 +123,7 @@ impl Kernel {
     fn send(&mut self, session: &Arc<Session>, door: &dyn Door, message: &[u8]) {
         match decode(message) {
             Ok((header, _)) if header.unique == 0 => return,
-            Ok((_, Request::Forget)) => {}
+            Ok((_, Request::Forget(_))) => {}
             Ok((header, Request::Interrupt { .. })) => self.interrupts.push(header.unique | 1),
             Ok((header, _)) => *self.due.entry(header.unique).or_default() += 1,
             Err(malformed) => {
