@@ -67,10 +67,11 @@ use graph::{Graph, ProcessId};
 use outbox::{Item, Outbox};
 use process::ProcessRecord;
 use rustc_hash::FxHashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
-use traffic::{Traffic, TransactionLog};
+use traffic::{Created, Traffic, TransactionLog};
 
 /// An ioctl that a client waits in. The engine consumes it once: at once, or when another
 /// client's work, a signal or a release completes it.
@@ -260,13 +261,18 @@ struct FreezeCaller {
 
 /// The driver: its contexts and every open process.
 pub struct Binder {
-    contexts: Mutex<Vec<Arc<Context>>, rank::Contexts>,
+    /// Those that [`Binder::context`] finds by their names.
+    named: Mutex<Vec<Arc<Context>>, rank::Contexts>,
     shared: Arc<Shared>,
 }
 
 /// What the contexts of a driver share.
 struct Shared {
-    contexts: Mutex<Vec<Weak<Context>>, rank::SharedContexts>,
+    /// Every context that exists, in the order of their making.
+    contexts: Mutex<BTreeMap<u64, Weak<Context>>, rank::SharedContexts>,
+    last_context: AtomicU64,
+    /// What contexts that are gone have made: the logs count it on.
+    created: Mutex<Created, rank::Created>,
     ids: Arc<AtomicU64>,
     limits: Limits,
     timers: Arc<dyn Timers>,
@@ -279,7 +285,10 @@ struct Shared {
 }
 
 /// A device name: one context manager, one object graph, one lock.
+///
+/// It lives as long as its device or an open file of it.
 pub struct Context {
+    number: u64,
     name: Arc<str>,
     shared: Arc<Shared>,
     graph: Mutex<Graph, rank::Graph>,
@@ -337,6 +346,8 @@ impl Binder {
         let shared = Arc::new(Shared {
             limits,
             contexts: Mutex::default(),
+            last_context: AtomicU64::new(0),
+            created: Mutex::default(),
             ids: Arc::default(),
             timers,
             carriers,
@@ -346,22 +357,30 @@ impl Binder {
             transaction_log: TransactionLog::default(),
             failed_log: TransactionLog::default(),
         });
-        Arc::new(Binder { contexts: Mutex::default(), shared })
+        Arc::new(Binder { named: Mutex::default(), shared })
     }
 
     /// The context of that name, made when it is new.
     pub fn context(&self, name: &str) -> Arc<Context> {
-        let mut contexts = self.contexts.lock();
-        if let Some(context) = contexts.iter().find(|context| *context.name == *name) {
+        let mut named = self.named.lock();
+        if let Some(context) = named.iter().find(|context| *context.name == *name) {
             return context.clone();
         }
+        let context = self.new_context(name);
+        named.push(context.clone());
+        context
+    }
+
+    /// A context by itself, whatever others are called: [`Binder::context`] does not find it.
+    pub fn new_context(&self, name: &str) -> Arc<Context> {
+        let number = self.shared.last_context.fetch_add(1, Ordering::Relaxed) + 1;
         let context = Arc::new(Context {
+            number,
             name: name.into(),
             shared: self.shared.clone(),
             graph: Mutex::new(Graph::new(self.shared.ids.clone(), self.shared.limits)),
         });
-        self.shared.contexts.lock().push(Arc::downgrade(&context));
-        contexts.push(context.clone());
+        self.shared.contexts.lock().insert(number, Arc::downgrade(&context));
         context
     }
 
@@ -375,10 +394,35 @@ impl Binder {
         self.shared.outbox.progress()
     }
 
+    /// The device of this context has been removed: its name is free for another one. Those who
+    /// have it open go on.
+    pub fn forget_context(&self, context: &Arc<Context>) {
+        let mut named = self.named.lock();
+        let forgotten =
+            named.iter().position(|it| Arc::ptr_eq(it, context)).map(|index| named.remove(index));
+        drop(named);
+        // Not under the lock: this may be its end.
+        drop(forgotten);
+    }
+
+    /// Every context, also of devices that have been removed and are still open.
+    fn contexts(&self) -> Vec<Arc<Context>> {
+        self.shared.contexts.lock().values().filter_map(Weak::upgrade).collect()
+    }
+
     /// What the driver holds, over all contexts.
     pub fn stats(&self) -> Stats {
-        let contexts = self.contexts.lock().clone();
-        contexts.iter().map(|context| context.stats()).sum()
+        self.contexts().iter().map(|context| context.stats()).sum()
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        let made = self.graph.lock().created;
+        let mut created = self.shared.created.lock();
+        *created = *created + made;
+        drop(created);
+        self.shared.contexts.lock().remove(&self.number);
     }
 }
 
@@ -389,10 +433,9 @@ impl Shared {
 
     /// Every open file of a thread group, over all contexts, the latest first.
     fn processes_of(&self, pid: i32) -> Vec<Arc<Process>> {
-        let contexts = self.contexts.lock().clone();
+        let contexts: Vec<_> = self.contexts.lock().values().filter_map(Weak::upgrade).collect();
         let mut found: Vec<Arc<Process>> = contexts
-            .iter()
-            .filter_map(Weak::upgrade)
+            .into_iter()
             .flat_map(|context| {
                 let graph = context.graph.lock();
                 let living = graph.processes.values().filter(|record| !record.is_dead);

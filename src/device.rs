@@ -7,19 +7,26 @@
 //! Nothing here waits for a client: an ioctl that must wait is a [`Call`] that the
 //! engine keeps, and whoever completes it writes the reply.
 
+mod announce;
 pub mod attach;
+pub mod attributes;
 pub mod carriers;
 pub mod claim;
 pub mod client;
 mod control;
 pub mod cuse;
+mod devices;
 pub mod files;
 pub mod fuse;
 pub mod ids;
+pub mod mounts;
+pub mod options;
+pub mod places;
 pub mod reply;
 pub mod retry;
 pub mod session;
 pub mod signals;
+mod stale;
 pub mod threads;
 pub mod timers;
 pub mod tree;
@@ -83,10 +90,17 @@ impl Hub {
         let context = self.binder.context(name);
         Arc::new(Device { name: name.to_owned(), context, hub: self.clone() })
     }
+
+    /// A device with a context of its own, whatever else has this name.
+    pub fn new_device(self: &Arc<Self>, name: &str) -> Arc<Device> {
+        let context = self.binder.new_context(name);
+        Arc::new(Device { name: name.to_owned(), context, hub: self.clone() })
+    }
 }
 
 /// A name that can be opened.
 pub struct Device {
+    /// The name that it was given; it may have been renamed since.
     pub name: String,
     context: Arc<Context>,
     hub: Arc<Hub>,
@@ -108,13 +122,9 @@ pub struct Open {
 }
 
 impl Device {
-    fn binder(&self) -> &Arc<Binder> {
-        &self.hub.binder
-    }
-
-    /// Another device of the same daemon, by its name.
-    fn sibling(&self, name: &str) -> Arc<Device> {
-        self.hub.device(name)
+    /// It has been removed: [`Hub::device`] makes another one of this name.
+    fn forget_name(&self) {
+        self.hub.binder.forget_context(&self.context);
     }
 
     fn refused(&self, error: Errno) {
@@ -332,6 +342,11 @@ impl Open {
             reply,
         }))
     }
+
+    /// The thread group that has opened it.
+    pub fn pid(&self) -> i32 {
+        self.client.pid
+    }
 }
 
 /// What the driver says to an argument that lies outside of the caller's memory.
@@ -434,10 +449,14 @@ impl Opens {
             Request::Init { .. }
             | Request::CuseInit { .. }
             | Request::Lookup { .. }
-            | Request::Forget
+            | Request::Forget(_)
             | Request::GetAttr
-            | Request::SetAttr { .. }
+            | Request::SetAttr(_)
             | Request::ReadLink
+            | Request::Symlink { .. }
+            | Request::Mknod { .. }
+            | Request::Unlink { .. }
+            | Request::Rename { .. }
             | Request::Open { .. }
             | Request::StatFs
             | Request::OpenDir

@@ -69,10 +69,18 @@ macro_rules! ranks {
 ranks! {
     /// The devices of a mount (`device::tree`).
     Devices,
+    /// What was changed of a mount's files that are no devices.
+    Attributes,
+    /// Names that a mount is about to have (`device::announce`).
+    Making,
+    /// Names of opens that have served (`device::stale`).
+    Stale,
     /// The contexts of a driver, by name.
     Contexts,
     /// The same contexts, as they know of each other.
     SharedContexts,
+    /// What contexts that are gone have made.
+    Created,
     /// The open files of a session.
     Opens,
     /// The files of a mount (`device::fuse`).
@@ -155,11 +163,11 @@ impl Rank {
             Mmap => &[Buffers, Lru, MmUsers, Maps, PageTable],
             // The shrinker zaps under both, and has let go of the LRU by then.
             Buffers => &[Lru, PageTable],
-            SharedContexts | Opens | Files | Listener | Channel | Clients | WatchedThreads
-            | UserNamespaces | Allowances | Starved | Carriers | Watcher | Outbox | Slots
-            | HeldUp | Supervisor | SessionEnd | Timers | FreezeCallers | Missed | Latency
-            | Gathered | Simulated | InFlight | TransactionLog | Lru | MmUsers | Maps
-            | PageTable => &[],
+            SharedContexts | Attributes | Making | Stale | Created | Opens | Files | Listener
+            | Channel | Clients | WatchedThreads | UserNamespaces | Allowances | Starved
+            | Carriers | Watcher | Outbox | Slots | HeldUp | Supervisor | SessionEnd | Timers
+            | FreezeCallers | Missed | Latency | Gathered | Simulated | InFlight
+            | TransactionLog | Lru | MmUsers | Maps | PageTable => &[],
         }
     }
 }

@@ -6,6 +6,8 @@
 use clap::{ArgAction, Parser, ValueEnum};
 use fakebinder::alloc::InstallLatency;
 use fakebinder::device::claim::{Claim, Thing};
+use fakebinder::device::options::{MAX_DEVICES, MOST_DEVICES, MountOptions, Stats};
+use fakebinder::device::places::{Links, Places};
 use fakebinder::device::tree::Permissions;
 use fakebinder::device::{Hub, cuse, fuse};
 use fakebinder::mm_shim::Injector;
@@ -47,6 +49,14 @@ struct Options {
     #[arg(long, value_name = "DIR", default_value = "/dev/fakebinderfs")]
     mount: PathBuf,
 
+    /// Where to make links to the FUSE door's devices; /dev unless told otherwise, and then nothing is amiss if it cannot be written
+    #[arg(long, value_name = "DIR", conflicts_with = "no_link")]
+    link: Option<PathBuf>,
+
+    /// Make no links: the devices are in the mounted directory only
+    #[arg(long)]
+    no_link: bool,
+
     /// Permissions of the devices, in octal
     #[arg(long, value_name = "OCTAL", default_value = "0666", value_parser = mode)]
     mode: u32,
@@ -54,6 +64,15 @@ struct Options {
     /// Who owns the devices, by name or by number
     #[arg(long, value_name = "USER[:GROUP]", default_value = "0:0", value_parser = owner)]
     owner: (u32, u32),
+
+    /// How many devices the mount may hold, those of --name and those that binder-control adds (binderfs: max=)
+    #[arg(long, value_name = "N", default_value_t = MAX_DEVICES, value_parser = max_devices)]
+    max_devices: usize,
+
+    /// Who may see binder_logs/ in the mount; --stats alone is --stats global (binderfs: stats=global)
+    #[arg(long, value_name = "WHO", value_enum, default_value_t = Stats::Root, num_args = 0..=1, require_equals = true,
+          default_missing_value = "global")]
+    stats: Stats,
 
     /// Stay in the foreground, and log to standard error (the default)
     #[arg(long, conflicts_with = "daemonize")]
@@ -146,6 +165,11 @@ fn size(text: &str) -> Result<u64, String> {
         "a size is a number of bytes, of at least a page, or a number with K, M or G, as in 64M"
             .into()
     })
+}
+
+fn max_devices(number: &str) -> Result<usize, String> {
+    let number = number.parse().ok().filter(|number| *number <= MOST_DEVICES);
+    number.ok_or_else(|| format!("a number of devices is at most {MOST_DEVICES}"))
 }
 
 fn mode(octal: &str) -> Result<u32, String> {
@@ -327,8 +351,9 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
 
 struct Opened {
     doors: usize,
-    /// What goes when the daemon goes.
-    _claims: Vec<Claim>,
+    /// What goes when the daemon goes: the links, and then the mount.
+    _places: Places,
+    _claim: Option<Claim>,
 }
 
 fn open_doors(
@@ -346,18 +371,37 @@ fn open_doors(
     let mut names = options.names.clone();
     names.sort();
     names.dedup();
-    let mut claims = names.iter().map(|name| Claim::take(name)).collect::<Result<Vec<_>, _>>()?;
+    if names.len() > options.max_devices {
+        return Err(format!("{} devices are more than --max-devices allows", names.len()).into());
+    }
     let mut doors = 0;
     let mut failures = Vec::new();
-    let mut without_node = Vec::new();
-
-    for (name, claim) in names.iter().zip(&mut claims) {
-        if options.door == Doors::Fuse {
-            without_node.push((name, claim));
-            continue;
+    let mut mounted = None;
+    Claim::sweep();
+    let mut places = Places::new(match (&options.link, options.no_link) {
+        (_, true) => Links::None,
+        (Some(directory), false) => Links::In(std::path::absolute(directory)?),
+        (None, false) => Links::Convenience,
+    });
+    let cuse = options.door == Doors::Cuse
+        || options.door == Doors::Auto && Path::new("/dev/cuse").exists();
+    for name in &names {
+        if cuse {
+            places.claim_node(name)?;
         }
+        if options.door != Doors::Cuse {
+            places.claim_link(name)?;
+        }
+    }
+
+    for name in names.iter().filter(|_| options.door != Doors::Fuse) {
         let door = format!("/dev/{name} (CUSE)");
-        match cuse::open(hub.device(name), claim, permissions, on_end(door.clone())) {
+        let opened = places.make_node(name, |claim| {
+            cuse::open(hub.device(name), claim, permissions, on_end(door.clone()))
+        });
+        match opened
+            .unwrap_or(Err(cuse::Error::Device(std::io::Error::from_raw_os_error(libc::ENOENT))))
+        {
             Ok(()) => {
                 log::info!("{door} is open");
                 doors += 1;
@@ -365,7 +409,6 @@ fn open_doors(
             Err(error) => {
                 log::info!("{door} is not open: {error}");
                 failures.push(format!("{door}: {error}"));
-                without_node.push((name, claim));
             }
         }
     }
@@ -374,21 +417,24 @@ fn open_doors(
         let door = format!("{} (FUSE)", mount.display());
         let devices = names.iter().map(|name| hub.device(name)).collect();
         let result = (|| -> Result<Claim, Box<dyn Error>> {
-            let mut claim = Claim::take(&mount.to_string_lossy())?;
+            let mut claim = Claim::take(&mount)?;
             claim.directory(&mount)?;
             claim.note(Thing::Mount { path: mount.clone() })?;
-            let passthrough = !options.no_passthrough;
-            fuse::open(&mount, devices, permissions, passthrough, on_end(door.clone()))?;
-            for (name, claim) in without_node {
-                claim.link(&Path::new("/dev").join(name), &mount.join(name))?;
-            }
+            let mount_options = MountOptions {
+                max_devices: options.max_devices,
+                stats: options.stats,
+                passthrough: !options.no_passthrough,
+                ..MountOptions::new(permissions)
+            };
+            fuse::open(&mount, &hub, devices, &mount_options, on_end(door.clone()))?;
+            names.iter().try_for_each(|name| places.make_link(name, &mount))?;
             Ok(claim)
         })();
         match result {
             Ok(claim) => {
                 log::info!("{door} is open: {}", names.join(", "));
                 doors += 1;
-                claims.push(claim);
+                mounted = Some(claim);
             }
             Err(error) => {
                 log::info!("{door} is not open: {error}");
@@ -398,7 +444,7 @@ fn open_doors(
     }
     match doors {
         0 => Err(format!("no door could be opened\n  {}", failures.join("\n  ")).into()),
-        _ => Ok(Opened { doors, _claims: claims }),
+        _ => Ok(Opened { doors, _claim: mounted, _places: places }),
     }
 }
 

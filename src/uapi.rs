@@ -259,9 +259,10 @@ plain! {
     fuse_in_header fuse_out_header fuse_init_in fuse_init_out cuse_init_in cuse_init_out
     fuse_entry_out fuse_attr_out fuse_setattr_in fuse_open_in fuse_open_out
     fuse_read_in fuse_write_in fuse_release_in fuse_flush_in fuse_statfs_out
+    fuse_mknod_in fuse_rename_in fuse_rename2_in
     fuse_forget_in fuse_batch_forget_in fuse_forget_one fuse_interrupt_in
     fuse_ioctl_in fuse_ioctl_out fuse_ioctl_iovec fuse_poll_in fuse_poll_out
-    fuse_notify_poll_wakeup_out
+    fuse_notify_poll_wakeup_out fuse_notify_inval_entry_out
     binder_write_read fakebinder_attach fakebinder_attach_name fakebinder_mapped fakebinder_slots
     fakebinder_stats binderfs_device
 }

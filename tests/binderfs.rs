@@ -2,28 +2,17 @@
 
 mod common;
 
+use common::binderfs::Control;
 use common::{Daemon, Door, Pair, Target, open, skip, wait_until};
 use fakebinder::uapi;
 use fakebinder_client::{Call, Command, Device, Errno, Parcel, Reply, Return, Thread};
 use nix::mount::{MsFlags, mount};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::os::fd::AsRawFd;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-
-/// BINDER_CTL_ADD with such a name.
-fn add(control: &File, name: &[u8]) -> Result<(), Errno> {
-    let mut device = uapi::binderfs_device::default();
-    device.name[..name.len()].copy_from_slice(name);
-    ioctl(control, uapi::BINDER_CTL_ADD, &mut device)
-}
-
-fn ioctl<T>(file: &File, cmd: u32, argument: &mut T) -> Result<(), Errno> {
-    // SAFETY: the ioctls used here have an argument of this type.
-    let result = unsafe { libc::ioctl(file.as_raw_fd(), cmd.into(), std::ptr::from_mut(argument)) };
-    Errno::result(result).map(drop)
-}
 
 #[test]
 fn features_say_what_the_driver_can_do() {
@@ -38,10 +27,17 @@ fn features_say_what_the_driver_can_do() {
     };
     let expected = ["binder-control", "binder_logs", "features", &daemon.name].map(str::to_owned);
     assert_eq!(listed(mount.clone()), BTreeSet::from(expected));
-    let features = ["oneway_spam_detection", "extended_error", "freeze_notification"];
-    assert_eq!(listed(mount.join("features")), BTreeSet::from(features.map(str::to_owned)));
-    for feature in features {
-        assert_eq!(fs::read_to_string(mount.join("features").join(feature)).unwrap(), "1\n");
+    // The newest driver's. The last would be a netlink family, which only a kernel can have.
+    let features = [
+        ("oneway_spam_detection", "1\n"),
+        ("extended_error", "1\n"),
+        ("freeze_notification", "1\n"),
+        ("transaction_report", "0\n"),
+    ];
+    let names = features.map(|(name, _)| name.to_owned());
+    assert_eq!(listed(mount.join("features")), BTreeSet::from(names));
+    for (feature, here) in features {
+        assert_eq!(fs::read_to_string(mount.join("features").join(feature)).unwrap(), here);
     }
     assert!(!mount.join("features/teleportation").exists());
     daemon.stop();
@@ -54,10 +50,10 @@ fn binder_control_adds_devices() {
     }
     let daemon = Daemon::start(Door::Fuse);
     let mount = daemon.fuse().parent().unwrap().to_owned();
-    let control = File::open(mount.join("binder-control")).unwrap();
-    assert_eq!(control.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    let control = Control::of(&mount);
+    assert_eq!(control.0.metadata().unwrap().permissions().mode() & 0o777, 0o600);
 
-    assert_eq!(add(&control, b"added"), Ok(()));
+    assert_eq!(control.add(b"added"), Ok(()));
     // A context of its own, with a manager of its own.
     let (first, added) = (open(&daemon.fuse()), open(&mount.join("added")));
     first.set_context_manager().unwrap();
@@ -65,20 +61,21 @@ fn binder_control_adds_devices() {
     let again = Device::open(mount.join("added")).unwrap();
     assert_eq!(again.set_context_manager().unwrap_err().errno(), Errno::EBUSY);
 
-    assert_eq!(add(&control, b"added"), Err(Errno::EEXIST));
-    assert_eq!(add(&control, daemon.name.as_bytes()), Err(Errno::EEXIST));
+    assert_eq!(control.add(b"added"), Err(Errno::EEXIST));
+    assert_eq!(control.add(daemon.name.as_bytes()), Err(Errno::EEXIST));
     for taken in ["binder-control", "binder_logs", "features", ".open"] {
-        assert_eq!(add(&control, taken.as_bytes()), Err(Errno::EEXIST));
+        assert_eq!(control.add(taken.as_bytes()), Err(Errno::EEXIST));
     }
     for name in ["", ".", "..", "a/b", "/"] {
-        assert_eq!(add(&control, name.as_bytes()), Err(Errno::EACCES), "{name:?}");
+        assert_eq!(control.add(name.as_bytes()), Err(Errno::EACCES), "{name:?}");
     }
-    assert_eq!(add(&control, b"\xff\xfe"), Err(Errno::EINVAL));
+    assert_eq!(control.add(b"\xff\xfe"), Ok(()));
+    open(&mount.join(OsStr::from_bytes(b"\xff\xfe")));
     // As binderfs: the last byte counts as the terminating NUL.
-    assert_eq!(add(&control, &[b'x'; 256]), Ok(()));
+    assert_eq!(control.add(&[b'x'; 256]), Ok(()));
     open(&mount.join("x".repeat(255)));
     // Other ioctls, and reading.
-    assert_eq!(ioctl(&control, uapi::BINDER_VERSION, &mut [0u8; 4]), Err(Errno::EINVAL));
+    assert_eq!(control.ioctl(uapi::BINDER_VERSION, &mut [0u8; 4]), Err(Errno::EINVAL));
     let refused = fs::read(mount.join("binder-control")).unwrap_err();
     assert_eq!(refused.raw_os_error(), Some(libc::EINVAL));
     daemon.stop();
@@ -94,9 +91,9 @@ fn processes_are_listed_while_devices_are_added() {
     let daemon = Daemon::start(Door::Fuse);
     let mount = daemon.fuse().parent().unwrap().to_owned();
     let opened = open(&daemon.fuse());
-    let control = File::open(mount.join("binder-control")).unwrap();
+    let control = Control::of(&mount);
     let adding = std::thread::spawn(move || {
-        (0..300).for_each(|number| add(&control, format!("n{number}").as_bytes()).unwrap());
+        (0..300).for_each(|number| control.add(format!("n{number}").as_bytes()).unwrap());
     });
     let processes = mount.join("binder_logs/proc");
     let own = std::process::id().to_string();
@@ -117,11 +114,10 @@ fn binder_control_adds_no_more_than_so_many() {
     }
     let daemon = Daemon::start(Door::Fuse);
     let mount = daemon.fuse().parent().unwrap().to_owned();
-    let control = File::open(mount.join("binder-control")).unwrap();
-    let added =
-        (0..5000).take_while(|number| add(&control, format!("n{number}").as_bytes()).is_ok());
+    let control = Control::of(&mount);
+    let added = (0..5000).take_while(|number| control.add(format!("n{number}").as_bytes()).is_ok());
     assert_eq!(added.count(), 4095, "and the one that was there");
-    assert_eq!(add(&control, b"more"), Err(Errno::ENOSPC));
+    assert_eq!(control.add(b"more"), Err(Errno::ENOSPC));
     assert_eq!(fs::read_dir(&mount).unwrap().count(), 4096 + 3);
     open(&mount.join("n4094"));
     daemon.stop();

@@ -143,11 +143,11 @@ fn a_device_has_no_bytes_and_its_directory_no_other_files() {
     assert_eq!(listed, expected);
     let absent = File::open(daemon.mount.join("absent"));
     assert_eq!(errno(absent.unwrap_err()), Errno::ENOENT);
-    let guessed = daemon.mount.join(format!(".open/{}.1.0000000000000000", daemon.name));
+    let guessed = daemon.mount.join(format!(".open/{}.0.1.0000000000000000", daemon.name));
     assert_eq!(errno(File::open(guessed).unwrap_err()), Errno::ENOENT);
     assert!(File::create(daemon.mount.join("new")).is_err());
     assert!(fs::create_dir(daemon.mount.join("new")).is_err());
-    assert!(fs::remove_file(daemon.mount.join(&daemon.name)).is_err());
+    assert!(fs::remove_dir(daemon.mount.join("features")).is_err());
 }
 
 #[test]
@@ -190,7 +190,9 @@ fn daemonize_returns_when_clients_can_come_and_tells_why_it_cannot() {
         daemon.output()
     };
     let output = start().unwrap();
-    let claim = fs::read_to_string(Path::new("/run/fakebinder").join(&name)).unwrap();
+    let claims = fs::read_dir("/run/fakebinder").unwrap().map(|entry| entry.unwrap().path());
+    let ours = claims.into_iter().find(|path| path.to_string_lossy().ends_with(&name)).unwrap();
+    let claim = fs::read_to_string(ours).unwrap();
     let pid = nix::unistd::Pid::from_raw(claim.lines().next().unwrap().parse().unwrap());
     let status = fs::metadata(Path::new("/dev").join(&name));
     let second = start().unwrap();

@@ -4,7 +4,9 @@ mod common;
 
 use common::{Daemon, Door, Pair, Target, in_time, library, open, skip};
 use fakebinder_client::{Call, Command, Device, Object, Parcel, Reply, Return, Thread};
-use std::os::unix::fs::FileTypeExt;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command as Program;
 
@@ -210,4 +212,87 @@ fn a_node_crosses(pair: Pair) {
     assert_eq!(called, Some((0x5000, 0x6000)));
     assert!(matches!(&reply, Reply::Data(c) if c.data == b"back and forth"), "{reply:?}");
     server.join().unwrap();
+}
+
+/// A bind mount of one file, for as long as this lives.
+struct Bound(PathBuf);
+
+impl Bound {
+    fn new(device: &Path, name: &str) -> Bound {
+        let path = std::env::temp_dir().join(format!("{name}-bound"));
+        std::fs::write(&path, "").unwrap();
+        mount(Some(device), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        Bound(path)
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// As containers are given a device (`docker run --device`, `-v FILE:FILE`): all who open it get the
+/// same file, which the kernel could map for one of them only. So they attach.
+#[test]
+fn a_bind_mount_of_the_one_file_serves_everybody() {
+    if !Door::Fuse.is_here() || !nix::unistd::geteuid().is_root() {
+        return skip("it takes root and /dev/fuse");
+    }
+    const PROCESSES: usize = 3;
+    let daemon = Daemon::start(Door::Fuse);
+    let Some(program) = build_raw_ping(&daemon.name, &["-DLIBC"]) else { return };
+    let preload = library("libfakebinder_preload.so");
+    let bound = Bound::new(&daemon.fuse(), &daemon.name);
+    let path = &bound.0;
+
+    // One is held open all the while, by the very thread that has mounted it.
+    let first = open(path);
+    assert!(first.is_attached());
+    let (server, by_name) = (open(path), open(&daemon.fuse()));
+    assert!(server.is_attached() && !by_name.is_attached());
+    server.set_context_manager().unwrap();
+    let server = serving(server, 2 * PROCESSES + 1);
+    std::thread::scope(|scope| {
+        for _ in 0..PROCESSES {
+            scope.spawn(|| {
+                for _ in 0..2 {
+                    assert_eq!(step(&program, path, Some(preload.clone())), Some(0));
+                }
+            });
+        }
+    });
+    assert_eq!(step(&program, &daemon.fuse(), None), Some(0), "the name goes on as ever");
+    server.join().unwrap();
+
+    // Without the library it cannot map; the log says what to do.
+    assert_ne!(step(&program, path, None), Some(0), "it cannot get a reply");
+    let log = daemon.log();
+    assert_eq!(log.matches("bind the device's directory").count(), 1, "{log}");
+
+    // A device that is removed goes on where it is bound, as its inode does in binderfs.
+    std::fs::remove_file(daemon.fuse()).unwrap();
+    assert_eq!(open(path).version().unwrap(), 8);
+    // And its permissions are the device's there, too.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(first.version().unwrap(), 8);
+    drop((first, by_name, bound));
+    std::fs::remove_file(program).unwrap();
+    daemon.stop();
+}
+
+/// What is open with a buffer that can be mapped cannot be opened again: the kernel would map the
+/// first one's buffer. The log says what to do.
+#[test]
+fn a_file_that_may_be_mapped_is_opened_once() {
+    if !Door::Fuse.is_here() {
+        return skip("/dev/fuse is not here");
+    }
+    let daemon = Daemon::start(Door::Fuse);
+    let file = std::fs::File::open(daemon.fuse()).unwrap();
+    let again = std::fs::File::open(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    assert_eq!(again.unwrap_err().raw_os_error(), Some(libc::EBUSY));
+    assert!(daemon.log().contains("bind its directory"), "{}", daemon.log());
+    daemon.stop();
 }

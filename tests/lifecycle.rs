@@ -4,6 +4,10 @@ mod common;
 
 use common::{Daemon, Door, PATIENCE, in_time, program, skip, unique_name, wait_until};
 use fakebinder_client::{Call, Command, Device, Errno, Reply, Thread};
+use std::ffi::OsStr;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::process::{Command as Program, Stdio};
 use std::time::{Duration, Instant};
 
@@ -114,6 +118,40 @@ fn a_killed_daemon_frees_its_clients_and_the_next_one_works() {
         drop(old);
         second.stop();
     });
+}
+
+/// A daemon without a helper that knows its mount: `kill -9`, and then another one that has nothing to
+/// do with it but that it starts.
+#[test]
+fn what_a_killed_daemon_left_is_cleared_by_any_other() {
+    if !Door::Fuse.is_here() || !nix::unistd::geteuid().is_root() {
+        return skip("it takes root and /dev/fuse");
+    }
+    // What ends a field or a line in the lists of mounts, what looks like an escape there, and what
+    // is not UTF-8.
+    for odd in [&b"with spaces"[..], b"tab\tand\nline", br"\040 and \", b"#\xff\x01"] {
+        let name = unique_name();
+        let scratch = std::env::temp_dir().join(&name);
+        let mount = scratch.join(OsStr::from_bytes(odd));
+        std::fs::create_dir(&scratch).unwrap();
+        let mut killed = Program::new(env!("CARGO_BIN_EXE_fakebinderd"));
+        killed.args(["--door", "fuse", "--name", &name, "--mount"]).arg(&mount);
+        let mut killed = killed.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut said = [0; 19];
+        killed.stdout.take().unwrap().read_exact(&mut said).unwrap();
+        let link = Path::new("/dev").join(&name);
+        assert_eq!(Device::open(&link).unwrap().version().unwrap(), 8);
+        killed.kill().unwrap();
+        killed.wait().unwrap();
+        assert!(Device::open(&link).is_err());
+
+        let other = Daemon::start(Door::Fuse);
+        let log = other.log();
+        assert!(!link.is_symlink(), "the link dangles:\n{log}");
+        assert!(std::fs::symlink_metadata(&mount).is_err(), "{} is left:\n{log}", mount.display());
+        std::fs::remove_dir(&scratch).expect("nothing is left in it");
+        other.stop();
+    }
 }
 
 /// What is wrong is said in one line, with what to do, and the exit status tells.

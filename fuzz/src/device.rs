@@ -18,6 +18,7 @@ use fakebinder::binder::object::{FlatObject, Object as BcObject};
 use fakebinder::binder::returns::Return;
 use fakebinder::binder::wire::{HandleCookie, PtrCookie, TransactionData, WriteRead};
 use fakebinder::binder::{Context, Stats};
+use fakebinder::device::options::MountOptions;
 use fakebinder::device::tree::Permissions;
 use fakebinder::device::{Hub, fuse};
 use fakebinder::shrinker::{Memory, MemoryConfig};
@@ -256,7 +257,8 @@ impl Machine {
         let hub = Hub::new(memory.clone()).expect("a thread for its timers");
         let permissions = Permissions { mode: 0o666, uid: 0, gid: 0 };
         let device = hub.device("binder");
-        fuse::open(&directory, vec![device], permissions, true, Box::new(|| {}))
+        let options = MountOptions::new(permissions);
+        fuse::open(&directory, &hub, vec![device], &options, Box::new(|| {}))
             .expect("a FUSE mount");
         let context = hub.binder().context("binder");
         Machine { context, memory, clients, path: directory.join("binder") }

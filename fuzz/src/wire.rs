@@ -9,6 +9,7 @@
 use crate::stage::trace;
 use fakebinder::binder::Stats;
 use fakebinder::device::session::{Door, Session};
+use fakebinder::device::options::MountOptions;
 use fakebinder::device::tree::Permissions;
 use fakebinder::device::wire::{Request, decode};
 use fakebinder::device::{Hub, cuse, fuse};
@@ -122,7 +123,7 @@ impl Kernel {
     fn send(&mut self, session: &Arc<Session>, door: &dyn Door, message: &[u8]) {
         match decode(message) {
             Ok((header, _)) if header.unique == 0 => return,
-            Ok((_, Request::Forget)) => {}
+            Ok((_, Request::Forget(_))) => {}
             Ok((header, Request::Interrupt { .. })) => self.interrupts.push(header.unique | 1),
             Ok((header, _)) => *self.due.entry(header.unique).or_default() += 1,
             Err(malformed) => {
@@ -221,7 +222,9 @@ fn play_on(machine: &Machine, bytes: &[u8]) {
     let door = match kind % 2 {
         0 => {
             let permissions = Permissions { mode: 0o666, uid: 0, gid: 0 };
-            fuse::door(session.clone(), vec![device], permissions, 1, kind & 2 != 0)
+            let options =
+                MountOptions { passthrough: kind & 2 != 0, ..MountOptions::new(permissions) };
+            fuse::door(session.clone(), &hub, vec![device], &options, 1)
         }
         _ => cuse::door(device),
     };

@@ -26,7 +26,7 @@ impl Binder {
     /// `state_show`.
     pub fn log_state(&self) -> String {
         let mut out = "binder state:\n".to_owned();
-        let contexts = self.contexts.lock().clone();
+        let contexts = self.contexts();
         let mut dead = String::new();
         for context in &contexts {
             context.with_graph(|graph| {
@@ -48,7 +48,7 @@ impl Binder {
     /// `transactions_show`.
     pub fn log_transactions(&self) -> String {
         let mut out = "binder transactions:\n".to_owned();
-        let contexts = self.contexts.lock().clone();
+        let contexts = self.contexts();
         contexts.iter().for_each(|context| context.log_processes(&mut out, Show::Busy, |_| true));
         out
     }
@@ -56,8 +56,7 @@ impl Binder {
     /// `proc_show`: every open file of a process. None when it has none.
     pub fn log_process(&self, pid: i32) -> Option<String> {
         let mut out = String::new();
-        let contexts = self.contexts.lock().clone();
-        for context in &contexts {
+        for context in &self.contexts() {
             context.log_processes(&mut out, Show::ProcessState, |it| it.process.pid == pid);
         }
         (!out.is_empty()).then_some(out)
@@ -65,7 +64,7 @@ impl Binder {
 
     /// The processes that have a device open, by pid.
     pub fn pids(&self) -> Vec<i32> {
-        let contexts = self.contexts.lock().clone();
+        let contexts = self.contexts();
         let mut pids: Vec<i32> = contexts
             .iter()
             .flat_map(|context| {
@@ -85,8 +84,8 @@ impl Binder {
         for (name, count) in self.shared.traffic.counts() {
             put!(out, "{name}: {count}");
         }
-        let contexts = self.contexts.lock().clone();
-        let mut created = Created::default();
+        let contexts = self.contexts();
+        let mut created: Created = *self.shared.created.lock();
         let mut completes = 0;
         let mut processes = Vec::new();
         for context in &contexts {

@@ -1,16 +1,26 @@
-//! Names in the file system that belong to this daemon: that no other uses them, and that
-//! nothing of them is left behind.
+//! Places in the file system that belong to this daemon: that no other uses them, and that
+//! nothing is left behind there.
+//!
+//! A place is a name in a directory: that of a link, a device node or a mount. The directory is
+//! known by its device and inode, so that daemons in containers with a `/dev` of their own do not
+//! meet, though they may share `/run`.
 //!
 //! A claim is a locked file under `/run/fakebinder`, and in it what was made: links, device
 //! nodes, directories, mounts. The lock goes with the process, however it ends; the list stays,
-//! and whoever claims the name next removes what is still there, if it is still what it was.
+//! and whichever daemon starts next removes what is still there, if it is still what it was.
+//!
+//! Lock: that of the directory `/run/fakebinder` is held while a claim is taken or cleared away,
+//! and waited for; that of a claim is never waited for.
 
 use super::fuse::FILE_SYSTEM;
+use super::mounts;
 use crate::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, umount2};
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -19,7 +29,7 @@ pub const DIRECTORY: &str = "/run/fakebinder";
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{0} is in use by another fakebinderd (process {1})")]
-    InUse(String, String),
+    InUse(PathBuf, String),
     #[error("{0} exists, and is not fakebinderd's: remove it, or choose another name")]
     Foreign(PathBuf),
     #[error("{0} is mounted already, by a fakebinderd that runs elsewhere")]
@@ -39,33 +49,42 @@ pub enum Thing {
     Mount { path: PathBuf },
 }
 
+/// A directory, as everybody knows it who can reach it: its device and inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Identity {
+    dev: u64,
+    ino: u64,
+}
+
+impl Identity {
+    /// Of the directory that `path` is in.
+    fn of_parent(path: &Path) -> io::Result<Identity> {
+        let parent = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+        let found = fs::metadata(parent)?;
+        Ok(Identity { dev: found.dev(), ino: found.ino() })
+    }
+}
+
+/// A thing, and the directory in which it was made: the same path may lead elsewhere in another
+/// mount namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Made {
+    thing: Thing,
+    parent: Identity,
+}
+
 impl Thing {
-    fn to_line(&self) -> String {
+    fn path(&self) -> &Path {
         match self {
-            Thing::Link { path, target } => {
-                format!("link\t{}\t{}", path.display(), target.display())
-            }
-            Thing::Node { path, rdev } => format!("node\t{}\t{rdev}", path.display()),
-            Thing::Directory { path } => format!("directory\t{}", path.display()),
-            Thing::Mount { path } => format!("mount\t{}", path.display()),
+            Thing::Link { path, .. }
+            | Thing::Node { path, .. }
+            | Thing::Directory { path }
+            | Thing::Mount { path } => path,
         }
     }
 
-    fn from_line(line: &str) -> Option<Thing> {
-        let mut fields = line.split('\t');
-        let (kind, path) = (fields.next()?, PathBuf::from(fields.next()?));
-        match (kind, fields.next()) {
-            ("link", Some(target)) => Some(Thing::Link { path, target: target.into() }),
-            ("node", Some(rdev)) => Some(Thing::Node { path, rdev: rdev.parse().ok()? }),
-            ("directory", None) => Some(Thing::Directory { path }),
-            ("mount", None) => Some(Thing::Mount { path }),
-            _ => None,
-        }
-    }
-
-    /// Removes it if it is still what was made.
-    fn remove(&self) {
-        let result = match self {
+    fn remove(&self) -> io::Result<()> {
+        match self {
             Thing::Link { path, target } => match fs::read_link(path) {
                 Ok(found) if found == *target => fs::remove_file(path),
                 _ => Ok(()),
@@ -78,112 +97,246 @@ impl Thing {
             },
             // Only if it is empty.
             Thing::Directory { path } => fs::remove_dir(path),
-            Thing::Mount { path } => match file_system_on(path).as_deref() {
-                Some(FILE_SYSTEM) => {
-                    umount2(path.as_path(), MntFlags::MNT_DETACH).map_err(io::Error::from)
-                }
-                _ => Ok(()),
-            },
-        };
-        if let Err(error) = result
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            log::warn!("removing {self:?}: {error}");
+            Thing::Mount { path } if is_ours(path) => {
+                umount2(path.as_path(), MntFlags::MNT_DETACH).map_err(io::Error::from)
+            }
+            Thing::Mount { .. } => Ok(()),
         }
     }
 }
 
-/// What kind of file system is mounted on `path` itself.
-pub fn file_system_on(path: &Path) -> Option<String> {
-    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
-    let line = mounts.lines().rfind(|line| {
-        line.split(' ').nth(1).is_some_and(|on| on.replace("\\040", " ") == path.to_string_lossy())
-    })?;
-    line.split(' ').nth(2).map(str::to_owned)
+impl Made {
+    /// Fields as in the kernel's lists (see [`mounts`]).
+    fn to_line(&self) -> String {
+        let Identity { dev, ino } = self.parent;
+        let path = mounts::escape(self.thing.path());
+        let kind = match &self.thing {
+            Thing::Link { target, .. } => format!("link {path} {}", mounts::escape(target)),
+            Thing::Node { rdev, .. } => format!("node {path} {rdev}"),
+            Thing::Directory { .. } => format!("directory {path} -"),
+            Thing::Mount { .. } => format!("mount {path} -"),
+        };
+        format!("{dev} {ino} {kind}\n")
+    }
+
+    fn from_line(line: &str) -> Option<Made> {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let [dev, ino, kind, path, last] = fields[..] else { return None };
+        let path = PathBuf::from(mounts::unescape(path.as_bytes()));
+        let thing = match kind {
+            "link" => Thing::Link { path, target: mounts::unescape(last.as_bytes()).into() },
+            "node" => Thing::Node { path, rdev: last.parse().ok()? },
+            "directory" => Thing::Directory { path },
+            "mount" => Thing::Mount { path },
+            _ => return None,
+        };
+        let parent = Identity { dev: dev.parse().ok()?, ino: ino.parse().ok()? };
+        Some(Made { thing, parent })
+    }
+
+    /// Removes it if it is still what was made. False: it is not to be seen from here.
+    fn remove(&self) -> bool {
+        match Identity::of_parent(self.thing.path()) {
+            Ok(parent) if parent == self.parent => {}
+            _ => return false,
+        }
+        match self.thing.remove() {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                log::warn!("removing {:?}: {error}", self.thing);
+            }
+            _ => {}
+        }
+        true
+    }
+
+    /// The same for what a daemon has left that was killed: what it has mounted is dead.
+    fn clear(&self) -> bool {
+        if let Thing::Mount { path } = &self.thing
+            && is_ours(path)
+            && !is_dead(path)
+        {
+            return true;
+        }
+        log::info!("removing what a daemon that was killed has left: {:?}", self.thing);
+        self.remove()
+    }
 }
 
-/// A name that is ours for as long as this lives.
+/// Whether a mount of a fakebinderd is on `path` itself.
+fn is_ours(path: &Path) -> bool {
+    mounts::on(path).is_some_and(|mount| mount.kind == FILE_SYSTEM)
+}
+
+/// Whether the daemon behind a mount is gone. The question always goes to the daemon: nothing
+/// that the kernel remembers answers it.
+fn is_dead(path: &Path) -> bool {
+    matches!(nix::sys::statfs::statfs(path), Err(Errno::ENOTCONN | Errno::ECONNABORTED))
+}
+
+/// A place that is ours for as long as this lives.
 pub struct Claim {
-    file: Flock<File>,
+    /// The locked list. None where there is no place for one.
+    file: Option<(Flock<File>, PathBuf)>,
+    things: Vec<Made>,
+    keep_directory: bool,
+}
+
+/// The directory of claims, locked: nobody else takes or clears one.
+struct Claims {
     path: PathBuf,
-    things: Vec<Thing>,
+    _lock: Flock<File>,
+}
+
+impl Claims {
+    fn lock(path: &Path) -> io::Result<Claims> {
+        loop {
+            fs::create_dir_all(path)?;
+            let directory = match File::open(path) {
+                // A daemon that ends removes it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                opened => opened?,
+            };
+            let lock = Flock::lock(directory, FlockArg::LockExclusive).map_err(|it| it.1)?;
+            if is_at(&lock, path) {
+                return Ok(Claims { path: path.to_owned(), _lock: lock });
+            }
+        }
+    }
+
+    /// The list of a place, locked. None: somebody else has it. `create` one that is not there.
+    fn open(&self, path: &Path, create: bool) -> io::Result<Result<Flock<File>, File>> {
+        loop {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(create).truncate(false).mode(0o600);
+            let file = options.open(path)?;
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                // Its last owner may have removed the file between our open and our lock.
+                Ok(file) if is_at(&file, path) => return Ok(Ok(file)),
+                Ok(_) => {}
+                Err((file, Errno::EAGAIN)) => return Ok(Err(file)),
+                Err((_, error)) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Clears away what every daemon has left that was killed, whatever its names were. A list of
+    /// things that cannot be seen from here stays.
+    fn sweep(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.path)? {
+            let path = entry?.path();
+            if !fs::symlink_metadata(&path).is_ok_and(|found| found.is_file()) {
+                continue;
+            }
+            if let Ok(Ok(mut file)) = self.open(&path, false)
+                && clear(&mut file)
+            {
+                fs::remove_file(&path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Removes what a list names, last made first: a mount before its directory. False if something
+/// cannot be seen from here.
+fn clear(file: &mut File) -> bool {
+    let mut content = String::new();
+    if file.read_to_string(&mut content).is_err() {
+        return false;
+    }
+    let things: Vec<Made> = content.lines().skip(1).filter_map(Made::from_line).collect();
+    things.iter().rev().filter(|thing| !thing.clear()).count() == 0
+}
+
+/// Whether `file` is still what `path` names.
+fn is_at(file: &File, path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|there| {
+        file.metadata().is_ok_and(|ours| (ours.dev(), ours.ino()) == (there.dev(), there.ino()))
+    })
 }
 
 impl Claim {
-    /// Claims `what` (a device name or the path of a mount), and clears away what a daemon that
-    /// was killed has left of it.
-    pub fn take(what: &str) -> Result<Claim, Error> {
-        Claim::take_in(Path::new(DIRECTORY), what)
+    /// Clears away what daemons that were killed have left, where this one can see it.
+    pub fn sweep() {
+        Claim::sweep_in(Path::new(DIRECTORY));
     }
 
-    fn take_in(directory: &Path, what: &str) -> Result<Claim, Error> {
-        let path = directory.join(what.trim_start_matches('/').replace('/', "-"));
+    fn sweep_in(directory: &Path) {
+        let swept = Claims::lock(directory).and_then(|claims| claims.sweep());
+        if let Err(error) = swept {
+            log::debug!("{}: {error}", directory.display());
+        }
+    }
+
+    /// Claims a place: the path of a link, a device node or a mount, in a directory that is there or
+    /// can be made. Clears away what a daemon that was killed has left there.
+    pub fn take(path: &Path) -> Result<Claim, Error> {
+        Claim::take_in(Path::new(DIRECTORY), path)
+    }
+
+    fn take_in(directory: &Path, what: &Path) -> Result<Claim, Error> {
+        let parent = what.parent().unwrap_or(Path::new("/"));
+        fs::create_dir_all(parent).map_err(|error| Error::Io(parent.to_owned(), error))?;
+        let failed = |error| Error::Io(what.to_owned(), error);
+        let place = Identity::of_parent(what).map_err(failed)?;
+        let keep_directory = what.starts_with(directory);
+        let claims = match Claims::lock(directory) {
+            Ok(claims) => claims,
+            Err(error) => {
+                log::warn!(
+                    "{}: {error}: should this daemon be killed, {} is not cleared away",
+                    directory.display(),
+                    what.display()
+                );
+                return Ok(Claim { file: None, things: Vec::new(), keep_directory });
+            }
+        };
+        let path = directory.join(file_name(place, what));
         let failed = |error| Error::Io(path.clone(), error);
-        fs::create_dir_all(directory).map_err(failed)?;
-        loop {
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .open(&path)
-                .map_err(failed)?;
-            let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(file) => file,
-                Err((mut file, Errno::EAGAIN)) => {
-                    let mut content = String::new();
-                    let _ = file.read_to_string(&mut content);
-                    let pid = content.lines().next().unwrap_or("unknown").to_owned();
-                    return Err(Error::InUse(what.to_owned(), pid));
-                }
-                Err((_, error)) => return Err(failed(error.into())),
-            };
-            // Its last owner may have removed the file between our open and our lock.
-            let same = fs::metadata(&path).is_ok_and(|there| {
-                file.metadata()
-                    .is_ok_and(|ours| (ours.dev(), ours.ino()) == (there.dev(), there.ino()))
-            });
-            if !same {
-                continue;
+        match claims.open(&path, true).map_err(failed)? {
+            Ok(mut file) => {
+                clear(&mut file);
+                let file = Some((file, path.clone()));
+                let mut claim = Claim { file, things: Vec::new(), keep_directory };
+                claim.save().map_err(failed)?;
+                Ok(claim)
             }
-            let mut content = String::new();
-            file.read_to_string(&mut content).map_err(failed)?;
-            for thing in content.lines().skip(1).filter_map(Thing::from_line).rev_collected() {
-                log::info!("removing what a daemon that was killed has left: {thing:?}");
-                thing.remove();
+            Err(mut file) => {
+                let mut content = String::new();
+                let _ = file.read_to_string(&mut content);
+                let pid = content.lines().next().unwrap_or("unknown").to_owned();
+                Err(Error::InUse(what.to_owned(), pid))
             }
-            let mut claim = Claim { file, path: path.clone(), things: Vec::new() };
-            claim.save().map_err(failed)?;
-            return Ok(claim);
         }
     }
 
     /// Notes what is about to be made, so that it goes with the claim.
     pub fn note(&mut self, thing: Thing) -> Result<(), Error> {
-        self.things.push(thing);
-        self.save().map_err(|error| Error::Io(self.path.clone(), error))
+        let path = thing.path().to_owned();
+        let failed = |error| Error::Io(path.clone(), error);
+        let parent = Identity::of_parent(&path).map_err(failed)?;
+        self.things.push(Made { thing, parent });
+        self.save().map_err(failed)
     }
 
     fn save(&mut self) -> io::Result<()> {
-        let lines: Vec<String> = self.things.iter().map(|thing| thing.to_line() + "\n").collect();
+        let Some((file, _)) = &mut self.file else { return Ok(()) };
+        let lines: Vec<String> = self.things.iter().map(Made::to_line).collect();
         let content = format!("{}\n{}", std::process::id(), lines.concat());
-        self.file.seek(SeekFrom::Start(0))?;
-        self.file.write_all(content.as_bytes())?;
-        self.file.set_len(content.len() as u64)
+        file.seek(SeekFrom::Start(0))?;
+        file.write_all(content.as_bytes())?;
+        file.set_len(content.len() as u64)
     }
 
     /// A directory to mount on, made if there is none.
     pub fn directory(&mut self, path: &Path) -> Result<(), Error> {
         let failed = |error| Error::Io(path.to_owned(), error);
-        if file_system_on(path).as_deref() == Some(FILE_SYSTEM) {
-            match fs::symlink_metadata(path) {
-                Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
-                    log::info!("unmounting {}: its daemon is gone", path.display());
-                    umount2(path, MntFlags::MNT_DETACH).map_err(|error| failed(error.into()))?;
-                }
-                _ => return Err(Error::Mounted(path.to_owned())),
+        if is_ours(path) {
+            if !is_dead(path) {
+                return Err(Error::Mounted(path.to_owned()));
             }
+            log::info!("unmounting {}: its daemon is gone", path.display());
+            umount2(path, MntFlags::MNT_DETACH).map_err(|error| failed(error.into()))?;
         }
         match fs::symlink_metadata(path) {
             Ok(found) if found.is_dir() => {
@@ -224,22 +377,31 @@ impl Drop for Claim {
         for thing in self.things.iter().rev() {
             thing.remove();
         }
+        let Some((_, path)) = &self.file else { return };
         // Still locked: whoever opens it now finds out that it is gone.
-        let _ = fs::remove_file(&self.path);
-        if let Some(directory) = self.path.parent() {
+        let _ = fs::remove_file(path);
+        // Containers may have bound it for the mount in it: they must find the next one there.
+        if let Some(directory) = path.parent().filter(|_| !self.keep_directory) {
             let _ = fs::remove_dir(directory);
         }
     }
 }
 
-/// Last made, first removed: a mount before its directory.
-trait RevCollected: Iterator + Sized {
-    fn rev_collected(self) -> std::iter::Rev<std::vec::IntoIter<Self::Item>> {
-        self.collect::<Vec<_>>().into_iter().rev()
+/// The name of the list of a place: its own at the end, for people.
+fn file_name(place: Identity, what: &Path) -> OsString {
+    const MOST: usize = 200;
+    let name = what.file_name().unwrap_or_default();
+    let mut field = mounts::escape(Path::new(name));
+    if field.len() > MOST {
+        // Names are not to be told apart by their beginnings: by a number that follows from all.
+        let sum = name.as_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| {
+            (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        field.truncate(MOST);
+        field.push_str(&format!("-{sum:016x}"));
     }
+    format!("{:x}-{:x}-{field}", place.dev, place.ino).into()
 }
-
-impl<I: Iterator> RevCollected for I {}
 
 #[cfg(test)]
 mod tests {
@@ -256,6 +418,9 @@ mod tests {
         fn run(&self) -> PathBuf {
             self.0.join("run")
         }
+        fn take(&self, name: &str) -> Result<Claim, Error> {
+            Claim::take_in(&self.run(), &self.0.join(name))
+        }
     }
 
     impl Drop for Scratch {
@@ -267,15 +432,15 @@ mod tests {
     #[test]
     fn a_name_is_claimed_once_and_free_again_afterwards() {
         let scratch = Scratch::new("once");
-        let claim = Claim::take_in(&scratch.run(), "binder").unwrap();
+        let claim = scratch.take("binder").unwrap();
         let pid = std::process::id().to_string();
-        match Claim::take_in(&scratch.run(), "binder") {
+        match scratch.take("binder") {
             Err(Error::InUse(_, by)) => assert_eq!(by, pid),
             other => panic!("{:?}", other.err()),
         }
-        Claim::take_in(&scratch.run(), "hwbinder").unwrap();
+        scratch.take("hwbinder").unwrap();
         drop(claim);
-        Claim::take_in(&scratch.run(), "binder").unwrap();
+        scratch.take("binder").unwrap();
         assert!(!scratch.run().exists());
     }
 
@@ -283,42 +448,105 @@ mod tests {
     fn a_link_goes_with_its_claim_unless_somebody_has_changed_it() {
         let scratch = Scratch::new("link");
         let (path, target) = (scratch.0.join("binder"), Path::new("/nowhere/binder"));
-        let mut claim = Claim::take_in(&scratch.run(), "binder").unwrap();
+        let mut claim = scratch.take("binder").unwrap();
         claim.link(&path, target).unwrap();
         assert_eq!(fs::read_link(&path).unwrap(), target);
         drop(claim);
         assert!(fs::symlink_metadata(&path).is_err());
 
-        let mut claim = Claim::take_in(&scratch.run(), "binder").unwrap();
+        let mut claim = scratch.take("binder").unwrap();
         claim.link(&path, target).unwrap();
         fs::remove_file(&path).unwrap();
         fs::write(&path, "precious").unwrap();
         drop(claim);
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
-        let mut claim = Claim::take_in(&scratch.run(), "binder").unwrap();
+        let mut claim = scratch.take("binder").unwrap();
         assert!(matches!(claim.link(&path, target), Err(Error::Foreign(_))));
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+    }
+
+    /// As if its daemon was killed: the lock goes, nothing else.
+    fn kill(mut claim: Claim) {
+        claim.things.clear();
+        let path = claim.file.as_ref().unwrap().1.clone();
+        let saved = fs::read(&path).unwrap();
+        drop(claim);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, saved).unwrap();
     }
 
     #[test]
     fn what_a_killed_daemon_left_is_removed_by_the_next() {
         let scratch = Scratch::new("killed");
         let (path, target) = (scratch.0.join("binder"), Path::new("/nowhere/binder"));
-        let directory = scratch.0.join("mount");
-        let mut claim = Claim::take_in(&scratch.run(), "binder").unwrap();
+        // What ends fields and lines must not.
+        let directory = scratch.0.join("a mount\twith \\040 and\nlines");
+        let mut claim = scratch.take("binder").unwrap();
         claim.directory(&directory).unwrap();
         claim.link(&path, target).unwrap();
-        // As if killed: the lock goes, nothing else.
-        claim.things.clear();
-        let saved = fs::read(scratch.run().join("binder")).unwrap();
-        drop(claim);
-        fs::create_dir_all(scratch.run()).unwrap();
-        fs::write(scratch.run().join("binder"), saved).unwrap();
+        kill(claim);
 
         assert!(directory.exists());
-        let mut claim = Claim::take_in(&scratch.run(), "binder").unwrap();
+        let mut claim = scratch.take("binder").unwrap();
         assert!(!directory.exists());
         claim.link(&path, target).unwrap();
+    }
+
+    #[test]
+    fn a_daemon_clears_what_another_left_and_nothing_of_those_who_live() {
+        let scratch = Scratch::new("sweep");
+        let target = Path::new("/nowhere/binder");
+        let [dead, alive, elsewhere] = ["dead", "alive", "elsewhere"].map(|it| scratch.0.join(it));
+        let mut living = scratch.take("alive").unwrap();
+        living.link(&alive, target).unwrap();
+        let mut claim = scratch.take("dead").unwrap();
+        claim.link(&dead, target).unwrap();
+        kill(claim);
+        // One of another mount namespace, where the same path is in another directory.
+        let mut claim = scratch.take("elsewhere").unwrap();
+        claim.link(&elsewhere, target).unwrap();
+        claim.things[0].parent.ino += 1;
+        claim.save().unwrap();
+        kill(claim);
+
+        Claim::sweep_in(&scratch.run());
+        let is_there = |path: &Path| fs::symlink_metadata(path).is_ok();
+        assert!(!is_there(&dead) && is_there(&alive) && is_there(&elsewhere));
+        assert_eq!(fs::read_dir(scratch.run()).unwrap().count(), 2, "the living, the invisible");
+        drop(living);
+        assert!(!is_there(&alive));
+    }
+
+    /// Two containers that share /run and have a /dev each.
+    #[test]
+    fn a_name_in_another_directory_is_another_place() {
+        let scratch = Scratch::new("places");
+        let _one = scratch.take("one/binder").unwrap();
+        let _two = scratch.take("two/binder").unwrap();
+        assert!(matches!(scratch.take("one/binder"), Err(Error::InUse(..))));
+        std::os::unix::fs::symlink("one", scratch.0.join("same")).unwrap();
+        assert!(matches!(scratch.take("same/binder"), Err(Error::InUse(..))));
+        let long = "x".repeat(250);
+        let _long = scratch.take(&format!("one/{long}")).unwrap();
+        let _longer = scratch.take(&format!("one/{long}y")).unwrap();
+    }
+
+    #[test]
+    fn without_a_place_for_its_list_a_claim_is_only_remembered() {
+        let scratch = Scratch::new("unlisted");
+        fs::write(scratch.run(), "a file in its place").unwrap();
+        let mut claim = scratch.take("binder").unwrap();
+        let path = scratch.0.join("binder");
+        claim.link(&path, Path::new("/nowhere")).unwrap();
+        drop(claim);
+        assert!(fs::symlink_metadata(path).is_err());
+    }
+
+    #[test]
+    fn the_directory_stays_for_whoever_has_bound_it_for_the_mount_in_it() {
+        let scratch = Scratch::new("kept");
+        drop(Claim::take_in(&scratch.run(), &scratch.run().join("fs")).unwrap());
+        assert!(scratch.run().exists());
     }
 
     #[test]
@@ -326,21 +554,25 @@ mod tests {
         let scratch = Scratch::new("foreign");
         let path = scratch.0.join("file");
         fs::write(&path, "").unwrap();
-        let mut claim = Claim::take_in(&scratch.run(), "mount").unwrap();
+        let mut claim = scratch.take("mount").unwrap();
         assert!(matches!(claim.directory(&path), Err(Error::Foreign(_))));
     }
 
     #[test]
     fn lines_are_read_back() {
         let things = [
-            Thing::Link { path: "/a b".into(), target: "/c".into() },
+            Thing::Link { path: "/a b".into(), target: "/c\td".into() },
             Thing::Node { path: "/dev/x".into(), rdev: 0xe900 },
-            Thing::Directory { path: "/d".into() },
-            Thing::Mount { path: "/d".into() },
+            Thing::Directory { path: "/d\n".into() },
+            Thing::Mount { path: "/d\\".into() },
         ];
         for thing in things {
-            assert_eq!(Thing::from_line(&thing.to_line()), Some(thing));
+            let made = Made { thing, parent: Identity { dev: 5, ino: u64::MAX } };
+            let line = made.to_line();
+            assert_eq!(Made::from_line(line.trim_end()), Some(made), "{line}");
         }
-        assert_eq!(Thing::from_line("mount"), None);
+        for nonsense in ["", "mount", "1 2 mount /d", "1 2 what /d -", "x 2 mount /d -"] {
+            assert_eq!(Made::from_line(nonsense), None);
+        }
     }
 }

@@ -161,10 +161,14 @@ impl Door for CuseDoor {
             Request::Destroy => responder.done(),
             Request::Init { .. }
             | Request::Lookup { .. }
-            | Request::Forget
+            | Request::Forget(_)
             | Request::GetAttr
-            | Request::SetAttr { .. }
+            | Request::SetAttr(_)
             | Request::ReadLink
+            | Request::Symlink { .. }
+            | Request::Mknod { .. }
+            | Request::Unlink { .. }
+            | Request::Rename { .. }
             | Request::Read { .. }
             | Request::Write
             | Request::StatFs

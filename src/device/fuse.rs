@@ -9,22 +9,26 @@
 //! (`fuse_passthrough_open`): a client that has opened a device for writing can map its own
 //! buffer writable, whatever descriptor we give. See `mm_shim` for what that means.
 
+use super::announce::Announcer;
+use super::options::MountOptions;
 use super::session::{Door, MAJOR, MINOR, Responder, Session};
-use super::tree::{Node, Permissions, Tree};
-use super::wire::{Header, Ioctl, Request};
-use super::{Device, Open, Opens, warn_once, workers};
+use super::stale::Stale;
+use super::tree::{Node, Tree, added_name};
+use super::wire::{Forgotten, Header, Ioctl, Request};
+use super::{Device, Hub, Open, Opens, mounts, warn_once, workers};
 use crate::lock_order::rank;
 use crate::mm_shim::{BufferFile, MappingKind, create_memfd};
 use crate::sync::Mutex;
 use crate::{Errno, uapi};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 /// The type of our mounts, in `/proc/mounts`.
 pub const FILE_SYSTEM: &str = "fuse.fakebinder";
@@ -49,13 +53,27 @@ pub enum Error {
 /// A file that is open.
 struct OpenFile {
     node: u64,
+    device: u32,
     /// Number of the backing file; 0 without passthrough.
     backing: i32,
 }
 
+/// How a node is open, or is being opened. While it is with passthrough, the kernel opens it in no
+/// other way, and for no other buffer (`fuse_file_io_open`: EIO).
+enum Busy {
+    Mappable,
+    /// By so many, none of whom can map it.
+    Shared(usize),
+}
+
 struct FuseDoor {
+    this: Weak<FuseDoor>,
     session: Arc<Session>,
-    tree: Tree,
+    /// The daemon's own way to make names in the mount.
+    announcer: Announcer,
+    /// Names of `.open` that have served; none where there is no mount.
+    stale: Option<Arc<Stale>>,
+    tree: Arc<Tree>,
     opens: Opens,
     files: Mutex<Files, rank::Files>,
     /// `st_dev` of the mount.
@@ -68,10 +86,9 @@ struct FuseDoor {
 #[derive(Default)]
 struct Files {
     by_handle: HashMap<u64, OpenFile>,
-    /// The nodes that are open, or are being opened.
-    busy: HashSet<u64>,
+    busy: HashMap<u64, Busy>,
     /// What open files of text say, by their handles.
-    texts: HashMap<u64, Vec<u8>>,
+    texts: HashMap<u64, Arc<[u8]>>,
     last_text: u64,
 }
 
@@ -79,9 +96,9 @@ struct Files {
 /// unmounted; then calls `on_end`.
 pub fn open(
     path: &Path,
+    hub: &Arc<Hub>,
     devices: Vec<Arc<Device>>,
-    permissions: Permissions,
-    want_passthrough: bool,
+    options: &MountOptions,
     on_end: Box<dyn FnOnce() + Send>,
 ) -> Result<(), Error> {
     let fuse = OpenOptions::new()
@@ -90,20 +107,24 @@ pub fn open(
         .custom_flags(libc::O_CLOEXEC)
         .open("/dev/fuse")
         .map_err(Error::Device)?;
-    let options = format!(
+    let mount_options = format!(
         "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions",
         fuse.as_raw_fd()
     );
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_NOATIME;
-    mount(Some("fakebinder"), path, Some(FILE_SYSTEM), flags, Some(options.as_str()))
+    mount(Some("fakebinder"), path, Some(FILE_SYSTEM), flags, Some(mount_options.as_str()))
         .map_err(|error| Error::Mount(path.to_owned(), error))?;
     let unmount = |error| {
         let _ = umount2(path, MntFlags::MNT_DETACH);
         error
     };
-    let dev = device_of_mount(path).ok_or_else(|| unmount(Error::Unknown(path.to_owned())))?;
+    // Asked of the list, and not of the file system, which is us.
+    let mounted = mounts::on(path).filter(|mount| mount.kind == FILE_SYSTEM);
+    let dev = mounted.ok_or_else(|| unmount(Error::Unknown(path.to_owned())))?.dev;
     let session = Session::new(fuse.into(), format!("{} (FUSE)", path.display()));
-    let door = door(session.clone(), devices, permissions, dev, want_passthrough);
+    let tree = Tree::new(hub.clone(), devices, options);
+    let announcer = Announcer::new(Some((path.to_owned(), dev)));
+    let door = FuseDoor::new(session.clone(), tree, announcer, dev, options.passthrough);
     let closing = door.clone();
     let ended = Box::new(move || {
         closing.ended();
@@ -117,42 +138,37 @@ pub fn open(
 /// `st_dev` by which clients' mappings of its files are known.
 pub fn door(
     session: Arc<Session>,
+    hub: &Arc<Hub>,
     devices: Vec<Arc<Device>>,
-    permissions: Permissions,
+    options: &MountOptions,
     dev: u64,
-    want_passthrough: bool,
 ) -> Arc<dyn Door> {
-    Arc::new(FuseDoor {
-        session,
-        tree: Tree::new(devices, permissions),
-        opens: Opens::default(),
-        files: Mutex::default(),
-        dev,
-        passthrough: AtomicBool::new(false),
-        want_passthrough,
-    })
-}
-
-/// `st_dev` of what is mounted on `path`, without asking the file system (which is us).
-fn device_of_mount(path: &Path) -> Option<u64> {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let found = mounts.lines().rfind(|line| {
-        let mut fields = line.split(' ');
-        let on = fields.nth(4).map(unescape);
-        on.as_deref() == path.to_str() && line.contains(FILE_SYSTEM)
-    })?;
-    let (major, minor) = found.split(' ').nth(2)?.split_once(':')?;
-    Some(nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?))
-}
-
-/// Blanks and backslashes are octal in `/proc/self/mountinfo`.
-fn unescape(field: &str) -> String {
-    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
-        .iter()
-        .fold(field.to_owned(), |field, (code, text)| field.replace(code, text))
+    let tree = Tree::new(hub.clone(), devices, options);
+    FuseDoor::new(session, tree, Announcer::new(None), dev, options.passthrough)
 }
 
 impl FuseDoor {
+    fn new(
+        session: Arc<Session>,
+        tree: Tree,
+        announcer: Announcer,
+        dev: u64,
+        want_passthrough: bool,
+    ) -> Arc<FuseDoor> {
+        Arc::new_cyclic(|this| FuseDoor {
+            this: this.clone(),
+            session,
+            stale: announcer.has_mount().then(Arc::default),
+            announcer,
+            tree: Arc::new(tree),
+            opens: Opens::default(),
+            files: Mutex::default(),
+            dev,
+            passthrough: AtomicBool::new(false),
+            want_passthrough,
+        })
+    }
+
     fn init(&self, (major, minor): (u32, u32), offered: u64, responder: Responder) {
         const PASSTHROUGH: u64 = (uapi::FUSE2_PASSTHROUGH as u64) << 32;
         if major < MAJOR {
@@ -187,25 +203,72 @@ impl FuseDoor {
     }
 
     fn open_file(&self, header: &Header, flags: u32, responder: Responder) {
-        let Some(Node::File { device, .. }) = self.tree.node(header.node) else {
+        let Some(Node::File { device: number, serial }) = self.tree.node(header.node) else {
             return responder.error(Errno::EINVAL);
         };
-        let Some(device) = self.tree.device(device) else {
+        let Some(device) = self.tree.device(number) else {
             return responder.error(Errno::ENOENT);
         };
-        if !self.files.lock().busy.insert(header.node) {
-            warn_once!(
-                "{}: one file was opened twice. Is the device bind-mounted by itself? Then all who open it get the same \
-                 file, which can be open only once: bind its directory instead",
-                self.session.name()
-            );
-            return responder.error(Errno::EBUSY);
-        }
-        match self.try_open(header, flags, &device) {
+        let shared = self.is_bind_mounted(header.tid, number, serial);
+        let mappable = match self.occupy(header.node, shared) {
+            Ok(mappable) => mappable,
+            Err(error) => return responder.error(error),
+        };
+        match self.try_open(header, flags, (number, &device), mappable) {
             Ok(opened) => responder.value(&opened),
             Err(error) => {
-                self.files.lock().busy.remove(&header.node);
+                self.vacate(header.node);
                 responder.error(error);
+            }
+        }
+    }
+
+    /// Whether a file has been bind-mounted by itself where the opener sees it: then there will be
+    /// others who open this very file.
+    fn is_bind_mounted(&self, tid: i32, device: u32, serial: u64) -> bool {
+        if !self.passthrough.load(Ordering::Relaxed) {
+            return true;
+        }
+        let Some(name) = self.tree.open_name(device, serial) else { return false };
+        let path = format!("/.open/{name}");
+        // So the kernel shows a mount whose file has lost its name.
+        let nameless = format!("{path}//deleted");
+        let is_it = |root: &Path| root == Path::new(&path) || root == Path::new(&nameless);
+        let mounts = mounts::of(&tid.to_string()).unwrap_or_default();
+        mounts.iter().any(|mount| mount.dev == self.dev && is_it(&mount.root))
+    }
+
+    /// Notes that a node is about to be open, and says whether with a buffer that can be mapped.
+    /// EBUSY: it is open in this way already.
+    fn occupy(&self, node: u64, shared: bool) -> Result<bool, Errno> {
+        match self.files.lock().busy.entry(node) {
+            Entry::Vacant(entry) => {
+                entry.insert(if shared { Busy::Shared(1) } else { Busy::Mappable });
+                Ok(!shared)
+            }
+            Entry::Occupied(mut entry) => match entry.get_mut() {
+                Busy::Shared(opens) => {
+                    *opens += 1;
+                    Ok(false)
+                }
+                Busy::Mappable => {
+                    warn_once!(
+                        "{}: refused (EBUSY) to open one file a second time: who opened it first may have mapped it. \
+                         A device is opened by its name, not by a descriptor of it (/proc/PID/fd/N); for a \
+                         container bind its directory",
+                        self.session.name()
+                    );
+                    Err(Errno::EBUSY)
+                }
+            },
+        }
+    }
+
+    fn vacate(&self, node: u64) {
+        if let Entry::Occupied(mut entry) = self.files.lock().busy.entry(node) {
+            match entry.get_mut() {
+                Busy::Shared(opens) if *opens > 1 => *opens -= 1,
+                Busy::Shared(_) | Busy::Mappable => drop(entry.remove()),
             }
         }
     }
@@ -214,10 +277,11 @@ impl FuseDoor {
         &self,
         header: &Header,
         flags: u32,
-        device: &Device,
+        (number, device): (u32, &Device),
+        mappable: bool,
     ) -> Result<uapi::fuse_open_out, Errno> {
         let file = create_memfd(&device.name)?;
-        let backing = self.backing(&file)?;
+        let backing = if mappable { self.backing(&file)? } else { 0 };
         let mapping = match backing {
             0 => MappingKind::Memfd,
             _ => MappingKind::FuseFile { dev: self.dev, ino: header.node },
@@ -227,14 +291,65 @@ impl FuseDoor {
                 self.session.backing_close(backing);
             }
         })?;
+        if !mappable && self.passthrough.load(Ordering::Relaxed) {
+            warn_once!(
+                "{}: process {} has opened {} through a bind mount of this one file, where it cannot be mapped: \
+                 clients need fakebinder's client library or preload shim there; or bind the device's \
+                 directory instead",
+                self.session.name(),
+                open.pid(),
+                device.name
+            );
+        }
         let fh = self.opens.add(open);
-        self.files.lock().by_handle.insert(fh, OpenFile { node: header.node, backing });
+        let file = OpenFile { node: header.node, device: number, backing };
+        self.files.lock().by_handle.insert(fh, file);
+        self.tree.opened(number);
         let passthrough = if backing != 0 { uapi::FOPEN_PASSTHROUGH } else { 0 };
         Ok(uapi::fuse_open_out {
             fh,
             open_flags: uapi::FOPEN_DIRECT_IO | passthrough,
             backing_id: backing,
         })
+    }
+
+    /// The name of a node in `.open` has served: it was looked up, or closed.
+    fn served(&self, node: u64) {
+        let Some(stale) = &self.stale else { return };
+        if stale.push(node) {
+            let (stale, door) = (stale.clone(), self.this.clone());
+            let run = move || {
+                stale.run(|node| {
+                    if let Some(door) = door.upgrade() {
+                        door.drop_name(node);
+                    }
+                });
+            };
+            let thread = std::thread::Builder::new().name("stale names".into());
+            if let Err(error) = thread.spawn(run) {
+                log::warn!(
+                    "{}: the kernel keeps names of closed files: {error}",
+                    self.session.name()
+                );
+            }
+        }
+    }
+
+    fn drop_name(&self, number: u64) {
+        let Some(Node::File { device, serial }) = self.tree.node(number) else { return };
+        // While it is open, /proc/PID/maps shows its name; its release comes here again.
+        if self.files.lock().busy.contains_key(&number) {
+            return;
+        }
+        let Some(name) = self.tree.open_name(device, serial) else { return };
+        let inval = uapi::fuse_notify_inval_entry_out {
+            parent: Node::Opens.number(),
+            namelen: name.len() as u32,
+            ..Default::default()
+        };
+        let parts = [uapi::bytes_of(&inval), name.as_bytes(), &[0]];
+        // It may have been dropped already.
+        let _ = self.session.notify(uapi::FUSE_NOTIFY_INVAL_ENTRY, &parts);
     }
 
     /// 0 without passthrough. The number is given back at RELEASE: the opener's thread looks for
@@ -259,10 +374,11 @@ impl FuseDoor {
 
     fn remove(&self, fh: u64) -> Option<Arc<Open>> {
         let open = self.opens.remove(fh);
-        let mut files = self.files.lock();
-        let Some(file) = files.by_handle.remove(&fh) else { return open };
-        files.busy.remove(&file.node);
-        drop(files);
+        let file = self.files.lock().by_handle.remove(&fh);
+        let Some(file) = file else { return open };
+        self.vacate(file.node);
+        self.tree.released(file.device);
+        self.served(file.node);
         if file.backing != 0 {
             self.session.backing_close(file.backing);
         }
@@ -292,10 +408,17 @@ impl FuseDoor {
                     ..Default::default()
                 });
             }
-            Request::Read { fh, offset, size } => match self.read_text(fh, offset, size) {
-                Some(piece) => responder.bytes(&piece),
-                None => responder.error(Errno::EINVAL),
-            },
+            Request::Read { fh, offset, size } => {
+                let text = self.files.lock().texts.get(&fh).cloned();
+                match text {
+                    Some(text) => {
+                        let rest = usize::try_from(offset).ok().and_then(|at| text.get(at..));
+                        let rest = rest.unwrap_or_default();
+                        responder.bytes(&rest[..rest.len().min(size as usize)]);
+                    }
+                    None => responder.error(Errno::EINVAL),
+                }
+            }
             Request::Release { fh } => {
                 self.files.lock().texts.remove(&fh);
                 responder.done();
@@ -319,17 +442,8 @@ impl FuseDoor {
         let mut files = self.files.lock();
         files.last_text += 1;
         let handle = files.last_text;
-        files.texts.insert(handle, text);
+        files.texts.insert(handle, text.into());
         handle
-    }
-
-    /// At most `size` bytes from `offset` on; none for a file without text. A copy, so that nobody
-    /// waits for the files while the kernel takes it.
-    fn read_text(&self, fh: u64, offset: u64, size: u32) -> Option<Vec<u8>> {
-        let files = self.files.lock();
-        let text = files.texts.get(&fh)?;
-        let rest = usize::try_from(offset).ok().and_then(|at| text.get(at..)).unwrap_or_default();
-        Some(rest[..rest.len().min(size as usize)].to_vec())
     }
 
     /// `binder_ctl_ioctl`.
@@ -339,24 +453,52 @@ impl FuseDoor {
             _ => None,
         };
         let Some(mut wanted) = wanted else { return responder.error(Errno::EINVAL) };
-        match self.tree.add_device(&wanted.name) {
-            Ok(()) => {
-                let name = String::from_utf8_lossy(&wanted.name);
-                log::info!("{}: added {}", self.session.name(), name.trim_end_matches('\0'));
-                // A regular file, not a node of some number.
-                (wanted.major, wanted.minor) = (0, 0);
-                responder.ioctl(0, uapi::bytes_of(&wanted));
+        let name = added_name(&wanted.name).to_vec();
+        if let Err(error) = self.tree.check_new(&name) {
+            return responder.error(error);
+        }
+        let (tree, session) = (self.tree.clone(), self.session.clone());
+        let done = move |made: Option<Result<(), Errno>>| {
+            match made.unwrap_or_else(|| tree.add_device(&name).map(drop)) {
+                Ok(()) => {
+                    log::info!("{}: added {}", session.name(), String::from_utf8_lossy(&name));
+                    // A regular file, not a node of some number.
+                    (wanted.major, wanted.minor) = (0, 0);
+                    responder.ioctl(0, uapi::bytes_of(&wanted));
+                }
+                Err(error) => responder.error(error),
             }
+        };
+        self.announcer.make(added_name(&wanted.name), Box::new(done));
+    }
+
+    /// A link is made by the daemon alone, for a device that is added.
+    fn symlink(&self, header: &Header, name: &[u8], responder: Responder) {
+        let root = self.tree.node(header.node) == Some(Node::Root);
+        if !root || !self.announcer.is_made_by(header.tid, name) {
+            return responder.error(Errno::EPERM);
+        }
+        let made = self.tree.add_device(name);
+        match made.map(|_| self.tree.lookup(Node::Root, name)) {
+            Ok(link) => answer(link.and_then(|link| self.tree.entry_out(link)), responder),
             Err(error) => responder.error(error),
         }
     }
+}
 
-    fn set_attr(&self, valid: u32, responder: Responder) {
-        match valid & uapi::FATTR_SIZE {
-            // As with any character device.
-            0 => responder.error(Errno::EPERM),
-            _ => responder.error(Errno::EINVAL),
-        }
+/// ENOENT: the node is gone.
+fn answer<T: uapi::Plain>(value: Option<T>, responder: Responder) {
+    match value {
+        Some(value) => responder.value(&value),
+        None => responder.error(Errno::ENOENT),
+    }
+}
+
+/// The result of a request that gives nothing back.
+fn answer_done(result: Result<(), Errno>, responder: Responder) {
+    match result {
+        Ok(()) => responder.done(),
+        Err(error) => responder.error(error),
     }
 }
 
@@ -376,23 +518,52 @@ impl Door for FuseDoor {
         match request {
             Request::Init { major, minor, flags } => self.init((major, minor), flags, responder),
             Request::Lookup { name } => {
-                match node.and_then(|parent| self.tree.lookup(parent, name)) {
-                    Some(found) => responder.value(&self.tree.entry_out(found)),
-                    None => responder.error(Errno::ENOENT),
+                let found = node.and_then(|parent| self.tree.lookup(parent, name));
+                if let Some(file @ Node::File { .. }) = found {
+                    self.served(file.number());
                 }
+                answer(found.and_then(|found| self.tree.entry_out(found)), responder);
             }
-            Request::GetAttr => match node {
-                Some(node) => responder.value(&self.tree.attr_out(node)),
+            Request::GetAttr => {
+                answer(node.and_then(|node| self.tree.attr_out(node)), responder);
+            }
+            Request::SetAttr(changes) => match node {
+                Some(node) => match self.tree.set_attr(node, &changes) {
+                    Ok(changed) => responder.value(&changed),
+                    Err(error) => responder.error(error),
+                },
                 None => responder.error(Errno::ENOENT),
             },
             Request::ReadLink => match node {
                 Some(Node::Link { device }) => match self.tree.read_link(device) {
-                    Some(target) => responder.bytes(target.as_bytes()),
-                    None => responder.error(Errno::ENFILE),
+                    Ok(target) => responder.bytes(target.as_bytes()),
+                    Err(error) => responder.error(error),
                 },
                 _ => responder.error(Errno::EINVAL),
             },
-            Request::SetAttr { valid } => self.set_attr(valid, responder),
+            Request::Unlink { name } => {
+                let parent = node.ok_or(Errno::ENOENT);
+                answer_done(parent.and_then(|node| self.tree.unlink(node, name)), responder);
+            }
+            Request::Rename { name, directory, new_name, flags } => {
+                let to = self.tree.node(directory);
+                let renamed = node
+                    .zip(to)
+                    .ok_or(Errno::ENOENT)
+                    .and_then(|(from, to)| self.tree.rename((from, name), (to, new_name), flags));
+                answer_done(renamed, responder);
+            }
+            // Nothing else can be made here, as in binderfs, whose directories have no such operation:
+            // `vfs_create` then says EACCES, and its fellows EPERM.
+            Request::Symlink { name } => self.symlink(&header, name, responder),
+            Request::Mknod { mode } => responder.error(match mode & libc::S_IFMT {
+                0 | libc::S_IFREG => Errno::EACCES,
+                _ => Errno::EPERM,
+            }),
+            Request::Other { opcode: uapi::FUSE_CREATE } => responder.error(Errno::EACCES),
+            Request::Other { opcode: uapi::FUSE_MKDIR | uapi::FUSE_LINK | uapi::FUSE_RMDIR } => {
+                responder.error(Errno::EPERM);
+            }
             Request::Open { flags } => self.open_file(&header, flags, responder),
             Request::OpenDir => responder.value(&uapi::fuse_open_out::default()),
             Request::ReadDir { offset, size } => match node {
@@ -416,7 +587,7 @@ impl Door for FuseDoor {
             // FSYNC: as in the driver. All else is not supported, and the kernel need not ask again.
             Request::Other { opcode: uapi::FUSE_FSYNC } => responder.error(Errno::EINVAL),
             Request::Other { .. } | Request::CuseInit { .. } => responder.error(Errno::ENOSYS),
-            Request::Forget
+            Request::Forget(_)
             | Request::Read { .. }
             | Request::Write
             | Request::Flush { .. }
@@ -431,7 +602,14 @@ impl Door for FuseDoor {
         self.opens.interrupt(fh, tid);
     }
 
+    fn forget(&self, forgotten: &Forgotten<'_>) {
+        for (node, lookups) in forgotten.nodes() {
+            self.tree.forgotten(node, lookups);
+        }
+    }
+
     fn ended(&self) {
+        self.stale.iter().for_each(|stale| stale.end());
         self.opens.release_all();
     }
 }

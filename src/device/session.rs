@@ -20,7 +20,7 @@
 //! both are leaves: nothing is called and nothing written under them.
 
 use super::signals;
-use super::wire::{self, Header, Ioctl, Request};
+use super::wire::{self, Forgotten, Header, Ioctl, Request};
 use crate::client_mem::ProcessMemory;
 use crate::lock_order::rank;
 use crate::sync::Mutex;
@@ -49,6 +49,8 @@ pub trait Door: Send + Sync {
     /// A signal has arrived for the thread `tid`, which waits in an ioctl on the open file `fh`;
     /// [`Responder::interrupted`] already says so.
     fn interrupt(&self, fh: u64, tid: i32);
+    /// The kernel no longer knows nodes that it has looked up.
+    fn forget(&self, _forgotten: &Forgotten<'_>) {}
     /// The session has come to its end, and every open file with it.
     fn ended(&self) {}
 }
@@ -125,8 +127,8 @@ impl Session {
             self.trace(header.unique, header.tid, &request);
         }
         let (waiting, memory) = match request {
-            // No reply is expected; lookups are not counted here (see `tree`).
-            Request::Forget => return,
+            // No reply is expected.
+            Request::Forget(forgotten) => return door.forget(&forgotten),
             Request::Interrupt { unique } => return self.interrupt(header.unique, unique, door),
             Request::Ioctl(Ioctl { fh, .. }) => {
                 let memory = Arc::new(ProcessMemory::new(header.tid));

@@ -6,22 +6,31 @@
 //! /features/NAME    what this driver can do: "1"
 //! /binder_logs/...  what the driver holds and has done, for root: see binder/logs.rs
 //! /NAME             a device: a symbolic link that names another file each time it is read
-//! /.open/NAME.N.K   one file per open; N counts, K is a key that only a reader of the link knows
+//! /.open/NAME.D.N.K one file per open; D is the device's number, N counts, and K is a key that
+//!                   only a reader of the link knows
 //! ```
 //! A file per open, because the kernel ties one backing file to an inode, and every open has a
 //! buffer of its own. A new file by a link that is read, and not by a name that is looked up,
 //! because opens of one name wait for each other in the kernel's `d_alloc_parallel`.
 //!
-//! Nothing is stored for a node: its number says what it is. So lookups need no counting, FORGET
-//! has nothing to do, and names that are looked up and never opened cost nothing here. An entry
-//! of `.open` is valid for no time at all, so that the kernel drops it with its last user.
+//! Nothing is stored for a node: its number says what it is, and names that are looked up and
+//! never opened cost nothing here. Lookups are only counted for each device, which is kept while
+//! the kernel knows it. An entry of `.open` is valid for no time at all, and dropped when it is
+//! [stale](super::stale). Neither are a device's attributes: another of its nodes may be changed.
+//!
+//! What binderfs allows in its directories is allowed here, and refused with its errors
+//! (`binderfs_unlink`, `binderfs_rename`), but for renaming its directories.
 
-use super::Device;
-use super::wire::push_dirent;
+use super::attributes::Attributes;
+use super::devices::{Devices, Existing};
+use super::options::{MountOptions, Stats};
+use super::wire::{SetAttr, push_dirent};
+use super::{Device, Hub};
 use crate::alloc::MAX_BUFFER_SIZE;
 use crate::lock_order::rank;
-use crate::sync::RwLock;
+use crate::sync::{Mutex, RwLock};
 use crate::{Errno, uapi};
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -43,11 +52,9 @@ const LOG: u64 = 1 << 5;
 const DEVICES: u64 = 1 << 8;
 /// `BINDERFS_MAX_NAME`: what is longer is cut off.
 const MAX_NAME: usize = 255;
-/// More cannot be added. binderfs: as its mount option says, else a million.
-const MAX_DEVICES: usize = 4096;
 /// This bit and a pid: the log of a process.
 const PROCESS_LOG: u64 = 1 << 62;
-/// Below the index of the device (from 1 on): the number of the open.
+/// Below the number of the device (from 1 on): the number of the open.
 const SERIAL_BITS: u32 = 40;
 
 const OPENS_NAME: &[u8] = b".open";
@@ -58,7 +65,7 @@ const LOGS_NAME: &[u8] = b"binder_logs";
 const PROCESSES_NAME: &[u8] = b"proc";
 
 /// A file of `binder_logs/`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Log {
     State,
     Stats,
@@ -75,13 +82,26 @@ const LOG_FILES: [(Log, &str); 5] = [
     (Log::FailedTransactionLog, "failed_transaction_log"),
 ];
 
-/// What clients look for before they use it (`binder_features`).
-const FEATURE_NAMES: [&str; 3] = ["oneway_spam_detection", "extended_error", "freeze_notification"];
-/// What each of these files says.
-const FEATURE_CONTENTS: &str = "1\n";
+/// What clients look for before they use it (`binder_features`), and whether it is here.
+/// `transaction_report` promises a netlink family that tells of transactions that failed: only a
+/// kernel has those. What it would tell is in `binder_logs/failed_transaction_log`.
+const FEATURES_HERE: [(&str, bool); 4] = [
+    ("oneway_spam_detection", true),
+    ("extended_error", true),
+    ("freeze_notification", true),
+    ("transaction_report", false),
+];
+
+/// `binder_features_show`.
+fn feature_text(feature: usize) -> &'static str {
+    match FEATURES_HERE.get(feature) {
+        Some((_, true)) => "1\n",
+        Some((_, false)) | None => "0\n",
+    }
+}
 
 /// What a node number stands for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Node {
     Root,
     /// The directory of files to be opened.
@@ -99,11 +119,11 @@ pub enum Node {
     ProcessLog(i32),
     /// The link that is a device's name.
     Link {
-        device: usize,
+        device: u32,
     },
     /// What one open opens.
     File {
-        device: usize,
+        device: u32,
         serial: u64,
     },
 }
@@ -126,8 +146,8 @@ impl Node {
             Node::Processes => PROCESSES,
             Node::Log(log) => LOG + log as u64,
             Node::ProcessLog(pid) => PROCESS_LOG | u64::from(pid as u32),
-            Node::Link { device } => DEVICES + device as u64,
-            Node::File { device, serial } => (device as u64 + 1) << SERIAL_BITS | serial,
+            Node::Link { device } => DEVICES + u64::from(device),
+            Node::File { device, serial } => (u64::from(device) + 1) << SERIAL_BITS | serial,
         }
     }
 }
@@ -140,49 +160,105 @@ pub struct Permissions {
     pub gid: u32,
 }
 
+/// What a device starts with that is added (`binderfs_binder_device_create`).
+const ADDED: Permissions = Permissions { mode: 0o600, uid: 0, gid: 0 };
+
 pub struct Tree {
-    /// Only ever grows: a device's number is its index.
-    devices: RwLock<Vec<Arc<Device>>, rank::Devices>,
-    permissions: Permissions,
+    hub: Arc<Hub>,
+    devices: RwLock<Devices, rank::Devices>,
+    /// Of what is not a device and has been changed.
+    attributes: Mutex<HashMap<Node, Attributes>, rank::Attributes>,
+    /// Of everything that has not: from when it is.
+    made: Attributes,
+    stats: Stats,
     serial: AtomicU64,
     keys: RandomState,
 }
 
+/// The name that `BINDER_CTL_ADD` is given: up to its first NUL.
+pub fn added_name(name: &[u8; MAX_NAME + 1]) -> &[u8] {
+    name[..MAX_NAME].split(|byte| *byte == 0).next().unwrap_or_default()
+}
+
 impl Tree {
-    pub fn new(devices: Vec<Arc<Device>>, permissions: Permissions) -> Tree {
-        let devices = RwLock::new(devices);
-        Tree { devices, permissions, serial: AtomicU64::new(0), keys: RandomState::new() }
+    /// There is room for these devices even if the options say less.
+    pub fn new(hub: Arc<Hub>, devices: Vec<Arc<Device>>, options: &MountOptions) -> Tree {
+        let made = Attributes::new(options.permissions);
+        let mut all = Devices::new(options.max_devices.max(devices.len()));
+        for device in devices {
+            // Two of one name are one.
+            let _ = all.add(device.name.clone().as_bytes(), device, made);
+        }
+        Tree {
+            hub,
+            devices: RwLock::new(all),
+            attributes: Mutex::default(),
+            made,
+            stats: options.stats,
+            serial: AtomicU64::new(0),
+            keys: RandomState::new(),
+        }
     }
 
-    pub fn device(&self, index: usize) -> Option<Arc<Device>> {
-        self.devices.read().get(index).cloned()
+    pub fn device(&self, number: u32) -> Option<Arc<Device>> {
+        self.devices.read().get(number).cloned()
     }
 
-    fn device_named(&self, name: &[u8]) -> Option<usize> {
-        self.devices.read().iter().position(|it| it.name.as_bytes() == name)
+    /// Whether something else than a device has this name.
+    fn is_reserved(&self, name: &[u8]) -> bool {
+        [OPENS_NAME, CONTROL_NAME, FEATURES_NAME].contains(&name)
+            || name == LOGS_NAME && self.stats != Stats::None
     }
 
-    /// `BINDER_CTL_ADD`: `name` up to its first NUL. EEXIST; EACCES for what is no name of a file; EINVAL
-    /// where it is not UTF-8; ENOSPC when there are 4,096.
-    pub fn add_device(&self, name: &[u8]) -> Result<(), Errno> {
-        let name = &name[..name.len().min(MAX_NAME)];
-        let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+    /// What `BINDER_CTL_ADD` says to this name, in binderfs's order: ENOSPC when there is no room;
+    /// EACCES for what is no name of a file; EEXIST.
+    pub fn check_new(&self, name: &[u8]) -> Result<(), Errno> {
+        let devices = self.devices.read();
+        devices.check_room()?;
         if matches!(name, b"" | b"." | b"..") || name.contains(&b'/') {
             return Err(Errno::EACCES);
         }
-        let text = std::str::from_utf8(name).map_err(|_| Errno::EINVAL)?;
-        let mut devices = self.devices.write();
-        let taken = [OPENS_NAME, CONTROL_NAME, FEATURES_NAME, LOGS_NAME].contains(&name)
-            || devices.iter().any(|it| it.name == text);
-        match devices.first() {
-            _ if taken => Err(Errno::EEXIST),
-            Some(first) if devices.len() < MAX_DEVICES => {
-                let device = first.sibling(text);
-                devices.push(device);
-                Ok(())
-            }
-            _ => Err(Errno::ENOSPC),
+        match self.is_reserved(name) || devices.named(name).is_some() {
+            true => Err(Errno::EEXIST),
+            false => Ok(()),
         }
+    }
+
+    /// Adds a device. Errors as [`Tree::check_new`].
+    pub fn add_device(&self, name: &[u8]) -> Result<Node, Errno> {
+        self.check_new(name)?;
+        let device = self.hub.new_device(&String::from_utf8_lossy(name));
+        let device = self.devices.write().add(name, device, Attributes::new(ADDED))?;
+        Ok(Node::Link { device })
+    }
+
+    /// `binderfs_unlink`. EPERM for what is not a device.
+    pub fn unlink(&self, parent: Node, name: &[u8]) -> Result<(), Errno> {
+        match parent {
+            Node::Root if !self.is_reserved(name) => self.devices.write().remove(name),
+            _ => Err(Errno::EPERM),
+        }
+    }
+
+    /// `binderfs_rename`. EPERM for what is not a device (binderfs would rename directories, too),
+    /// EINVAL for flags that it does not know.
+    pub fn rename(
+        &self,
+        (from, old): (Node, &[u8]),
+        (to, new): (Node, &[u8]),
+        flags: u32,
+    ) -> Result<(), Errno> {
+        let existing = match flags {
+            0 => Existing::Replace,
+            libc::RENAME_NOREPLACE => Existing::Refuse,
+            libc::RENAME_EXCHANGE => Existing::Exchange,
+            _ => return Err(Errno::EINVAL),
+        };
+        let between_devices = from == Node::Root && to == Node::Root;
+        if !between_devices || self.is_reserved(old) || self.is_reserved(new) {
+            return Err(Errno::EPERM);
+        }
+        self.devices.write().rename(old, new, existing)
     }
 
     /// None for a number that was never given out.
@@ -202,11 +278,11 @@ impl Tree {
                 Node::Log(LOG_FILES.get((number - LOG) as usize)?.0)
             }
             0 if number < LOG => Node::Feature(number.checked_sub(FEATURE)? as usize),
-            0 => Node::Link { device: number.checked_sub(DEVICES)? as usize },
-            device => Node::File { device: device as usize - 1, serial },
+            0 => Node::Link { device: u32::try_from(number.checked_sub(DEVICES)?).ok()? },
+            device => Node::File { device: u32::try_from(device - 1).ok()?, serial },
         };
         match node {
-            Node::Feature(feature) => FEATURE_NAMES.get(feature).map(|_| node),
+            Node::Feature(feature) => FEATURES_HERE.get(feature).map(|_| node),
             Node::Link { device } | Node::File { device, .. } => self.device(device).map(|_| node),
             node => Some(node),
         }
@@ -214,9 +290,9 @@ impl Tree {
 
     /// What a file says just now that is neither a device nor empty.
     pub fn contents(&self, node: Node) -> Option<Vec<u8>> {
-        let binder = self.device(0)?.binder().clone();
+        let binder = self.hub.binder();
         let text = match node {
-            Node::Feature(_) => FEATURE_CONTENTS.to_owned(),
+            Node::Feature(feature) => feature_text(feature).to_owned(),
             Node::Log(Log::State) => binder.log_state(),
             Node::Log(Log::Stats) => binder.log_stats(),
             Node::Log(Log::Transactions) => binder.log_transactions(),
@@ -228,20 +304,22 @@ impl Tree {
         Some(text.into_bytes())
     }
 
-    fn pids(&self) -> Vec<i32> {
-        self.device(0).map_or_else(Vec::new, |device| device.binder().pids())
-    }
-
+    /// A node by its name. The kernel is told of it: to be undone by [`Tree::forgotten`].
     pub fn lookup(&self, parent: Node, name: &[u8]) -> Option<Node> {
         match parent {
             Node::Root if name == OPENS_NAME => Some(Node::Opens),
             Node::Root if name == CONTROL_NAME => Some(Node::Control),
             Node::Root if name == FEATURES_NAME => Some(Node::Features),
-            Node::Root if name == LOGS_NAME => Some(Node::Logs),
-            Node::Root => self.device_named(name).map(|device| Node::Link { device }),
+            Node::Root if name == LOGS_NAME && self.stats != Stats::None => Some(Node::Logs),
+            Node::Root => {
+                let devices = self.devices.read();
+                let device = devices.named(name)?;
+                devices.looked_up(device);
+                Some(Node::Link { device })
+            }
             Node::Opens => self.lookup_file(name),
             Node::Features => {
-                FEATURE_NAMES.iter().position(|it| it.as_bytes() == name).map(Node::Feature)
+                FEATURES_HERE.iter().position(|it| it.0.as_bytes() == name).map(Node::Feature)
             }
             Node::Logs if name == PROCESSES_NAME => Some(Node::Processes),
             Node::Logs => {
@@ -249,7 +327,7 @@ impl Tree {
             }
             Node::Processes => {
                 let pid = std::str::from_utf8(name).ok()?.parse().ok()?;
-                self.pids().contains(&pid).then_some(Node::ProcessLog(pid))
+                self.hub.binder().pids().contains(&pid).then_some(Node::ProcessLog(pid))
             }
             Node::Control
             | Node::Feature(_)
@@ -261,110 +339,199 @@ impl Tree {
     }
 
     fn lookup_file(&self, name: &[u8]) -> Option<Node> {
-        let mut parts = std::str::from_utf8(name).ok()?.rsplitn(3, '.');
-        let (_key, serial, device) = (parts.next()?, parts.next()?, parts.next()?);
+        let mut parts = std::str::from_utf8(name).ok()?.rsplitn(4, '.');
+        let (_key, serial, device) = (parts.next()?, parts.next()?, parts.next()?.parse().ok()?);
         let serial = serial.parse().ok().filter(|it| *it <= self.serial.load(Ordering::Relaxed))?;
-        let device = self.device_named(device.as_bytes())?;
-        (self.file_name(device, serial)?.as_bytes() == name)
-            .then_some(Node::File { device, serial })
+        let devices = self.devices.read();
+        let found = self.file_name(devices.get(device)?, device, serial).as_bytes() == name;
+        found.then(|| {
+            devices.looked_up(device);
+            Node::File { device, serial }
+        })
+    }
+
+    /// The kernel knows a node no longer by so many of its lookups.
+    pub fn forgotten(&self, number: u64, lookups: u64) {
+        if let Some(Node::Link { device } | Node::File { device, .. }) = self.node(number) {
+            self.devices.write().forgotten(device, lookups);
+        }
+    }
+
+    /// One of the files of a device has been opened; to be undone by [`Tree::released`].
+    pub fn opened(&self, device: u32) {
+        self.devices.write().opened(device);
+    }
+
+    pub fn released(&self, device: u32) {
+        self.devices.write().released(device);
     }
 
     /// The key keeps other clients from opening the file first: they cannot guess it.
-    fn file_name(&self, device: usize, serial: u64) -> Option<String> {
-        let key = self.keys.hash_one((device, serial));
-        Some(format!("{}.{serial}.{key:016x}", self.device(device)?.name))
+    fn file_name(&self, device: &Device, number: u32, serial: u64) -> String {
+        let key = self.keys.hash_one((number, serial));
+        format!("{}.{number}.{serial}.{key:016x}", device.name)
     }
 
-    /// Where the link of a device leads this time. None once all numbers are used up.
-    pub fn read_link(&self, device: usize) -> Option<String> {
+    /// The name of the file of one open, in [`Node::Opens`].
+    pub fn open_name(&self, number: u32, serial: u64) -> Option<String> {
+        let device = self.device(number)?;
+        Some(self.file_name(&device, number, serial))
+    }
+
+    /// Where the link of a device leads this time. ENOENT once it has been removed; ENFILE once all
+    /// numbers are used up.
+    pub fn read_link(&self, number: u32) -> Result<String, Errno> {
+        let devices = self.devices.read();
+        let device = devices.get(number).filter(|_| devices.has_name(number));
+        let device = device.ok_or(Errno::ENOENT)?;
         let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
-        if serial >> SERIAL_BITS != 0 {
-            return None;
+        match serial >> SERIAL_BITS {
+            0 => Ok(format!(".open/{}", self.file_name(device, number, serial))),
+            _ => Err(Errno::ENFILE),
         }
-        Some(format!(".open/{}", self.file_name(device, serial)?))
     }
 
-    pub fn attr(&self, node: Node) -> uapi::fuse_attr {
-        let Permissions { mode, uid, gid } = self.permissions;
-        let (mode, nlink, size) = match node {
-            Node::Root => (libc::S_IFDIR | 0o755, 2, 0),
+    /// What is stored of a node, or what it starts with. None once a device is gone.
+    fn attributes(&self, node: Node) -> Option<Attributes> {
+        if let Node::Link { device } | Node::File { device, .. } = node {
+            return self.devices.read().attributes(device).copied();
+        }
+        self.attributes.lock().get(&node).copied().or_else(|| self.first_attributes(node))
+    }
+
+    fn first_attributes(&self, node: Node) -> Option<Attributes> {
+        let everybody = self.stats == Stats::Global;
+        let mode = match node {
+            Node::Root | Node::Features => 0o755,
             // Its names are not listed, but whoever knows one may use it.
-            Node::Opens => (libc::S_IFDIR | 0o711, 2, 0),
-            Node::Features => (libc::S_IFDIR | 0o755, 2, 0),
-            // They tell of everybody: for root, unlike binderfs, where a security module decides.
-            Node::Logs | Node::Processes => (libc::S_IFDIR | 0o700, 2, 0),
-            Node::Log(_) | Node::ProcessLog(_) => (libc::S_IFREG | 0o400, 1, 0),
-            Node::Control => (libc::S_IFREG | 0o600, 1, 0),
-            Node::Feature(_) => (libc::S_IFREG | 0o444, 1, FEATURE_CONTENTS.len() as u64),
+            Node::Opens => 0o711,
+            Node::Logs | Node::Processes if everybody => 0o755,
+            Node::Logs | Node::Processes => 0o700,
+            Node::Log(_) | Node::ProcessLog(_) if everybody => 0o444,
+            Node::Log(_) | Node::ProcessLog(_) => 0o400,
+            Node::Control => 0o600,
+            Node::Feature(_) => 0o444,
+            Node::Link { .. } | Node::File { .. } => return None,
+        };
+        Some(Attributes { mode, uid: 0, gid: 0, ..self.made })
+    }
+
+    /// `simple_setattr`. EINVAL: the size cannot be set; EPERM: nothing is stored of this node;
+    /// ENOENT: it is gone.
+    pub fn set_attr(&self, node: Node, changes: &SetAttr) -> Result<uapi::fuse_attr_out, Errno> {
+        if changes.valid & uapi::FATTR_SIZE != 0 {
+            return Err(Errno::EINVAL);
+        }
+        match node {
+            Node::Opens | Node::ProcessLog(_) => return Err(Errno::EPERM),
+            Node::Link { device } | Node::File { device, .. } => {
+                let mut devices = self.devices.write();
+                devices.attributes_mut(device).ok_or(Errno::ENOENT)?.set(changes);
+            }
+            _ => {
+                let first = self.first_attributes(node).ok_or(Errno::EPERM)?;
+                self.attributes.lock().entry(node).or_insert(first).set(changes);
+            }
+        }
+        self.attr_out(node).ok_or(Errno::ENOENT)
+    }
+
+    fn attr(&self, node: Node) -> Option<uapi::fuse_attr> {
+        let it = self.attributes(node)?;
+        let (mode, nlink, size) = match node {
+            Node::Root | Node::Opens | Node::Features | Node::Logs | Node::Processes => {
+                (libc::S_IFDIR | it.mode, 2, 0)
+            }
+            Node::Log(_) | Node::ProcessLog(_) | Node::Control => (libc::S_IFREG | it.mode, 1, 0),
+            Node::Feature(feature) => {
+                (libc::S_IFREG | it.mode, 1, feature_text(feature).len() as u64)
+            }
             Node::Link { device } => {
-                let length = self.file_name(device, 0).map_or(0, |name| name.len());
-                (libc::S_IFLNK | 0o777, 1, length as u64)
+                let target = self.device(device).map(|it| self.file_name(&it, device, 0));
+                (libc::S_IFLNK | 0o777, 1, target.map_or(0, |name| name.len() as u64))
             }
             // What can be mapped: some programs ask before they map.
-            Node::File { .. } => (libc::S_IFREG | mode, 1, MAX_BUFFER_SIZE as u64),
+            Node::File { device, .. } => {
+                let links = u32::from(self.devices.read().has_name(device));
+                (libc::S_IFREG | it.mode, links, MAX_BUFFER_SIZE as u64)
+            }
         };
-        let (uid, gid) = match node {
-            Node::File { .. } => (uid, gid),
-            _ => (0, 0),
-        };
-        uapi::fuse_attr {
+        Some(uapi::fuse_attr {
             ino: node.number(),
             size,
             mode,
             nlink,
-            uid,
-            gid,
+            uid: it.uid,
+            gid: it.gid,
+            atime: it.atime.0,
+            mtime: it.mtime.0,
+            ctime: it.ctime.0,
+            atimensec: it.atime.1,
+            mtimensec: it.mtime.1,
+            ctimensec: it.ctime.1,
             blksize: 4096,
             ..Default::default()
+        })
+    }
+
+    /// How long the kernel may go by what it was told of a node. A device has many: what is changed
+    /// of one counts for all.
+    fn attr_valid(node: Node) -> u64 {
+        match node {
+            Node::Link { .. } | Node::File { .. } => 0,
+            _ => LONG,
         }
     }
 
-    pub fn attr_out(&self, node: Node) -> uapi::fuse_attr_out {
-        uapi::fuse_attr_out { attr_valid: LONG, attr: self.attr(node), ..Default::default() }
+    pub fn attr_out(&self, node: Node) -> Option<uapi::fuse_attr_out> {
+        let (attr_valid, attr) = (Tree::attr_valid(node), self.attr(node)?);
+        Some(uapi::fuse_attr_out { attr_valid, attr, ..Default::default() })
     }
 
-    pub fn entry_out(&self, node: Node) -> uapi::fuse_entry_out {
+    pub fn entry_out(&self, node: Node) -> Option<uapi::fuse_entry_out> {
         let entry_valid = match node {
             Node::File { .. } | Node::ProcessLog(_) => 0,
             _ => LONG,
         };
-        uapi::fuse_entry_out {
+        Some(uapi::fuse_entry_out {
             nodeid: node.number(),
             entry_valid,
-            attr_valid: LONG,
-            attr: self.attr(node),
+            attr_valid: Tree::attr_valid(node),
+            attr: self.attr(node)?,
             ..Default::default()
-        }
+        })
     }
 
-    /// The entries of a directory from number `offset` on, as many as fit into `size` bytes.
+    /// The entries of a directory from `offset` on, as many as fit into `size` bytes.
     pub fn list(&self, directory: Node, offset: u64, size: usize) -> Vec<u8> {
         const DIRECTORY: u32 = libc::DT_DIR as u32;
         const FILE: u32 = libc::DT_REG as u32;
         const LINK: u32 = libc::DT_LNK as u32;
+        /// Devices come after all else, at their numbers: one that is removed meanwhile moves none.
+        const FIRST_DEVICE: u64 = 16;
         let pids: Vec<(i32, String)> = match directory {
-            Node::Processes => self.pids().into_iter().map(|pid| (pid, pid.to_string())).collect(),
+            Node::Processes => {
+                let pids = self.hub.binder().pids();
+                pids.into_iter().map(|pid| (pid, pid.to_string())).collect()
+            }
             _ => Vec::new(),
         };
-        // Not before: whoever lists the processes looks for a device, too, and a second look would
-        // wait for one who adds a device and waits for the first.
-        let devices = self.devices.read();
         let mut entries =
             vec![(directory.number(), DIRECTORY, &b"."[..]), (ROOT, DIRECTORY, &b".."[..])];
         match directory {
             Node::Root => {
                 entries.push((CONTROL, FILE, CONTROL_NAME));
                 entries.push((FEATURES, DIRECTORY, FEATURES_NAME));
-                entries.push((LOGS, DIRECTORY, LOGS_NAME));
-                entries.extend(devices.iter().enumerate().map(|(device, it)| {
-                    (Node::Link { device }.number(), LINK, it.name.as_bytes())
-                }));
+                if self.stats != Stats::None {
+                    entries.push((LOGS, DIRECTORY, LOGS_NAME));
+                }
             }
-            Node::Features => {
-                entries.extend(FEATURE_NAMES.iter().enumerate().map(|(feature, name)| {
-                    (Node::Feature(feature).number(), FILE, name.as_bytes())
-                }))
-            }
+            Node::Features => entries.extend(
+                FEATURES_HERE
+                    .iter()
+                    .enumerate()
+                    .map(|(feature, it)| (Node::Feature(feature).number(), FILE, it.0.as_bytes())),
+            ),
             Node::Logs => {
                 entries.push((PROCESSES, DIRECTORY, PROCESSES_NAME));
                 entries.extend(
@@ -382,7 +549,17 @@ impl Tree {
         let mut listing = Vec::new();
         for (index, (node, kind, name)) in entries.into_iter().enumerate().skip(offset as usize) {
             if !push_dirent(&mut listing, size, node, index as u64 + 1, kind, name) {
-                break;
+                return listing;
+            }
+        }
+        if directory == Node::Root {
+            let from = u32::try_from(offset.saturating_sub(FIRST_DEVICE)).unwrap_or(u32::MAX);
+            for (device, name) in self.devices.read().from(from) {
+                let next = FIRST_DEVICE + u64::from(device) + 1;
+                let node = Node::Link { device }.number();
+                if !push_dirent(&mut listing, size, node, next, LINK, name) {
+                    break;
+                }
             }
         }
         listing

@@ -36,16 +36,47 @@ pub struct Ioctl<'a> {
     pub unrestricted: bool,
 }
 
+/// What chmod, chown, touch or truncate ask for; only what `valid` names counts (`FATTR_*`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SetAttr {
+    pub valid: u32,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    /// Seconds since 1970 (negative ones as two's complement), nanoseconds.
+    pub atime: (u64, u32),
+    pub mtime: (u64, u32),
+}
+
+/// The nodes that the kernel has forgotten, each with how many of its lookups that makes undone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forgotten<'a> {
+    one: Option<(u64, u64)>,
+    batch: &'a [u8],
+}
+
+impl Forgotten<'_> {
+    pub fn nodes(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let batch = self.batch.chunks_exact(size_of::<uapi::fuse_forget_one>());
+        let batch = batch.filter_map(uapi::parse::<uapi::fuse_forget_one>);
+        self.one.into_iter().chain(batch.map(|it| (it.nodeid, it.nlookup)))
+    }
+}
+
 /// Every request that this program answers, and `Other` for those it refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request<'a> {
     Init { major: u32, minor: u32, flags: u64 },
     CuseInit { major: u32, minor: u32, flags: u32 },
     Lookup { name: &'a [u8] },
-    Forget,
+    Forget(Forgotten<'a>),
     GetAttr,
-    SetAttr { valid: u32 },
+    SetAttr(SetAttr),
     ReadLink,
+    Symlink { name: &'a [u8] },
+    Mknod { mode: u32 },
+    Unlink { name: &'a [u8] },
+    Rename { name: &'a [u8], directory: u64, new_name: &'a [u8], flags: u32 },
     Open { flags: u32 },
     Read { fh: u64, offset: u64, size: u32 },
     Write,
@@ -104,6 +135,7 @@ pub fn decode(message: &[u8]) -> Result<(Header, Request<'_>), Malformed> {
         Header { unique, node: raw.nodeid, uid: raw.uid, gid: raw.gid, tid: raw.pid as i32 };
     let body = &message[size_of::<uapi::fuse_in_header>()..];
     let short = || Malformed::Short { unique, opcode, length: message.len() };
+    let unnamed = || Malformed::Name { unique, opcode };
 
     let request = match opcode {
         uapi::FUSE_INIT => init(body).ok_or_else(short)?,
@@ -111,30 +143,51 @@ pub fn decode(message: &[u8]) -> Result<(Header, Request<'_>), Malformed> {
             let init: uapi::cuse_init_in = uapi::parse(body).ok_or_else(short)?;
             Request::CuseInit { major: init.major, minor: init.minor, flags: init.flags }
         }
-        uapi::FUSE_LOOKUP => match body.iter().position(|byte| *byte == 0) {
-            Some(end) => Request::Lookup { name: &body[..end] },
-            None => return Err(Malformed::Name { unique, opcode }),
-        },
+        uapi::FUSE_LOOKUP => Request::Lookup { name: name(body).ok_or_else(unnamed)?.0 },
         uapi::FUSE_FORGET => {
-            uapi::parse::<uapi::fuse_forget_in>(body).ok_or_else(short)?;
-            Request::Forget
+            let forget: uapi::fuse_forget_in = uapi::parse(body).ok_or_else(short)?;
+            Request::Forget(Forgotten { one: Some((raw.nodeid, forget.nlookup)), batch: &[] })
         }
         uapi::FUSE_BATCH_FORGET => {
             let batch: uapi::fuse_batch_forget_in = uapi::parse(body).ok_or_else(short)?;
-            let all = size_of::<uapi::fuse_batch_forget_in>() as u64
-                + u64::from(batch.count) * size_of::<uapi::fuse_forget_one>() as u64;
-            if (body.len() as u64) < all {
+            let all = u64::from(batch.count) * size_of::<uapi::fuse_forget_one>() as u64;
+            let list = &body[size_of::<uapi::fuse_batch_forget_in>()..];
+            if (list.len() as u64) < all {
                 return Err(short());
             }
-            Request::Forget
+            Request::Forget(Forgotten { one: None, batch: &list[..all as usize] })
         }
         // The body tells the file handle since 7.9; nothing of it is needed here.
         uapi::FUSE_GETATTR => Request::GetAttr,
         uapi::FUSE_SETATTR => {
             let set: uapi::fuse_setattr_in = uapi::parse(body).ok_or_else(short)?;
-            Request::SetAttr { valid: set.valid }
+            Request::SetAttr(SetAttr {
+                valid: set.valid,
+                mode: set.mode,
+                uid: set.uid,
+                gid: set.gid,
+                atime: (set.atime, set.atimensec),
+                mtime: (set.mtime, set.mtimensec),
+            })
         }
         uapi::FUSE_READLINK => Request::ReadLink,
+        // The name, and then the target.
+        uapi::FUSE_SYMLINK => Request::Symlink { name: name(body).ok_or_else(unnamed)?.0 },
+        uapi::FUSE_MKNOD => {
+            let made: uapi::fuse_mknod_in = uapi::parse(body).ok_or_else(short)?;
+            Request::Mknod { mode: made.mode }
+        }
+        uapi::FUSE_UNLINK => Request::Unlink { name: name(body).ok_or_else(unnamed)?.0 },
+        uapi::FUSE_RENAME => {
+            let to: uapi::fuse_rename_in = uapi::parse(body).ok_or_else(short)?;
+            let names = &body[size_of::<uapi::fuse_rename_in>()..];
+            rename(names, to.newdir, 0).ok_or_else(unnamed)?
+        }
+        uapi::FUSE_RENAME2 => {
+            let to: uapi::fuse_rename2_in = uapi::parse(body).ok_or_else(short)?;
+            let names = &body[size_of::<uapi::fuse_rename2_in>()..];
+            rename(names, to.newdir, to.flags).ok_or_else(unnamed)?
+        }
         uapi::FUSE_OPEN => {
             let open: uapi::fuse_open_in = uapi::parse(body).ok_or_else(short)?;
             Request::Open { flags: open.flags }
@@ -186,6 +239,17 @@ pub fn decode(message: &[u8]) -> Result<(Header, Request<'_>), Malformed> {
         opcode => Request::Other { opcode },
     };
     Ok((header, request))
+}
+
+/// The name at the start of `bytes`, without its NUL, and what follows.
+fn name(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = bytes.iter().position(|byte| *byte == 0)?;
+    Some((&bytes[..end], &bytes[end + 1..]))
+}
+
+fn rename(names: &[u8], directory: u64, flags: u32) -> Option<Request<'_>> {
+    let (old, rest) = name(names)?;
+    Some(Request::Rename { name: old, directory, new_name: name(rest)?.0, flags })
 }
 
 /// INIT has grown: 16 bytes up to 7.35, `flags2` and room for more since 7.36.
@@ -273,6 +337,11 @@ pub mod tests {
             with::<uapi::fuse_forget_in>(uapi::FUSE_FORGET),
             with::<uapi::fuse_batch_forget_in>(uapi::FUSE_BATCH_FORGET),
             with::<uapi::fuse_setattr_in>(uapi::FUSE_SETATTR),
+            with::<uapi::fuse_mknod_in>(uapi::FUSE_MKNOD),
+            message(uapi::FUSE_SYMLINK, 2, 1, 7, &[b"a\0"]),
+            message(uapi::FUSE_UNLINK, 2, 1, 7, &[b"a\0"]),
+            message(uapi::FUSE_RENAME, 2, 1, 7, &[&[0; 8], b"a\0b\0"]),
+            message(uapi::FUSE_RENAME2, 2, 1, 7, &[&[0; 16], b"a\0b\0"]),
             with::<uapi::fuse_open_in>(uapi::FUSE_OPEN),
             with::<uapi::fuse_read_in>(uapi::FUSE_READ),
             with::<uapi::fuse_write_in>(uapi::FUSE_WRITE),
@@ -332,6 +401,32 @@ pub mod tests {
         let batch = uapi::fuse_batch_forget_in { count: u32::MAX, ..Default::default() };
         let bytes = message(uapi::FUSE_BATCH_FORGET, 2, 0, 0, &[bytes_of(&batch), &[0; 16]]);
         assert!(matches!(decode(&bytes), Err(Malformed::Short { .. })));
+    }
+
+    #[test]
+    fn forgotten_nodes_are_listed_with_their_lookups() {
+        let nodes = |message: &[u8]| match decode(message).unwrap().1 {
+            Request::Forget(forgotten) => forgotten.nodes().collect::<Vec<_>>(),
+            other => panic!("{other:?}"),
+        };
+        let one = uapi::fuse_forget_in { nlookup: 3 };
+        assert_eq!(nodes(&message(uapi::FUSE_FORGET, 2, 9, 0, &[bytes_of(&one)])), [(9, 3)]);
+        let batch = uapi::fuse_batch_forget_in { count: 2, ..Default::default() };
+        let list = [(7, 1), (8, u64::MAX)]
+            .map(|(nodeid, nlookup)| uapi::fuse_forget_one { nodeid, nlookup });
+        let list = [bytes_of(&list[0]), bytes_of(&list[1]), &[0xff; 16]].concat();
+        let bytes = message(uapi::FUSE_BATCH_FORGET, 2, 0, 0, &[bytes_of(&batch), &list]);
+        assert_eq!(nodes(&bytes), [(7, 1), (8, u64::MAX)], "and nothing beyond their number");
+    }
+
+    #[test]
+    fn a_rename_has_two_names() {
+        let names: [&[u8]; 2] = [&7u64.to_ne_bytes(), b"old\0new\0"];
+        let expected = Request::Rename { name: b"old", directory: 7, new_name: b"new", flags: 0 };
+        assert_eq!(decode(&message(uapi::FUSE_RENAME, 2, 1, 7, &names)).unwrap().1, expected);
+        let one: [&[u8]; 2] = [&7u64.to_ne_bytes(), b"old\0new"];
+        let bytes = message(uapi::FUSE_RENAME, 2, 1, 7, &one);
+        assert!(matches!(decode(&bytes), Err(Malformed::Name { .. })));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! - `FAKEBINDER_BUILT=1`: the client programs are built already
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod binderfs;
 pub mod forked;
 pub mod never_read;
 mod skip;

@@ -1,0 +1,106 @@
+//! Devices that come by ioctl, made so that watchers of the directory learn of them.
+//!
+//! What a client removes or renames goes through the kernel, which tells inotify's watchers by
+//! itself; a device that BINDER_CTL_ADD adds does not, and FUSE has no notification for a new
+//! name. So a thread of the daemon makes a link of that name in the daemon's own mount: the
+//! kernel asks for it ([`Announcer::is_made_by`]), and tells whoever watches (IN_CREATE).
+
+use super::mounts;
+use crate::Errno;
+use crate::lock_order::rank;
+use crate::sync::Mutex;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::{Mode, fstat};
+use nix::unistd::{gettid, symlinkat};
+use std::ffi::OsStr;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock};
+
+/// What is to be done about one name: whether the kernel could be asked, and what it said.
+type Done = Box<dyn FnOnce(Option<Result<(), Errno>>) + Send>;
+
+struct Job {
+    name: Vec<u8>,
+    done: Done,
+}
+
+/// What the thread is about just now.
+#[derive(Default)]
+struct Making {
+    tid: i32,
+    name: Vec<u8>,
+    /// The kernel has asked for it.
+    asked: bool,
+}
+
+pub struct Announcer {
+    /// The mount, and `st_dev` of its files. None in tests: there is no mount.
+    mount: Option<(PathBuf, u64)>,
+    making: Arc<Mutex<Making, rank::Making>>,
+    /// To the thread, which the first device starts.
+    jobs: OnceLock<Sender<Job>>,
+}
+
+impl Announcer {
+    pub fn new(mount: Option<(PathBuf, u64)>) -> Announcer {
+        Announcer { mount, making: Arc::default(), jobs: OnceLock::new() }
+    }
+
+    pub fn has_mount(&self) -> bool {
+        self.mount.is_some()
+    }
+
+    /// Has the kernel ask for `name`, and then calls `done`, from any thread: with None if the kernel
+    /// was not asked, because the mount cannot be reached or written by its path.
+    pub fn make(&self, name: &[u8], done: Done) {
+        let Some((path, dev)) = &self.mount else { return done(None) };
+        let jobs = self.jobs.get_or_init(|| {
+            let (jobs, waiting) = channel();
+            let (path, dev, making) = (path.clone(), *dev, self.making.clone());
+            let thread = std::thread::Builder::new().name("announcer".into());
+            // Without the thread a job is refused below, for its other end is gone.
+            let _ = thread.spawn(move || run(&waiting, &path, dev, &making));
+            jobs
+        });
+        if let Err(refused) = jobs.send(Job { name: name.to_vec(), done }) {
+            (refused.0.done)(None);
+        }
+    }
+
+    /// Whether this is what [`Announcer::make`] has the kernel ask: the link `name`, by the thread
+    /// `tid`.
+    pub fn is_made_by(&self, tid: i32, name: &[u8]) -> bool {
+        let mut making = self.making.lock();
+        let ours = making.tid == tid && tid != 0 && making.name == name;
+        making.asked |= ours;
+        ours
+    }
+}
+
+fn run(jobs: &Receiver<Job>, mount: &PathBuf, dev: u64, making: &Mutex<Making, rank::Making>) {
+    while let Ok(Job { name, done }) = jobs.recv() {
+        *making.lock() = Making { tid: gettid().as_raw(), name: name.clone(), asked: false };
+        let result = link(mount, dev, &name);
+        let asked = std::mem::take(&mut *making.lock()).asked;
+        // What the kernel finds by itself counts too: it has seen this name.
+        let decided = asked || result == Err(Errno::EEXIST);
+        done(decided.then_some(result));
+    }
+}
+
+/// ENOENT: something else is mounted there, or nothing any more.
+fn link(mount: &PathBuf, dev: u64, name: &[u8]) -> Result<(), Errno> {
+    // Opened for the moment: an open directory would keep the mount from being unmounted.
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    if mounts::on(mount).is_none_or(|topmost| topmost.dev != dev) {
+        return Err(Errno::ENOENT);
+    }
+    let directory = open(mount, flags, Mode::empty())?;
+    if fstat(&directory)?.st_dev != dev {
+        return Err(Errno::ENOENT);
+    }
+    symlinkat(".", directory.as_fd(), OsStr::from_bytes(name))
+}

@@ -1,0 +1,129 @@
+//! `/proc/PID/mountinfo`, and the way in which the kernel writes paths into such lists.
+//!
+//! A list of the kernel's has fields between blanks, and lines. A path may hold anything but NUL,
+//! so blanks, tabs, newlines and backslashes are written there as `\` and three octal digits.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+/// A line of `mountinfo`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// `st_dev` of its files.
+    pub dev: u64,
+    /// What of its file system is mounted: `/`, or what a bind mount shows.
+    pub root: PathBuf,
+    /// Where, as the process that was asked about sees it.
+    pub path: PathBuf,
+    /// The type of its file system.
+    pub kind: OsString,
+}
+
+impl Mount {
+    /// `ID PARENT MAJOR:MINOR ROOT PATH OPTIONS [TAG...] - TYPE SOURCE SUPEROPTIONS`.
+    fn parse(line: &[u8]) -> Option<Mount> {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let (major, minor) = std::str::from_utf8(fields.nth(2)?).ok()?.split_once(':')?;
+        let dev = nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?);
+        let mut path = || Some(PathBuf::from(unescape(fields.next()?)));
+        let (root, path) = (path()?, path()?);
+        // Options are escaped too: a field of a mere `-` is the separator.
+        let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
+        Some(Mount { dev, root, path, kind: unescape(kind) })
+    }
+}
+
+/// The mounts that a process or thread sees ("self", or a number), in the order of mounting.
+/// Lines that cannot be read are left out.
+pub fn of(who: &str) -> io::Result<Vec<Mount>> {
+    let list = fs::read(format!("/proc/{who}/mountinfo"))?;
+    Ok(list.split(|byte| *byte == b'\n').filter_map(Mount::parse).collect())
+}
+
+/// What is mounted on `path` itself, topmost.
+pub fn on(path: &Path) -> Option<Mount> {
+    of("self").ok()?.into_iter().rfind(|mount| mount.path == path)
+}
+
+/// A path as a field of a list.
+pub fn escape(path: &Path) -> String {
+    let mut field = String::new();
+    for byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'\\' => field.push_str("\\134"),
+            0x21..=0x7e => field.push(char::from(*byte)),
+            _ => field.push_str(&format!("\\{byte:03o}")),
+        }
+    }
+    field
+}
+
+/// What stands for bytes in a field; a backslash that begins no number stands for itself.
+pub fn unescape(field: &[u8]) -> OsString {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let [first, after @ ..] = rest {
+        let number = match after {
+            [high @ b'0'..=b'3', middle @ b'0'..=b'7', low @ b'0'..=b'7', ..]
+                if *first == b'\\' =>
+            {
+                Some((high - b'0') << 6 | (middle - b'0') << 3 | (low - b'0'))
+            }
+            _ => None,
+        };
+        bytes.push(number.unwrap_or(*first));
+        rest = if number.is_some() { &after[3..] } else { after };
+    }
+    OsString::from_vec(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_line_says_what_is_mounted_where() {
+        let line = b"98 28 0:52 /.open/a\\040b.1.0 /mnt/x\\134y\\011z\\012 rw,noatime shared:5 master:1 - \
+                     fuse.fakebinder fakebinder rw,user_id=0";
+        let mount = Mount::parse(line).unwrap();
+        assert_eq!(mount.dev, nix::sys::stat::makedev(0, 52));
+        assert_eq!(mount.root, Path::new("/.open/a b.1.0"));
+        assert_eq!(mount.path, Path::new("/mnt/x\\y\tz\n"));
+        assert_eq!(mount.kind, "fuse.fakebinder");
+        let untagged = b"1 0 8:1 / / rw - ext4 /dev/vda1 rw";
+        assert_eq!(Mount::parse(untagged).unwrap().kind, "ext4");
+        for line in [&b""[..], b"1 0 8:1 / / rw", b"1 0 8 / / rw - ext4", b"1 0 8:x / / rw - ext4"]
+        {
+            assert_eq!(Mount::parse(line), None);
+        }
+    }
+
+    #[test]
+    fn this_process_has_a_root() {
+        assert!(of("self").unwrap().iter().any(|mount| mount.path == Path::new("/")));
+        assert_eq!(on(Path::new("/proc")).unwrap().kind, "proc");
+        assert_eq!(on(Path::new("/proc/self")), None);
+    }
+
+    #[test]
+    fn a_backslash_may_stand_for_itself() {
+        for plain in [&br"\"[..], br"a\9", br"\40", br"\400", br"\08x"] {
+            assert_eq!(unescape(plain).as_bytes(), plain);
+        }
+        assert_eq!(unescape(br"\134040").as_bytes(), br"\040");
+    }
+
+    proptest! {
+        #[test]
+        fn a_path_is_read_back_and_is_one_field(bytes in proptest::collection::vec(1u8.., 0..60)) {
+            let path = PathBuf::from(OsString::from_vec(bytes));
+            let field = escape(&path);
+            prop_assert!(!field.contains(|c: char| c.is_whitespace() || c.is_control()));
+            prop_assert_eq!(unescape(field.as_bytes()), path.into_os_string());
+        }
+    }
+}
