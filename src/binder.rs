@@ -418,7 +418,7 @@ impl Binder {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        let made = self.graph.lock().created;
+        let made = self.graph.get_mut().created;
         let mut created = self.shared.created.lock();
         *created = *created + made;
         drop(created);

@@ -28,7 +28,7 @@
 //!
 //! | while this is held | these may be waited for |
 //! |---|---|
-//! | the devices of a mount (a device is added) | the contexts |
+//! | the devices of a mount (a device is added, or goes) | the contexts, what those that are gone have made |
 //! | the contexts of a driver | the same contexts as they know of each other |
 //! | the copies of a client (`binder::copies`) | the list of those that wait for others to give copies back |
 //! | a context's object graph (`binder::graph`) | a session's requests in flight (has a signal come?), the table of waiting freezes, the log of transactions |

@@ -152,8 +152,8 @@ impl Rank {
     pub const fn under(self) -> &'static [Rank] {
         use Rank::*;
         match self {
-            // A new device has a context.
-            Devices => &[Contexts, SharedContexts],
+            // A new device has a context, and one that goes may be the last of its own.
+            Devices => &[Contexts, SharedContexts, Created],
             Contexts => &[SharedContexts],
             // It waits for what others give back.
             Copies => &[Starved],
@@ -339,9 +339,10 @@ mod tests {
     const TRYING: [Way; 3] = [Way::TryLock, Way::TryRead, Way::TryWrite];
 
     /// What [the crate's map](crate) states: the second may be waited for while the first is held.
-    const STATED: [(Rank, Rank); 14] = [
+    const STATED: [(Rank, Rank); 15] = [
         (Devices, Contexts),
         (Devices, SharedContexts),
+        (Devices, Created),
         (Contexts, SharedContexts),
         (Copies, Starved),
         (Graph, InFlight),

@@ -44,6 +44,11 @@ impl<T, R: Ranked> Mutex<T, R> {
         MutexGuard { guard: self.lock.lock(), held }
     }
 
+    /// What it guards, where nobody else can hold it.
+    pub fn get_mut(&mut self) -> &mut T {
+        self.lock.get_mut()
+    }
+
     #[inline]
     pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         let guard = self.lock.try_lock()?;

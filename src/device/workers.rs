@@ -14,6 +14,7 @@
 use super::session::{BUFFER_SIZE, Door, Session};
 use crate::lock_order::rank;
 use crate::sync::{Condvar, Mutex};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -138,7 +139,11 @@ impl Pool {
             if self.reading.fetch_sub(1, SeqCst) == 1 {
                 self.rouse();
             }
-            self.session.dispatch(message, &*self.door);
+            // A fault of ours costs that request (its answer is EIO), not the thread.
+            let dispatch = || self.session.dispatch(message, &*self.door);
+            if catch_unwind(AssertUnwindSafe(dispatch)).is_err() {
+                log::error!("{}: a request was given up after a panic", self.session.name());
+            }
             slot.began.store(0, SeqCst);
             if self.session.is_held_up() {
                 self.rouse();
