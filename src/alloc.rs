@@ -25,6 +25,7 @@ mod latency;
 
 pub use latency::InstallLatency;
 
+use crate::client_log::{Kind, client_log};
 use crate::client_mem::ClientMemory;
 use crate::mm_shim::{MmStruct, MmUsers, MmapLock, NoVma, OnBehalf, PAGE_SIZE, Page};
 use crate::shrinker::{LruKey, LruOne, LruStatus, Memory, PageInstall, Reclaim};
@@ -341,13 +342,21 @@ impl Alloc {
                     return Err(Errno::EBUSY);
                 }
                 if !self.page_lookup(index) {
-                    log::error!("{}: failed to find page {index}", self.mm.pid());
+                    client_log!(
+                        Kind::PageNotInstalled,
+                        "{}: failed to find page {index}",
+                        self.mm.pid()
+                    );
                     return Err(Errno::ESRCH);
                 }
             }
             Err((errno, page)) => {
                 self.mm.free_page(page);
-                log::warn!("{}: failed to insert page {index}: {errno}", self.mm.pid());
+                client_log!(
+                    Kind::PageNotInstalled,
+                    "{}: failed to insert page {index}: {errno}",
+                    self.mm.pid()
+                );
                 return Err(errno);
             }
         }
@@ -461,14 +470,20 @@ impl Alloc {
         match locked.buffers.give_back(buffer.offset) {
             Some(pages) => self.lru_freelist_add(mapping, locked, pages),
             None => {
-                log::error!("{}: no buffer at offset {:#x} to free", self.mm.pid(), buffer.offset)
+                client_log!(
+                    Kind::BufferNotFound,
+                    "{}: no buffer at offset {:#x} to free",
+                    self.mm.pid(),
+                    buffer.offset
+                )
             }
         }
     }
 
     fn clear_buf(&self, buffer: &Buffer) {
         if self.mm.clear(buffer.offset, buffer.size()).is_err() {
-            log::error!(
+            client_log!(
+                Kind::PageNotRemoved,
                 "{}: cannot clear the buffer at offset {:#x}",
                 self.mm.pid(),
                 buffer.offset

@@ -5,6 +5,7 @@
 //! has gathered for a CUSE retry, or plain bytes in tests and fuzz targets.
 
 use crate::Errno;
+use crate::client_log::{Kind, client_log};
 use crate::lock_order::assert_outside_graph;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
@@ -96,13 +97,11 @@ impl ProcessMemory {
             // Stopped at the first address that is not the client's to be read or written.
             Ok(_) => Err(Errno::EFAULT),
             Err(Errno::EPERM) => {
-                static SAID: AtomicBool = AtomicBool::new(false);
-                if !SAID.swap(true, Ordering::Relaxed) {
-                    log::warn!(
-                        "a client's memory cannot be reached: it takes CAP_SYS_PTRACE here (or the client's uid and \
-                         capabilities), and Yama's kernel.yama.ptrace_scope at 0 or that capability, below 3"
-                    );
-                }
+                client_log!(
+                    Kind::MemoryRefused,
+                    "a client's memory cannot be reached: it takes CAP_SYS_PTRACE here (or the client's uid and \
+                     capabilities), and Yama's kernel.yama.ptrace_scope at 0 or that capability, below 3"
+                );
                 Err(Errno::EPERM)
             }
             Err(error) => Err(error),

@@ -29,6 +29,7 @@ use self::session::Responder;
 use self::wire::{Header, Ioctl, Request};
 use crate::alloc::Alloc;
 use crate::binder::{self, Binder, Call, Context, Process, Reply};
+use crate::client_log::{Kind, client_log};
 use crate::client_mem::{ClientMemory, ProcessMemory};
 use crate::mm_shim::{BufferFile, ClientMm, MappingKind};
 use crate::shrinker::Memory;
@@ -39,17 +40,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-
-/// Logs a warning the first time only: clients can make it happen as often as they like.
-macro_rules! warn_once {
-    ($($message:tt)*) => {{
-        static SAID: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
-        if !SAID.swap(true, std::sync::atomic::Ordering::Relaxed) {
-            log::warn!($($message)*);
-        }
-    }};
-}
-pub(crate) use warn_once;
 
 /// What all devices of a daemon share.
 pub struct Hub {
@@ -110,7 +100,8 @@ impl Device {
 
     fn refused(&self, error: Errno) {
         if matches!(error, Errno::EMFILE | Errno::ENFILE) {
-            warn_once!(
+            client_log!(
+                Kind::OpenRefused,
                 "{}: refused an open: this daemon has no descriptor left; raise its limit (ulimit -n, LimitNOFILE=)",
                 self.name
             );
@@ -127,15 +118,19 @@ impl Device {
         mapping: MappingKind,
     ) -> Result<Arc<Open>, Errno> {
         if header.tid == 0 {
-            warn_once!(
+            client_log!(
+                Kind::NotInNamespace,
                 "{}: refused an open from outside this daemon's pid namespace; run fakebinderd in the namespace \
                  that contains all of its clients'",
                 self.name
             );
             return Err(Errno::EPERM);
         }
-        let client =
-            self.hub.clients.of_thread(header.tid).inspect_err(|error| self.refused(*error))?;
+        let client = self
+            .hub
+            .clients
+            .of_thread(header.tid, header.uid)
+            .inspect_err(|error| self.refused(*error))?;
         let mm = ClientMm::new(client.pid, client.pidfd.clone(), buffer.memfd, mapping)
             .inspect_err(|error| self.refused(*error))?;
         let alloc = Alloc::new(mm.clone(), &self.hub.memory);
@@ -194,7 +189,8 @@ impl Open {
             match memory.read(ioctl.arg, &mut argument) {
                 Ok(()) => {}
                 Err(Errno::EPERM) => {
-                    warn_once!(
+                    client_log!(
+                        Kind::MemoryRefused,
                         "{}: the kernel copies instead, in several rounds, at most 128 KiB a call",
                         responder.session().name()
                     );
@@ -251,6 +247,8 @@ impl Open {
     }
 
     fn release(&self) {
+        // The kernel does not tell whose last reference this was.
+        let _caller = self.client.caller().enter();
         self.process.release();
     }
 }

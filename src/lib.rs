@@ -15,6 +15,7 @@
 //! - [`mm_shim`]: the kernel's memory management as the allocator sees it, over real pages of
 //!   real clients, or over plain memory.
 //! - [`shrinker`]: the LRU of reclaimable pages over all clients, and what drives reclaim.
+//! - [`client_log`], [`log_writer`]: what clients can have logged, and the thread that writes the log.
 //! - [`client_mem`]: reading and writing the memory of a client.
 //! - [`uapi`]: the kernel's structures and constants.
 //! - [`sim`]: clients in plain memory, for tests and fuzz targets.
@@ -27,7 +28,8 @@
 //!
 //! 1. a context's object graph (`binder::graph`). Sections under it are short: no copying, no page
 //!    install, no system call; no other lock is waited for but leaves that are never held across
-//!    anything (a session's table of open requests, the table of waiting freezes).
+//!    anything (a session's table of open requests, the table of waiting freezes, the limits of the
+//!    client log).
 //! 2. the mm of a client (read by page installs, written by mmap and release), then
 //! 3. the buffer mutex of its allocator, then
 //! 4. the LRU lock.
@@ -41,9 +43,11 @@ pub use nix::errno::Errno;
 
 pub mod alloc;
 pub mod binder;
+pub mod client_log;
 pub mod client_mem;
 pub mod device;
 pub mod lock_order;
+pub mod log_writer;
 pub mod mm_shim;
 pub mod shrinker;
 pub mod sim;

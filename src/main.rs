@@ -5,6 +5,7 @@ use fakebinder::alloc::InstallLatency;
 use fakebinder::device::claim::{Claim, Thing};
 use fakebinder::device::tree::Permissions;
 use fakebinder::device::{Hub, cuse, fuse};
+use fakebinder::log_writer;
 use fakebinder::mm_shim::Injector;
 use fakebinder::shrinker::{self, Memory, MemoryConfig, PageInstall, Reclaimer};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -12,7 +13,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Gid, Group, Uid, User};
 use std::error::Error;
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, IsTerminal, Read, Seek, SeekFrom, Write};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -193,13 +194,18 @@ fn main() -> ExitCode {
         1 => "debug",
         _ => "trace",
     };
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
-        .format_target(false)
-        .init();
+    let drain = match log_to_standard_error(level) {
+        Ok(drain) => drain,
+        Err(error) => {
+            eprintln!("fakebinderd: starting to log: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let result = match options.daemonize {
         true => daemonize(&options),
         false => run(&options),
     };
+    drop(drain);
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -207,6 +213,18 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Logs by a thread of its own: whoever has something to say must not wait for whoever reads it.
+fn log_to_standard_error(level: &str) -> std::io::Result<log_writer::Drain> {
+    let (writer, drain) = log_writer::start(std::io::stderr())?;
+    let environment = env_logger::Env::default().default_filter_or(level);
+    let mut logger = env_logger::Builder::from_env(environment);
+    if std::io::stderr().is_terminal() && std::env::var_os("RUST_LOG_STYLE").is_none() {
+        logger.write_style(env_logger::WriteStyle::Always);
+    }
+    logger.format_target(false).target(env_logger::Target::Pipe(Box::new(writer))).init();
+    Ok(drain)
 }
 
 fn run(options: &Options) -> Result<(), Box<dyn Error>> {

@@ -24,6 +24,7 @@ pub use heap::HeapMm;
 pub(crate) use inject::OnBehalf;
 pub use inject::{Injector, Rule, Verb};
 
+use crate::client_log::{Kind, client_log};
 use crate::client_mem::ClientMemory;
 use crate::shrinker::Memory;
 use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -270,7 +271,11 @@ impl MmStruct {
                 Some(page)
             }
             Err(errno) => {
-                log::error!("{}: cannot zap page {index}: {errno}", self.mm.pid());
+                client_log!(
+                    Kind::PageNotRemoved,
+                    "{}: cannot zap page {index}: {errno}",
+                    self.mm.pid()
+                );
                 None
             }
         }

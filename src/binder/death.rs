@@ -4,10 +4,10 @@
 //! (`Queue::DeliveredDeath`). Clearing one that is queued or delivered does not take the
 //! notice back: the holder reads it, and the confirmation of the clearing after it.
 
-use super::command::Command;
 use super::graph::{DeathId, Graph, NodeId, Place, ProcessId, Queue, ThreadId, Work};
 use super::returns::Return;
 use super::wire::HandleCookie;
+use crate::client_log::{Kind, user_error};
 use crate::wrong::{Rule, wrong};
 
 /// What a link will tell its holder (`BINDER_WORK_DEAD_BINDER` and its kin).
@@ -31,11 +31,18 @@ impl Graph {
     /// ignored as in the driver; with too many links the thread reads BR_ERROR.
     pub fn request_death(&mut self, process: ProcessId, thread: ThreadId, request: HandleCookie) {
         let Some(reference) = self.find_ref(process, request.handle, false) else {
-            log::debug!("{:?}: invalid ref", Command::RequestDeathNotification(request));
+            user_error!(
+                Kind::BadDeathNotification,
+                "BC_REQUEST_DEATH_NOTIFICATION invalid ref {}",
+                request.handle
+            );
             return;
         };
         if reference.death.is_some() {
-            log::debug!("{:?}: already set", Command::RequestDeathNotification(request));
+            user_error!(
+                Kind::BadDeathNotification,
+                "BC_REQUEST_DEATH_NOTIFICATION death notification already set"
+            );
             return;
         }
         let node = reference.node;
@@ -68,21 +75,29 @@ impl Graph {
     /// BC_CLEAR_DEATH_NOTIFICATION.
     pub fn clear_death(&mut self, process: ProcessId, thread: ThreadId, request: HandleCookie) {
         let Some(reference) = self.find_ref_mut(process, request.handle) else {
-            log::debug!("{:?}: invalid ref", Command::ClearDeathNotification(request));
+            user_error!(
+                Kind::BadDeathNotification,
+                "BC_CLEAR_DEATH_NOTIFICATION invalid ref {}",
+                request.handle
+            );
             return;
         };
         let Some(id) = reference.death else {
-            log::debug!("{:?}: not active", Command::ClearDeathNotification(request));
+            user_error!(
+                Kind::BadDeathNotification,
+                "BC_CLEAR_DEATH_NOTIFICATION death notification not active"
+            );
             return;
         };
         let Some(death) = self.deaths.get_mut(&id) else {
             return;
         };
         if death.cookie != request.cookie && !wrong(Rule::DeathIsClearedByAnyCookie) {
-            log::debug!(
-                "{:?}: cookie mismatch, it is {:#x}",
-                Command::ClearDeathNotification(request),
-                death.cookie
+            user_error!(
+                Kind::BadDeathNotification,
+                "BC_CLEAR_DEATH_NOTIFICATION death notification cookie mismatch {:016x} != {:016x}",
+                death.cookie,
+                request.cookie
             );
             return;
         }
@@ -108,7 +123,7 @@ impl Graph {
         let Some(id) =
             ids.into_iter().find(|id| self.deaths.get(id).is_some_and(|d| d.cookie == cookie))
         else {
-            log::debug!("BC_DEAD_BINDER_DONE {cookie:#x}: not found");
+            user_error!(Kind::BadDeathNotification, "BC_DEAD_BINDER_DONE {cookie:016x} not found");
             return;
         };
         let Some(death) = self.deaths.get_mut(&id) else {

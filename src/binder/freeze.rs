@@ -4,12 +4,12 @@
 //! A link is idle, or queued for its holder, or delivered and waiting to be acknowledged (`sent`,
 //! in `Queue::DeliveredFreeze`). What changes while it waits is sent again after (`resend`).
 
-use super::command::Command;
 use super::graph::{Effect, FreezeId, Graph, Place, ProcessId, Queue, Work};
 use super::returns::Return;
 use super::wire::HandleCookie;
 use super::{Finish, Process};
 use crate::Errno;
+use crate::client_log::{Kind, user_error};
 use crate::wrong::{Rule, wrong};
 use std::sync::Arc;
 
@@ -52,7 +52,11 @@ impl Graph {
         request: HandleCookie,
     ) -> Result<(), Errno> {
         let refuse = |why: &str| {
-            log::debug!("{:?}: {why}", Command::RequestFreezeNotification(request));
+            user_error!(
+                Kind::BadFreezeNotification,
+                "BC_REQUEST_FREEZE_NOTIFICATION {why}, handle {}",
+                request.handle
+            );
             Err(Errno::EINVAL)
         };
         let Some(reference) = self.find_ref(process, request.handle, false) else {
@@ -97,7 +101,11 @@ impl Graph {
     /// BC_CLEAR_FREEZE_NOTIFICATION. EINVAL: no such handle, no link, or another cookie.
     pub fn clear_freeze(&mut self, process: ProcessId, request: HandleCookie) -> Result<(), Errno> {
         let refuse = |why: &str| {
-            log::debug!("{:?}: {why}", Command::ClearFreezeNotification(request));
+            user_error!(
+                Kind::BadFreezeNotification,
+                "BC_CLEAR_FREEZE_NOTIFICATION {why}, handle {}",
+                request.handle
+            );
             Err(Errno::EINVAL)
         };
         let Some(reference) = self.find_ref(process, request.handle, false) else {
@@ -139,7 +147,10 @@ impl Graph {
             .into_iter()
             .find(|id| self.freezes.get(id).is_some_and(|f| f.cookie == cookie));
         let Some((id, freeze)) = found.and_then(|id| Some((id, self.freezes.get_mut(&id)?))) else {
-            log::debug!("BC_FREEZE_NOTIFICATION_DONE {cookie:#x}: not found");
+            user_error!(
+                Kind::BadFreezeNotification,
+                "BC_FREEZE_NOTIFICATION_DONE {cookie:016x} not found"
+            );
             return Err(Errno::EINVAL);
         };
         freeze.sent = false;

@@ -10,6 +10,7 @@ use super::wire::{Put, Reader, WriteRead};
 use super::write::Writer;
 use super::{Call, Finish, Process};
 use crate::Errno;
+use crate::client_log::{Caller, Kind, user_error};
 use crate::uapi::*;
 use std::cell::Cell;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ impl Process {
     /// ([`Limits`](super::Limits)); the rest is said at each ioctl.
     pub fn ioctl(self: &Arc<Self>, call: Call) {
         self.alloc.owner_calls();
+        let _caller = Caller { uid: call.euid, pid: self.pid, tid: call.tid }.enter();
         let thread = self.context.locked(|graph| graph.get_thread(self.id, call.tid));
         let thread = match thread {
             Ok(thread) => thread,
@@ -176,7 +178,7 @@ impl Process {
                 Ok(out)
             }
             _ => {
-                log::debug!("{}: unknown ioctl {:#x}", call.tid, call.cmd);
+                user_error!(Kind::BadIoctl, "unknown ioctl {:#x}", call.cmd);
                 Err(Errno::EINVAL)
             }
         }

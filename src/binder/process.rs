@@ -9,6 +9,7 @@ use super::transaction::Held;
 use super::{Effect, Process};
 use crate::Errno;
 use crate::alloc::Buffer;
+use crate::client_log::{Kind, user_error};
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -127,10 +128,14 @@ impl Graph {
         object: &FlatObject,
     ) -> Result<(), Errno> {
         if self.manager.is_some() {
+            user_error!(Kind::BadManager, "BINDER_SET_CONTEXT_MGR already set");
             return Err(Errno::EBUSY);
         }
         match self.manager_uid {
-            Some(uid) if uid != euid => return Err(Errno::EPERM),
+            Some(uid) if uid != euid => {
+                user_error!(Kind::BadManager, "BINDER_SET_CONTEXT_MGR bad uid {euid} != {uid}");
+                return Err(Errno::EPERM);
+            }
             _ => self.manager_uid = Some(euid),
         }
         let id = self.get_or_new_node(process, object)?;

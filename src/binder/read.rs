@@ -13,6 +13,7 @@ use super::wire::{PtrCookie, TransactionData, WriteRead, align8};
 use super::{Client, Context, Finish, Process, Reply};
 use crate::Errno;
 use crate::alloc::Buffer;
+use crate::client_log::{Kind, client_log};
 use crate::client_mem::ClientMemory;
 use crate::uapi;
 use crate::wrong::{Rule, wrong};
@@ -473,7 +474,12 @@ impl Delivery {
         let arrays = match self.install_files() {
             Ok(arrays) => arrays,
             Err(errno) => {
-                log::debug!("{}: cannot install descriptors: {errno}", self.tid);
+                client_log!(
+                    Kind::FilesNotInstalled,
+                    "{}:{} cannot be given the descriptors of a transaction: {errno}",
+                    self.process.pid,
+                    self.tid
+                );
                 return context.collect_effects(|graph| graph.files_undelivered(self));
             }
         };

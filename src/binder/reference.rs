@@ -2,6 +2,7 @@
 
 use super::graph::{DeathId, FreezeId, Graph, NodeId, ProcessId, ThreadId};
 use crate::Errno;
+use crate::client_log::{Kind, user_error};
 use crate::wrong::{Rule, wrong};
 
 /// `struct binder_ref`. A process has at most one for each node.
@@ -20,7 +21,7 @@ impl Graph {
     pub fn find_ref(&self, process: ProcessId, handle: u32, need_strong: bool) -> Option<&Ref> {
         let reference = self.processes.get(&process)?.refs.get(&handle)?;
         if need_strong && reference.strong == 0 && !wrong(Rule::WeakIsStrongEnough) {
-            log::debug!("tried to use weak ref as strong ref");
+            user_error!(Kind::BadReference, "tried to use weak ref as strong ref, handle {handle}");
             return None;
         }
         Some(reference)
@@ -116,7 +117,7 @@ impl Graph {
         };
         let count = if strong { &mut reference.strong } else { &mut reference.weak };
         if *count == 0 {
-            log::debug!("invalid dec of a count that is 0, handle {handle}");
+            user_error!(Kind::BadReference, "invalid dec of a count that is 0, handle {handle}");
             return;
         }
         *count -= 1;

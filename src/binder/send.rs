@@ -17,6 +17,7 @@ use super::transaction::{Fixup, Held, Transaction};
 use super::wire::{TransactionData, align8};
 use crate::Errno;
 use crate::alloc::{Buffer, Request};
+use crate::client_log::{Kind, user_error};
 use crate::client_mem::ClientMemory;
 use crate::uapi::{TF_ACCEPT_FDS, TF_CLEAR_BUF, TF_ONE_WAY};
 use crate::wrong::{Rule, wrong};
@@ -175,8 +176,17 @@ impl Sender<'_> {
         };
         let shared = &self.process.context.shared;
         shared.transaction_log.add(entry());
-        if failure.is_some() {
+        if let Some(Failure { error, param }) = failure {
             shared.failed_log.add(entry());
+            user_error!(
+                Kind::TransactionFailed,
+                "transaction {} to {to_pid}:{to_tid} failed {}/{param} ({error:?}), code {} size {}-{}",
+                id.0,
+                error.number(),
+                data.code,
+                data.data_size,
+                data.offsets_size
+            );
         }
     }
 
@@ -188,14 +198,6 @@ impl Sender<'_> {
         in_reply_to: Option<TransactionId>,
         failure: Failure,
     ) {
-        log::debug!(
-            "{}:{} transaction {} failed: {:?} {}",
-            self.process.pid,
-            self.tid,
-            id.0,
-            failure.error,
-            failure.param
-        );
         let error = ExtendedError {
             id: id.0 as u32,
             command: failure.error.number(),
@@ -219,12 +221,12 @@ impl Sender<'_> {
     fn reply_target(&self, graph: &mut Graph, own: &mut Option<i32>) -> Result<Target, NoTarget> {
         let thread = graph.threads.get_mut(&self.thread).ok_or_else(Failure::dead)?;
         let Some(call_id) = thread.transaction_stack else {
-            log::debug!("{}: got reply with no transaction stack", self.tid);
+            user_error!(Kind::BadReply, "got reply transaction with no transaction stack");
             return Err(Failure::from(Errno::EPROTO).into());
         };
         let call = graph.transactions.get(&call_id).ok_or_else(Failure::dead)?;
         if call.to_thread != Some(self.thread) {
-            log::debug!("{}: got reply with bad transaction stack", self.tid);
+            user_error!(Kind::BadReply, "got reply transaction with bad transaction stack");
             return Err(Failure::from(Errno::EPROTO).into());
         }
         thread.transaction_stack = call.to_parent;
@@ -238,7 +240,7 @@ impl Sender<'_> {
             return Err(none(Failure::dead(), Some(call_id)));
         };
         if caller_thread.transaction_stack != Some(call_id) {
-            log::debug!("{}: got reply with bad target transaction stack", self.tid);
+            user_error!(Kind::BadReply, "got reply transaction with bad target transaction stack");
             return Err(Failure::from(Errno::EPROTO).into());
         }
         let Some(record) = graph.processes.get(&caller_thread.process) else {
@@ -265,7 +267,7 @@ impl Sender<'_> {
         } else {
             let reference = graph.find_ref(self.process.id, handle, true);
             reference.map(|reference| reference.node).ok_or_else(|| {
-                log::debug!("{}: got transaction to invalid handle, {handle}", self.tid);
+                user_error!(Kind::BadHandle, "got transaction to invalid handle, {handle}");
                 missing(Return::FailedReply)
             })?
         };
@@ -273,10 +275,14 @@ impl Sender<'_> {
         let owner = node.process.ok_or(missing(Return::DeadReply))?;
         let record = graph.processes.get(&owner).ok_or(missing(Return::DeadReply))?;
         if handle == 0 && record.process.pid == self.process.pid {
-            log::debug!("{}: call to the context manager from its own process", self.tid);
+            user_error!(
+                Kind::CallToSelf,
+                "got transaction to context manager from process owning it"
+            );
             return Err(Errno::EINVAL.into());
         }
         if owner == self.process.id {
+            user_error!(Kind::CallToSelf, "got transaction to a node of its own, handle {handle}");
             return Err(Errno::EINVAL.into());
         }
         let mut target = Target {
@@ -294,7 +300,10 @@ impl Sender<'_> {
         }
         if !oneway {
             if let Some(Work::Transaction(_)) = thread.todo.values().next() {
-                log::debug!("{}: new call while a transaction waits on its todo", self.tid);
+                user_error!(
+                    Kind::BadCallStack,
+                    "new transaction not allowed when there is a transaction on thread todo"
+                );
                 return Err(Errno::EPROTO.into());
             }
             target.thread = self.nested_target(graph, thread.transaction_stack, owner)?;
@@ -318,7 +327,7 @@ impl Sender<'_> {
             return Ok(None);
         };
         if top.to_thread != Some(self.thread) {
-            log::debug!("{}: new call while waiting for a reply", self.tid);
+            user_error!(Kind::BadCallStack, "got new transaction with bad transaction stack");
             return Err(Errno::EPROTO.into());
         }
         let mut next = Some(top);
@@ -357,7 +366,11 @@ impl Sender<'_> {
                 pid: self.process.pid,
             })
             .map_err(|errno| match errno {
-                Errno::ESRCH => Failure::new(Return::DeadReply, -(Errno::ESRCH as i32)),
+                Errno::ESRCH => {
+                    let pid = target.process.pid;
+                    user_error!(Kind::NotMapped, "cannot allocate buffer: no vma, process {pid}");
+                    Failure::new(Return::DeadReply, -(Errno::ESRCH as i32))
+                }
                 errno => errno.into(),
             })?;
         if data.flags & TF_CLEAR_BUF != 0 {

@@ -13,11 +13,12 @@
 //! where we may not take the client's descriptor (no ptrace access) there is one with a name,
 //! after all, random and known to this client alone, who must be the one that connects to it.
 
+use super::Open;
 use super::client::thread_group;
 use super::files::Channel;
 use super::wire::Header;
-use super::{Open, warn_once};
 use crate::alloc::MAX_BUFFER_SIZE;
+use crate::client_log::{Kind, client_log};
 use crate::client_mem::getfd;
 use crate::{Errno, uapi};
 use nix::sys::socket::{
@@ -93,7 +94,8 @@ impl Open {
     fn take_socket(&self, tid: i32, fd: i32) -> Result<OwnedFd, Errno> {
         let socket = getfd(self.client.pidfd.as_fd(), tid, fd).inspect_err(|error| {
             if *error == Errno::EPERM {
-                warn_once!(
+                client_log!(
+                    Kind::AttachRefused,
                     "process {} cannot attach in the usual way: taking a descriptor from it is not permitted (it \
                      takes CAP_SYS_PTRACE, and Yama's kernel.yama.ptrace_scope below 3)",
                     self.client.pid
@@ -144,7 +146,8 @@ impl Open {
         let (address, length) = match self.mm.mapping_at(mapped.address) {
             Err(Errno::ESRCH) => return Err(Errno::EINVAL),
             Err(Errno::EACCES) => {
-                warn_once!(
+                client_log!(
+                    Kind::AttachRefused,
                     "process {} cannot attach: looking at its mappings is not permitted (it takes CAP_SYS_PTRACE)",
                     self.client.pid
                 );

@@ -1,6 +1,7 @@
 //! The process behind an open file, as the engine reaches it.
 
-use super::{files::Channel, warn_once};
+use super::files::Channel;
+use crate::client_log::{Caller, Kind, client_log};
 use crate::{Errno, binder, client_mem, uapi};
 use nix::sys::resource::{Resource, getrlimit};
 use parking_lot::Mutex;
@@ -34,6 +35,8 @@ impl binder::File for TakenFile {
 pub struct Client {
     /// The thread group.
     pub pid: i32,
+    /// The opener's, as the device's open tells it.
+    pub uid: u32,
     pub pidfd: Arc<OwnedFd>,
     /// As it was at the open, with its NUL: `binder_transaction` tells `proc->cred`, whoever calls.
     security_context: Option<Vec<u8>>,
@@ -123,12 +126,13 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// The process of the thread `tid`, which waits in an open.
-    pub fn of_thread(self: &Arc<Self>, tid: i32) -> Result<Arc<Client>, Errno> {
+    /// The process of the thread `tid` of the user `uid`, which waits in an open.
+    pub fn of_thread(self: &Arc<Self>, tid: i32, uid: u32) -> Result<Arc<Client>, Errno> {
         let pid = thread_group(tid)?;
         let pidfd = Arc::new(client_mem::pidfd_open(pid)?);
         let client = Arc::new(Client {
             pid,
+            uid,
             pidfd,
             security_context: security_context_of(tid),
             namespaces: OnceLock::new(),
@@ -146,6 +150,11 @@ impl Clients {
 }
 
 impl Client {
+    /// For lines of the log that are about all of it, not about one request.
+    pub fn caller(&self) -> Caller {
+        Caller { uid: self.uid, pid: self.pid, tid: self.pid }
+    }
+
     pub fn set_channel(&self, channel: Channel) {
         *self.channel.lock() = Some(channel);
     }
@@ -184,7 +193,8 @@ impl binder::Client for Client {
         // Counted until it is dropped, and not at all if it does not come to be.
         let not_taken = |_: &Errno| _ = self.clients.taken.fetch_sub(1, Ordering::Relaxed);
         if taken >= most_taken() {
-            warn_once!(
+            client_log!(
+                Kind::FilesNotFetched,
                 "clients do not read the descriptors that they are sent: {taken} are on their way"
             );
             return Err(Errno::EMFILE).inspect_err(not_taken);
@@ -196,7 +206,8 @@ impl binder::Client for Client {
     fn accepts_files(&self) -> bool {
         let accepts = self.channel.lock().as_ref().is_some_and(Channel::receives);
         if !accepts && !self.said_no_channel.swap(true, Ordering::Relaxed) {
-            log::warn!(
+            client_log!(
+                Kind::NoWayForFiles,
                 "a transaction with descriptors to process {} was refused: it has no way to receive them \
                  (clients of the fakebinder-client library have, after Device::accept_files)",
                 self.pid
@@ -307,10 +318,10 @@ mod tests {
         std::thread::spawn(move || {
             let tid = nix::unistd::gettid().as_raw();
             assert_ne!(tid, own);
-            let client = seen.of_thread(tid).unwrap();
+            let client = seen.of_thread(tid, 0).unwrap();
             assert_eq!(client.pid, own);
             assert_eq!(client.pid_as_seen(own), own);
-            let again = seen.of_thread(tid).unwrap();
+            let again = seen.of_thread(tid, 0).unwrap();
             drop(client);
             assert!(seen.find(own).is_some());
             drop(again);

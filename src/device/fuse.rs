@@ -12,7 +12,8 @@
 use super::session::{Door, MAJOR, MINOR, Responder, Session};
 use super::tree::{Node, Permissions, Tree};
 use super::wire::{Header, Ioctl, Request};
-use super::{Device, Opens, warn_once, workers};
+use super::{Device, Opens, workers};
+use crate::client_log::{Kind, client_log};
 use crate::mm_shim::{BufferFile, MappingKind, create_memfd};
 use crate::{Errno, uapi};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -193,7 +194,8 @@ impl FuseDoor {
             return responder.error(Errno::ENOENT);
         };
         if !self.files.lock().busy.insert(header.node) {
-            warn_once!(
+            client_log!(
+                Kind::OpenedTwice,
                 "{}: one file was opened twice. Is the device bind-mounted by itself? Then all who open it get the same \
                  file, which can be open only once: bind its directory instead",
                 self.session.name()
@@ -244,12 +246,13 @@ impl FuseDoor {
         }
         match self.session.backing_open(file.read_only.as_fd()) {
             Err(Errno::EPERM) => {
-                self.passthrough.store(false, Ordering::Relaxed);
-                warn_once!(
-                    "{}: passthrough needs CAP_SYS_ADMIN in the first user namespace; without it devices cannot be \
-                     mapped directly: clients need fakebinder's client library or preload shim",
-                    self.session.name()
-                );
+                if self.passthrough.swap(false, Ordering::Relaxed) {
+                    log::warn!(
+                        "{}: passthrough needs CAP_SYS_ADMIN in the first user namespace; without it devices \
+                         cannot be mapped directly: clients need fakebinder's client library or preload shim",
+                        self.session.name()
+                    );
+                }
                 Ok(0)
             }
             result => result,
@@ -335,7 +338,8 @@ impl FuseDoor {
         match self.tree.add_device(&wanted.name) {
             Ok(()) => {
                 let name = String::from_utf8_lossy(&wanted.name);
-                log::info!("{}: added {}", self.session.name(), name.trim_end_matches('\0'));
+                let name = name.trim_end_matches('\0');
+                client_log!(Kind::DeviceAdded, "{}: added {name}", self.session.name());
                 // A regular file, not a node of some number.
                 (wanted.major, wanted.minor) = (0, 0);
                 responder.ioctl(0, uapi::bytes_of(&wanted));

@@ -13,6 +13,7 @@
 //! Lock: the table of requests in flight, a leaf; nothing is called and nothing written under it.
 
 use super::wire::{self, Header, Ioctl, Request};
+use crate::client_log::{Caller, Kind, client_log};
 use crate::{Errno, uapi};
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -85,13 +86,14 @@ impl Session {
         let (header, request) = match wire::decode(message) {
             Ok(decoded) => decoded,
             Err(malformed) => {
-                log::error!("{}: malformed request: {malformed}", self.name);
+                client_log!(Kind::BadRequest, "{}: malformed request: {malformed}", self.name);
                 if let Some(unique) = malformed.unique() {
                     self.write(unique, -(Errno::EINVAL as i32), &[]);
                 }
                 return;
             }
         };
+        let _caller = Caller { uid: header.uid, pid: 0, tid: header.tid }.enter();
         let waiting = match request {
             // No reply is expected; lookups are not counted here (see `tree`).
             Request::Forget => return,
@@ -145,7 +147,13 @@ impl Session {
             Err(Errno::ENOENT | Errno::ENODEV | Errno::ECONNABORTED | Errno::EPIPE) => {
                 log::debug!("{}: request {unique:#x} is gone", self.name);
             }
-            Err(error) => log::error!("{}: reply to request {unique:#x}: {error}", self.name),
+            Err(error) => {
+                client_log!(
+                    Kind::NotReplied,
+                    "{}: reply to request {unique:#x}: {error}",
+                    self.name
+                );
+            }
         }
     }
 
@@ -281,7 +289,12 @@ impl Responder {
 impl Drop for Responder {
     fn drop(&mut self) {
         if self.unique != 0 {
-            log::error!("{}: request {:#x} was dropped", self.session.name, self.unique);
+            client_log!(
+                Kind::NotReplied,
+                "{}: request {:#x} was dropped",
+                self.session.name,
+                self.unique
+            );
             self.send(-(Errno::EIO as i32), &[]);
         }
     }

@@ -9,6 +9,7 @@
 //! them asleep in `read`, and a supervisor that sleeps, too.
 
 use super::session::{BUFFER_SIZE, Door, Session};
+use crate::client_log::{Kind, client_log};
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
@@ -176,7 +177,8 @@ impl Pool {
             return;
         }
         if workers + 1 == self.limits.most {
-            log::warn!(
+            client_log!(
+                Kind::WorkersHeldUp,
                 "{}: clients hold up {workers} threads; the next one is the last",
                 self.session.name()
             );
@@ -186,7 +188,11 @@ impl Pool {
             return;
         }
         if let Err(error) = self.add_worker() {
-            log::error!("{}: starting another thread: {error}", self.session.name());
+            client_log!(
+                Kind::WorkersHeldUp,
+                "{}: starting another thread: {error}",
+                self.session.name()
+            );
         }
     }
 }

@@ -10,6 +10,7 @@
 use super::maps::{FileVma, Maps};
 use super::userfault::Userfault;
 use super::{Mm, NoVma, PAGE_SIZE, Page};
+use crate::client_log::{Kind, client_log};
 use crate::client_mem::{ClientMemory, SharedSlice};
 use crate::{Errno, alloc::MAX_BUFFER_SIZE};
 use nix::fcntl::{self, FallocateFlags, FcntlArg, OFlag, SealFlag};
@@ -256,7 +257,7 @@ impl ClientMm {
 
     fn warn_once(&self, what: &str) {
         if !self.warned.swap(true, Ordering::Relaxed) {
-            log::warn!("{} {what}", self.pid);
+            client_log!(Kind::BadMapping, "{} {what}", self.pid);
         }
     }
 
@@ -380,7 +381,11 @@ impl Mm for ClientMm {
 
     fn exit_mmap(&self) {
         if let Err(errno) = self.punch(0, MAX_BUFFER_SIZE) {
-            log::error!("{}: cannot empty the buffer file: {errno}", self.pid);
+            client_log!(
+                Kind::PageNotRemoved,
+                "{}: cannot empty the buffer file: {errno}",
+                self.pid
+            );
         }
     }
 
