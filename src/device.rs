@@ -16,6 +16,7 @@ pub mod files;
 pub mod fuse;
 pub mod reply;
 pub mod retry;
+pub mod security_context;
 pub mod session;
 pub mod timers;
 pub mod tree;
@@ -25,6 +26,7 @@ pub mod workers;
 use self::client::{Client, Clients};
 use self::reply::{CopyOut, IoctlReply, PollWaiter};
 use self::retry::Step;
+use self::security_context::SecurityContexts;
 use self::session::Responder;
 use self::wire::{Header, Ioctl, Request};
 use crate::alloc::Alloc;
@@ -48,10 +50,22 @@ pub struct Hub {
     memory: Arc<Memory>,
 }
 
+/// How a [`Hub`] is made.
+#[derive(Debug, Default)]
+pub struct HubConfig {
+    /// The labels of clients where the kernel has none.
+    pub security_contexts: SecurityContexts,
+}
+
 impl Hub {
     pub fn new(memory: Arc<Memory>) -> std::io::Result<Arc<Hub>> {
+        Self::with(memory, HubConfig::default())
+    }
+
+    pub fn with(memory: Arc<Memory>, config: HubConfig) -> std::io::Result<Arc<Hub>> {
         let timers = Arc::new(timers::Timers::start()?);
-        Ok(Arc::new(Hub { binder: Binder::new(timers), clients: Arc::default(), memory }))
+        let clients = Arc::new(Clients::new(config.security_contexts));
+        Ok(Arc::new(Hub { binder: Binder::new(timers), clients, memory }))
     }
 
     /// The driver behind all devices.

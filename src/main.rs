@@ -3,8 +3,9 @@
 use clap::{ArgAction, Parser, ValueEnum};
 use fakebinder::alloc::InstallLatency;
 use fakebinder::device::claim::{Claim, Thing};
+use fakebinder::device::security_context::SecurityContexts;
 use fakebinder::device::tree::Permissions;
-use fakebinder::device::{Hub, cuse, fuse};
+use fakebinder::device::{Hub, HubConfig, cuse, fuse};
 use fakebinder::log_writer;
 use fakebinder::mm_shim::Injector;
 use fakebinder::shrinker::{self, Memory, MemoryConfig, PageInstall, Reclaimer};
@@ -73,6 +74,12 @@ struct Options {
     /// group, if that has one
     #[arg(long, value_name = "SIZE", value_parser = size)]
     page_budget: Option<u64>,
+
+    /// The security context that nodes which ask for one are told of their callers (Android's service managers ask on every call):
+    /// a label for everybody, as in u:r:app:s0, or with @FILE one for each user, in lines of UID LABEL or * LABEL. Without it, as
+    /// the driver does: what SELinux or Smack says; without these, such a call fails
+    #[arg(long, value_name = "LABEL|@FILE")]
+    security_context: Option<SecurityContexts>,
 
     /// Make page operations fail or wait, for tests: OPERATION:WHEN, then :errno or :delay or both, and commas between rules, as in
     /// alloc_page:nth=3:errno=ENOMEM, zap:share=0.1:delay=1ms,seed=7 or alloc_page:pid=4711:delay=1ms (for what that process sends);
@@ -320,7 +327,8 @@ fn open_doors(
         let tell = tell.clone();
         Box::new(move || drop(tell.send(Event::Closed(door)))) as Box<dyn FnOnce() + Send>
     };
-    let hub = Hub::new(memory)?;
+    let security_contexts = options.security_context.clone().unwrap_or_default();
+    let hub = Hub::with(memory, HubConfig { security_contexts })?;
     let mut names = options.names.clone();
     names.sort();
     names.dedup();

@@ -1,7 +1,8 @@
 //! The process behind an open file, as the engine reaches it.
 
 use super::files::Channel;
-use crate::client_log::{Caller, Kind, client_log};
+use super::security_context::SecurityContexts;
+use crate::client_log::{Caller, Kind, client_log, user_error};
 use crate::{Errno, binder, client_mem, uapi};
 use nix::sys::resource::{Resource, getrlimit};
 use parking_lot::Mutex;
@@ -39,7 +40,7 @@ pub struct Client {
     pub uid: u32,
     pub pidfd: Arc<OwnedFd>,
     /// As it was at the open, with its NUL: `binder_transaction` tells `proc->cred`, whoever calls.
-    security_context: Option<Vec<u8>>,
+    security_context: Result<Vec<u8>, Errno>,
     namespaces: OnceLock<Namespaces>,
     clients: Arc<Clients>,
     /// The way of descriptors into it, once it has attached.
@@ -103,38 +104,33 @@ fn most_taken() -> usize {
     })
 }
 
-/// The security context of a thread, with a NUL; none where there is no security module.
-fn security_context_of(tid: i32) -> Option<Vec<u8>> {
-    let mut context = fs::read(format!("/proc/{tid}/attr/current")).ok()?;
-    // SELinux ends it with a NUL, others with a newline.
-    while context.last().is_some_and(|byte| matches!(byte, 0 | b'\n')) {
-        context.pop();
-    }
-    if context.is_empty() {
-        return None;
-    }
-    context.push(0);
-    Some(context)
-}
-
 /// All clients, by thread group: who asks how a pid looks from elsewhere finds the answer here.
 #[derive(Default)]
 pub struct Clients {
     by_pid: Mutex<HashMap<i32, Weak<Client>>>,
     /// How many of our descriptors are files on their way from one to another.
     taken: AtomicUsize,
+    security_contexts: SecurityContexts,
 }
 
 impl Clients {
+    pub fn new(security_contexts: SecurityContexts) -> Clients {
+        Clients { security_contexts, ..Clients::default() }
+    }
+
     /// The process of the thread `tid` of the user `uid`, which waits in an open.
     pub fn of_thread(self: &Arc<Self>, tid: i32, uid: u32) -> Result<Arc<Client>, Errno> {
         let pid = thread_group(tid)?;
         let pidfd = Arc::new(client_mem::pidfd_open(pid)?);
+        let security_context = self.security_contexts.of(tid, uid);
+        if let Err(errno @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)) = security_context {
+            return Err(errno);
+        }
         let client = Arc::new(Client {
             pid,
             uid,
             pidfd,
-            security_context: security_context_of(tid),
+            security_context,
             namespaces: OnceLock::new(),
             clients: self.clone(),
             channel: Mutex::new(None),
@@ -256,7 +252,13 @@ impl binder::Client for Client {
     }
 
     fn security_context(&self) -> Result<Vec<u8>, Errno> {
-        self.security_context.clone().ok_or(Errno::EOPNOTSUPP)
+        self.security_context.clone().inspect_err(|errno| {
+            user_error!(
+                Kind::NoSecurityContext,
+                "no security context for a node that asks for it ({errno}: this kernel's security module gives \
+                 none); fakebinderd --security-context LABEL gives one"
+            );
+        })
     }
 
     fn has_pid(&self) -> bool {
