@@ -213,7 +213,8 @@ impl Alloc {
         }
     }
 
-    /// The mapping, looked for in the client when nobody has told us of one. ESRCH: none.
+    /// The mapping, looked for in the client when nobody has told us of one. ESRCH: none; any other
+    /// error: whether there is one could not be found out.
     ///
     /// A search takes as long as the client has mappings, and others wait for it: where it was in
     /// vain, the next one comes after the client's next call.
@@ -230,7 +231,10 @@ impl Alloc {
             if matches!(found, Err(Errno::ESRCH | Errno::EPERM)) {
                 self.searched.store(calls, Ordering::Relaxed);
             }
-            let (address, size) = found.map_err(|_| Errno::ESRCH)?;
+            let (address, size) = found.map_err(|errno| match errno {
+                Errno::EPERM => Errno::ESRCH,
+                errno => errno,
+            })?;
             match self.mmap_handler(address, size) {
                 // EBUSY: another sender has found it at the same time.
                 Ok(()) | Err(Errno::EBUSY) if self.is_mapped() => {}
@@ -301,7 +305,7 @@ impl Alloc {
                 Some(users) => users,
                 None => {
                     _clock = self.memory.install_latency.as_ref().map(|latency| latency.clock(pid));
-                    users.insert(self.mm.mmget_not_zero().ok_or(Errno::ESRCH)?)
+                    users.insert(self.mm.mmget_not_zero()?)
                 }
             };
             self.install_single_page(users, mapping, index)?;
@@ -316,7 +320,7 @@ impl Alloc {
         mapping: &Mapping,
         index: usize,
     ) -> Result<(), Errno> {
-        let _users = self.mm.mmget_not_zero().ok_or(Errno::ESRCH)?;
+        let _users = self.mm.mmget_not_zero()?;
         match self.memory.page_install {
             PageInstall::Exclusive => self.install_exclusive(buffer_users, mapping, index),
             PageInstall::Shared => self.install_shared(buffer_users, mapping, index),
@@ -422,7 +426,8 @@ impl Alloc {
                 self.vma_close();
                 Err((Errno::ESRCH, page))
             }
-            Err(NoVma::Unknown) => Err((Errno::ESRCH, page)),
+            // Nothing is known of the client, least of all that it is gone.
+            Err(NoVma::Unknown(errno)) => Err((errno, page)),
         }
     }
 

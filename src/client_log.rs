@@ -113,8 +113,6 @@ kinds! {
     // What a client, or where it runs, makes the daemon meet.
     /// An open by a process that cannot be seen.
     NotInNamespace: Warn,
-    /// An open that could not be served.
-    OpenRefused: Warn,
     /// One file was opened twice.
     OpenedTwice: Warn,
     /// The memory of a client cannot be reached.
@@ -123,6 +121,10 @@ kinds! {
     GatherTooLarge: Warn,
     /// An attach that could not be served.
     AttachRefused: Warn,
+    /// The daemon has no descriptor left for what a client wants.
+    OutOfDescriptors: Warn,
+    /// The daemon has no memory left for what a client wants.
+    OutOfMemory: Warn,
     /// A buffer is mapped in a way that it may not, or cannot be seen.
     BadMapping: Warn,
     /// A page could not be installed.

@@ -7,6 +7,8 @@
 use crate::Errno;
 use crate::client_log::{Kind, client_log};
 use crate::lock_order::assert_outside_graph;
+use crate::mm_shim::{Verb, fault};
+use crate::shortage::{self, is_shortage};
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
 use parking_lot::Mutex;
@@ -120,6 +122,7 @@ impl ClientMemory for ProcessMemory {
         }
         let remote = [RemoteIoVec { base: addr as usize, len: dst.len() }];
         let wanted = dst.len();
+        fault(Verb::ReadMemory)?;
         Self::whole(process_vm_readv(self.tid, &mut [IoSliceMut::new(dst)], &remote), wanted)
     }
 
@@ -133,6 +136,7 @@ impl ClientMemory for ProcessMemory {
             let mut local: Vec<IoSliceMut<'_>> =
                 parts.iter_mut().map(|(_, dst)| IoSliceMut::new(dst)).collect();
             let wanted = remote.iter().map(|range| range.len).sum();
+            fault(Verb::ReadMemory)?;
             if wanted > 0 {
                 Self::whole(process_vm_readv(self.tid, &mut local, &remote), wanted)?;
             }
@@ -145,6 +149,7 @@ impl ClientMemory for ProcessMemory {
         if dst.is_empty() {
             return Ok(());
         }
+        fault(Verb::ReadMemory)?;
         let local = libc::iovec { iov_base: dst.as_mut_ptr().cast(), iov_len: dst.len() };
         let remote = libc::iovec { iov_base: addr as *mut libc::c_void, iov_len: dst.len() };
         // SAFETY: `dst` is mapped writable and no reference covers it (`SharedSlice::new`), and
@@ -160,7 +165,11 @@ impl ClientMemory for ProcessMemory {
             return Ok(());
         }
         let remote = [RemoteIoVec { base: addr as usize, len: src.len() }];
-        Self::whole(process_vm_writev(self.tid, &[IoSlice::new(src)], &remote), src.len())
+        // What is written was taken for this client already, and would be lost.
+        shortage::retry(|| {
+            fault(Verb::WriteMemory)?;
+            Self::whole(process_vm_writev(self.tid, &[IoSlice::new(src)], &remote), src.len())
+        })
     }
 }
 
@@ -268,6 +277,7 @@ fn pidfd_open_thread(tid: i32) -> Result<OwnedFd, Errno> {
 }
 
 fn pidfd_open_with(id: i32, flags: libc::c_uint) -> Result<OwnedFd, Errno> {
+    fault(Verb::Descriptor)?;
     // SAFETY: no memory is involved.
     let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, id, flags) })?;
     // SAFETY: the kernel has just made this descriptor for us.
@@ -286,6 +296,7 @@ pub fn pidfd_exists(pidfd: BorrowedFd<'_>) -> bool {
 /// A copy of the descriptor `fd` of a process. EBADF when it has none of that number; EPERM when
 /// this process may not look into it (ptrace access: CAP_SYS_PTRACE, Yama).
 pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: i32) -> Result<OwnedFd, Errno> {
+    fault(Verb::Descriptor)?;
     // SAFETY: no memory is involved.
     let result = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) };
     let fd = Errno::result(result)?;
@@ -303,6 +314,8 @@ pub fn getfd(pidfd: BorrowedFd<'_>, tid: i32, fd: i32) -> Result<OwnedFd, Errno>
         match pidfd_open_thread(tid) {
             Ok(thread) => return pidfd_getfd(thread.as_fd(), fd),
             Err(Errno::EINVAL) => THREADS_HAVE_PIDFDS.store(false, Ordering::Relaxed),
+            // The process's descriptors may not be the thread's.
+            Err(errno) if is_shortage(errno) => return Err(errno),
             Err(_) => {}
         }
     }

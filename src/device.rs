@@ -34,6 +34,7 @@ use crate::binder::{self, Binder, Call, Context, Process, Reply};
 use crate::client_log::{Kind, client_log};
 use crate::client_mem::{ClientMemory, ProcessMemory};
 use crate::mm_shim::{BufferFile, ClientMm, MappingKind};
+use crate::shortage::{self, is_shortage};
 use crate::shrinker::Memory;
 use crate::{Errno, uapi};
 use parking_lot::{Mutex, RwLock};
@@ -112,16 +113,6 @@ impl Device {
         self.hub.device(name)
     }
 
-    fn refused(&self, error: Errno) {
-        if matches!(error, Errno::EMFILE | Errno::ENFILE) {
-            client_log!(
-                Kind::OpenRefused,
-                "{}: refused an open: this daemon has no descriptor left; raise its limit (ulimit -n, LimitNOFILE=)",
-                self.name
-            );
-        }
-    }
-
     /// `binder_open`, for the process of the calling thread. EPERM when that process cannot be seen from here;
     /// EMFILE when the daemon has no descriptor left for it.
     pub fn open(
@@ -140,13 +131,8 @@ impl Device {
             );
             return Err(Errno::EPERM);
         }
-        let client = self
-            .hub
-            .clients
-            .of_thread(header.tid, header.uid)
-            .inspect_err(|error| self.refused(*error))?;
-        let mm = ClientMm::new(client.pid, client.pidfd.clone(), buffer.memfd, mapping)
-            .inspect_err(|error| self.refused(*error))?;
+        let client = self.hub.clients.of_thread(header.tid, header.uid)?;
+        let mm = ClientMm::new(client.pid, client.pidfd.clone(), buffer.memfd, mapping)?;
         let alloc = Alloc::new(mm.clone(), &self.hub.memory);
         let process = self.context.open(client.pid, header.tid, client.clone(), alloc);
         Ok(Arc::new(Open {
@@ -210,6 +196,10 @@ impl Open {
                     );
                     self.gathered.store(true, Ordering::Relaxed);
                     return self.gather(header, ioctl, responder);
+                }
+                Err(errno) if is_shortage(errno) => {
+                    shortage::note(&errno);
+                    return responder.ioctl(-(errno as i32), &[]);
                 }
                 Err(_) => return responder.ioctl(-(bad_argument(ioctl.cmd) as i32), &[]),
             }

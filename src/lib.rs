@@ -17,6 +17,7 @@
 //! - [`shrinker`]: the LRU of reclaimable pages over all clients, and what drives reclaim.
 //! - [`client_log`], [`log_writer`]: what clients can have logged, and the thread that writes the log.
 //! - [`client_mem`]: reading and writing the memory of a client.
+//! - [`shortage`]: what the daemon itself runs out of.
 //! - [`uapi`]: the kernel's structures and constants.
 //! - [`sim`]: clients in plain memory, for tests and fuzz targets.
 //! - [`sync`], [`lock_order`]: the locks of the allocator, and the check of their order.
@@ -49,6 +50,7 @@ pub mod device;
 pub mod lock_order;
 pub mod log_writer;
 pub mod mm_shim;
+pub mod shortage;
 pub mod shrinker;
 pub mod sim;
 pub mod sync;

@@ -7,7 +7,7 @@ use fakebinder::device::security_context::SecurityContexts;
 use fakebinder::device::tree::Permissions;
 use fakebinder::device::{Hub, HubConfig, cuse, fuse};
 use fakebinder::log_writer;
-use fakebinder::mm_shim::Injector;
+use fakebinder::mm_shim::{Injector, inject_into_the_daemon};
 use fakebinder::shrinker::{self, Memory, MemoryConfig, PageInstall, Reclaimer};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
@@ -81,9 +81,10 @@ struct Options {
     #[arg(long, value_name = "LABEL|@FILE")]
     security_context: Option<SecurityContexts>,
 
-    /// Make page operations fail or wait, for tests: OPERATION:WHEN, then :errno or :delay or both, and commas between rules, as in
+    /// Make operations fail or wait, for tests: OPERATION:WHEN, then :errno or :delay or both, and commas between rules, as in
     /// alloc_page:nth=3:errno=ENOMEM, zap:share=0.1:delay=1ms,seed=7 or alloc_page:pid=4711:delay=1ms (for what that process sends);
-    /// operations are alloc_page, vm_insert_page, vma_lookup, mmget and zap
+    /// operations are alloc_page, vm_insert_page, vma_lookup, mmget and zap, and what the daemon needs for itself: descriptor, mmap,
+    /// poll, read_memory, write_memory, send, record, receive, reply and thread
     #[arg(long, value_name = "SPEC", default_value = "", hide_default_value = true)]
     inject: Injector,
 
@@ -275,6 +276,7 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
         inject: options.inject.clone(),
         install_latency: install_latency.as_ref().map(|(_, latency)| latency.clone()),
     });
+    inject_into_the_daemon(options.inject.clone());
     let reclaimer = Reclaimer::start(&memory)?;
     let opened = open_doors(options, memory, &tell)?;
     std::thread::Builder::new().name("signals".into()).spawn(move || {

@@ -21,8 +21,9 @@ mod userfault;
 
 pub use client::{BufferFile, ClientMm, Features, MappingKind, create_memfd};
 pub use heap::HeapMm;
-pub(crate) use inject::OnBehalf;
+pub use inject::inject_into_the_daemon;
 pub use inject::{Injector, Rule, Verb};
+pub(crate) use inject::{OnBehalf, fault};
 
 use crate::client_log::{Kind, client_log};
 use crate::client_mem::ClientMemory;
@@ -108,8 +109,8 @@ pub trait Mm: Send + Sync {
 pub enum NoVma {
     /// The client has unmapped its buffer, or has put something else there.
     Closed,
-    /// It could not be found out.
-    Unknown,
+    /// It could not be found out, for this reason.
+    Unknown(Errno),
 }
 
 /// The client's mapping, found under the mm's lock and not to be kept beyond it.
@@ -176,10 +177,13 @@ impl MmStruct {
         self.mm.mapped(address, size);
     }
 
-    /// `None`: the client is gone.
-    pub fn mmget_not_zero(&self) -> Option<MmUsers<'_>> {
-        self.memory.inject.at(Verb::MmGet).ok()?;
-        self.mm.mmget_not_zero().then(|| MmUsers { mm: &*self.mm, seen: Cell::default() })
+    /// ESRCH: the client is gone.
+    pub fn mmget_not_zero(&self) -> Result<MmUsers<'_>, Errno> {
+        self.memory.inject.at(Verb::MmGet)?;
+        match self.mm.mmget_not_zero() {
+            true => Ok(MmUsers { mm: &*self.mm, seen: Cell::default() }),
+            false => Err(Errno::ESRCH),
+        }
     }
 
     pub fn mmap_read_lock(&self) -> MmapLock<'_> {
@@ -202,7 +206,7 @@ impl MmStruct {
         address: u64,
         index: usize,
     ) -> Result<Vma<'lock>, NoVma> {
-        self.memory.inject.at(Verb::VmaLookup).map_err(|_| NoVma::Unknown)?;
+        self.memory.inject.at(Verb::VmaLookup).map_err(NoVma::Unknown)?;
         let (first, end) = users.seen.get();
         if !(first..end).contains(&index) {
             let seen = self.mm.vma_lookup(address, index)?;

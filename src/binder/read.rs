@@ -7,6 +7,7 @@
 
 use super::graph::{Effect, Graph, Queue, ThreadId, TransactionId, Work};
 use super::returns::Return;
+use super::thread::ExtendedError;
 use super::traffic::returns_in;
 use super::transaction::Fixup;
 use super::wire::{PtrCookie, TransactionData, WriteRead, align8};
@@ -15,6 +16,7 @@ use crate::Errno;
 use crate::alloc::Buffer;
 use crate::client_log::{Kind, client_log};
 use crate::client_mem::ClientMemory;
+use crate::shortage::{self, is_shortage};
 use crate::uapi;
 use crate::wrong::{Rule, wrong};
 use std::sync::Arc;
@@ -418,7 +420,7 @@ impl Graph {
     }
 
     /// A transaction could not be given to its thread (`binder_cleanup_transaction`).
-    fn transaction_undelivered(&mut self, delivery: &Delivery) {
+    fn transaction_undelivered(&mut self, delivery: &Delivery, errno: Errno) {
         if let Some(thread) = self.threads.get_mut(&delivery.thread) {
             thread.known_read_buffer = None;
             thread.looper_need_return = false;
@@ -431,14 +433,39 @@ impl Graph {
             record.requested_threads = record.requested_threads.saturating_sub(1);
         }
         if let Some(delivered) = &delivery.transaction {
+            self.tell_shortage(delivered.id, errno);
+            if delivered.is_reply && is_shortage(errno) {
+                self.reply_lost(delivery.thread, delivered.id, errno);
+            }
             self.cleanup_transaction(delivered.id, Return::FailedReply);
+        }
+    }
+
+    /// A reply was taken for a thread that has not got it, by no fault of the thread's.
+    fn reply_lost(&mut self, id: ThreadId, reply: TransactionId, errno: Errno) {
+        let Some(thread) = self.threads.get_mut(&id) else {
+            return;
+        };
+        let (command, param) = (Return::FailedReply.number(), -(errno as i32));
+        thread.extended_error = ExtendedError { id: reply.0 as u32, command, param };
+        if thread.reply_error.replace(Return::FailedReply).is_none() {
+            self.enqueue_thread_work(id, Work::ReplyError);
+        }
+    }
+
+    /// Where a transaction fails for want of something of the daemon's own, its sender is told what.
+    /// (Of other errors of its receiver's the driver's sender learns nothing.)
+    fn tell_shortage(&mut self, id: TransactionId, errno: Errno) {
+        if is_shortage(errno) {
+            let (command, param) = (Return::FailedReply.number(), -(errno as i32));
+            self.set_error_of_sender(id, ExtendedError { id: id.0 as u32, command, param });
         }
     }
 
     /// A transaction's descriptors could not be installed in its receiver: the transaction fails,
     /// its buffer is freed, and the thread reads on; where it was a reply, it reads
     /// BR_FAILED_REPLY instead.
-    fn files_undelivered(&mut self, mut delivery: Box<Delivery>) {
+    fn files_undelivered(&mut self, mut delivery: Box<Delivery>, errno: Errno) {
         if delivery.spawn_looper
             && let Some(record) = self.processes.get_mut(&delivery.process.id)
         {
@@ -454,6 +481,7 @@ impl Graph {
         if let Some(buffer) = self.buffer_mut(delivery.process.id, delivered.buffer.offset) {
             buffer.transaction = None;
         }
+        self.tell_shortage(delivered.id, errno);
         self.cleanup_transaction(delivered.id, Return::FailedReply);
         self.free_buffer(delivery.process.id, delivered.buffer.offset, Some(delivery.thread));
         delivery.bytes.truncate(delivered.sender_pid_at - TransactionData::SENDER_PID - 4);
@@ -480,12 +508,14 @@ impl Delivery {
                     self.process.pid,
                     self.tid
                 );
-                return context.collect_effects(|graph| graph.files_undelivered(self));
+                return context.collect_effects(|graph| graph.files_undelivered(self, errno));
             }
         };
         self.finish_record();
         if let Err(errno) = self.write() {
-            let effects = context.collect_effects(|graph| graph.transaction_undelivered(&self));
+            shortage::note(&errno);
+            let effects =
+                context.collect_effects(|graph| graph.transaction_undelivered(&self, errno));
             self.read.call.read_consumed = self.read.start;
             let out = self.read.call.encode();
             self.read.reply.send(Err(errno), &out);

@@ -19,6 +19,7 @@ use crate::Errno;
 use crate::alloc::{Buffer, Request};
 use crate::client_log::{Kind, user_error};
 use crate::client_mem::ClientMemory;
+use crate::shortage;
 use crate::uapi::{TF_ACCEPT_FDS, TF_CLEAR_BUF, TF_ONE_WAY};
 use crate::wrong::{Rule, wrong};
 use std::sync::Arc;
@@ -371,7 +372,10 @@ impl Sender<'_> {
                     user_error!(Kind::NotMapped, "cannot allocate buffer: no vma, process {pid}");
                     Failure::new(Return::DeadReply, -(Errno::ESRCH as i32))
                 }
-                errno => errno.into(),
+                errno => {
+                    shortage::note(&errno);
+                    errno.into()
+                }
             })?;
         if data.flags & TF_CLEAR_BUF != 0 {
             alloc.set_clear_on_free(&buffer);
@@ -400,7 +404,10 @@ impl Sender<'_> {
                 Err(match errno {
                     // An object found the target's tables gone: it died meanwhile.
                     Errno::ESRCH => Failure::dead(),
-                    errno => errno.into(),
+                    errno => {
+                        shortage::note(&errno);
+                        errno.into()
+                    }
                 })
             }
         }

@@ -20,6 +20,8 @@ use super::wire::Header;
 use crate::alloc::MAX_BUFFER_SIZE;
 use crate::client_log::{Kind, client_log};
 use crate::client_mem::getfd;
+use crate::mm_shim::{Verb, fault};
+use crate::shortage::is_shortage;
 use crate::{Errno, uapi};
 use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, SockaddrLike, UnixAddr,
@@ -85,6 +87,7 @@ impl Open {
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
             let rights = [ControlMessage::ScmRights(&descriptor)];
             let byte = [IoSlice::new(&[0])];
+            fault(Verb::Send)?;
             sendmsg::<UnixAddr>(socket.as_raw_fd(), &byte, &rights, flags, None)?;
         }
         self.client.set_channel(Channel::new(socket));
@@ -116,6 +119,7 @@ impl Open {
         }
         self.check_opener(header)?;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        fault(Verb::Descriptor)?;
         let listener = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
         let random = RandomState::new();
         let name = format!("fakebinder-{:016x}{:016x}", random.hash_one(0), random.hash_one(1));
@@ -132,7 +136,11 @@ impl Open {
     fn accept(&self) -> Result<OwnedFd, Errno> {
         let listener = self.listener.lock().take().ok_or(Errno::ENOTCONN)?;
         // Neither a connection nor an error is worth waiting for: the listener does not block.
-        let (socket, _) = listener.accept().map_err(|_| Errno::ENOTCONN)?;
+        fault(Verb::Descriptor)?;
+        let (socket, _) = listener.accept().map_err(|error| {
+            let errno = error.raw_os_error().map(Errno::from_raw);
+            errno.filter(|errno| is_shortage(*errno)).unwrap_or(Errno::ENOTCONN)
+        })?;
         match getsockopt(&socket, sockopt::PeerCredentials)?.pid() == self.client.pid {
             true => Ok(socket.into()),
             false => Err(Errno::EACCES),

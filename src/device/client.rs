@@ -3,6 +3,8 @@
 use super::files::Channel;
 use super::security_context::SecurityContexts;
 use crate::client_log::{Caller, Kind, client_log, user_error};
+use crate::mm_shim::{Verb, fault};
+use crate::shortage::is_shortage;
 use crate::{Errno, binder, client_mem, uapi};
 use nix::sys::resource::{Resource, getrlimit};
 use parking_lot::Mutex;
@@ -92,6 +94,7 @@ fn errno(error: std::io::Error) -> Errno {
 /// The thread group of a thread. The caller must know that the thread lives: it waits for a reply.
 /// ESRCH when it does not; EMFILE and ENFILE when this process has no descriptor left to look with.
 pub fn thread_group(tid: i32) -> Result<i32, Errno> {
+    fault(Verb::Descriptor)?;
     let status = fs::read_to_string(format!("/proc/{tid}/status")).map_err(errno)?;
     numbers(&status, "Tgid:").and_then(|mut numbers| numbers.next()).ok_or(Errno::ESRCH)
 }
@@ -123,7 +126,9 @@ impl Clients {
         let pid = thread_group(tid)?;
         let pidfd = Arc::new(client_mem::pidfd_open(pid)?);
         let security_context = self.security_contexts.of(tid, uid);
-        if let Err(errno @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)) = security_context {
+        if let Err(errno) = security_context
+            && is_shortage(errno)
+        {
             return Err(errno);
         }
         let client = Arc::new(Client {

@@ -14,7 +14,8 @@ use super::tree::{Node, Permissions, Tree};
 use super::wire::{Header, Ioctl, Request};
 use super::{Device, Opens, workers};
 use crate::client_log::{Kind, client_log};
-use crate::mm_shim::{BufferFile, MappingKind, create_memfd};
+use crate::mm_shim::{BufferFile, MappingKind, Verb, create_memfd, fault};
+use crate::shortage;
 use crate::{Errno, uapi};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use parking_lot::Mutex;
@@ -205,6 +206,7 @@ impl FuseDoor {
         match self.try_open(header, flags, &device) {
             Ok(opened) => responder.value(&opened),
             Err(error) => {
+                shortage::note(&error);
                 self.files.lock().busy.remove(&header.node);
                 responder.error(error);
             }
@@ -241,6 +243,7 @@ impl FuseDoor {
     /// 0 without passthrough. The number is given back at RELEASE: the opener's thread looks for
     /// it some time after our reply.
     fn backing(&self, file: &BufferFile) -> Result<i32, Errno> {
+        fault(Verb::Descriptor)?;
         if !self.passthrough.load(Ordering::Relaxed) {
             return Ok(0);
         }

@@ -10,6 +10,7 @@
 //! one on every call.
 
 use crate::Errno;
+use crate::shortage::is_shortage;
 use std::fs;
 use std::str::FromStr;
 use std::sync::OnceLock;
@@ -60,8 +61,8 @@ pub struct SecurityContexts {
 impl SecurityContexts {
     /// The context of the thread `tid` of the user `uid`, with its NUL.
     ///
-    /// EINVAL, EOPNOTSUPP: there is none, for the reasons above. EMFILE, ENFILE, ENOMEM: it could
-    /// not be looked up; that says nothing about the client.
+    /// EINVAL, EOPNOTSUPP: there is none, for the reasons above. A [shortage](crate::shortage):
+    /// it could not be looked up; that says nothing about the client.
     pub fn of(&self, tid: i32, uid: u32) -> Result<Vec<u8>, Errno> {
         let given = |wanted| self.entries.iter().find(|(uid, _)| *uid == wanted);
         if let Some((_, label)) = given(Some(uid)).or_else(|| given(None)) {
@@ -87,7 +88,7 @@ impl SecurityContexts {
 fn label_of(tid: i32) -> Result<Vec<u8>, Errno> {
     let mut label = fs::read(format!("/proc/{tid}/attr/current")).map_err(|error| {
         match error.raw_os_error().map(Errno::from_raw) {
-            Some(errno @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)) => errno,
+            Some(errno) if is_shortage(errno) => errno,
             _ => Errno::EOPNOTSUPP,
         }
     })?;

@@ -14,6 +14,8 @@
 
 use super::wire::{self, Header, Ioctl, Request};
 use crate::client_log::{Caller, Kind, client_log};
+use crate::mm_shim::{Verb, fault};
+use crate::shortage::{self, is_shortage};
 use crate::{Errno, uapi};
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -21,6 +23,7 @@ use std::io::IoSlice;
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The protocol that this program speaks; the kernel speaks the older of both sides'.
 pub const MAJOR: u32 = uapi::FUSE_KERNEL_VERSION;
@@ -32,6 +35,12 @@ pub const BUFFER_SIZE: usize = 32 * 4096 + 8192;
 
 /// The bit by which the kernel names an INTERRUPT after the request that it is about.
 const INTERRUPT_BIT: u64 = 1;
+
+/// The kernel had no memory for us: a little later it may have.
+fn out_of_breath(errno: &Errno) {
+    shortage::note(errno);
+    std::thread::sleep(Duration::from_millis(1));
+}
 
 /// What requests are handed to. Called by several threads at once.
 pub trait Door: Send + Sync {
@@ -68,14 +77,23 @@ impl Session {
 
     /// Reads one message, waiting for it; none when the session has come to its end.
     pub fn receive<'a>(&self, buffer: &'a mut [u8]) -> Result<Option<&'a [u8]>, Errno> {
+        let mut patience = 100;
         loop {
-            match nix::unistd::read(&self.fd, buffer) {
+            let got = fault(Verb::Receive).and_then(|()| nix::unistd::read(&self.fd, buffer));
+            match got {
                 Ok(0) => return Ok(None),
                 Ok(length) => return Ok(Some(&buffer[..length])),
                 // ENOENT: the request was aborted while it was copied to us.
                 Err(Errno::EINTR | Errno::EAGAIN | Errno::ENOENT) => {}
+                // The request is still there.
+                Err(error) if is_shortage(error) => out_of_breath(&error),
                 // Unmounted, or aborted.
                 Err(Errno::ENODEV | Errno::ECONNABORTED | Errno::ENOTCONN) => return Ok(None),
+                // Whatever this is, it must not be the end of every client at once.
+                Err(error) if patience > 0 => {
+                    patience -= 1;
+                    out_of_breath(&error);
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -171,8 +189,13 @@ impl Session {
             *slice = IoSlice::new(part);
         }
         debug_assert!(parts.len() < PARTS);
+        // A notification that is not sent is lost; a reply, somebody waits for for ever.
+        let write = || {
+            fault(Verb::Reply)?;
+            nix::sys::uio::writev(&self.fd, &slices[..=parts.len()])
+        };
         loop {
-            match nix::sys::uio::writev(&self.fd, &slices[..=parts.len()]) {
+            match if unique == 0 { write() } else { shortage::retry(write) } {
                 Ok(_) => return Ok(()),
                 Err(Errno::EINTR) => {}
                 Err(error) => return Err(error),

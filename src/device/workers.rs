@@ -10,6 +10,7 @@
 
 use super::session::{BUFFER_SIZE, Door, Session};
 use crate::client_log::{Kind, client_log};
+use crate::mm_shim::{Verb, fault};
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
@@ -83,8 +84,10 @@ impl Pool {
     fn add_worker(self: &Arc<Self>) -> std::io::Result<()> {
         let pool = self.clone();
         self.workers.fetch_add(1, SeqCst);
-        let started =
-            std::thread::Builder::new().name("worker".into()).spawn(move || pool.work()).map(drop);
+        let worker = std::thread::Builder::new().name("worker".into());
+        let started = fault(Verb::Thread)
+            .map_err(std::io::Error::from)
+            .and_then(|()| worker.spawn(move || pool.work()).map(drop));
         if started.is_err() {
             self.workers.fetch_sub(1, SeqCst);
             self.reading.fetch_sub(1, SeqCst);

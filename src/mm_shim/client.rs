@@ -9,7 +9,7 @@
 
 use super::maps::{FileVma, Maps};
 use super::userfault::Userfault;
-use super::{Mm, NoVma, PAGE_SIZE, Page};
+use super::{Mm, NoVma, PAGE_SIZE, Page, Verb, fault};
 use crate::client_log::{Kind, client_log};
 use crate::client_mem::{ClientMemory, SharedSlice};
 use crate::{Errno, alloc::MAX_BUFFER_SIZE};
@@ -53,6 +53,7 @@ pub struct BufferFile {
 ///
 /// Not sealed against future writes: that seal would keep us from punching holes too (EPERM).
 pub fn create_memfd(name: &str) -> Result<BufferFile, Errno> {
+    fault(Verb::Descriptor)?;
     // memfd_create takes 249 bytes; the name is for who reads /proc/PID/maps.
     let name: String = name.chars().take(60).collect();
     let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
@@ -182,6 +183,7 @@ impl ClientMm {
         let size = NonZeroUsize::new(MAX_BUFFER_SIZE).expect("4 MiB");
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
+        fault(Verb::Mmap)?;
         // SAFETY: at an address of the kernel's choice, so nothing that exists is replaced.
         let base = unsafe { mman::mmap(None, size, protection, flags, &memfd, 0) }?.cast();
         let mm = ClientMm {
@@ -220,7 +222,9 @@ impl ClientMm {
     /// Whether the process has not exited, by its pidfd.
     fn alive(&self) -> bool {
         let mut poll = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
-        nix::poll::poll(&mut poll, PollTimeout::ZERO) == Ok(0)
+        let polled = fault(Verb::Poll).and_then(|()| nix::poll::poll(&mut poll, PollTimeout::ZERO));
+        // Whatever keeps us from knowing is not its end.
+        polled != Ok(1)
     }
 
     /// The mappings of the client as they are now. ESRCH: it has exited.
@@ -333,7 +337,7 @@ impl Mm for ClientMm {
                 self.warn_once("does not let us see its mappings");
                 return Ok(page);
             }
-            Err(_) => return Err(NoVma::Unknown),
+            Err(errno) => return Err(NoVma::Unknown(errno)),
         };
         let offset = (index * PAGE_SIZE) as u64;
         let here = vma.start <= address && vma.offset + (address - vma.start) == offset;
