@@ -28,6 +28,7 @@ pub use latency::InstallLatency;
 use crate::client_log::{Kind, client_log};
 use crate::client_mem::ClientMemory;
 use crate::mm_shim::{MmStruct, MmUsers, MmapLock, NoVma, OnBehalf, PAGE_SIZE, Page};
+use crate::quota::User;
 use crate::shrinker::{LruKey, LruOne, LruStatus, Memory, PageInstall, Reclaim};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -145,9 +146,14 @@ pub struct Alloc {
 impl Alloc {
     /// `binder_alloc_init`: an allocator without a mapping, for one open of a device.
     pub fn new(mm: Arc<dyn Mm>, memory: &Arc<Memory>) -> Arc<Alloc> {
+        Alloc::of_user(mm, memory, User::unlimited())
+    }
+
+    /// The same, whose pages are this user's.
+    pub fn of_user(mm: Arc<dyn Mm>, memory: &Arc<Memory>, user: Arc<User>) -> Arc<Alloc> {
         Arc::new_cyclic(|this| Alloc {
             this: this.clone(),
-            mm: MmStruct::new(mm, memory),
+            mm: MmStruct::new(mm, memory, user),
             memory: memory.clone(),
             mapping: OnceLock::new(),
             mapped: AtomicBool::new(false),
@@ -208,6 +214,7 @@ impl Alloc {
 
     /// The client calls the driver: it may have mapped its buffer since it was last searched.
     pub fn owner_calls(&self) {
+        self.memory.relieve();
         if self.mapping.get().is_none() {
             self.calls.fetch_add(1, Ordering::Release);
         }

@@ -49,6 +49,7 @@ pub use limits::Limits;
 pub use stats::Stats;
 
 use crate::lock_order::{self, Rank};
+use crate::quota::User;
 use crate::{Errno, alloc::Alloc, client_mem::ClientMemory};
 use graph::{Effect, Graph, ProcessId};
 use parking_lot::Mutex;
@@ -108,6 +109,11 @@ pub trait File: Send + Sync {
 /// The process behind an open file, as far as the engine has to reach it. Nothing here is called
 /// under a lock of the engine.
 pub trait Client: Send + Sync {
+    /// The user who has opened the device, for whom records are counted; asked once.
+    fn user(&self) -> Arc<User> {
+        User::unlimited()
+    }
+
     /// `fget` in the calling thread: EBADF when it has no such descriptor.
     fn take_file(&self, tid: i32, fd: i32) -> Result<Arc<dyn File>, Errno>;
 
@@ -219,6 +225,8 @@ pub struct Process {
     default_nice: i32,
     context: Arc<Context>,
     client: Arc<dyn Client>,
+    /// Whose records these are.
+    user: Arc<User>,
     alloc: Arc<Alloc>,
     traffic: Traffic,
 }
@@ -320,12 +328,14 @@ impl Context {
     ) -> Arc<Process> {
         let id = ProcessId(self.graph.lock().next_id());
         let default_nice = client.nice(tid);
+        let user = client.user();
         let process = Arc::new(Process {
             id,
             pid,
             default_nice,
             context: self.clone(),
             client,
+            user,
             alloc,
             traffic: Traffic::default(),
         });

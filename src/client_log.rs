@@ -121,6 +121,8 @@ kinds! {
     GatherTooLarge: Warn,
     /// An attach that could not be served.
     AttachRefused: Warn,
+    /// A user has as much of something as one user may have.
+    UserLimit: Warn,
     /// The daemon has no descriptor left for what a client wants.
     OutOfDescriptors: Warn,
     /// The daemon has no memory left for what a client wants.

@@ -34,6 +34,7 @@ use crate::binder::{self, Binder, Call, Context, Process, Reply};
 use crate::client_log::{Kind, client_log};
 use crate::client_mem::{ClientMemory, ProcessMemory};
 use crate::mm_shim::{BufferFile, ClientMm, MappingKind};
+use crate::quota::{Held, Quotas, UserLimits, What};
 use crate::shortage::{self, is_shortage};
 use crate::shrinker::Memory;
 use crate::{Errno, uapi};
@@ -56,6 +57,8 @@ pub struct Hub {
 pub struct HubConfig {
     /// The labels of clients where the kernel has none.
     pub security_contexts: SecurityContexts,
+    /// What a user other than root may have.
+    pub user_limits: UserLimits,
 }
 
 impl Hub {
@@ -65,7 +68,8 @@ impl Hub {
 
     pub fn with(memory: Arc<Memory>, config: HubConfig) -> std::io::Result<Arc<Hub>> {
         let timers = Arc::new(timers::Timers::start()?);
-        let clients = Arc::new(Clients::new(config.security_contexts));
+        let quotas = Quotas::new(&memory, config.user_limits);
+        let clients = Arc::new(Clients::new(config.security_contexts, quotas));
         Ok(Arc::new(Hub { binder: Binder::new(timers), clients, memory }))
     }
 
@@ -101,6 +105,8 @@ pub struct Open {
     nonblock: bool,
     /// The client's memory cannot be reached from here: the kernel must gather it.
     gathered: AtomicBool,
+    /// What it takes of its user's quota.
+    _held: (Held, Held),
 }
 
 impl Device {
@@ -132,8 +138,15 @@ impl Device {
             return Err(Errno::EPERM);
         }
         let client = self.hub.clients.of_thread(header.tid, header.uid)?;
+        let held = client.user.hold_open()?;
+        // The process's, and where the client has to attach, that of the buffer and of the socket.
+        let descriptors = match mapping {
+            MappingKind::FuseFile { .. } => 1,
+            MappingKind::Memfd => 3,
+        };
+        let descriptors = client.user.hold(What::Descriptors, descriptors)?;
         let mm = ClientMm::new(client.pid, client.pidfd.clone(), buffer.memfd, mapping)?;
-        let alloc = Alloc::new(mm.clone(), &self.hub.memory);
+        let alloc = Alloc::of_user(mm.clone(), &self.hub.memory, client.user.clone());
         let process = self.context.open(client.pid, header.tid, client.clone(), alloc);
         Ok(Arc::new(Open {
             hub: self.hub.clone(),
@@ -147,6 +160,7 @@ impl Device {
             listener: Mutex::new(None),
             nonblock: flags & libc::O_NONBLOCK as u32 != 0,
             gathered: AtomicBool::new(false),
+            _held: (held, descriptors),
         }))
     }
 }

@@ -17,6 +17,7 @@
 //! - [`shrinker`]: the LRU of reclaimable pages over all clients, and what drives reclaim.
 //! - [`client_log`], [`log_writer`]: what clients can have logged, and the thread that writes the log.
 //! - [`client_mem`]: reading and writing the memory of a client.
+//! - [`quota`]: what one user may make the daemon hold.
 //! - [`shortage`]: what the daemon itself runs out of.
 //! - [`uapi`]: the kernel's structures and constants.
 //! - [`sim`]: clients in plain memory, for tests and fuzz targets.
@@ -30,7 +31,7 @@
 //! 1. a context's object graph (`binder::graph`). Sections under it are short: no copying, no page
 //!    install, no system call; no other lock is waited for but leaves that are never held across
 //!    anything (a session's table of open requests, the table of waiting freezes, the limits of the
-//!    client log).
+//!    client log). What records hold is counted by atomics ([`quota`]).
 //! 2. the mm of a client (read by page installs, written by mmap and release), then
 //! 3. the buffer mutex of its allocator, then
 //! 4. the LRU lock.
@@ -50,6 +51,7 @@ pub mod device;
 pub mod lock_order;
 pub mod log_writer;
 pub mod mm_shim;
+pub mod quota;
 pub mod shortage;
 pub mod shrinker;
 pub mod sim;

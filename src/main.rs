@@ -8,6 +8,7 @@ use fakebinder::device::tree::Permissions;
 use fakebinder::device::{Hub, HubConfig, cuse, fuse};
 use fakebinder::log_writer;
 use fakebinder::mm_shim::{Injector, inject_into_the_daemon};
+use fakebinder::quota::{UserLimit, UserLimits};
 use fakebinder::shrinker::{self, Memory, MemoryConfig, PageInstall, Reclaimer};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
@@ -69,11 +70,18 @@ struct Options {
     #[arg(long, value_name = "shared|exclusive", default_value_t = PageInstall::Shared)]
     page_install: PageInstall,
 
-    /// The most memory that the buffers of all clients together may take, in bytes or with K, M or G; what is not in use is
-    /// reclaimed first, then a transaction fails. Without it: three quarters of the memory limit of the daemon's control
-    /// group, if that has one
+    /// The most memory that the buffers and records of all clients together may take, in bytes or with K, M or G; what is not
+    /// in use is reclaimed first, then a transaction fails. Without it: three quarters of the memory limit of the daemon's
+    /// control group, or half of the memory that is available at the start, whichever is less
     #[arg(long, value_name = "SIZE", value_parser = size)]
     page_budget: Option<u64>,
+
+    /// The most of something that one user other than root may make the daemon hold, as in opens=1000 or oneway-bytes=16M; may be
+    /// given more than once. It is counted over all of the user's processes: opens, descriptors, pages (of 4 KiB), records
+    /// (threads, nodes, references, death and freeze links, transactions), oneway-bytes and stalled-copies. Without it: half of
+    /// what there is
+    #[arg(long, value_name = "WHAT=N")]
+    user_limit: Vec<UserLimit>,
 
     /// The security context that nodes which ask for one are told of their callers (Android's service managers ask on every call):
     /// a label for everybody, as in u:r:app:s0, or with @FILE one for each user, in lines of UID LABEL or * LABEL. Without it, as
@@ -260,11 +268,7 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     raise_descriptor_limit();
 
     let (tell, events) = mpsc::channel();
-    let page_budget = options.page_budget.or_else(|| {
-        let limit = shrinker::group_limit()?;
-        log::info!("buffers may take three quarters of this control group's {limit} bytes");
-        Some(limit / 4 * 3)
-    });
+    let page_budget = options.page_budget.or_else(default_budget);
     let install_latency = options.install_latency.as_ref().map(|path| {
         let failed = |error| format!("{}: {error}", path.display());
         File::create(path).map(|file| (file, Arc::<InstallLatency>::default())).map_err(failed)
@@ -278,7 +282,7 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     });
     inject_into_the_daemon(options.inject.clone());
     let reclaimer = Reclaimer::start(&memory)?;
-    let opened = open_doors(options, memory, &tell)?;
+    let opened = open_doors(options, memory, user_limits(options, page_budget), &tell)?;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         while let Ok(signal) = signals.wait() {
             if tell.send(Event::Signal(signal)).is_err() {
@@ -312,6 +316,32 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     result
 }
 
+/// Three quarters of the control group's memory limit or half of what the machine has left, whichever
+/// is less.
+fn default_budget() -> Option<u64> {
+    let group = shrinker::group_limit()
+        .map(|limit| (limit / 4 * 3, "three quarters of this control group's memory"));
+    let machine = shrinker::available_memory()
+        .map(|left| (left / 2, "half of the memory that is available now"));
+    let (budget, what) =
+        [group, machine].into_iter().flatten().min_by_key(|(budget, _)| *budget)?;
+    log::info!("buffers and records may take {} MiB, {what}", budget >> 20);
+    Some(budget)
+}
+
+/// Half of everything for one user, but for what the options say.
+fn user_limits(options: &Options, budget: Option<u64>) -> UserLimits {
+    let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+    let mappings = std::fs::read_to_string("/proc/sys/vm/max_map_count");
+    let mappings = mappings.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(65_530);
+    let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
+    let mut limits = UserLimits::half_of(descriptors, mappings, budget);
+    for limit in &options.user_limit {
+        limits.set(limit.what, limit.most);
+    }
+    limits
+}
+
 struct Opened {
     doors: usize,
     /// What goes when the daemon goes.
@@ -321,6 +351,7 @@ struct Opened {
 fn open_doors(
     options: &Options,
     memory: Arc<Memory>,
+    user_limits: UserLimits,
     tell: &mpsc::Sender<Event>,
 ) -> Result<Opened, Box<dyn Error>> {
     let permissions =
@@ -330,7 +361,7 @@ fn open_doors(
         Box::new(move || drop(tell.send(Event::Closed(door)))) as Box<dyn FnOnce() + Send>
     };
     let security_contexts = options.security_context.clone().unwrap_or_default();
-    let hub = Hub::with(memory, HubConfig { security_contexts })?;
+    let hub = Hub::with(memory, HubConfig { security_contexts, user_limits })?;
     let mut names = options.names.clone();
     names.sort();
     names.dedup();

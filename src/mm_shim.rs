@@ -27,6 +27,7 @@ pub(crate) use inject::{OnBehalf, fault};
 
 use crate::client_log::{Kind, client_log};
 use crate::client_mem::ClientMemory;
+use crate::quota::{User, What};
 use crate::shrinker::Memory;
 use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::{Errno, alloc::MAX_BUFFER_SIZE};
@@ -149,6 +150,7 @@ impl Drop for MmUsers<'_> {
 /// The address space of one client (`struct mm_struct`), as far as binder cares.
 pub struct MmStruct {
     mm: Arc<dyn Mm>,
+    user: Arc<User>,
     memory: Arc<Memory>,
     mmap_lock: RwLock<()>,
     /// Installed pages that are paid for out of the budget. Whoever sets one of these has paid.
@@ -156,9 +158,11 @@ pub struct MmStruct {
 }
 
 impl MmStruct {
-    pub fn new(mm: Arc<dyn Mm>, memory: &Arc<Memory>) -> Self {
+    /// `user` is whose pages these are.
+    pub fn new(mm: Arc<dyn Mm>, memory: &Arc<Memory>, user: Arc<User>) -> Self {
         Self {
             mm,
+            user,
             memory: memory.clone(),
             mmap_lock: RwLock::new(()),
             charged: (0..MAX_PAGES).map(|_| AtomicBool::new(false)).collect(),
@@ -216,17 +220,24 @@ impl MmStruct {
     }
 
     /// A page of zeros, out of the budget. To be called under neither the buffer mutex nor the LRU
-    /// lock. ENOMEM: the budget is in use.
+    /// lock. ENOMEM: the budget, or what its user may have of it, is in use.
     pub fn alloc_page(&self) -> Result<Page, Errno> {
         self.memory.inject.at(Verb::AllocPage)?;
-        self.memory.charge()?;
+        while !self.user.may_have(What::Pages, 1) && self.memory.reclaim_some() > 0 {}
+        self.user.charge(What::Pages, 1)?;
+        self.memory.charge().inspect_err(|_| self.user.uncharge(What::Pages, 1))?;
         Ok(self.mm.new_page())
     }
 
     /// `__free_page`.
     pub fn free_page(&self, page: Page) {
         drop(page);
-        self.memory.uncharge(1);
+        self.uncharge(1);
+    }
+
+    fn uncharge(&self, pages: usize) {
+        self.memory.uncharge(pages);
+        self.user.uncharge(What::Pages, pages);
     }
 
     /// EBUSY: there is a page already. Other errors are those of the kernel, as they are.
@@ -243,7 +254,7 @@ impl MmStruct {
             Ok(()) => {
                 if self.charged[index].swap(true, Ordering::Relaxed) {
                     // Somebody has found the page between these two lines and paid for it.
-                    self.memory.uncharge(1);
+                    self.uncharge(1);
                 }
                 Ok(())
             }
@@ -257,6 +268,7 @@ impl MmStruct {
         let found = self.mm.get_user_pages_remote(index);
         if found && !self.charged[index].swap(true, Ordering::Relaxed) {
             self.memory.charge_existing();
+            self.user.charge_existing(What::Pages, 1);
         }
         found
     }
@@ -295,7 +307,7 @@ impl MmStruct {
                 .filter(|charged| charged.load(Ordering::Relaxed))
                 .filter(|charged| charged.swap(false, Ordering::Relaxed))
                 .count();
-        self.memory.uncharge(pages);
+        self.uncharge(pages);
         pages
     }
 

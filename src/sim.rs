@@ -16,6 +16,7 @@ use crate::binder::{
 };
 use crate::client_mem::{ClientMemory, SharedSlice};
 use crate::mm_shim::HeapMm;
+use crate::quota::User;
 use crate::shrinker::{Memory, MemoryConfig};
 use crate::uapi;
 use parking_lot::Mutex;
@@ -138,6 +139,7 @@ pub struct SimClient {
     files: Mutex<BTreeMap<i32, Arc<dyn File>>>,
     nice: Mutex<BTreeMap<i32, i32>>,
     no_files: AtomicBool,
+    user: Mutex<Option<Arc<User>>>,
     /// The process has ended and was waited for; a child goes on with its open file.
     reaped: AtomicBool,
     security_context: Mutex<Option<Vec<u8>>>,
@@ -181,6 +183,10 @@ impl Client for SimClient {
 
     fn set_nice(&self, tid: i32, nice: i32) {
         self.nice.lock().insert(tid, nice.clamp(-20, 19));
+    }
+
+    fn user(&self) -> Arc<User> {
+        self.user.lock().clone().unwrap_or_else(User::unlimited)
     }
 
     fn security_context(&self) -> Result<Vec<u8>, Errno> {
@@ -263,9 +269,15 @@ impl World {
 
     /// Opens a device and maps nothing.
     pub fn open_unmapped(&self, device: &str, pid: i32) -> Sim {
+        self.open_for(User::unlimited(), device, pid)
+    }
+
+    /// As [`World::open_unmapped`], by a user of whom there may be more open files.
+    pub fn open_for(&self, user: Arc<User>, device: &str, pid: i32) -> Sim {
         let client = Arc::new(SimClient::default());
+        *client.user.lock() = Some(user.clone());
         let mm = HeapMm::new();
-        let alloc = Alloc::new(mm.clone(), &self.memory);
+        let alloc = Alloc::of_user(mm.clone(), &self.memory, user);
         let context = self.binder.context(device);
         let process = context.open(pid, pid, client.clone(), alloc.clone());
         Sim { context, process, client, alloc, mm, arena: Arc::default(), pid, euid: 1000 }

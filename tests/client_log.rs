@@ -171,6 +171,13 @@ fn flood(kind: Kind) -> Result<Flood, &'static str> {
             })
         },
         Kind::NotInNamespace => return Err("it takes another pid namespace"),
+        Kind::UserLimit => Flood {
+            options: &["--user-limit", "opens=3"],
+            ..Flood::by("uid 1000 has 3 opens and may have 3", |device| {
+                let opened: Vec<_> = (0..3).map(|_| Device::open(device.path())).collect();
+                assert!(opened.iter().any(Result::is_err));
+            })
+        },
         Kind::OutOfDescriptors | Kind::OutOfMemory => {
             return Err("tests/shortage.rs injects these");
         }

@@ -163,11 +163,11 @@ fn no_injected_fault_makes_a_wrong_death() {
                 | Verb::MmGet
                 | Verb::Descriptor
                 | Verb::Mmap
-                | Verb::ReadMemory => faults > 0,
+                | Verb::ReadMemory
+                | Verb::Record => faults > 0,
                 // These are tried again, the client does not notice them, or they do not happen here.
                 Verb::Zap
                 | Verb::WriteMemory
-                | Verb::Record
                 | Verb::Poll
                 | Verb::Send
                 | Verb::Receive

@@ -8,6 +8,7 @@ use super::graph::{DeathId, Graph, NodeId, Place, ProcessId, Queue, ThreadId, Wo
 use super::returns::Return;
 use super::wire::HandleCookie;
 use crate::client_log::{Kind, user_error};
+use crate::quota::{Held, bytes};
 use crate::wrong::{Rule, wrong};
 
 /// What a link will tell its holder (`BINDER_WORK_DEAD_BINDER` and its kin).
@@ -24,6 +25,8 @@ pub(crate) struct Death {
     pub cookie: u64,
     pub work: DeathWork,
     pub place: Option<Place>,
+    #[expect(dead_code, reason = "held for its drop")]
+    pub charge: Held,
 }
 
 impl Graph {
@@ -46,10 +49,12 @@ impl Graph {
             return;
         }
         let node = reference.node;
-        if self.processes.get(&process).is_none_or(|p| p.deaths >= self.limits.links) {
+        let holder = self.processes.get(&process).filter(|p| p.deaths < self.limits.links);
+        let charge = holder.and_then(|p| p.process.user.hold_record(bytes::LINK).ok());
+        let Some(charge) = charge else {
             self.set_return_error(thread, Return::Error(0));
             return;
-        }
+        };
         let id = DeathId(self.next_id());
         if let Some(record) = self.processes.get_mut(&process) {
             record.deaths += 1;
@@ -62,6 +67,7 @@ impl Graph {
                 cookie: request.cookie,
                 work: DeathWork::DeadBinder,
                 place: None,
+                charge,
             },
         );
         if let Some(reference) = self.find_ref_mut(process, request.handle) {

@@ -10,6 +10,7 @@ use super::wire::HandleCookie;
 use super::{Finish, Process};
 use crate::Errno;
 use crate::client_log::{Kind, user_error};
+use crate::quota::{Held, bytes};
 use crate::wrong::{Rule, wrong};
 use std::sync::Arc;
 
@@ -29,6 +30,8 @@ pub(crate) struct Freeze {
     pub resend: bool,
     pub work: FreezeWork,
     pub place: Option<Place>,
+    #[expect(dead_code, reason = "held for its drop")]
+    pub charge: Held,
 }
 
 /// A BINDER_FREEZE that waits for the outstanding transactions of a process.
@@ -66,9 +69,8 @@ impl Graph {
             return refuse("already set");
         }
         let node = reference.node;
-        if self.processes.get(&process).is_none_or(|p| p.freezes >= self.limits.links) {
-            return Err(Errno::ENOMEM);
-        }
+        let holder = self.processes.get(&process).filter(|p| p.freezes < self.limits.links);
+        let charge = holder.ok_or(Errno::ENOMEM)?.process.user.hold_record(bytes::LINK)?;
         let owner = self.nodes.get(&node).and_then(|node| node.process);
         let is_frozen =
             owner.and_then(|owner| self.processes.get(&owner)).map(|owner| owner.is_frozen);
@@ -87,6 +89,7 @@ impl Graph {
                 resend: false,
                 work: FreezeWork::FrozenBinder,
                 place: None,
+                charge,
             },
         );
         if let Some(reference) = self.find_ref_mut(process, request.handle) {

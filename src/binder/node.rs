@@ -10,6 +10,7 @@ use super::graph::{Graph, NodeId, Place, ProcessId, Queue, ThreadId, Transaction
 use super::object::FlatObject;
 use crate::Errno;
 use crate::client_log::{Kind, user_error};
+use crate::quota::{Held, bytes};
 use crate::uapi;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -41,6 +42,8 @@ pub(crate) struct Node {
     /// A one-way transaction is with the owner; the next waits in `async_todo`.
     pub has_async_transaction: bool,
     pub async_todo: VecDeque<TransactionId>,
+    #[expect(dead_code, reason = "held for its drop")]
+    pub charge: Held,
 }
 
 impl Node {
@@ -84,6 +87,7 @@ impl Graph {
         if record.nodes.len() >= limit {
             return Err(Errno::ENOMEM);
         }
+        let charge = record.process.user.hold_record(bytes::NODE)?;
         record.nodes.insert(object.binder, id);
         self.created.nodes += 1;
         self.nodes.insert(
@@ -108,6 +112,7 @@ impl Graph {
                 work: None,
                 has_async_transaction: false,
                 async_todo: VecDeque::new(),
+                charge,
             },
         );
         Ok(id)

@@ -10,6 +10,7 @@ use super::{Effect, Process};
 use crate::Errno;
 use crate::alloc::Buffer;
 use crate::client_log::{Kind, user_error};
+use crate::quota;
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -28,6 +29,8 @@ pub(crate) struct BufferRecord {
     pub held: Vec<Held>,
     /// Descriptors (of arrays) that were installed in the client and are closed with the buffer.
     pub close_on_free: Vec<i32>,
+    #[expect(dead_code, reason = "held for its drop")]
+    pub charge: quota::Held,
 }
 
 /// `struct binder_proc`, the part that the graph's lock guards.

@@ -3,6 +3,7 @@
 use super::graph::{DeathId, FreezeId, Graph, NodeId, ProcessId, ThreadId};
 use crate::Errno;
 use crate::client_log::{Kind, user_error};
+use crate::quota::{Held, bytes};
 use crate::wrong::{Rule, wrong};
 
 /// `struct binder_ref`. A process has at most one for each node.
@@ -14,6 +15,8 @@ pub(crate) struct Ref {
     pub weak: u64,
     pub death: Option<DeathId>,
     pub freeze: Option<FreezeId>,
+    #[expect(dead_code, reason = "held for its drop")]
+    pub charge: Held,
 }
 
 impl Graph {
@@ -46,10 +49,14 @@ impl Graph {
         if record.refs.len() >= limit {
             return Err(Errno::ENOMEM);
         }
+        let charge = record.process.user.hold_record(bytes::REFERENCE)?;
         let handle = record.free_handle(if may_be_0 { 0 } else { 1 });
         record.handles.insert(node, handle);
         self.created.references += 1;
-        record.refs.insert(handle, Ref { id, node, strong: 0, weak: 0, death: None, freeze: None });
+        record.refs.insert(
+            handle,
+            Ref { id, node, strong: 0, weak: 0, death: None, freeze: None, charge },
+        );
         if let Some(node) = self.nodes.get_mut(&node) {
             node.refs.insert(id, process);
         }

@@ -13,12 +13,13 @@ use super::process::BufferRecord;
 use super::returns::Return;
 use super::thread::ExtendedError;
 use super::traffic::Entry;
-use super::transaction::{Fixup, Held, Transaction};
+use super::transaction::{Charge, Fixup, Held, Transaction};
 use super::wire::{TransactionData, align8};
 use crate::Errno;
 use crate::alloc::{Buffer, Request};
 use crate::client_log::{Kind, user_error};
 use crate::client_mem::ClientMemory;
+use crate::quota;
 use crate::shortage;
 use crate::uapi::{TF_ACCEPT_FDS, TF_CLEAR_BUF, TF_ONE_WAY};
 use crate::wrong::{Rule, wrong};
@@ -93,6 +94,9 @@ pub(crate) struct Filled {
     pub held: Vec<Held>,
     pub fixups: Vec<Fixup>,
     pub security_ctx: u64,
+    charge: Charge,
+    /// Of the buffer's record, which stays until the buffer is freed.
+    buffer_charge: quota::Held,
 }
 
 impl Sender<'_> {
@@ -358,25 +362,33 @@ impl Sender<'_> {
         let context_size = security_ctx.as_ref().map_or(0, |context| align8(context.len() as u64));
         let extra = extra_buffers_size.checked_add(context_size).ok_or(Errno::EINVAL)?;
         let alloc = &target.process.alloc;
-        let buffer = alloc
-            .alloc_new_buf(&Request {
-                data_size: data.data_size,
-                offsets_size: data.offsets_size,
-                extra_buffers_size: extra,
-                is_async: !is_reply && data.flags & TF_ONE_WAY != 0,
-                pid: self.process.pid,
-            })
-            .map_err(|errno| match errno {
-                Errno::ESRCH => {
-                    let pid = target.process.pid;
-                    user_error!(Kind::NotMapped, "cannot allocate buffer: no vma, process {pid}");
-                    Failure::new(Return::DeadReply, -(Errno::ESRCH as i32))
-                }
-                errno => {
-                    shortage::note(&errno);
-                    errno.into()
-                }
-            })?;
+        let request = Request {
+            data_size: data.data_size,
+            offsets_size: data.offsets_size,
+            extra_buffers_size: extra,
+            is_async: !is_reply && data.flags & TF_ONE_WAY != 0,
+            pid: self.process.pid,
+        };
+        let user = &self.process.user;
+        let buffer_charge = user.hold_record(quota::bytes::BUFFER)?;
+        let mut charge =
+            Charge { record: user.hold_record(quota::bytes::TRANSACTION)?, oneway: None };
+        let buffer = alloc.alloc_new_buf(&request).map_err(|errno| match errno {
+            Errno::ESRCH => {
+                let pid = target.process.pid;
+                user_error!(Kind::NotMapped, "cannot allocate buffer: no vma, process {pid}");
+                Failure::new(Return::DeadReply, -(Errno::ESRCH as i32))
+            }
+            errno => {
+                shortage::note(&errno);
+                errno.into()
+            }
+        })?;
+        if request.is_async {
+            let size = buffer.size();
+            let held = user.hold(quota::What::OnewayBytes, size);
+            charge.oneway = Some(held.inspect_err(|_| alloc.free_buf(&buffer))?);
+        }
         if data.flags & TF_CLEAR_BUF != 0 {
             alloc.set_clear_on_free(&buffer);
         }
@@ -392,7 +404,14 @@ impl Sender<'_> {
         match message.fill() {
             Ok(()) => {
                 let (held, fixups) = message.into_parts();
-                Ok(Filled { buffer, held, fixups, security_ctx: context_address })
+                Ok(Filled {
+                    buffer,
+                    held,
+                    fixups,
+                    security_ctx: context_address,
+                    charge,
+                    buffer_charge,
+                })
             }
             Err(errno) => {
                 let (held, fixups) = message.into_parts();
@@ -455,6 +474,7 @@ impl Sender<'_> {
                     target_node: target.node,
                     held: filled.held,
                     close_on_free: Vec::new(),
+                    charge: filled.buffer_charge,
                 },
             );
         }
@@ -481,6 +501,7 @@ impl Sender<'_> {
                 target_node: target.node,
                 fixups: filled.fixups,
                 security_ctx: filled.security_ctx,
+                charge: filled.charge,
             },
         );
         if let (Some(call), Some(caller)) = (target.in_reply_to, target.thread) {

@@ -8,6 +8,7 @@ use super::read::Parked;
 use super::returns::Return;
 use super::{Finish, Poller};
 use crate::Errno;
+use crate::quota::{Held, bytes};
 use bitflags::bitflags;
 
 bitflags! {
@@ -61,6 +62,8 @@ pub(crate) struct Thread {
     pub poller: Option<Box<dyn Poller>>,
     /// Where the last read buffer lay that could be written to.
     pub known_read_buffer: Option<u64>,
+    #[expect(dead_code, reason = "held for its drop")]
+    pub charge: Held,
 }
 
 impl Graph {
@@ -78,6 +81,7 @@ impl Graph {
         if record.threads.len() >= self.limits.threads {
             return Err(Errno::ENOMEM);
         }
+        let charge = record.process.user.hold_record(bytes::THREAD)?;
         let id = ThreadId(self.next_id());
         self.created.threads += 1;
         self.threads.insert(
@@ -96,6 +100,7 @@ impl Graph {
                 parked: None,
                 poller: None,
                 known_read_buffer: None,
+                charge,
             },
         );
         if let Some(record) = self.processes.get_mut(&process) {

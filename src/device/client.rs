@@ -4,6 +4,7 @@ use super::files::Channel;
 use super::security_context::SecurityContexts;
 use crate::client_log::{Caller, Kind, client_log, user_error};
 use crate::mm_shim::{Verb, fault};
+use crate::quota::{Held, Quotas, User, What};
 use crate::shortage::is_shortage;
 use crate::{Errno, binder, client_mem, uapi};
 use nix::sys::resource::{Resource, getrlimit};
@@ -20,6 +21,7 @@ use std::sync::{Arc, OnceLock, Weak};
 pub struct TakenFile {
     file: OwnedFd,
     clients: Arc<Clients>,
+    _held: Held,
 }
 
 impl Drop for TakenFile {
@@ -40,6 +42,7 @@ pub struct Client {
     pub pid: i32,
     /// The opener's, as the device's open tells it.
     pub uid: u32,
+    pub user: Arc<User>,
     pub pidfd: Arc<OwnedFd>,
     /// As it was at the open, with its NUL: `binder_transaction` tells `proc->cred`, whoever calls.
     security_context: Result<Vec<u8>, Errno>,
@@ -108,23 +111,27 @@ fn most_taken() -> usize {
 }
 
 /// All clients, by thread group: who asks how a pid looks from elsewhere finds the answer here.
-#[derive(Default)]
 pub struct Clients {
     by_pid: Mutex<HashMap<i32, Weak<Client>>>,
     /// How many of our descriptors are files on their way from one to another.
     taken: AtomicUsize,
     security_contexts: SecurityContexts,
+    quotas: Quotas,
 }
 
 impl Clients {
-    pub fn new(security_contexts: SecurityContexts) -> Clients {
-        Clients { security_contexts, ..Clients::default() }
+    pub fn new(security_contexts: SecurityContexts, quotas: Quotas) -> Clients {
+        Clients { by_pid: Mutex::default(), taken: AtomicUsize::new(0), security_contexts, quotas }
     }
 
     /// The process of the thread `tid` of the user `uid`, which waits in an open.
     pub fn of_thread(self: &Arc<Self>, tid: i32, uid: u32) -> Result<Arc<Client>, Errno> {
         let pid = thread_group(tid)?;
-        let pidfd = Arc::new(client_mem::pidfd_open(pid)?);
+        // Open files of one process share a descriptor, as long as its number is its own.
+        let pidfd = match self.find(pid) {
+            Some(known) if binder::Client::has_pid(&*known) => known.pidfd.clone(),
+            _ => Arc::new(client_mem::pidfd_open(pid)?),
+        };
         let security_context = self.security_contexts.of(tid, uid);
         if let Err(errno) = security_context
             && is_shortage(errno)
@@ -134,6 +141,7 @@ impl Clients {
         let client = Arc::new(Client {
             pid,
             uid,
+            user: self.quotas.user(uid),
             pidfd,
             security_context,
             namespaces: OnceLock::new(),
@@ -189,7 +197,12 @@ impl Drop for Client {
 }
 
 impl binder::Client for Client {
+    fn user(&self) -> Arc<User> {
+        self.user.clone()
+    }
+
     fn take_file(&self, tid: i32, fd: i32) -> Result<Arc<dyn binder::File>, Errno> {
+        let held = self.user.hold(What::Descriptors, 1)?;
         let taken = self.clients.taken.fetch_add(1, Ordering::Relaxed);
         // Counted until it is dropped, and not at all if it does not come to be.
         let not_taken = |_: &Errno| _ = self.clients.taken.fetch_sub(1, Ordering::Relaxed);
@@ -201,7 +214,7 @@ impl binder::Client for Client {
             return Err(Errno::EMFILE).inspect_err(not_taken);
         }
         let file = client_mem::getfd(self.pidfd.as_fd(), tid, fd).inspect_err(not_taken)?;
-        Ok(Arc::new(TakenFile { file, clients: self.clients.clone() }))
+        Ok(Arc::new(TakenFile { file, clients: self.clients.clone(), _held: held }))
     }
 
     fn accepts_files(&self) -> bool {
@@ -316,11 +329,15 @@ fn may_nice(tid: i32) -> bool {
 mod tests {
     use super::*;
     use crate::binder::Client as _;
+    use crate::quota::UserLimits;
+    use crate::shrinker::{Memory, MemoryConfig};
 
     #[test]
     fn a_thread_belongs_to_its_process() {
         let own = nix::unistd::getpid().as_raw();
-        let clients = Arc::new(Clients::default());
+        let memory = Memory::new(MemoryConfig::default());
+        let quotas = Quotas::new(&memory, UserLimits::NONE);
+        let clients = Arc::new(Clients::new(SecurityContexts::default(), quotas));
         let seen = clients.clone();
         std::thread::spawn(move || {
             let tid = nix::unistd::gettid().as_raw();

@@ -16,7 +16,7 @@ use crate::{Errno, alloc::MAX_BUFFER_SIZE};
 use nix::fcntl::{self, FallocateFlags, FcntlArg, OFlag, SealFlag};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::memfd::{self, MFdFlags};
-use nix::sys::mman::{self, MapFlags, ProtFlags};
+use nix::sys::mman::{self, MapFlags, MmapAdvise, ProtFlags};
 use nix::sys::stat::{self, Mode};
 use nix::sys::uio;
 use nix::unistd::{self, Whence};
@@ -78,8 +78,9 @@ pub fn create_memfd(name: &str) -> Result<BufferFile, Errno> {
 pub struct ClientMm {
     pid: i32,
     pidfd: Arc<OwnedFd>,
-    memfd: OwnedFd,
-    /// Our mapping of the whole of `memfd`.
+    /// The buffer file, where the mapping alone does not do: without userfaultfd.
+    memfd: Option<OwnedFd>,
+    /// Our mapping of the whole of the buffer file.
     base: NonNull<u8>,
     /// `None`: pages are added by writing to the file, and `page_table` makes that atomic.
     userfault: Option<&'static Userfault>,
@@ -119,7 +120,7 @@ static KEPT: AtomicUsize = AtomicUsize::new(0);
 
 /// So many may: opening costs as much as installing a page, and descriptors are few where clients
 /// are many.
-const MAX_KEPT: usize = 256;
+const MAX_KEPT: usize = 32;
 
 impl Users {
     /// Opens the maps of the process unless they are.
@@ -189,7 +190,8 @@ impl ClientMm {
         let mm = ClientMm {
             pid,
             pidfd,
-            memfd,
+            // A descriptor less for each open file.
+            memfd: userfault.is_none().then_some(memfd),
             base,
             userfault,
             page_table: Mutex::new(()),
@@ -215,8 +217,13 @@ impl ClientMm {
     }
 
     fn punch(&self, offset: usize, len: usize) -> Result<(), Errno> {
+        let Some(memfd) = &self.memfd else {
+            let start = NonNull::new(self.at(offset, len)?).ok_or(Errno::EFAULT)?;
+            // SAFETY: within our mapping, of a file; nowhere is there a reference into it.
+            return unsafe { mman::madvise(start.cast(), len, MmapAdvise::MADV_REMOVE) };
+        };
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        fcntl::fallocate(&self.memfd, flags, offset as i64, len as i64)
+        fcntl::fallocate(memfd, flags, offset as i64, len as i64)
     }
 
     /// Whether the process has not exited, by its pidfd.
@@ -370,13 +377,23 @@ impl Mm for ClientMm {
             return Err(Errno::EBUSY);
         }
         // Not fallocate: its pages are holes to lseek until they are written to.
-        uio::pwrite(&self.memfd, &[0], offset as i64).map(drop)
+        let memfd = self.memfd.as_ref().ok_or(Errno::EBADF)?;
+        uio::pwrite(memfd, &[0], offset as i64).map(drop)
     }
 
     /// Not mincore, which says whether a page is in memory: one that was swapped out is there, too.
     fn get_user_pages_remote(&self, index: usize) -> bool {
-        let offset = (index * PAGE_SIZE) as i64;
-        unistd::lseek(&self.memfd, offset, Whence::SeekData) == Ok(offset)
+        let offset = index * PAGE_SIZE;
+        if let Some(memfd) = &self.memfd {
+            let offset = offset as i64;
+            return unistd::lseek(memfd, offset, Whence::SeekData) == Ok(offset);
+        }
+        let Some(start) = self.at(offset, PAGE_SIZE).ok().and_then(NonNull::new) else {
+            return false;
+        };
+        // The kernel's own fault makes no page where userfaultfd waits for missing ones: EFAULT.
+        // SAFETY: the page is within our mapping, and nothing in it changes.
+        unsafe { mman::madvise(start.cast(), PAGE_SIZE, MmapAdvise::MADV_POPULATE_READ) }.is_ok()
     }
 
     fn zap_page(&self, index: usize) -> Result<Page, Errno> {

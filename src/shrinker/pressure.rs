@@ -138,16 +138,6 @@ fn unified_group(groups: &str, root: &Path) -> Option<PathBuf> {
     (!group.is_empty()).then(|| root.join(group))
 }
 
-/// The hard limit of our control group's memory, in bytes, if it has one.
-///
-/// Past it the kernel kills: pages of buffers cannot be swapped out where there is no swap, and
-/// the kernel gives up too soon for a pressure event to be of use.
-pub fn group_limit() -> Option<u64> {
-    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let limit = unified_group(&groups, Path::new("/sys/fs/cgroup"))?.join("memory.max");
-    fs::read_to_string(limit).ok()?.trim().parse().ok()
-}
-
 fn subscribe(path: &Path) -> io::Result<File> {
     let mut error = io::Error::from(io::ErrorKind::NotFound);
     for trigger in TRIGGERS {
