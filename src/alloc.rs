@@ -212,6 +212,11 @@ impl Alloc {
         self.set_mapped(false);
     }
 
+    /// Its file was closed, and its records are gone.
+    pub fn owner_released(&self) {
+        self.memory.released();
+    }
+
     /// The client calls the driver: it may have mapped its buffer since it was last searched.
     pub fn owner_calls(&self) {
         self.memory.relieve();

@@ -396,6 +396,7 @@ impl Context {
                         target.freeze_waited(wait);
                     }
                 }
+                Effect::Discard(what) => drop(what),
                 Effect::DropProcess(process) => drop(process),
             }
         }
@@ -477,5 +478,6 @@ impl Process {
     /// its buffers, which goes with the last handle.
     pub fn release(self: &Arc<Self>) {
         self.context.locked(|graph| graph.release_process(self.id));
+        self.alloc.owner_released();
     }
 }

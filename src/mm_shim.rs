@@ -339,6 +339,16 @@ impl MmStruct {
     }
 }
 
+/// Gives what is free in this process's heap back to the machine. The allocator does not do so by
+/// itself where a block that is in use lies above.
+pub(crate) fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it only looks at what is free.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Keeps signals away from a thread of our own, for the threads that wait for them.
 pub(crate) fn block_signals() {
     let _ = nix::sys::signal::SigSet::all().thread_block();

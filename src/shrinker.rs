@@ -18,7 +18,7 @@ use crate::mm_shim::{Injector, PAGE_SIZE};
 use lru::ListLru;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 // Not a lock and not part of the protocol: the model check need not look at a counter.
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -84,6 +84,17 @@ pub struct MemoryConfig {
     pub install_latency: Option<Arc<InstallLatency>>,
 }
 
+/// Bytes of records that have to go before the heap is trimmed.
+const WORTH_TRIMMING: usize = 8 << 20;
+
+struct Trimmer(Box<dyn Fn() + Send + Sync>);
+
+impl fmt::Debug for Trimmer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Trimmer")
+    }
+}
+
 /// The memory that all clients of a daemon share.
 #[derive(Debug)]
 pub struct Memory {
@@ -92,6 +103,10 @@ pub struct Memory {
     used: AtomicUsize,
     /// Bytes of records, which come out of the same budget.
     bytes: AtomicUsize,
+    /// The most that `bytes` was since the heap was last trimmed.
+    peak: AtomicUsize,
+    /// Has the heap trimmed, soon and elsewhere.
+    trimmer: OnceLock<Trimmer>,
     /// Records have taken what pages that nobody uses still occupy.
     pressed: AtomicBool,
     lru: ListLru,
@@ -119,6 +134,8 @@ impl Memory {
             budget: config.page_budget.map_or(usize::MAX, pages),
             used: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
+            peak: AtomicUsize::new(0),
+            trimmer: OnceLock::new(),
             pressed: AtomicBool::new(false),
             lru: ListLru::default(),
             page_install: config.page_install,
@@ -158,7 +175,8 @@ impl Memory {
     /// Takes the bytes of a record out of the budget. May be called under any lock: what has to be
     /// reclaimed for it is, by [`Memory::relieve`]. ENOMEM: there is not enough that could be.
     pub(crate) fn charge_bytes(&self, bytes: usize) -> Result<(), Errno> {
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.peak.fetch_max(before + bytes, Ordering::Relaxed);
         let (left, used) = (self.pages_left(), self.used());
         if used <= left && self.bytes.load(Ordering::Relaxed) <= self.budget_bytes() {
             return Ok(());
@@ -178,6 +196,23 @@ impl Memory {
     pub(crate) fn uncharge_bytes(&self, bytes: usize) {
         let before = self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         debug_assert!(before >= bytes, "{bytes} bytes of records freed, {before} in use");
+    }
+
+    /// Somebody who may have had many records is gone: what they took is to be the machine's again.
+    /// To be called under no lock.
+    pub(crate) fn released(&self) {
+        let bytes = self.record_bytes();
+        let peak = self.peak.load(Ordering::Relaxed);
+        if peak.saturating_sub(bytes) >= WORTH_TRIMMING
+            && let Some(Trimmer(trim)) = self.trimmer.get()
+        {
+            self.peak.store(bytes, Ordering::Relaxed);
+            trim();
+        }
+    }
+
+    fn set_trimmer(&self, trim: impl Fn() + Send + Sync + 'static) {
+        let _ = self.trimmer.set(Trimmer(Box::new(trim)));
     }
 
     /// Reclaims the pages whose place in the budget records have taken. To be called under no lock.

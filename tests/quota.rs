@@ -149,13 +149,14 @@ fn resident_kib(daemon: &Daemon) -> u64 {
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-/// Sends nodes to the context manager, many at a time, until that is refused; gives their number.
-fn hog(path: &Path) -> (u32, Vec<Device>) {
+/// Sends nodes to the context manager, many at a time, until that is refused or there are so many;
+/// gives their number.
+fn hog(path: &Path, most: u64) -> (u32, Vec<Device>) {
     const AT_ONCE: u64 = 500;
     let mut device = Device::open_nonblock(path).unwrap();
     device.mmap(1 << 20).unwrap();
     let mut nodes = 0;
-    loop {
+    while nodes < most {
         let mut parcel = Parcel::new();
         for number in 0..AT_ONCE {
             parcel.binder((nodes + number + 1) * 16, 0, 0);
@@ -177,6 +178,7 @@ fn hog(path: &Path) -> (u32, Vec<Device>) {
         }
         nodes += AT_ONCE;
     }
+    (nodes as u32, vec![device])
 }
 
 /// A context manager that frees what it is sent, and keeps the references that came with it.
@@ -215,7 +217,7 @@ fn a_hog_of_records_stays_within_the_budget_and_leaves_half_of_it() {
     let target = start(&["--page-budget", "32M"]);
     let (manager, _) = process(&target.path, 1001, collector);
     let before = resident_kib(daemon(&target));
-    let (hog, nodes) = process(&target.path, 1000, hog);
+    let (hog, nodes) = process(&target.path, 1000, |path| hog(path, u64::MAX));
     let held = resident_kib(daemon(&target)) - before;
     println!("{nodes} nodes took {held} KiB of 32 MiB");
     assert!(nodes > 5_000, "{nodes} nodes");
@@ -232,4 +234,31 @@ fn a_hog_of_records_stays_within_the_budget_and_leaves_half_of_it() {
     let open = || Device::open(&target.path).and_then(|device| device.daemon_stats());
     let gone = |stats: uapi::fakebinder_stats| stats.nodes == 0;
     assert!(wait_until(PATIENCE, || open().is_ok_and(gone)), "{:?}", open());
+}
+
+/// What a hog has taken is the machine's again when it has gone; for a good measure of it,
+/// `FAKEBINDER_HOG=1000000`.
+#[test]
+fn memory_comes_back_after_a_hog() {
+    if !possible() {
+        return;
+    }
+    let _alone = alone();
+    let references: u64 =
+        std::env::var("FAKEBINDER_HOG").map_or(100_000, |number| number.parse().unwrap());
+    let target = start(&["--user-limit", "records=10M"]);
+    let (manager, _) = process(&target.path, 1001, collector);
+    let before = resident_kib(daemon(&target));
+    const EACH: u64 = 100_000;
+    let hogs: Vec<_> = (0..references.div_ceil(EACH))
+        .map(|_| process(&target.path, 1000, |path| hog(path, EACH)).0)
+        .collect();
+    let during = resident_kib(daemon(&target));
+    drop((hogs, manager));
+    // One tenth stays for what comes next.
+    let left = || resident_kib(daemon(&target)) < before + (during - before) / 10 + (8 << 10);
+    let came_back = wait_until(PATIENCE, left);
+    let after = resident_kib(daemon(&target));
+    println!("{references} references: {before} KiB before, {during} during, {after} after");
+    assert!(came_back, "{before} KiB before, {during} during, {after} after");
 }

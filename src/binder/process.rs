@@ -212,7 +212,8 @@ impl Graph {
             }
         }
         if let Some(record) = self.processes.remove(&id) {
-            self.effects.push(Effect::DropProcess(record.process));
+            self.effects.push(Effect::Discard(Box::new(record)));
         }
+        self.shrink();
     }
 }

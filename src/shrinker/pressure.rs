@@ -2,7 +2,7 @@
 //! whoever asks for it. (The third reason, a used-up page budget, is found by `Memory::charge`.)
 
 use super::Memory;
-use crate::mm_shim::block_signals;
+use crate::mm_shim::{block_signals, trim_heap};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::fs::{self, File, OpenOptions};
@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 /// The machine's pressure file.
 const MACHINE: &str = "/proc/pressure/memory";
@@ -19,6 +20,9 @@ const MACHINE: &str = "/proc/pressure/memory";
 /// Tell us when somebody has waited for memory for 100 ms within a second; what the unprivileged
 /// may ask for has a window of a multiple of 2 s.
 const TRIGGERS: [&str; 2] = ["some 100000 1000000", "some 200000 2000000"];
+
+/// How long after a release of many records the heap is trimmed.
+const TRIM_DELAY: Duration = Duration::from_millis(200);
 
 /// The thread that reclaims pages. It waits in the kernel and costs nothing until something happens.
 #[derive(Debug)]
@@ -31,6 +35,10 @@ pub struct Reclaimer {
 struct Shared {
     wake: EventFd,
     stop: AtomicBool,
+    /// Somebody has asked for every page.
+    kicked: AtomicBool,
+    /// The heap is to be trimmed.
+    trim: AtomicBool,
     rounds: AtomicUsize,
 }
 
@@ -59,8 +67,20 @@ impl Reclaimer {
 
     fn listen(memory: &Arc<Memory>, pressure: Option<File>) -> io::Result<Reclaimer> {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        let shared =
-            Arc::new(Shared { wake, stop: AtomicBool::new(false), rounds: AtomicUsize::new(0) });
+        let shared = Arc::new(Shared {
+            wake,
+            stop: AtomicBool::new(false),
+            kicked: AtomicBool::new(false),
+            trim: AtomicBool::new(false),
+            rounds: AtomicUsize::new(0),
+        });
+        let trimming = Arc::downgrade(&shared);
+        memory.set_trimmer(move || {
+            if let Some(shared) = trimming.upgrade() {
+                shared.trim.store(true, Ordering::SeqCst);
+                let _ = shared.wake.write(1);
+            }
+        });
         let (memory, theirs) = (memory.clone(), shared.clone());
         let thread = thread::Builder::new().name("shrinker".into());
         let thread = thread.spawn(move || run(&memory, &theirs, pressure))?;
@@ -69,6 +89,7 @@ impl Reclaimer {
 
     /// Asks for every page that is not in use to be reclaimed. May be called from a signal handler.
     pub fn kick(&self) {
+        self.shared.kicked.store(true, Ordering::SeqCst);
         let _ = self.shared.wake.write(1);
     }
 
@@ -104,8 +125,16 @@ fn run(memory: &Memory, shared: &Shared, mut pressure: Option<File>) {
             if shared.stop.load(Ordering::SeqCst) {
                 return;
             }
-            let pages = memory.reclaim_all();
-            log::info!("reclaimed {pages} pages on request");
+            if shared.trim.load(Ordering::SeqCst) {
+                // What was released is still being taken apart, and others may follow.
+                thread::sleep(TRIM_DELAY);
+                shared.trim.store(false, Ordering::SeqCst);
+                trim_heap();
+            }
+            if shared.kicked.swap(false, Ordering::SeqCst) {
+                let pages = memory.reclaim_all();
+                log::info!("reclaimed {pages} pages on request");
+            }
         }
         if pressed.contains(PollFlags::POLLPRI) {
             // Half of them: the others may be wanted again soon, and if the pressure stays, so
@@ -160,7 +189,7 @@ mod tests {
     use nix::sys::socket::{MsgFlags, send};
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::{AsRawFd, OwnedFd};
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     /// Urgent data on a socket looks to `poll` as a pressure event does.
     #[test]
