@@ -27,15 +27,17 @@ pub use latency::InstallLatency;
 
 use crate::client_log::{Kind, client_log};
 use crate::client_mem::ClientMemory;
+use crate::lock_order::rank;
 use crate::mm_shim::{MmStruct, MmUsers, MmapLock, NoVma, OnBehalf, PAGE_SIZE, Page};
 use crate::quota::User;
 use crate::shrinker::{LruKey, LruOne, LruStatus, Memory, PageInstall, Reclaim};
-use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync;
+use crate::sync::modelled::Mutex;
+use crate::sync::modelled::atomic::{AtomicBool, Ordering};
 use crate::{Errno, mm_shim::Mm};
 use buffers::Buffers;
 use std::ops::Range;
-// Not a part of the page protocol: the model check need not look at them.
+// Not a part of the page protocol: the model check need not look at it.
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -116,6 +118,15 @@ impl Mapping {
     }
 }
 
+/// A client that has not mapped its buffer, as it was before it was searched for that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Missed {
+    /// How often it had called us.
+    calls: u64,
+    /// How much it had mapped, of anything.
+    total_vm: Option<u64>,
+}
+
 /// What the buffer mutex protects, from mmap to release.
 struct Locked {
     buffers: Buffers,
@@ -134,10 +145,10 @@ pub struct Alloc {
     mapped: AtomicBool,
     /// How often the client has called us without a mapping that we know of, from 1.
     calls: AtomicU64,
-    /// What `calls` was before the client was last searched for a mapping in vain.
-    searched: AtomicU64,
+    /// How it was when the client was last searched for a mapping, in vain.
+    missed: sync::Mutex<Option<Missed>, rank::Missed>,
     /// `None` before mmap and after release.
-    buffers: Mutex<Option<Locked>>,
+    buffers: Mutex<Option<Locked>, rank::Buffers>,
     /// What the model check undoes to see that it would notice.
     #[cfg(loom)]
     pub broken: crate::shrinker::Broken,
@@ -158,7 +169,7 @@ impl Alloc {
             mapping: OnceLock::new(),
             mapped: AtomicBool::new(false),
             calls: AtomicU64::new(1),
-            searched: AtomicU64::new(0),
+            missed: sync::Mutex::default(),
             buffers: Mutex::new(None),
             #[cfg(loom)]
             broken: memory.broken,
@@ -229,19 +240,21 @@ impl Alloc {
     /// error: whether there is one could not be found out.
     ///
     /// A search takes as long as the client has mappings, and others wait for it: where it was in
-    /// vain, the next one comes after the client's next call.
+    /// vain, the next one comes when the client has called us since or has another amount of memory
+    /// mapped.
     fn mapping(&self) -> Result<&Mapping, Errno> {
         if !self.is_mapped() {
             if self.mapping.get().is_some() {
                 return Err(Errno::ESRCH);
             }
-            let calls = self.calls.load(Ordering::Acquire);
-            if self.searched.load(Ordering::Relaxed) == calls {
+            let now =
+                Missed { calls: self.calls.load(Ordering::Acquire), total_vm: self.mm.total_vm() };
+            if *self.missed.lock() == Some(now) {
                 return Err(Errno::ESRCH);
             }
             let found = self.mm.find_mapping();
             if matches!(found, Err(Errno::ESRCH | Errno::EPERM)) {
-                self.searched.store(calls, Ordering::Relaxed);
+                *self.missed.lock() = Some(now);
             }
             let (address, size) = found.map_err(|errno| match errno {
                 Errno::EPERM => Errno::ESRCH,
@@ -562,7 +575,10 @@ impl Alloc {
     pub fn deferred_release(&self) {
         self.vma_close();
         // Whoever inserts a page holds this for reading and looks at `mapped` first.
-        let mmap = self.mm.mmap_write_lock();
+        self.release(self.mm.mmap_write_lock());
+    }
+
+    fn release(&self, mmap: MmapLock<'_>) {
         let mut locked = self.buffers.lock();
         let Some(mut released) = locked.take() else {
             return;
@@ -671,6 +687,12 @@ impl Reclaim for Alloc {
 
 impl Drop for Alloc {
     fn drop(&mut self) {
-        self.deferred_release();
+        self.vma_close();
+        // Nobody else has it, so there is nothing to wait for; and nothing may be waited for, since
+        // the shrinker may come to drop the last handle, and under `--page-install exclusive` it
+        // comes with another mm's lock.
+        if let Some(mmap) = self.mm.mmap_write_trylock() {
+            self.release(mmap);
+        }
     }
 }

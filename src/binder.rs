@@ -14,6 +14,9 @@
 //! | `write`, `read` | the two halves of BINDER_WRITE_READ |
 //! | `command`, `returns`, `object`, `wire` | `BC_*`, `BR_*`, the objects, other records: from and to bytes |
 //! | `send`, `message` | `binder_transaction`: finding the target; filling the buffer |
+//! | `delivery` | how what is read gets to its client; a drawing of a call's way |
+//! | `outbox` | what was decided under the lock and is still to be done |
+//! | `copies` | the cap on copies to and from a client's memory that do not come back |
 //! | `transaction` | a transaction's life, replies that fail, buffers that are freed |
 //! | `thread`, `process`, `node`, `reference`, `death`, `freeze` | what they say |
 //! | `graph` | all of them, and their work lists |
@@ -23,7 +26,9 @@
 #![forbid(unsafe_code)]
 
 pub mod command;
+pub mod copies;
 mod death;
+mod delivery;
 mod freeze;
 mod graph;
 pub mod invariants;
@@ -33,6 +38,7 @@ mod logs;
 mod message;
 mod node;
 pub mod object;
+mod outbox;
 mod process;
 mod read;
 mod reference;
@@ -45,17 +51,19 @@ mod transaction;
 pub mod wire;
 mod write;
 
+pub use copies::{AtOnce, Carriers, Copies};
 pub use limits::Limits;
 pub use stats::Stats;
 
-use crate::lock_order::{self, Rank};
+use crate::lock_order::rank;
 use crate::quota::User;
+use crate::sync::Mutex;
 use crate::{Errno, alloc::Alloc, client_mem::ClientMemory};
-use graph::{Effect, Graph, ProcessId};
-use parking_lot::Mutex;
+use copies::Subject;
+use graph::{Graph, ProcessId};
+use outbox::{Item, Outbox};
 use process::ProcessRecord;
 use rustc_hash::FxHashMap;
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -71,6 +79,11 @@ pub trait Reply: Send {
     /// Ends the ioctl. `out` is the ioctl's argument as it is to be copied out (the device drops
     /// it for ioctls that copy nothing out); it is copied out on errors too.
     fn send(self: Box<Self>, result: Result<i32, Errno>, out: &[u8]);
+
+    /// Whether ending it touches the caller's memory.
+    fn copies_out(&self) -> bool {
+        false
+    }
 
     /// Ends the ioctl as ERESTARTSYS does: after the signal's handler it is called again or fails
     /// with EINTR, as SA_RESTART says.
@@ -126,6 +139,11 @@ pub trait Client: Send + Sync {
     /// Closes descriptors in the client (a freed buffer's descriptor arrays).
     fn close_files(&self, fds: &[i32]);
 
+    /// The cap on copies to and from this client's memory, for this open file.
+    fn copies(&self) -> Arc<Copies> {
+        Copies::unlimited()
+    }
+
     /// The nice value of a thread of this client.
     fn nice(&self, tid: i32) -> i32;
 
@@ -169,6 +187,8 @@ pub trait Timers: Send + Sync {
 
 /// An ioctl that is to be ended.
 pub(crate) struct Finish {
+    /// Whose it is.
+    pub process: Arc<Process>,
     pub reply: Box<dyn Reply>,
     pub result: Result<i32, Errno>,
     pub out: Vec<u8>,
@@ -192,17 +212,19 @@ struct FreezeCaller {
 
 /// The driver: its contexts and every open process.
 pub struct Binder {
-    contexts: Mutex<Vec<Arc<Context>>>,
+    contexts: Mutex<Vec<Arc<Context>>, rank::Contexts>,
     shared: Arc<Shared>,
 }
 
 /// What the contexts of a driver share.
 struct Shared {
-    contexts: Mutex<Vec<Weak<Context>>>,
+    contexts: Mutex<Vec<Weak<Context>>, rank::SharedContexts>,
     ids: Arc<AtomicU64>,
     limits: Limits,
     timers: Arc<dyn Timers>,
-    freeze_callers: Mutex<FxHashMap<(ProcessId, i32), FreezeCaller>>,
+    carriers: Arc<dyn Carriers>,
+    outbox: Outbox<Item>,
+    freeze_callers: Mutex<FxHashMap<(ProcessId, i32), FreezeCaller>, rank::FreezeCallers>,
     traffic: Traffic,
     transaction_log: TransactionLog,
     failed_log: TransactionLog,
@@ -212,7 +234,7 @@ struct Shared {
 pub struct Context {
     name: Arc<str>,
     shared: Arc<Shared>,
-    graph: Mutex<Graph>,
+    graph: Mutex<Graph, rank::Graph>,
 }
 
 /// One open of a device (`struct binder_proc`): what of it never changes. What does is in the
@@ -228,7 +250,19 @@ pub struct Process {
     /// Whose records these are.
     user: Arc<User>,
     alloc: Arc<Alloc>,
+    copies: Arc<Copies>,
     traffic: Traffic,
+}
+
+/// What an entry into the driver has left to be done for other clients: it is done when this is
+/// dropped. By then the caller must have its answer, or be parked, and its [`copies::Place`] be
+/// given back: then nobody waits for a stranger's memory.
+pub struct Due<'a>(&'a Shared);
+
+impl Drop for Due<'_> {
+    fn drop(&mut self) {
+        self.0.carry_out();
+    }
 }
 
 impl Drop for Process {
@@ -238,17 +272,29 @@ impl Drop for Process {
 }
 
 impl Binder {
+    /// A driver for clients whose memory never stalls.
     pub fn new(timers: Arc<dyn Timers>) -> Arc<Binder> {
         Self::with_limits(timers, Limits::default())
     }
 
     /// A driver with limits of its own, for clients that are trusted more or less than usual.
     pub fn with_limits(timers: Arc<dyn Timers>, limits: Limits) -> Arc<Binder> {
+        Self::with_carriers(timers, Arc::new(AtOnce), limits)
+    }
+
+    /// A driver that has threads for what may be held up in a client's memory.
+    pub fn with_carriers(
+        timers: Arc<dyn Timers>,
+        carriers: Arc<dyn Carriers>,
+        limits: Limits,
+    ) -> Arc<Binder> {
         let shared = Arc::new(Shared {
             limits,
             contexts: Mutex::default(),
             ids: Arc::default(),
             timers,
+            carriers,
+            outbox: Outbox::new(),
             freeze_callers: Mutex::default(),
             traffic: Traffic::default(),
             transaction_log: TransactionLog::default(),
@@ -271,6 +317,16 @@ impl Binder {
         self.shared.contexts.lock().push(Arc::downgrade(&context));
         contexts.push(context.clone());
         context
+    }
+
+    /// Carries out what is in the outbox, whoever put it there.
+    pub fn carry_out(&self) {
+        self.shared.carry_out();
+    }
+
+    /// While something waits in the outbox: a number that changes whenever anything is taken out.
+    pub fn outbox_progress(&self) -> Option<u64> {
+        self.shared.outbox.progress()
     }
 
     /// What the driver holds, over all contexts.
@@ -329,6 +385,7 @@ impl Context {
         let id = ProcessId(self.graph.lock().next_id());
         let default_nice = client.nice(tid);
         let user = client.user();
+        let copies = client.copies();
         let process = Arc::new(Process {
             id,
             pid,
@@ -337,6 +394,7 @@ impl Context {
             client,
             user,
             alloc,
+            copies,
             traffic: Traffic::default(),
         });
         let mut graph = self.graph.lock();
@@ -353,53 +411,19 @@ impl Context {
 
     /// Looks at the graph under its lock.
     fn with_graph<R>(&self, f: impl FnOnce(&Graph) -> R) -> R {
-        let _held = lock_order::waiting_for(Rank::Graph);
         f(&self.graph.lock())
     }
 
-    /// Runs `f` on the graph under its lock, and then does what is left to do in the world.
+    /// Runs `f` on the graph under its lock. What it leaves to be done is posted afterwards
+    /// ([`outbox`]): no client's memory is touched here.
     fn locked<R>(&self, f: impl FnOnce(&mut Graph) -> R) -> R {
-        let (result, effects) = self.with_effects(f);
-        if !effects.is_empty() {
-            self.carry_out(effects);
-        }
-        result
-    }
-
-    /// Runs `f` on the graph under its lock, and returns what is left to do.
-    fn collect_effects(&self, f: impl FnOnce(&mut Graph)) -> Vec<Effect> {
-        self.with_effects(f).1
-    }
-
-    fn with_effects<R>(&self, f: impl FnOnce(&mut Graph) -> R) -> (R, Vec<Effect>) {
-        let _held = lock_order::waiting_for(Rank::Graph);
         let mut graph = self.graph.lock();
         let result = f(&mut graph);
         graph.settle();
-        (result, std::mem::take(&mut graph.effects))
-    }
-
-    /// Does in the world what the graph has decided; what comes of it is done too, one after the
-    /// other, for a chain of clients that fail must not become a chain of calls.
-    fn carry_out(&self, effects: Vec<Effect>) {
-        let mut effects = VecDeque::from(effects);
-        while let Some(effect) = effects.pop_front() {
-            match effect {
-                Effect::Deliver(delivery) => effects.extend(delivery.carry_out(self)),
-                Effect::Finish(finish) => finish.send(),
-                Effect::Poll(poller) => poller.wake(),
-                Effect::FreeBuffer(process, buffer) => process.alloc.free_buf(&buffer),
-                Effect::CloseFiles(process, files) => process.client.close_files(&files),
-                Effect::DropFiles(files) => drop(files),
-                Effect::Frozen(wait) => {
-                    if let Some(target) = wait.targets.first().cloned() {
-                        target.freeze_waited(wait);
-                    }
-                }
-                Effect::Discard(what) => drop(what),
-                Effect::DropProcess(process) => drop(process),
-            }
-        }
+        let effects = std::mem::take(&mut graph.effects);
+        drop(graph);
+        self.shared.post(effects);
+        result
     }
 }
 
@@ -422,19 +446,29 @@ impl Process {
         &self.alloc
     }
 
+    /// The cap on copies to and from its client's memory.
+    pub fn copies(&self) -> &Arc<Copies> {
+        &self.copies
+    }
+
+    fn due(&self) -> Due<'_> {
+        Due(&self.context.shared)
+    }
+
     fn pid_from_client(&self, pid: i32) -> i32 {
         self.client.pid_named(pid)
     }
 
     /// A signal has arrived for the thread `tid`: ends its blocked ioctl, if it has one.
     /// To be called after [`Reply::interrupted`] has begun to say true.
-    pub fn interrupt(self: &Arc<Self>, tid: i32) {
+    pub fn interrupt(self: &Arc<Self>, tid: i32) -> Due<'_> {
         self.context.locked(|graph| graph.interrupt_thread(self.id, tid));
         if let Some(caller) = self.context.shared.forget_freeze_caller((self.id, tid))
             && let Some(target) = caller.target.upgrade()
         {
             target.end_freeze_wait(caller.ticket, ioctl::FreezeEnd::Interrupted);
         }
+        self.due()
     }
 
     /// `binder_poll`: whether the thread has something to read; if not, `poller` is kept and woken
@@ -443,10 +477,10 @@ impl Process {
         self: &Arc<Self>,
         tid: i32,
         poller: Option<Box<dyn Poller>>,
-    ) -> Result<bool, Errno> {
+    ) -> (Result<bool, Errno>, Due<'_>) {
         self.alloc.owner_calls();
         // Somebody may ask without waiting while an earlier poller of the thread still waits.
-        self.context.locked(|graph| {
+        let ready = self.context.locked(|graph| {
             let id = graph.get_thread(self.id, tid)?;
             let Some(thread) = graph.threads.get_mut(&id) else {
                 return Ok(false);
@@ -466,18 +500,23 @@ impl Process {
                 thread.poller = Some(poller);
             }
             Ok(false)
-        })
+        });
+        (ready, self.due())
     }
 
     /// `binder_flush`: every blocked thread returns once.
-    pub fn flush(self: &Arc<Self>) {
+    pub fn flush(self: &Arc<Self>) -> Due<'_> {
         self.context.locked(|graph| graph.flush(self.id));
+        self.due()
     }
 
     /// `binder_release`. Blocked reads are ended; nothing of the process remains but the memory of
     /// its buffers, which goes with the last handle.
-    pub fn release(self: &Arc<Self>) {
+    pub fn release(self: &Arc<Self>) -> Due<'_> {
         self.context.locked(|graph| graph.release_process(self.id));
         self.alloc.owner_released();
+        // Returns for its threads that still wait for a place will not find them.
+        self.copies.give_up(Subject::Process(self.id.0));
+        self.due()
     }
 }

@@ -15,6 +15,8 @@
 //! know. The lock here is a leaf, and the logger behind it must not block (the daemon's hands its
 //! lines to a thread, see [`log_writer`](crate::log_writer)), so a line may be written under any lock.
 
+#![allow(clippy::disallowed_types, reason = "a leaf that may be taken under any lock")]
+
 use log::Level;
 use parking_lot::Mutex;
 use std::cell::Cell;

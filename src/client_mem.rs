@@ -6,12 +6,12 @@
 
 use crate::Errno;
 use crate::client_log::{Kind, client_log};
-use crate::lock_order::assert_outside_graph;
+use crate::lock_order::{assert_nothing_held, rank};
 use crate::mm_shim::{Verb, fault};
 use crate::shortage::{self, is_shortage};
+use crate::sync::Mutex;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
-use parking_lot::Mutex;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -66,11 +66,6 @@ pub trait ClientMemory: Send + Sync {
     /// Copies `dst.len()` bytes from `addr` of the client.
     fn read(&self, addr: u64, dst: &mut [u8]) -> Result<(), Errno>;
 
-    /// Copies from several places of the client at once.
-    fn read_vectored(&self, parts: &mut [(u64, &mut [u8])]) -> Result<(), Errno> {
-        parts.iter_mut().try_for_each(|(addr, dst)| self.read(*addr, dst))
-    }
-
     /// Copies from the client straight into a buffer that is shared with another process.
     fn read_shared(&self, addr: u64, dst: SharedSlice<'_>) -> Result<(), Errno>;
 
@@ -82,15 +77,31 @@ pub trait ClientMemory: Send + Sync {
 ///
 /// It is named by the thread that waits in the ioctl, not by its process: the first thread of a
 /// process may have exited before the others, and a forked child may use its parent's open file.
-/// Valid while that thread waits: its number cannot mean another process meanwhile.
-#[derive(Debug, Clone, Copy)]
+/// Valid while that thread waits: its number cannot mean another process meanwhile. Where the
+/// ioctl was answered although a copy had not come back, [`ProcessMemory::give_up`] says so, and
+/// every further copy fails with ESRCH.
+#[derive(Debug)]
 pub struct ProcessMemory {
     tid: Pid,
+    given_up: AtomicBool,
 }
 
 impl ProcessMemory {
     pub fn new(tid: i32) -> ProcessMemory {
-        ProcessMemory { tid: Pid::from_raw(tid) }
+        ProcessMemory { tid: Pid::from_raw(tid), given_up: AtomicBool::new(false) }
+    }
+
+    /// The thread does not wait any more: its number may soon be another's.
+    pub fn give_up(&self) {
+        self.given_up.store(true, Ordering::SeqCst);
+    }
+
+    fn before_copy(&self) -> Result<(), Errno> {
+        assert_nothing_held();
+        match self.given_up.load(Ordering::SeqCst) {
+            true => Err(Errno::ESRCH),
+            false => Ok(()),
+        }
     }
 
     fn whole(copied: Result<usize, Errno>, wanted: usize) -> Result<(), Errno> {
@@ -111,12 +122,9 @@ impl ProcessMemory {
     }
 }
 
-/// `process_vm_readv` takes at most IOV_MAX ranges.
-const MOST_RANGES: usize = 1024;
-
 impl ClientMemory for ProcessMemory {
     fn read(&self, addr: u64, dst: &mut [u8]) -> Result<(), Errno> {
-        assert_outside_graph();
+        self.before_copy()?;
         if dst.is_empty() {
             return Ok(());
         }
@@ -126,26 +134,8 @@ impl ClientMemory for ProcessMemory {
         Self::whole(process_vm_readv(self.tid, &mut [IoSliceMut::new(dst)], &remote), wanted)
     }
 
-    fn read_vectored(&self, parts: &mut [(u64, &mut [u8])]) -> Result<(), Errno> {
-        assert_outside_graph();
-        for parts in parts.chunks_mut(MOST_RANGES) {
-            let remote: Vec<RemoteIoVec> = parts
-                .iter()
-                .map(|(addr, dst)| RemoteIoVec { base: *addr as usize, len: dst.len() })
-                .collect();
-            let mut local: Vec<IoSliceMut<'_>> =
-                parts.iter_mut().map(|(_, dst)| IoSliceMut::new(dst)).collect();
-            let wanted = remote.iter().map(|range| range.len).sum();
-            fault(Verb::ReadMemory)?;
-            if wanted > 0 {
-                Self::whole(process_vm_readv(self.tid, &mut local, &remote), wanted)?;
-            }
-        }
-        Ok(())
-    }
-
     fn read_shared(&self, addr: u64, dst: SharedSlice<'_>) -> Result<(), Errno> {
-        assert_outside_graph();
+        self.before_copy()?;
         if dst.is_empty() {
             return Ok(());
         }
@@ -160,7 +150,7 @@ impl ClientMemory for ProcessMemory {
     }
 
     fn write(&self, addr: u64, src: &[u8]) -> Result<(), Errno> {
-        assert_outside_graph();
+        self.before_copy()?;
         if src.is_empty() {
             return Ok(());
         }
@@ -178,7 +168,7 @@ impl ClientMemory for ProcessMemory {
 #[derive(Debug, Default)]
 pub struct GatheredMemory {
     input: Vec<(u64, Vec<u8>)>,
-    output: Mutex<Vec<Output>>,
+    output: Mutex<Vec<Output>, rank::Gathered>,
 }
 
 #[derive(Debug)]
@@ -286,6 +276,7 @@ fn pidfd_open_with(id: i32, flags: libc::c_uint) -> Result<OwnedFd, Errno> {
 
 /// Whether the process still has a number: it has not ended, or was not waited for.
 pub fn pidfd_exists(pidfd: BorrowedFd<'_>) -> bool {
+    assert_nothing_held();
     let none = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: no signal is sent (0), and none is described.
     let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), 0, none, 0) };
@@ -307,7 +298,7 @@ pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: i32) -> Result<OwnedFd, Errno> {
 /// A copy of the descriptor `fd` of the thread `tid` of the process `pidfd`. Threads nearly always
 /// share their descriptors; where one does not, or the first thread has exited, Linux >= 6.9 tells.
 pub fn getfd(pidfd: BorrowedFd<'_>, tid: i32, fd: i32) -> Result<OwnedFd, Errno> {
-    assert_outside_graph();
+    assert_nothing_held();
     use std::os::fd::AsFd;
     static THREADS_HAVE_PIDFDS: AtomicBool = AtomicBool::new(true);
     if THREADS_HAVE_PIDFDS.load(Ordering::Relaxed) {
@@ -324,6 +315,7 @@ pub fn getfd(pidfd: BorrowedFd<'_>, tid: i32, fd: i32) -> Result<OwnedFd, Errno>
 
 /// The nice value of a thread. ESRCH when there is no such thread.
 pub fn getpriority(tid: i32) -> Result<i32, Errno> {
+    assert_nothing_held();
     // -1 is a nice value, too: only errno tells.
     Errno::clear();
     // SAFETY: no memory is involved.
@@ -337,6 +329,7 @@ pub fn getpriority(tid: i32) -> Result<i32, Errno> {
 
 /// The soft RLIMIT_NICE of a thread's process: 20 less the lowest nice value it may take.
 pub fn nice_limit(tid: i32) -> Result<i32, Errno> {
+    assert_nothing_held();
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the kernel writes one `rlimit`, and reads no new limit.
     let result = unsafe { libc::prlimit(tid, libc::RLIMIT_NICE, std::ptr::null(), &mut limit) };
@@ -345,6 +338,7 @@ pub fn nice_limit(tid: i32) -> Result<i32, Errno> {
 }
 
 pub fn setpriority(tid: i32, nice: i32) -> Result<(), Errno> {
+    assert_nothing_held();
     // SAFETY: no memory is involved.
     let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, tid as libc::id_t, nice) };
     Errno::result(result).map(drop)
@@ -389,12 +383,6 @@ mod tests {
         assert_eq!(own().read(1 << 63, &mut []), Ok(()));
 
         own().write(start + 4090, b"abcdef").unwrap();
-        let (mut a, mut b) = ([0; 2], [0; 3]);
-        own().read_vectored(&mut [(start + 4091, &mut a), (start + 4093, &mut b)]).unwrap();
-        assert_eq!((&a, &b), (b"bc", b"def"));
-        let mut beyond = [(start + 4091, &mut a[..]), (start + 4094, &mut b[..])];
-        assert_eq!(own().read_vectored(&mut beyond), Err(Errno::EFAULT));
-
         let mut shared = [0u8; 6];
         // SAFETY: `shared` is not touched while the slice lives.
         let slice = unsafe { SharedSlice::new(shared.as_mut_ptr(), 6) };

@@ -8,6 +8,7 @@
 //! engine keeps, and whoever completes it writes the reply.
 
 pub mod attach;
+pub mod carriers;
 pub mod claim;
 pub mod client;
 mod control;
@@ -18,6 +19,7 @@ pub mod reply;
 pub mod retry;
 pub mod security_context;
 pub mod session;
+pub mod signals;
 pub mod timers;
 pub mod tree;
 pub mod wire;
@@ -30,15 +32,17 @@ use self::security_context::SecurityContexts;
 use self::session::Responder;
 use self::wire::{Header, Ioctl, Request};
 use crate::alloc::Alloc;
-use crate::binder::{self, Binder, Call, Context, Process, Reply};
+use crate::binder::copies::{Place, Subject, Turn};
+use crate::binder::{self, Binder, Call, Context, Limits, Process, Reply};
 use crate::client_log::{Kind, client_log};
-use crate::client_mem::{ClientMemory, ProcessMemory};
+use crate::client_mem::ClientMemory;
+use crate::lock_order::rank;
 use crate::mm_shim::{BufferFile, ClientMm, MappingKind};
 use crate::quota::{Held, Quotas, UserLimits, What};
 use crate::shortage::{self, is_shortage};
 use crate::shrinker::Memory;
+use crate::sync::{Mutex, RwLock};
 use crate::{Errno, uapi};
-use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
@@ -68,9 +72,12 @@ impl Hub {
 
     pub fn with(memory: Arc<Memory>, config: HubConfig) -> std::io::Result<Arc<Hub>> {
         let timers = Arc::new(timers::Timers::start()?);
+        let carriers = carriers::Carriers::new();
+        let binder = Binder::with_carriers(timers, carriers.clone(), Limits::default());
+        carriers.attend(&binder)?;
         let quotas = Quotas::new(&memory, config.user_limits);
-        let clients = Arc::new(Clients::new(config.security_contexts, quotas));
-        Ok(Arc::new(Hub { binder: Binder::new(timers), clients, memory }))
+        let clients = Clients::new(carriers, config.security_contexts, quotas);
+        Ok(Arc::new(Hub { binder, clients, memory }))
     }
 
     /// The driver behind all devices.
@@ -101,7 +108,7 @@ pub struct Open {
     buffer: Option<OwnedFd>,
     mm: Arc<ClientMm>,
     /// A socket that the client is to connect to (see [`attach`]).
-    listener: Mutex<Option<UnixListener>>,
+    listener: Mutex<Option<UnixListener>, rank::Listener>,
     nonblock: bool,
     /// The client's memory cannot be reached from here: the kernel must gather it.
     gathered: AtomicBool,
@@ -176,16 +183,68 @@ fn reads_argument(cmd: u32) -> bool {
 }
 
 impl Open {
-    /// `binder_ioctl`: makes the argument and the caller's memory look the same whichever way they came.
-    pub fn ioctl(&self, header: &Header, ioctl: &Ioctl<'_>, responder: Responder) {
-        let size = uapi::ioc_size(ioctl.cmd);
-        if !matches!(uapi::ioc_type(ioctl.cmd), b'b' | b'F') {
-            return responder.ioctl(-(Errno::EINVAL as i32), &[]);
+    /// `binder_ioctl`: served at once where the client has a place for another copy, else when it
+    /// has one again.
+    fn request_ioctl(self: &Arc<Self>, header: &Header, ioctl: &Ioctl<'_>, responder: Responder) {
+        // On the FUSE door nothing else touches the caller's memory.
+        let copies = ioctl.unrestricted || ioctl.cmd == uapi::BINDER_WRITE_READ;
+        let place = self.process.copies().enter();
+        if place.is_some() || !copies {
+            return self.ioctl(header, ioctl, responder, place);
         }
-        let memory = ProcessMemory::new(header.tid);
+        let subject = Subject::Ioctl(header.tid);
+        let (open, header, input) = (self.clone(), *header, ioctl.input.to_vec());
+        let ioctl = Ioctl { input: &[], ..*ioctl };
+        let interrupted = responder.interrupted_later();
+        self.process.copies().wait(subject, move |turn| match turn {
+            Turn::Begin(place) => {
+                open.ioctl(&header, &Ioctl { input: &input, ..ioctl }, responder, Some(place));
+            }
+            // A signal, before anything was done.
+            Turn::GivenUp => responder.ioctl(-reply::ERESTARTSYS, &[]),
+        });
+        // One that came before there was something to give up.
+        if interrupted() {
+            self.process.copies().give_up(subject);
+        }
+    }
+
+    /// Makes the argument and the caller's memory look the same whichever way they came. The place
+    /// is given back when the caller has its answer or is parked, and what is due to others is
+    /// done after that.
+    fn ioctl(
+        &self,
+        header: &Header,
+        ioctl: &Ioctl<'_>,
+        responder: Responder,
+        place: Option<Place>,
+    ) {
+        let due = self.serve(header, ioctl, responder);
+        drop(place);
+        drop(due);
+    }
+
+    fn serve(
+        &self,
+        header: &Header,
+        ioctl: &Ioctl<'_>,
+        responder: Responder,
+    ) -> Option<binder::Due<'_>> {
+        let size = uapi::ioc_size(ioctl.cmd);
+        let Some(memory) = responder.memory() else {
+            responder.error(Errno::EIO);
+            return None;
+        };
+        if !matches!(uapi::ioc_type(ioctl.cmd), b'b' | b'F') {
+            responder.ioctl(-(Errno::EINVAL as i32), &[]);
+            return None;
+        }
         if !ioctl.unrestricted {
             let argument = match uapi::ioc_copies_in(ioctl.cmd) {
-                true if ioctl.input.len() != size => return responder.error(Errno::EINVAL),
+                true if ioctl.input.len() != size => {
+                    responder.error(Errno::EINVAL);
+                    return None;
+                }
                 true => ioctl.input.to_vec(),
                 false => vec![0; size],
             };
@@ -193,7 +252,7 @@ impl Open {
                 true => CopyOut::Message { size: ioctl.out_size },
                 false => CopyOut::Nothing,
             };
-            return self.call(header, ioctl.cmd, argument, Arc::new(memory), responder, out);
+            return self.call(header, ioctl.cmd, argument, memory, responder, out);
         }
         if self.gathered.load(Ordering::Relaxed) {
             return self.gather(header, ioctl, responder);
@@ -211,30 +270,46 @@ impl Open {
                     self.gathered.store(true, Ordering::Relaxed);
                     return self.gather(header, ioctl, responder);
                 }
-                Err(errno) if is_shortage(errno) => {
+                Err(errno) => {
                     shortage::note(&errno);
-                    return responder.ioctl(-(errno as i32), &[]);
+                    let told = if is_shortage(errno) { errno } else { bad_argument(ioctl.cmd) };
+                    responder.ioctl(-(told as i32), &[]);
+                    return None;
                 }
-                Err(_) => return responder.ioctl(-(bad_argument(ioctl.cmd) as i32), &[]),
             }
         }
         let out = match uapi::ioc_copies_out(ioctl.cmd) {
-            true => CopyOut::Memory { memory, addr: ioctl.arg, fault: bad_argument(ioctl.cmd) },
+            true => CopyOut::Memory {
+                memory: memory.clone(),
+                addr: ioctl.arg,
+                fault: bad_argument(ioctl.cmd),
+            },
             false => CopyOut::Nothing,
         };
-        self.call(header, ioctl.cmd, argument, Arc::new(memory), responder, out);
+        self.call(header, ioctl.cmd, argument, memory, responder, out)
     }
 
     /// One round of an ioctl that the kernel gathers for us (see [`retry`]).
-    fn gather(&self, header: &Header, ioctl: &Ioctl<'_>, responder: Responder) {
+    fn gather(
+        &self,
+        header: &Header,
+        ioctl: &Ioctl<'_>,
+        responder: Responder,
+    ) -> Option<binder::Due<'_>> {
         match retry::step(ioctl.cmd, ioctl.arg, ioctl.input, ioctl.out_size) {
-            Ok(Step::Again(needs)) => responder.ioctl_again(needs.input(), needs.output()),
+            Ok(Step::Again(needs)) => {
+                responder.ioctl_again(needs.input(), needs.output());
+                None
+            }
             Ok(Step::Ready { argument, memory, output, read_size }) => {
                 let memory = Arc::new(memory);
                 let out = CopyOut::Gathered { memory: memory.clone(), output, read_size };
-                self.call(header, ioctl.cmd, argument, memory, responder, out);
+                self.call(header, ioctl.cmd, argument, memory, responder, out)
             }
-            Err(error) => responder.ioctl(-(error as i32), &[]),
+            Err(error) => {
+                responder.ioctl(-(error as i32), &[]);
+                None
+            }
         }
     }
 
@@ -246,14 +321,15 @@ impl Open {
         memory: Arc<dyn ClientMemory>,
         responder: Responder,
         out: CopyOut,
-    ) {
+    ) -> Option<binder::Due<'_>> {
         let reply = Box::new(IoctlReply::new(responder, out));
         if uapi::ioc_type(cmd) == b'F' {
             let mut argument = argument;
             let result = self.private_ioctl(header, cmd, &mut argument).map(|()| 0);
-            return reply.send(result, &argument);
+            reply.send(result, &argument);
+            return None;
         }
-        self.process.ioctl(Call {
+        Some(self.process.ioctl(Call {
             tid: header.tid,
             euid: header.uid,
             nonblock: self.nonblock,
@@ -261,13 +337,7 @@ impl Open {
             arg: argument,
             memory,
             reply,
-        });
-    }
-
-    fn release(&self) {
-        // The kernel does not tell whose last reference this was.
-        let _caller = self.client.caller().enter();
-        self.process.release();
+        }))
     }
 }
 
@@ -285,7 +355,7 @@ fn bad_argument(cmd: u32) -> Errno {
 #[derive(Default)]
 pub struct Opens {
     last: AtomicU64,
-    by_handle: RwLock<HashMap<u64, Arc<Open>>>,
+    by_handle: RwLock<HashMap<u64, Arc<Open>>, rank::Opens>,
 }
 
 impl Opens {
@@ -300,40 +370,41 @@ impl Opens {
         self.by_handle.read().get(&handle).cloned()
     }
 
-    /// The last reference to the file is gone (or the kernel never came to know it).
-    pub fn release(&self, handle: u64) {
-        let open = self.by_handle.write().remove(&handle);
-        if let Some(open) = open {
-            open.release();
-        }
+    /// The last reference to the file is gone (or the kernel never came to know it): it is not
+    /// found any more. `binder_release` is the caller's, who first answers.
+    pub fn remove(&self, handle: u64) -> Option<Arc<Open>> {
+        self.by_handle.write().remove(&handle)
     }
 
     /// The session has ended, and with it every file.
     pub fn release_all(&self) {
         let all = std::mem::take(&mut *self.by_handle.write());
         for open in all.into_values() {
-            open.release();
+            let _caller = open.client.caller().enter();
+            open.process.release();
         }
     }
 
     pub fn interrupt(&self, handle: u64, tid: i32) {
-        if let Some(open) = self.get(handle) {
+        if let Some(open) = self.get(handle)
+            && !open.process.copies().give_up(Subject::Ioctl(tid))
+        {
             open.process.interrupt(tid);
         }
     }
 
-    /// Answers what is about an open file; gives back what is not. `release` is the door's, which
-    /// calls [`Opens::release`].
+    /// Answers what is about an open file; gives back what is not. `remove` is the door's, which
+    /// calls [`Opens::remove`].
     pub fn request(
         &self,
         header: &Header,
         request: &Request<'_>,
         responder: Responder,
-        release: impl FnOnce(u64),
+        remove: impl FnOnce(u64) -> Option<Arc<Open>>,
     ) -> Option<Responder> {
         match *request {
             Request::Ioctl(ref ioctl) => match self.get(ioctl.fh) {
-                Some(open) => open.ioctl(header, ioctl, responder),
+                Some(open) => open.request_ioctl(header, ioctl, responder),
                 None => responder.error(Errno::EBADF),
             },
             Request::Poll { fh, handle, notify, events } => match self.get(fh) {
@@ -343,24 +414,28 @@ impl Opens {
                         Box::new(PollWaiter { session, handle }) as Box<dyn binder::Poller>
                     });
                     // `binder_poll` says POLLERR when it has no memory for the thread.
-                    let revents = match open.process.poll(header.tid, waiter) {
+                    let (ready, due) = open.process.poll(header.tid, waiter);
+                    let revents = match ready {
                         Ok(true) => libc::POLLIN as u32 & events,
                         Ok(false) => 0,
                         Err(_) => libc::POLLERR as u32,
                     };
                     responder.value(&uapi::fuse_poll_out { revents, padding: 0 });
+                    drop(due);
                 }
                 None => responder.error(Errno::EBADF),
             },
             Request::Flush { fh } => {
-                if let Some(open) = self.get(fh) {
-                    open.process.flush();
-                }
+                let open = self.get(fh);
+                let due = open.as_ref().map(|open| open.process.flush());
                 responder.done();
+                drop(due);
             }
             Request::Release { fh } => {
-                release(fh);
+                let open = remove(fh);
+                let due = open.as_ref().map(|open| open.process.release());
                 responder.done();
+                drop(due);
             }
             // The driver has neither.
             Request::Read { .. } | Request::Write => responder.error(Errno::EINVAL),

@@ -21,24 +21,35 @@
 //! - [`shortage`]: what the daemon itself runs out of.
 //! - [`uapi`]: the kernel's structures and constants.
 //! - [`sim`]: clients in plain memory, for tests and fuzz targets.
-//! - [`sync`], [`lock_order`]: the locks of the allocator, and the check of their order.
+//! - [`sync`], [`lock_order`]: the locks, and the check of their order.
 //! - [`mod@wrong`]: rules that a test build can break on purpose.
 //!
 //! # Locks
 //!
-//! In the order in which they are taken:
+//! Every lock has a rank in its type ([`sync`]), and a rank says which others may be waited for
+//! while it is held ([`lock_order::Rank::under`]). All there is:
 //!
-//! 1. a context's object graph (`binder::graph`). Sections under it are short: no copying, no page
-//!    install, no system call; no other lock is waited for but leaves that are never held across
-//!    anything (a session's table of open requests, the table of waiting freezes, the limits of the
-//!    client log). What records hold is counted by atomics ([`quota`]).
-//! 2. the mm of a client (read by page installs, written by mmap and release), then
-//! 3. the buffer mutex of its allocator, then
-//! 4. the LRU lock.
+//! | while this is held | these may be waited for |
+//! |---|---|
+//! | the devices of a mount (a device is added) | the contexts |
+//! | the contexts of a driver | the same contexts as they know of each other |
+//! | the copies of a client (`binder::copies`) | the list of those that wait for others to give copies back |
+//! | a context's object graph (`binder::graph`) | a session's requests in flight (has a signal come?), the table of waiting freezes, the log of transactions |
+//! | the mm of a client (read by page installs, written by mmap and release) | the buffer mutex, the LRU, who uses the mm, the text of its mappings, the page table |
+//! | the buffer mutex of an allocator | the LRU, the page table |
 //!
-//! 1 is never held together with 2 to 4. The shrinker comes from the other end, from 4: it only
-//! tries 2 and 3, and skips a page whose locks are busy. Debug builds check the order
-//! ([`lock_order`]).
+//! Under every other lock nothing is waited for. (The limits of the client log, the log's queue and the
+//! table of users are leaves without a rank, which may be taken under any.) The shrinker comes from the other end, from the
+//! LRU: it only tries the mm and the buffer mutex, and skips a page whose locks are busy.
+//!
+//! A client is reached (its memory, its descriptors, what the system says of it) with no lock held
+//! at all, for that takes as long as the client likes. Sections under a graph are short: no
+//! copying, no page install, no system call.
+//!
+//! Debug builds and fuzz targets check all of this, and panic.
+
+// Locks without a rank (clippy.toml).
+#![warn(clippy::disallowed_types)]
 
 /// The kernel's error numbers, as every layer of this crate returns them.
 pub use nix::errno::Errno;

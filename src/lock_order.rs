@@ -1,36 +1,217 @@
-//! The check of the lock order that [the crate's map](crate) states, in debug builds.
+//! The order of the daemon's locks, and the check of it, in debug builds.
 //!
-//! Whoever waits for a lock says which ([`waiting_for`]); the guard that comes back stands for the
-//! lock being held. A lock may be waited for only while those held come before it. Locks that are
-//! only tried may be taken in any order, and need not be told of.
+//! Every lock has a [`Rank`] in its type (see [`sync`](crate::sync)), and a rank says which others
+//! may be waited for while it is held: [`Rank::under`], nothing else, and not another lock of its
+//! own. What is listed comes later in the list of ranks, so no two threads wait for each other.
+//! A lock that is only tried may be tried at any time; it counts as held when that succeeds.
+//!
+//! A release build checks nothing and remembers nothing. A model check finds deadlocks by itself,
+//! and has many threads in one: there is nothing to check here either.
 
-#[cfg(debug_assertions)]
+#[cfg(all(debug_assertions, not(loom)))]
 use std::cell::RefCell;
 
-/// The locks of the daemon, outermost first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Rank {
-    /// A context's object graph. Under it nothing else is waited for, not even another graph.
+/// A lock's type names its rank by one of the types in [`rank`].
+pub trait Ranked {
+    const RANK: Rank;
+}
+
+macro_rules! ranks {
+    ($($(#[$doc:meta])* $rank:ident,)*) => {
+        /// The locks of the daemon, outermost first.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Rank {
+            $($(#[$doc])* $rank,)*
+        }
+
+        /// The ranks as types.
+        pub mod rank {
+            use super::{Rank, Ranked};
+            $(
+                $(#[$doc])*
+                #[derive(Debug)]
+                pub enum $rank {}
+                impl Ranked for $rank {
+                    const RANK: Rank = Rank::$rank;
+                }
+            )*
+        }
+
+        #[cfg(all(test, debug_assertions, not(loom)))]
+        mod every {
+            use super::{Rank, rank};
+            use crate::sync::{Mutex, RwLock};
+
+            pub(super) const RANK: &[Rank] = &[$(Rank::$rank,)*];
+
+            /// Takes a lock of that rank, which has to be waited for in that way, and then does `then`.
+            pub(super) fn taking(wanted: Rank, way: super::tests::Way, then: &mut dyn FnMut()) {
+                use super::tests::Way;
+                match wanted {
+                    $(Rank::$rank => {
+                        let mutex = Mutex::<(), rank::$rank>::default();
+                        let lock = RwLock::<(), rank::$rank>::default();
+                        match way {
+                            Way::Lock => { let _held = mutex.lock(); then() }
+                            Way::TryLock => { let _held = mutex.try_lock(); then() }
+                            Way::Read => { let _held = lock.read(); then() }
+                            Way::TryRead => { let _held = lock.try_read(); then() }
+                            Way::Write => { let _held = lock.write(); then() }
+                            Way::TryWrite => { let _held = lock.try_write(); then() }
+                        }
+                    })*
+                }
+            }
+        }
+    };
+}
+
+ranks! {
+    /// The devices of a mount (`device::tree`).
+    Devices,
+    /// The contexts of a driver, by name.
+    Contexts,
+    /// The same contexts, as they know of each other.
+    SharedContexts,
+    /// The open files of a session.
+    Opens,
+    /// The files of a mount (`device::fuse`).
+    Files,
+    /// The socket that a client is to connect to.
+    Listener,
+    /// The way of descriptors into a client.
+    Channel,
+    /// The clients of a daemon, by pid.
+    Clients,
+    /// What the clients of a user may have in copies.
+    Allowances,
+    /// The copies of a client.
+    Copies,
+    /// Clients that wait for others to give copies back.
+    Starved,
+    /// What carriers are to do.
+    Carriers,
+    /// What wakes the watcher of the outbox.
+    Watcher,
+    /// What is to be done in the world, and may have to wait for a client.
+    Outbox,
+    /// The workers of a session, and since when each is busy.
+    Slots,
+    /// Requests that an interrupt has not ended.
+    HeldUp,
+    /// What wakes the supervisor of a session's workers.
+    Supervisor,
+    /// What is to happen when a session ends.
+    SessionEnd,
+    /// What waits for its time.
+    Timers,
+    /// How a client was when it was last searched for a mapping in vain.
+    Missed,
+    /// How long senders wait for pages.
+    Latency,
+    /// What is to be copied back by the kernel into a client.
+    Gathered,
+    /// A simulated client: its memory, its descriptors, its ioctl's end.
+    Simulated,
+    /// A context's object graph.
     Graph,
+    /// The requests of a session that have not been answered.
+    InFlight,
+    /// Who waits for a freeze.
+    FreezeCallers,
+    /// The last transactions, or the last that failed.
+    TransactionLog,
     /// A client's mm: page installs read it, mmap and release write it.
     Mmap,
     /// The buffer mutex of an allocator.
     Buffers,
     /// The LRU of reclaimable pages.
     Lru,
+    /// Who uses a client's mm, and what they see of it.
+    MmUsers,
+    /// The text of a client's mappings, while it is read.
+    Maps,
+    /// The page table of a buffer file, where adding a page is not atomic, or where it is plain memory.
+    PageTable,
 }
 
-#[cfg(debug_assertions)]
+impl Rank {
+    /// What may be waited for while a lock of this rank is held.
+    pub const fn under(self) -> &'static [Rank] {
+        use Rank::*;
+        match self {
+            // A new device has a context.
+            Devices => &[Contexts, SharedContexts],
+            Contexts => &[SharedContexts],
+            // It waits for what others give back.
+            Copies => &[Starved],
+            // Whether a signal has come for the thread that is about to wait, for a read or for a
+            // freeze; what the section has done, for the log.
+            Graph => &[InFlight, FreezeCallers, TransactionLog],
+            Mmap => &[Buffers, Lru, MmUsers, Maps, PageTable],
+            // The shrinker zaps under both, and has let go of the LRU by then.
+            Buffers => &[Lru, PageTable],
+            SharedContexts | Opens | Files | Listener | Channel | Clients | Allowances
+            | Starved | Carriers | Watcher | Outbox | Slots | HeldUp | Supervisor | SessionEnd
+            | Timers | FreezeCallers | Missed | Latency | Gathered | Simulated | InFlight
+            | TransactionLog | Lru | MmUsers | Maps | PageTable => &[],
+        }
+    }
+}
+
+#[cfg(all(debug_assertions, not(loom)))]
 thread_local! {
     static HELD: RefCell<Vec<Rank>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A lock that this thread holds.
+/// What this thread holds. A thread that is about to end may hold locks that nobody sees any more.
+#[cfg(all(debug_assertions, not(loom)))]
+fn with_held<R: Default>(f: impl FnOnce(&mut Vec<Rank>) -> R) -> R {
+    HELD.try_with(|held| f(&mut held.borrow_mut())).unwrap_or_default()
+}
+
+/// A lock that this thread holds, as far as the check is concerned.
 #[must_use = "the lock counts as held as long as this lives"]
 #[derive(Debug)]
-pub struct Held {
-    #[cfg(debug_assertions)]
+pub(crate) struct Held {
+    #[cfg(all(debug_assertions, not(loom)))]
     rank: Rank,
+}
+
+impl Held {
+    /// The lock is not held until what comes back is dropped.
+    pub(crate) fn give_back(&self) -> GivenBack {
+        #[cfg(all(debug_assertions, not(loom)))]
+        {
+            release(self.rank);
+            GivenBack { rank: self.rank }
+        }
+        #[cfg(not(all(debug_assertions, not(loom))))]
+        GivenBack {}
+    }
+}
+
+/// A lock that is somebody else's for a while.
+#[must_use = "the lock counts as given back as long as this lives"]
+pub(crate) struct GivenBack {
+    #[cfg(all(debug_assertions, not(loom)))]
+    rank: Rank,
+}
+
+#[cfg(all(debug_assertions, not(loom)))]
+impl Drop for GivenBack {
+    fn drop(&mut self) {
+        with_held(|held| held.push(self.rank));
+    }
+}
+
+#[cfg(all(debug_assertions, not(loom)))]
+fn release(rank: Rank) {
+    with_held(|held| {
+        if let Some(index) = held.iter().rposition(|other| *other == rank) {
+            held.remove(index);
+        }
+    });
 }
 
 /// This thread is about to wait for a lock.
@@ -39,77 +220,236 @@ pub struct Held {
 /// In debug builds, when the order forbids it.
 #[track_caller]
 #[inline]
-pub fn waiting_for(rank: Rank) -> Held {
-    #[cfg(debug_assertions)]
+pub(crate) fn waiting_for(rank: Rank) -> Held {
+    #[cfg(all(debug_assertions, not(loom)))]
     {
-        HELD.with_borrow_mut(|held| {
-            let allowed = held.iter().all(|other| *other < rank && *other != Rank::Graph);
-            assert!(allowed, "lock order: {rank:?} wanted while {held:?} is held");
-            held.push(rank);
+        let held = with_held(|held| {
+            let allowed = held.iter().all(|other| other.under().contains(&rank));
+            (!allowed).then(|| held.clone())
         });
+        // Outside of the borrow: what unwinding drops gives locks back.
+        if let Some(held) = held {
+            panic!("lock order: {rank:?} wanted while {held:?} is held");
+        }
+    }
+    holding(rank)
+}
+
+/// This thread has got a lock without waiting for it.
+#[inline]
+pub(crate) fn holding(rank: Rank) -> Held {
+    #[cfg(all(debug_assertions, not(loom)))]
+    {
+        with_held(|held| held.push(rank));
         Held { rank }
     }
-    #[cfg(not(debug_assertions))]
+    #[cfg(not(all(debug_assertions, not(loom))))]
     {
         let _ = rank;
         Held {}
     }
 }
 
-/// This thread is about to copy to or from a client, or to call the system for one: nothing that
-/// may happen under a graph's lock.
+/// This thread waits for a condition, and gives back one lock meanwhile.
 ///
 /// # Panics
-/// In debug builds, when it holds one.
+/// In debug builds, when it holds another.
 #[track_caller]
 #[inline]
-pub fn assert_outside_graph() {
-    #[cfg(debug_assertions)]
-    HELD.with_borrow(|held| {
-        assert!(!held.contains(&Rank::Graph), "a client is reached under the graph's lock");
-    });
+pub(crate) fn assert_only(lock: &Held) {
+    #[cfg(all(debug_assertions, not(loom)))]
+    {
+        let held = with_held(|held| held.clone());
+        assert!(held == [lock.rank], "a condition is waited for while {held:?} is held");
+    }
+    #[cfg(not(all(debug_assertions, not(loom))))]
+    let _ = lock;
 }
 
-#[cfg(debug_assertions)]
+/// This thread is about to copy to or from a client, or to call the system for one. That may take
+/// as long as the client likes, so nobody else may have to wait for it.
+///
+/// # Panics
+/// In debug builds, when it holds a lock.
+#[track_caller]
+#[inline]
+pub fn assert_nothing_held() {
+    #[cfg(all(debug_assertions, not(loom)))]
+    {
+        let held = with_held(|held| held.clone());
+        assert!(held.is_empty(), "a client is reached while {held:?} is held");
+    }
+}
+
+/// Does what stands for another thread's work at this moment: a test's hook between two steps. What
+/// this thread holds is not held by that one.
+pub(crate) fn as_another_thread<R>(f: impl FnOnce() -> R) -> R {
+    #[cfg(all(debug_assertions, not(loom)))]
+    let _back = {
+        struct Back(Vec<Rank>);
+        impl Drop for Back {
+            fn drop(&mut self) {
+                with_held(|held| held.append(&mut self.0));
+            }
+        }
+        Back(with_held(std::mem::take))
+    };
+    f()
+}
+
+#[cfg(all(debug_assertions, not(loom)))]
 impl Drop for Held {
     fn drop(&mut self) {
-        HELD.with_borrow_mut(|held| {
-            if let Some(index) = held.iter().rposition(|rank| *rank == self.rank) {
-                held.remove(index);
-            }
-        });
+        release(self.rank);
     }
 }
 
-#[cfg(all(test, debug_assertions))]
+#[cfg(all(test, debug_assertions, not(loom)))]
 mod tests {
+    use super::Rank::*;
     use super::*;
+    use crate::sync::{Condvar, Mutex, MutexGuard};
+    use std::panic::{AssertUnwindSafe, catch_unwind};
 
+    /// How a lock is taken.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub(super) enum Way {
+        Lock,
+        TryLock,
+        Read,
+        TryRead,
+        Write,
+        TryWrite,
+    }
+
+    const WAITING: [Way; 3] = [Way::Lock, Way::Read, Way::Write];
+    const TRYING: [Way; 3] = [Way::TryLock, Way::TryRead, Way::TryWrite];
+
+    /// What [the crate's map](crate) states: the second may be waited for while the first is held.
+    const STATED: [(Rank, Rank); 14] = [
+        (Devices, Contexts),
+        (Devices, SharedContexts),
+        (Contexts, SharedContexts),
+        (Copies, Starved),
+        (Graph, InFlight),
+        (Graph, FreezeCallers),
+        (Graph, TransactionLog),
+        (Mmap, Buffers),
+        (Mmap, Lru),
+        (Mmap, MmUsers),
+        (Mmap, Maps),
+        (Mmap, PageTable),
+        (Buffers, Lru),
+        (Buffers, PageTable),
+    ];
+
+    /// The message of the panic, if it comes to one.
+    fn panic_of(f: impl FnOnce()) -> Option<String> {
+        let panic = catch_unwind(AssertUnwindSafe(f)).err()?;
+        Some(panic.downcast_ref::<String>().expect("a formatted message").clone())
+    }
+
+    /// Two locks after each other, by each way of taking them.
     #[test]
-    fn the_stated_order_is_accepted() {
-        let _mmap = waiting_for(Rank::Mmap);
-        let _buffers = waiting_for(Rank::Buffers);
-        let _lru = waiting_for(Rank::Lru);
+    fn each_wrong_order_of_two_locks_panics_and_no_right_one_does() {
+        for (outer, inner) in every::RANK
+            .iter()
+            .flat_map(|outer| every::RANK.iter().map(move |inner| (*outer, *inner)))
+        {
+            for first in [WAITING, TRYING].concat() {
+                for second in [WAITING, TRYING].concat() {
+                    let mut reached = false;
+                    let panic = panic_of(|| {
+                        every::taking(outer, first, &mut || {
+                            every::taking(inner, second, &mut || reached = true);
+                        });
+                    });
+                    let right = STATED.contains(&(outer, inner)) || TRYING.contains(&second);
+                    let what = format!("{second:?} of {inner:?} under {first:?} of {outer:?}");
+                    assert_eq!(reached, right, "{what}");
+                    let message = format!("lock order: {inner:?} wanted while [{outer:?}] is held");
+                    assert_eq!(panic, (!right).then_some(message), "{what}");
+                    assert_eq!(with_held(|held| held.clone()), [], "{what}");
+                }
+            }
+        }
     }
 
     #[test]
-    #[should_panic(expected = "lock order: Mmap wanted while [Buffers] is held")]
-    fn the_reverse_is_refused() {
-        let _buffers = waiting_for(Rank::Buffers);
-        let _mmap = waiting_for(Rank::Mmap);
+    fn a_rank_allows_only_what_comes_after_it() {
+        for outer in every::RANK {
+            assert!(outer.under().iter().all(|inner| inner > outer), "{outer:?}");
+        }
+    }
+
+    /// All that is held counts, not only what was taken last.
+    #[test]
+    fn every_lock_that_is_held_counts() {
+        let (graph, mmap) =
+            (Mutex::<(), rank::Graph>::default(), Mutex::<(), rank::Mmap>::default());
+        let buffers = Mutex::<(), rank::Buffers>::default();
+        let _graph = graph.lock();
+        let mmap = mmap.try_lock();
+        let panic = panic_of(|| drop(buffers.lock()));
+        assert_eq!(
+            panic.as_deref(),
+            Some("lock order: Buffers wanted while [Graph, Mmap] is held")
+        );
+        drop(mmap);
+        let panic = panic_of(|| drop(buffers.lock()));
+        assert_eq!(panic.as_deref(), Some("lock order: Buffers wanted while [Graph] is held"));
     }
 
     #[test]
-    #[should_panic(expected = "lock order: Lru wanted while [Graph] is held")]
-    fn nothing_is_waited_for_under_a_graph() {
-        let _graph = waiting_for(Rank::Graph);
-        let _lru = waiting_for(Rank::Lru);
+    fn no_client_is_reached_while_a_lock_is_held() {
+        for rank in every::RANK {
+            every::taking(*rank, Way::TryLock, &mut || {
+                let message = format!("a client is reached while [{rank:?}] is held");
+                assert_eq!(panic_of(assert_nothing_held), Some(message));
+            });
+        }
+        assert_nothing_held();
     }
 
     #[test]
-    #[should_panic(expected = "a client is reached under the graph's lock")]
-    fn no_client_is_reached_under_a_graph() {
-        let _graph = waiting_for(Rank::Graph);
-        assert_outside_graph();
+    fn a_lock_that_is_given_back_for_a_while_is_not_held_meanwhile() {
+        let (queue, graph) =
+            (Mutex::<(), rank::Timers>::default(), Mutex::<(), rank::Graph>::default());
+        let mut guard = queue.lock();
+        MutexGuard::unlocked(&mut guard, || drop((graph.lock(), queue.try_lock().expect("free"))));
+        let message = "lock order: Graph wanted while [Timers] is held";
+        assert_eq!(panic_of(|| drop(graph.lock())).as_deref(), Some(message));
+        assert_eq!(
+            panic_of(|| MutexGuard::unlocked(&mut guard, || panic!("{}", 1))).as_deref(),
+            Some("1")
+        );
+        assert_eq!(panic_of(|| drop(graph.lock())).as_deref(), Some(message));
+    }
+
+    #[test]
+    fn what_stands_for_another_thread_holds_nothing_and_this_one_still_does() {
+        let (outer, inner) =
+            (Mutex::<(), rank::Lru>::default(), Mutex::<(), rank::Graph>::default());
+        let _outer = outer.lock();
+        as_another_thread(|| {
+            assert_nothing_held();
+            drop(inner.lock());
+        });
+        let message = "lock order: Graph wanted while [Lru] is held";
+        assert_eq!(panic_of(|| drop(inner.lock())).as_deref(), Some(message));
+    }
+
+    #[test]
+    fn nobody_waits_for_a_condition_with_another_lock_held() {
+        let (one, other) =
+            (Mutex::<(), rank::Supervisor>::default(), Mutex::<(), rank::Contexts>::default());
+        let condition = Condvar::new();
+        let moment = std::time::Duration::from_millis(1);
+        let mut guard = one.lock();
+        condition.wait_for(&mut guard, moment);
+        let _other = other.try_lock();
+        let panic = panic_of(|| assert!(condition.wait_for(&mut guard, moment).timed_out()));
+        let message = "a condition is waited for while [Supervisor, Contexts] is held";
+        assert_eq!(panic.as_deref(), Some(message));
     }
 }

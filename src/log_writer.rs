@@ -4,6 +4,8 @@
 //! written wherever something is to be said, under whatever lock. So a line goes into a queue of a
 //! bounded size, and what does not fit is counted and told.
 
+#![allow(clippy::disallowed_types, reason = "a leaf that may be taken under any lock")]
+
 use crate::client_log;
 use nix::sys::signal::{SigSet, SigmaskHow};
 use parking_lot::{Condvar, Mutex};

@@ -1,5 +1,8 @@
 //! fakebinderd: Android's Binder IPC as a daemon.
 
+// Locks without a rank (clippy.toml).
+#![warn(clippy::disallowed_types)]
+
 use clap::{ArgAction, Parser, ValueEnum};
 use fakebinder::alloc::InstallLatency;
 use fakebinder::device::claim::{Claim, Thing};
@@ -7,7 +10,7 @@ use fakebinder::device::security_context::SecurityContexts;
 use fakebinder::device::tree::Permissions;
 use fakebinder::device::{Hub, HubConfig, cuse, fuse};
 use fakebinder::log_writer;
-use fakebinder::mm_shim::{Injector, inject_into_the_daemon};
+use fakebinder::mm_shim::{Injector, inject_into_the_daemon, tune_heap};
 use fakebinder::quota::{UserLimit, UserLimits};
 use fakebinder::shrinker::{self, Memory, MemoryConfig, PageInstall, Reclaimer};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -205,6 +208,7 @@ fn main() -> ExitCode {
     let options = Options::parse();
     // Started again by --daemonize it would be called "exe", and `pkill fakebinderd` miss it.
     let _ = nix::sys::prctl::set_name(c"fakebinderd");
+    tune_heap();
     let level = match options.verbose {
         0 => "info",
         1 => "debug",

@@ -27,9 +27,10 @@ pub(crate) use inject::{OnBehalf, fault};
 
 use crate::client_log::{Kind, client_log};
 use crate::client_mem::ClientMemory;
+use crate::lock_order::rank;
 use crate::quota::{User, What};
 use crate::shrinker::Memory;
-use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use crate::sync::modelled::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::{Errno, alloc::MAX_BUFFER_SIZE};
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -59,6 +60,10 @@ pub trait Mm: Send + Sync {
     /// Where the client has mapped its buffer, if it has and nobody has told us yet: address and
     /// length in bytes. ESRCH: nowhere. EPERM: in a way that it may not.
     fn find_mapping(&self) -> Result<(u64, usize), Errno>;
+
+    /// How many pages the client has mapped, of anything; none where that is not known. Cheaper
+    /// than a search: where it has not changed, the client has most likely mapped nothing.
+    fn total_vm(&self) -> Option<u64>;
 
     /// The client has mapped its buffer at `address`.
     fn mapped(&self, address: u64, size: usize);
@@ -152,7 +157,7 @@ pub struct MmStruct {
     mm: Arc<dyn Mm>,
     user: Arc<User>,
     memory: Arc<Memory>,
-    mmap_lock: RwLock<()>,
+    mmap_lock: RwLock<(), rank::Mmap>,
     /// Installed pages that are paid for out of the budget. Whoever sets one of these has paid.
     charged: Box<[AtomicBool]>,
 }
@@ -177,6 +182,10 @@ impl MmStruct {
         self.mm.find_mapping()
     }
 
+    pub fn total_vm(&self) -> Option<u64> {
+        self.mm.total_vm()
+    }
+
     pub fn mapped(&self, address: u64, size: usize) {
         self.mm.mapped(address, size);
     }
@@ -196,6 +205,10 @@ impl MmStruct {
 
     pub fn mmap_write_lock(&self) -> MmapLock<'_> {
         MmapLock::Write(self.mmap_lock.write())
+    }
+
+    pub fn mmap_write_trylock(&self) -> Option<MmapLock<'_>> {
+        self.mmap_lock.try_write().map(MmapLock::Write)
     }
 
     pub fn mmap_read_trylock(&self) -> Option<MmapLock<'_>> {
@@ -336,6 +349,19 @@ impl MmStruct {
 
     pub fn clear(&self, offset: usize, len: usize) -> Result<(), Errno> {
         self.mm.clear(offset, len)
+    }
+}
+
+/// Has the allocator give back the end of a heap that is free, for all of this process's threads. Left
+/// alone, glibc learns from the first large table that is freed to keep up to 64 MiB there, in the
+/// heap of each thread, where [`trim_heap`] does not look.
+pub fn tune_heap() {
+    #[cfg(target_env = "gnu")]
+    for (what, bytes) in [(libc::M_TRIM_THRESHOLD, 1 << 20), (libc::M_MMAP_THRESHOLD, 256 << 10)] {
+        // SAFETY: it sets a number, before there is another thread.
+        unsafe {
+            libc::mallopt(what, bytes);
+        }
     }
 }
 

@@ -11,6 +11,8 @@
 //!
 //! Locks: the table of users, a leaf. Counting is by atomics, and may be done under any lock.
 
+#![allow(clippy::disallowed_types, reason = "a leaf that may be taken under any lock")]
+
 use crate::Errno;
 use crate::client_log::{Kind, client_log};
 use crate::mm_shim::{Verb, fault};

@@ -15,11 +15,12 @@ use crate::binder::{
     Binder, Call, Client, Context, File, Limits, Poller, Process, Reply, Stats, Timers,
 };
 use crate::client_mem::{ClientMemory, SharedSlice};
+use crate::lock_order::{assert_nothing_held, rank};
 use crate::mm_shim::HeapMm;
 use crate::quota::User;
 use crate::shrinker::{Memory, MemoryConfig};
+use crate::sync::Mutex;
 use crate::uapi;
-use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -36,9 +37,9 @@ pub const MAPPING: u64 = 0x7000_0000_0000;
 /// unmapped of it, is EFAULT.
 #[derive(Default)]
 pub struct Arena {
-    bytes: Mutex<Vec<u8>>,
-    holes: Mutex<Vec<Range<u64>>>,
-    traps: Mutex<Vec<(u64, Trap)>>,
+    bytes: Mutex<Vec<u8>, rank::Simulated>,
+    holes: Mutex<Vec<Range<u64>>, rank::Simulated>,
+    traps: Mutex<Vec<(u64, Trap)>, rank::Simulated>,
 }
 
 /// What happens to the world while somebody's memory is being copied.
@@ -87,11 +88,18 @@ impl Arena {
         self.len() == 0
     }
 
-    fn range(&self, len: usize, addr: u64, size: usize) -> Result<Range<usize>, Errno> {
+    /// What a copy does first.
+    fn reach(&self, addr: u64, size: usize) -> Result<(), Errno> {
+        assert_nothing_held();
+        self.spring(addr, size);
         let past = addr.saturating_add(size as u64);
-        if self.holes.lock().iter().any(|hole| addr < hole.end && hole.start < past) {
-            return Err(Errno::EFAULT);
+        match self.holes.lock().iter().any(|hole| addr < hole.end && hole.start < past) {
+            true => Err(Errno::EFAULT),
+            false => Ok(()),
         }
+    }
+
+    fn range(len: usize, addr: u64, size: usize) -> Result<Range<usize>, Errno> {
         let start = addr.checked_sub(ARENA).ok_or(Errno::EFAULT)?;
         let start = usize::try_from(start).map_err(|_| Errno::EFAULT)?;
         let end = start.checked_add(size).filter(|end| *end <= len).ok_or(Errno::EFAULT)?;
@@ -101,23 +109,23 @@ impl Arena {
 
 impl ClientMemory for Arena {
     fn read(&self, addr: u64, dst: &mut [u8]) -> Result<(), Errno> {
-        self.spring(addr, dst.len());
+        self.reach(addr, dst.len())?;
         let bytes = self.bytes.lock();
-        dst.copy_from_slice(&bytes[self.range(bytes.len(), addr, dst.len())?]);
+        dst.copy_from_slice(&bytes[Self::range(bytes.len(), addr, dst.len())?]);
         Ok(())
     }
 
     fn read_shared(&self, addr: u64, dst: SharedSlice<'_>) -> Result<(), Errno> {
-        self.spring(addr, dst.len());
+        self.reach(addr, dst.len())?;
         let bytes = self.bytes.lock();
-        dst.copy_from_slice(&bytes[self.range(bytes.len(), addr, dst.len())?]);
+        dst.copy_from_slice(&bytes[Self::range(bytes.len(), addr, dst.len())?]);
         Ok(())
     }
 
     fn write(&self, addr: u64, src: &[u8]) -> Result<(), Errno> {
-        self.spring(addr, src.len());
+        self.reach(addr, src.len())?;
         let mut bytes = self.bytes.lock();
-        let range = self.range(bytes.len(), addr, src.len())?;
+        let range = Self::range(bytes.len(), addr, src.len())?;
         bytes[range].copy_from_slice(src);
         Ok(())
     }
@@ -133,22 +141,23 @@ impl File for SimFile {
     }
 }
 
-/// What the engine may ask of a simulated client.
+/// What the engine may ask of a simulated client, with no lock held.
 #[derive(Default)]
 pub struct SimClient {
-    files: Mutex<BTreeMap<i32, Arc<dyn File>>>,
-    nice: Mutex<BTreeMap<i32, i32>>,
+    files: Mutex<BTreeMap<i32, Arc<dyn File>>, rank::Simulated>,
+    nice: Mutex<BTreeMap<i32, i32>, rank::Simulated>,
     no_files: AtomicBool,
-    user: Mutex<Option<Arc<User>>>,
+    user: Mutex<Option<Arc<User>>, rank::Simulated>,
     /// The process has ended and was waited for; a child goes on with its open file.
     reaped: AtomicBool,
-    security_context: Mutex<Option<Vec<u8>>>,
+    security_context: Mutex<Option<Vec<u8>>, rank::Simulated>,
     /// How many files may still be installed; for tests of a full descriptor table.
-    room: Mutex<Option<usize>>,
+    room: Mutex<Option<usize>, rank::Simulated>,
 }
 
 impl Client for SimClient {
     fn take_file(&self, _tid: i32, fd: i32) -> Result<Arc<dyn File>, Errno> {
+        assert_nothing_held();
         self.files.lock().get(&fd).cloned().ok_or(Errno::EBADF)
     }
 
@@ -157,6 +166,7 @@ impl Client for SimClient {
     }
 
     fn install_files(&self, _tid: i32, files: Vec<Arc<dyn File>>) -> Result<Vec<i32>, Errno> {
+        assert_nothing_held();
         if let Some(room) = self.room.lock().as_mut() {
             *room = room.checked_sub(files.len()).ok_or(Errno::EMFILE)?;
         }
@@ -171,6 +181,7 @@ impl Client for SimClient {
     }
 
     fn close_files(&self, fds: &[i32]) {
+        assert_nothing_held();
         let mut table = self.files.lock();
         for fd in fds {
             table.remove(fd);
@@ -178,10 +189,12 @@ impl Client for SimClient {
     }
 
     fn nice(&self, tid: i32) -> i32 {
+        assert_nothing_held();
         self.nice.lock().get(&tid).copied().unwrap_or(0)
     }
 
     fn set_nice(&self, tid: i32, nice: i32) {
+        assert_nothing_held();
         self.nice.lock().insert(tid, nice.clamp(-20, 19));
     }
 
@@ -190,14 +203,17 @@ impl Client for SimClient {
     }
 
     fn security_context(&self) -> Result<Vec<u8>, Errno> {
+        assert_nothing_held();
         self.security_context.lock().clone().ok_or(Errno::EOPNOTSUPP)
     }
 
     fn pid_as_seen(&self, pid: i32) -> i32 {
+        assert_nothing_held();
         pid
     }
 
     fn has_pid(&self) -> bool {
+        assert_nothing_held();
         !self.reaped.load(Ordering::Relaxed)
     }
 }
@@ -207,7 +223,7 @@ type Fire = Box<dyn FnOnce() + Send>;
 /// Timers that fire when the test says so.
 #[derive(Default)]
 pub struct ManualTimers {
-    waiting: Mutex<BTreeMap<u64, (Duration, Fire)>>,
+    waiting: Mutex<BTreeMap<u64, (Duration, Fire)>, rank::Timers>,
 }
 
 impl ManualTimers {
@@ -427,7 +443,7 @@ pub struct Ended {
 
 #[derive(Default)]
 struct Slot {
-    ended: Mutex<Option<Ended>>,
+    ended: Mutex<Option<Ended>, rank::Simulated>,
     interrupted: AtomicBool,
 }
 
@@ -649,7 +665,7 @@ impl SimThread<'_> {
                 self.0.fetch_add(1, Ordering::SeqCst);
             }
         }
-        let ready = self.sim.process.poll(self.tid, Some(Box::new(Count(wakes.clone()))));
+        let (ready, _) = self.sim.process.poll(self.tid, Some(Box::new(Count(wakes.clone()))));
         (ready.unwrap_or(false), wakes)
     }
 }

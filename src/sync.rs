@@ -1,31 +1,246 @@
-//! The locks and atomics of the allocator, of the shrinker and of the mm they work on.
+//! The daemon's locks: parking_lot's, each with its [rank](crate::lock_order) in its type. Nothing
+//! else is locked in this crate (clippy says so), so the check of their order sees all of them.
 //!
-//! `--cfg loom` puts modelled ones in their place, so that the model check runs the very code that
-//! the daemon runs. `Arc` stays the standard one in both: loom's cannot hold a trait object.
+//! What installs and reclaims pages takes its locks and atomics from [`modelled`]: `--cfg loom` puts
+//! others in their place there, so that the model check runs the very code that the daemon runs.
+//! `Arc` stays the standard one in both: loom's cannot hold a trait object.
+#![allow(clippy::disallowed_types, reason = "these are the locks that are to be used instead")]
 
-#[cfg(not(loom))]
-pub use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
-#[cfg(not(loom))]
-pub use std::sync::atomic;
+use crate::lock_order::{self, Held, Ranked};
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+use std::time::{Duration, Instant};
 
-/// A mutex under which no other lock is taken and no atomic is touched.
-#[cfg(not(loom))]
-pub type LeafMutex<T> = Mutex<T>;
+// A release build pays nothing for the check.
+#[cfg(not(debug_assertions))]
+const _: () = assert!(size_of::<Held>() == 0);
 
-#[cfg(loom)]
-pub use loom::sync::atomic;
-#[cfg(loom)]
-pub use model::{LeafMutex, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+/// A mutex of rank `R`.
+pub struct Mutex<T, R> {
+    lock: parking_lot::Mutex<T>,
+    rank: PhantomData<fn() -> R>,
+}
+
+/// A [`Mutex`], held.
+#[derive(Debug)]
+pub struct MutexGuard<'lock, T> {
+    // In this order: it counts as held until it is free.
+    guard: parking_lot::MutexGuard<'lock, T>,
+    held: Held,
+}
+
+impl<T, R: Ranked> Mutex<T, R> {
+    pub const fn new(value: T) -> Self {
+        Self { lock: parking_lot::Mutex::new(value), rank: PhantomData }
+    }
+
+    /// # Panics
+    /// In debug builds, when the [order](lock_order) forbids it.
+    #[track_caller]
+    #[inline]
+    pub fn lock(&self) -> MutexGuard<'_, T> {
+        let held = lock_order::waiting_for(R::RANK);
+        MutexGuard { guard: self.lock.lock(), held }
+    }
+
+    #[inline]
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        let guard = self.lock.try_lock()?;
+        Some(MutexGuard { guard, held: lock_order::holding(R::RANK) })
+    }
+}
+
+impl<T: Default, R: Ranked> Default for Mutex<T, R> {
+    fn default() -> Self {
+        Self::new(T::default())
+    }
+}
+
+impl<T: fmt::Debug, R> fmt::Debug for Mutex<T, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.lock.fmt(f)
+    }
+}
+
+impl<'lock, T> MutexGuard<'lock, T> {
+    /// Does `f` without the lock, and takes it again.
+    pub fn unlocked<U>(guard: &mut Self, f: impl FnOnce() -> U) -> U {
+        let given_back = guard.held.give_back();
+        let result = parking_lot::MutexGuard::unlocked(&mut guard.guard, f);
+        drop(given_back);
+        result
+    }
+}
+
+impl<T> Deref for MutexGuard<'_, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.guard
+    }
+}
+
+impl<T> DerefMut for MutexGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.guard
+    }
+}
+
+/// What a thread with a [`Mutex`] waits for.
+#[derive(Debug, Default)]
+pub struct Condvar(parking_lot::Condvar);
+
+impl Condvar {
+    pub const fn new() -> Self {
+        Self(parking_lot::Condvar::new())
+    }
+
+    pub fn notify_one(&self) {
+        self.0.notify_one();
+    }
+
+    pub fn notify_all(&self) {
+        self.0.notify_all();
+    }
+
+    /// # Panics
+    /// In debug builds, when the thread holds another lock; so do the others.
+    #[track_caller]
+    pub fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
+        lock_order::assert_only(&guard.held);
+        self.0.wait(&mut guard.guard);
+    }
+
+    #[track_caller]
+    pub fn wait_for<T>(
+        &self,
+        guard: &mut MutexGuard<'_, T>,
+        most: Duration,
+    ) -> parking_lot::WaitTimeoutResult {
+        lock_order::assert_only(&guard.held);
+        self.0.wait_for(&mut guard.guard, most)
+    }
+
+    #[track_caller]
+    pub fn wait_until<T>(&self, guard: &mut MutexGuard<'_, T>, end: Instant) {
+        lock_order::assert_only(&guard.held);
+        self.0.wait_until(&mut guard.guard, end);
+    }
+}
+
+/// A read-write lock of rank `R`.
+pub struct RwLock<T, R> {
+    lock: parking_lot::RwLock<T>,
+    rank: PhantomData<fn() -> R>,
+}
+
+/// A [`RwLock`], held by one who writes.
+#[derive(Debug)]
+pub struct RwLockWriteGuard<'lock, T> {
+    guard: parking_lot::RwLockWriteGuard<'lock, T>,
+    _held: Held,
+}
+
+/// A [`RwLock`], held by one of those who read.
+#[derive(Debug)]
+pub struct RwLockReadGuard<'lock, T> {
+    guard: parking_lot::RwLockReadGuard<'lock, T>,
+    _held: Held,
+}
+
+impl<T, R: Ranked> RwLock<T, R> {
+    pub const fn new(value: T) -> Self {
+        Self { lock: parking_lot::RwLock::new(value), rank: PhantomData }
+    }
+
+    /// # Panics
+    /// In debug builds, when the [order](lock_order) forbids it: also when this thread reads
+    /// already, for somebody who waits to write may stand between.
+    #[track_caller]
+    #[inline]
+    pub fn read(&self) -> RwLockReadGuard<'_, T> {
+        let _held = lock_order::waiting_for(R::RANK);
+        RwLockReadGuard { guard: self.lock.read(), _held }
+    }
+
+    #[inline]
+    pub fn try_read(&self) -> Option<RwLockReadGuard<'_, T>> {
+        let guard = self.lock.try_read()?;
+        Some(RwLockReadGuard { guard, _held: lock_order::holding(R::RANK) })
+    }
+
+    /// # Panics
+    /// In debug builds, when the [order](lock_order) forbids it.
+    #[track_caller]
+    #[inline]
+    pub fn write(&self) -> RwLockWriteGuard<'_, T> {
+        let _held = lock_order::waiting_for(R::RANK);
+        RwLockWriteGuard { guard: self.lock.write(), _held }
+    }
+
+    #[inline]
+    pub fn try_write(&self) -> Option<RwLockWriteGuard<'_, T>> {
+        let guard = self.lock.try_write()?;
+        Some(RwLockWriteGuard { guard, _held: lock_order::holding(R::RANK) })
+    }
+}
+
+impl<T: Default, R: Ranked> Default for RwLock<T, R> {
+    fn default() -> Self {
+        Self::new(T::default())
+    }
+}
+
+impl<T: fmt::Debug, R> fmt::Debug for RwLock<T, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.lock.fmt(f)
+    }
+}
+
+impl<T> Deref for RwLockReadGuard<'_, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.guard
+    }
+}
+
+impl<T> Deref for RwLockWriteGuard<'_, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.guard
+    }
+}
+
+impl<T> DerefMut for RwLockWriteGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.guard
+    }
+}
+
+/// The locks and atomics of the allocator, of the shrinker and of the mm that they work on.
+#[cfg(not(loom))]
+pub mod modelled {
+    pub use super::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+    pub use std::sync::atomic;
+
+    /// A mutex under which no other lock is taken and no atomic is touched.
+    pub type LeafMutex<T, R> = Mutex<T, R>;
+}
 
 /// Locks with parking_lot's signatures, over loom's mutex and condition variable.
 ///
 /// Not loom's own locks: there (0.7.3) a thread about to `try_lock` is blocked, like one about to
 /// `lock`, when another takes the lock first. A lock order broken by a trylock, which is what the
 /// shrinker is about, then looks like a deadlock.
+///
+/// They have ranks to be of the same types, and do not check them.
 #[cfg(loom)]
-mod model {
+pub mod modelled {
+    pub use loom::sync::atomic;
+
     use loom::sync::{Condvar, Mutex as State};
     use std::cell::UnsafeCell;
+    use std::marker::PhantomData;
     use std::ops::{Deref, DerefMut};
 
     const WRITER: usize = usize::MAX;
@@ -77,36 +292,47 @@ mod model {
         }
     }
 
+    /// A value behind a lock.
     #[derive(Debug)]
-    pub struct RwLock<T> {
+    struct Locked<T> {
         raw: Raw,
-        #[allow(dead_code, reason = "nobody keeps a value behind one")]
         value: UnsafeCell<T>,
+    }
+
+    #[derive(Debug)]
+    pub struct RwLock<T, R> {
+        locked: Locked<T>,
+        rank: PhantomData<fn() -> R>,
     }
 
     // SAFETY: the value is only reached through guards, which the raw lock hands out to one writer
     // or to readers.
-    unsafe impl<T: Send + Sync> Sync for RwLock<T> {}
+    unsafe impl<T: Send + Sync, R> Sync for RwLock<T, R> {}
 
+    /// Nobody keeps a value behind one.
     #[derive(Debug)]
-    pub struct RwLockReadGuard<'a, T>(&'a RwLock<T>);
+    pub struct RwLockReadGuard<'a, T>(&'a Locked<T>);
     #[derive(Debug)]
-    pub struct RwLockWriteGuard<'a, T>(&'a RwLock<T>);
+    pub struct RwLockWriteGuard<'a, T>(&'a Locked<T>);
 
-    impl<T> RwLock<T> {
+    impl<T, R> RwLock<T, R> {
         pub fn new(value: T) -> Self {
-            Self { raw: Raw::new(), value: UnsafeCell::new(value) }
+            let locked = Locked { raw: Raw::new(), value: UnsafeCell::new(value) };
+            Self { locked, rank: PhantomData }
         }
         pub fn read(&self) -> RwLockReadGuard<'_, T> {
-            self.raw.wait(read);
-            RwLockReadGuard(self)
+            self.locked.raw.wait(read);
+            RwLockReadGuard(&self.locked)
         }
         pub fn try_read(&self) -> Option<RwLockReadGuard<'_, T>> {
-            self.raw.attempt(read).then(|| RwLockReadGuard(self))
+            self.locked.raw.attempt(read).then(|| RwLockReadGuard(&self.locked))
         }
         pub fn write(&self) -> RwLockWriteGuard<'_, T> {
-            self.raw.wait(write);
-            RwLockWriteGuard(self)
+            self.locked.raw.wait(write);
+            RwLockWriteGuard(&self.locked)
+        }
+        pub fn try_write(&self) -> Option<RwLockWriteGuard<'_, T>> {
+            self.locked.raw.attempt(write).then(|| RwLockWriteGuard(&self.locked))
         }
     }
 
@@ -124,27 +350,28 @@ mod model {
 
     /// A read-write lock without readers.
     #[derive(Debug)]
-    pub struct Mutex<T> {
-        raw: Raw,
-        value: UnsafeCell<T>,
+    pub struct Mutex<T, R> {
+        locked: Locked<T>,
+        rank: PhantomData<fn() -> R>,
     }
 
     // SAFETY: the value is only reached through the guard, of which there is one at a time.
-    unsafe impl<T: Send> Sync for Mutex<T> {}
+    unsafe impl<T: Send, R> Sync for Mutex<T, R> {}
 
     #[derive(Debug)]
-    pub struct MutexGuard<'a, T>(&'a Mutex<T>);
+    pub struct MutexGuard<'a, T>(&'a Locked<T>);
 
-    impl<T> Mutex<T> {
+    impl<T, R> Mutex<T, R> {
         pub fn new(value: T) -> Self {
-            Self { raw: Raw::new(), value: UnsafeCell::new(value) }
+            let locked = Locked { raw: Raw::new(), value: UnsafeCell::new(value) };
+            Self { locked, rank: PhantomData }
         }
         pub fn lock(&self) -> MutexGuard<'_, T> {
-            self.raw.wait(write);
-            MutexGuard(self)
+            self.locked.raw.wait(write);
+            MutexGuard(&self.locked)
         }
         pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-            self.raw.attempt(write).then(|| MutexGuard(self))
+            self.locked.raw.attempt(write).then(|| MutexGuard(&self.locked))
         }
     }
 
@@ -173,20 +400,16 @@ mod model {
 
     /// What happens under it is one step of the model.
     #[derive(Debug)]
-    pub struct LeafMutex<T> {
+    pub struct LeafMutex<T, R> {
         step: AtomicUsize,
         value: parking_lot::Mutex<T>,
+        rank: PhantomData<fn() -> R>,
     }
 
-    impl<T: Default> Default for LeafMutex<T> {
-        fn default() -> Self {
-            Self::new(T::default())
-        }
-    }
-
-    impl<T> LeafMutex<T> {
+    impl<T, R> LeafMutex<T, R> {
         pub fn new(value: T) -> Self {
-            Self { step: AtomicUsize::new(0), value: parking_lot::Mutex::new(value) }
+            let (step, value) = (AtomicUsize::new(0), parking_lot::Mutex::new(value));
+            Self { step, value, rank: PhantomData }
         }
         pub fn lock(&self) -> parking_lot::MutexGuard<'_, T> {
             self.step.fetch_add(1, Ordering::AcqRel);

@@ -133,13 +133,6 @@ pub const TF_UPDATE_TXN: u32 = 0x40;
 pub const FOPEN_PASSTHROUGH: u32 = 1 << 7;
 /// flags2 of INIT (bit 37 of the whole): the server may open files in passthrough.
 pub const FUSE2_PASSTHROUGH: u32 = 1 << 5;
-/// flags2 of INIT (bit 36): shared mmap of files opened with FOPEN_DIRECT_IO.
-pub const FUSE2_DIRECT_IO_ALLOW_MMAP: u32 = 1 << 4;
-/// flags2 of INIT (bit 38).
-pub const FUSE2_NO_EXPORT_SUPPORT: u32 = 1 << 6;
-/// flags2 of INIT (bit 41): requests may come over io_uring.
-pub const FUSE2_OVER_IO_URING: u32 = 1 << 9;
-pub const FUSE_STATX: u32 = 52;
 
 /// What INIT is answered with, as of 7.40 (`max_stack_depth` lies in what was unused before).
 #[repr(C)]
@@ -179,7 +172,6 @@ pub struct fuse_backing_map {
     pub padding: u64,
 }
 
-pub const FUSE_DEV_IOC_CLONE: u32 = ior::<u32>(229, 0);
 pub const FUSE_DEV_IOC_BACKING_OPEN: u32 = iow::<fuse_backing_map>(229, 1);
 pub const FUSE_DEV_IOC_BACKING_CLOSE: u32 = iow::<u32>(229, 2);
 
@@ -265,11 +257,11 @@ macro_rules! plain {
 plain! {
     u32 u64
     fuse_in_header fuse_out_header fuse_init_in fuse_init_out cuse_init_in cuse_init_out
-    fuse_entry_out fuse_attr_out fuse_getattr_in fuse_setattr_in fuse_open_in fuse_open_out
+    fuse_entry_out fuse_attr_out fuse_setattr_in fuse_open_in fuse_open_out
     fuse_read_in fuse_write_in fuse_release_in fuse_flush_in fuse_statfs_out
     fuse_forget_in fuse_batch_forget_in fuse_forget_one fuse_interrupt_in
     fuse_ioctl_in fuse_ioctl_out fuse_ioctl_iovec fuse_poll_in fuse_poll_out
-    fuse_notify_poll_wakeup_out fuse_notify_inval_entry_out
+    fuse_notify_poll_wakeup_out
     binder_write_read fakebinder_attach fakebinder_attach_name fakebinder_mapped fakebinder_slots
     fakebinder_stats binderfs_device
 }
@@ -414,6 +406,5 @@ const _: () = {
     assert!(size_of::<cuse_init_in>() == 16);
     assert!(size_of::<cuse_init_out>() == 72);
     assert!(size_of::<fuse_backing_map>() == 16);
-    assert!(FUSE_DEV_IOC_CLONE == 0x8004_e500);
     assert!(FUSE_DEV_IOC_BACKING_OPEN == 0x4010_e501);
 };

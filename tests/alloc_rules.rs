@@ -110,18 +110,6 @@ fn mmap_is_once_of_whole_pages_and_4_mib_at_most() {
     assert_eq!(small.buffer_size(), PAGE);
 }
 
-/// A search costs as much as the client has mappings, and it is others who wait for it.
-#[test]
-fn a_client_without_a_mapping_is_searched_again_only_after_its_next_call() {
-    let mm = HeapMm::new();
-    let alloc = Alloc::new(mm.clone(), &plain());
-    assert_eq!(alloc.alloc_new_buf(&request(8)), Err(Errno::ESRCH));
-    mm.mmap(ADDRESS, MAPPING);
-    assert_eq!(alloc.alloc_new_buf(&request(8)), Err(Errno::ESRCH));
-    alloc.owner_calls();
-    assert_eq!(alloc.alloc_new_buf(&request(8)).map(|b| b.user_data), Ok(ADDRESS));
-}
-
 #[test]
 fn a_mapping_that_nobody_told_of_is_found_when_it_is_needed() {
     let mm = HeapMm::with_mapping(ADDRESS, MAPPING);
@@ -493,6 +481,23 @@ fn an_allocator_that_the_shrinker_is_the_last_to_use_is_released_after_the_walk(
     let walk = beside(move || lru.reclaim_all());
     assert_eq!(walk.recv_timeout(SOON), Ok(3));
     assert_eq!((memory.used(), memory.count(), mm.resident()), (0, 0, 0));
+}
+
+/// The shrinker is an installer here, who has its own mm locked under the old rule: it waits for no
+/// other mm's lock.
+#[test]
+fn an_installer_that_is_the_last_to_use_another_allocator_releases_it() {
+    let (inject, then) = at_first(Verb::Zap);
+    let page_budget = Some(3 * PAGE as u64);
+    let page_install = PageInstall::Exclusive;
+    let config = MemoryConfig { page_budget, page_install, inject, ..MemoryConfig::default() };
+    let memory = Memory::new(config);
+    let Client { mm, alloc } = client_with_unused(&memory, 3);
+    let last = Mutex::new(Some(alloc));
+    set(&then, move || drop(last.lock().expect("no panic").take()));
+    let other = client(&memory);
+    other.alloc.alloc_new_buf(&request(PAGE)).expect("a page of the other's");
+    assert_eq!((memory.used(), memory.count(), mm.resident()), (1, 0, 0));
 }
 
 /// A page that cannot be zapped stays where it is, is paid for once, and is used again.

@@ -84,6 +84,31 @@ fn binder_control_adds_devices() {
     daemon.stop();
 }
 
+/// Whoever lists and whoever adds want the same table; the one must not wait inside of it for the
+/// other.
+#[test]
+fn processes_are_listed_while_devices_are_added() {
+    if !Door::Fuse.is_here() {
+        return skip("/dev/fuse is not here");
+    }
+    let daemon = Daemon::start(Door::Fuse);
+    let mount = daemon.fuse().parent().unwrap().to_owned();
+    let opened = open(&daemon.fuse());
+    let control = File::open(mount.join("binder-control")).unwrap();
+    let adding = std::thread::spawn(move || {
+        (0..300).for_each(|number| add(&control, format!("n{number}").as_bytes()).unwrap());
+    });
+    let processes = mount.join("binder_logs/proc");
+    let own = std::process::id().to_string();
+    while !adding.is_finished() {
+        let listed = fs::read_dir(&processes).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(listed.collect::<Vec<_>>(), [own.as_str()]);
+    }
+    adding.join().unwrap();
+    drop(opened);
+    daemon.stop();
+}
+
 /// There is a limit to what even root can make the daemon hold.
 #[test]
 fn binder_control_adds_no_more_than_so_many() {

@@ -133,11 +133,14 @@ fn transaction(number: u32, record: &[u8], extra: &[u8]) -> Vec<u8> {
     [&number.to_ne_bytes(), record, extra].concat()
 }
 
+/// What the daemon spends on one open file whose memory does not come.
+const HELD: usize = fakebinder::binder::copies::COPIES;
+
 /// One process with more threads that block in its own memory than the daemon has for anybody:
 /// in the write buffer, in the data, in the offsets, in the read buffer.
 #[test]
 fn a_process_of_which_every_thread_blocks_holds_up_nobody() {
-    const STUCK: usize = 60;
+    const STUCK: usize = 300;
     on_doors(|target, daemon| {
         let (bystanders, other, handle) = Bystanders::new(target);
         bystanders.go_on();
@@ -170,13 +173,14 @@ fn a_process_of_which_every_thread_blocks_holds_up_nobody() {
                     };
                 });
             }
-            let rescued = wait_until(PATIENCE, || daemon.threads() >= before + STUCK - 4);
+            let held = wait_until(PATIENCE, || daemon.threads() >= before + 2 * HELD - 4);
             bystanders.go_on();
             // Others come and go, too.
             drop(target.open());
             let most = daemon.threads();
             unfilled.iter_mut().for_each(Unfilled::fill);
-            assert!(rescued && most <= before + STUCK, "{most} threads, {before} before");
+            // Two open files are held up, and nothing else; carriers come and go.
+            assert!(held && most <= before + 2 * HELD + 4, "{most} threads, {before} before");
         });
         let left = wait_until(PATIENCE, || daemon.threads() <= before);
         assert!(left, "{} threads, {before} before", daemon.threads());

@@ -124,6 +124,28 @@ fn a_mapping_is_found_in_the_client_and_only_a_read_only_one_of_our_file() {
     }
 }
 
+/// It was searched in vain; then it maps its buffer, in a free place or in another mapping's.
+#[test]
+fn a_mapping_that_comes_after_a_search_in_vain_is_found() {
+    for kernel in KERNELS {
+        let found =
+            |client: &Client| client.alloc.alloc_new_buf(&request(8)).map(|it| it.user_data);
+        let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory(), kernel);
+        client.munmap();
+        assert_eq!(found(&client), Err(Errno::ESRCH));
+        client.remap(0);
+        assert_eq!(found(&client), Ok(client.address));
+
+        let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory(), kernel);
+        client.map_impostor();
+        assert_eq!(found(&client), Err(Errno::ESRCH));
+        client.remap(0);
+        assert_eq!(found(&client), Err(Errno::ESRCH), "as much as before is mapped");
+        client.alloc.owner_calls();
+        assert_eq!(found(&client), Ok(client.address));
+    }
+}
+
 /// A file of the FUSE door is known by numbers, here those of another buffer file.
 #[test]
 fn a_mapping_of_another_file_is_not_ours() {

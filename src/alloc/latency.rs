@@ -1,6 +1,7 @@
 //! How long senders wait for the pages of their transactions: `--install-latency`.
 
-use parking_lot::Mutex;
+use crate::lock_order::rank;
+use crate::sync::Mutex;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 /// For each sender, how many of its transactions waited how long for pages to be installed. Those
 /// whose pages were all there are not counted.
 #[derive(Debug, Default)]
-pub struct InstallLatency(Mutex<BTreeMap<(i32, u64), u64>>);
+pub struct InstallLatency(Mutex<BTreeMap<(i32, u64), u64>, rank::Latency>);
 
 impl InstallLatency {
     /// Counts the time until the clock is dropped, whether all pages came or not.

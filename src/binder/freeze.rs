@@ -4,7 +4,8 @@
 //! A link is idle, or queued for its holder, or delivered and waiting to be acknowledged (`sent`,
 //! in `Queue::DeliveredFreeze`). What changes while it waits is sent again after (`resend`).
 
-use super::graph::{Effect, FreezeId, Graph, Place, ProcessId, Queue, Work};
+use super::graph::{FreezeId, Graph, Place, ProcessId, Queue, Work};
+use super::outbox::Effect;
 use super::returns::Return;
 use super::wire::HandleCookie;
 use super::{Finish, Process};

@@ -1,23 +1,21 @@
 //! The object graph of a context: who there is, who refers to whom, and what waits for whom.
 //!
 //! One lock guards all of it. Nothing here copies to or from a client, installs a page or makes a
-//! system call: what has to be done in the world is noted as an [`Effect`] and carried out by
-//! [`Context`](super::Context) after the lock is dropped.
+//! system call: what has to be done in the world is noted as an [`Effect`] and posted when the
+//! lock is dropped ([`super::outbox`]).
 //!
 //! Records refer to one another by ids that are never used again, so a stale reference finds
 //! nothing instead of somebody else.
 
 use super::death::Death;
-use super::freeze::{Freeze, FreezeWait};
+use super::freeze::Freeze;
 use super::limits::Limits;
 use super::node::Node;
+use super::outbox::Effect;
 use super::process::ProcessRecord;
-use super::read::Delivery;
 use super::thread::Thread;
 use super::traffic::Created;
-use super::transaction::{Fixup, Transaction};
-use super::{Poller, Process};
-use crate::alloc::Buffer;
+use super::transaction::Transaction;
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -76,26 +74,6 @@ pub(crate) enum Work {
 
 /// A list of work, oldest first, from which any entry can be taken.
 pub(crate) type WorkList = BTreeMap<u64, Work>;
-
-/// What remains to be done once the lock is dropped.
-pub(crate) enum Effect {
-    /// A read has something to give: write it to the client and end its ioctl.
-    Deliver(Box<Delivery>),
-    /// End an ioctl that has nothing to write.
-    Finish(super::Finish),
-    Poll(Box<dyn Poller>),
-    FreeBuffer(Arc<Process>, Buffer),
-    /// Close descriptors that a freed buffer held, in the client.
-    CloseFiles(Arc<Process>, Vec<i32>),
-    /// Files that did not arrive; dropped outside the lock, for that may close them.
-    DropFiles(Vec<Fixup>),
-    /// A frozen process has no outstanding transactions any more.
-    Frozen(FreezeWait),
-    /// What is large, and is given back to the allocator outside the lock.
-    Discard(Box<dyn Send>),
-    /// A released process: its last holder frees its buffers.
-    DropProcess(Arc<Process>),
-}
 
 fn shrink<K, V>(table: &mut FxHashMap<K, V>, effects: &mut Vec<Effect>)
 where

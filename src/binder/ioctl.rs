@@ -3,12 +3,13 @@
 use super::freeze::FreezeWait;
 use super::graph::ThreadId;
 use super::object::FlatObject;
-use super::read::Parked;
+use super::outbox::Effect;
+use super::read::{Answer, Parked};
 use super::returns::Return;
 use super::thread::ExtendedError;
 use super::wire::{Put, Reader, WriteRead};
 use super::write::Writer;
-use super::{Call, Finish, Process};
+use super::{Call, Due, Finish, Process};
 use crate::Errno;
 use crate::client_log::{Caller, Kind, user_error};
 use crate::uapi::*;
@@ -17,13 +18,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 impl Process {
-    /// Serves one ioctl; consumes `call.reply`, at once or later.
+    /// Serves one ioctl; consumes `call.reply`, at once or later. When this returns, the caller has
+    /// its answer or its request is parked; what is due to others follows when the returned value
+    /// is dropped.
     ///
     /// EINVAL: unknown ioctl, or an argument of the wrong length; ENOMEM: too many threads
     /// ([`Limits`](super::Limits)); the rest is said at each ioctl.
-    pub fn ioctl(self: &Arc<Self>, call: Call) {
+    pub fn ioctl(self: &Arc<Self>, call: Call) -> Due<'_> {
         self.alloc.owner_calls();
         let _caller = Caller { uid: call.euid, pid: self.pid, tid: call.tid }.enter();
+        self.serve(call);
+        self.due()
+    }
+
+    fn serve(self: &Arc<Self>, call: Call) {
         let thread = self.context.locked(|graph| graph.get_thread(self.id, call.tid));
         let thread = match thread {
             Ok(thread) => thread,
@@ -80,8 +88,9 @@ impl Process {
             result = self.begin_read(thread, &call, &data, nice);
             if result.is_ok() {
                 let Call { nonblock, memory, reply, .. } = call;
-                let read = Parked::new(data, memory, nonblock, reply);
-                return self.context.locked(|graph| graph.resume_read(thread, read));
+                let read = Parked::new(self.clone(), data, memory, nonblock, reply);
+                let answer = self.context.locked(|graph| graph.resume_read(thread, read));
+                return answer.into_iter().for_each(Answer::give);
             }
             self.context.locked(|graph| graph.wakeup_leftover(self.id));
         }
@@ -263,18 +272,19 @@ impl Process {
             return call.reply.send(Ok(0), &call.arg);
         }
         self.ioctl_done(thread);
-        self.freeze_next(FreezeWait {
+        let process = self.clone();
+        let answer = self.freeze_next(FreezeWait {
             ticket: self.context.shared.next_id(),
             caller: (self.id, call.tid),
             timeout_ms,
             targets,
-            finish: Finish { reply: call.reply, result: Ok(0), out: call.arg },
+            finish: Finish { process, reply: call.reply, result: Ok(0), out: call.arg },
         });
+        answer.into_iter().for_each(Answer::give);
     }
 
-    /// Freezes the first of the targets that remain, and waits for it if there is something to
-    /// wait for.
-    fn freeze_next(&self, mut wait: FreezeWait) {
+    /// Freezes the first of the targets that remain. None: there is something to wait for.
+    fn freeze_next(&self, mut wait: FreezeWait) -> Option<Answer> {
         let shared = &self.context.shared;
         while let Some(target) = wait.targets.first().cloned() {
             let ticket = wait.ticket;
@@ -300,21 +310,26 @@ impl Process {
                 let fire = move || {
                     if let Some(target) = target.upgrade() {
                         target.end_freeze_wait(ticket, FreezeEnd::TimedOut);
+                        // Not on the thread of the timers: a client's memory may hold it up.
+                        let shared = target.context.shared.clone();
+                        let carriers = shared.carriers.clone();
+                        carriers.carry(Box::new(move || shared.carry_out()));
                     }
                 };
-                return shared.timers.after(ticket, timeout, Box::new(fire));
+                shared.timers.after(ticket, timeout, Box::new(fire));
+                return None;
             };
             wait = returned;
             if wait.finish.result.is_err() {
                 shared.forget_freeze_caller(caller);
-                return wait.finish.restart();
+                return Some(Answer::Restart(wait.finish));
             }
             wait = self.freeze_settled(wait);
             if wait.finish.result.is_err() {
                 break;
             }
         }
-        wait.finish.send();
+        Some(Answer::Finish(wait.finish))
     }
 
     /// The first target has no outstanding transactions, or was waited for long enough.
@@ -325,7 +340,8 @@ impl Process {
         wait
     }
 
-    /// A wait for this process is over before its transactions are done.
+    /// A wait for this process is over before its transactions are done. The answer to who waits
+    /// goes into the outbox.
     pub(crate) fn end_freeze_wait(self: &Arc<Self>, ticket: u64, end: FreezeEnd) {
         let wait = self.context.locked(|graph| {
             let waits = &mut graph.processes.get_mut(&self.id)?.freeze_waits;
@@ -338,20 +354,25 @@ impl Process {
         });
         match (wait, end) {
             (None, _) => {}
-            (Some(wait), FreezeEnd::Interrupted) => wait.finish.restart(),
+            (Some(wait), FreezeEnd::Interrupted) => {
+                self.context.shared.post(vec![Effect::Answer(Answer::Restart(wait.finish))]);
+            }
             (Some(wait), FreezeEnd::TimedOut) => self.freeze_waited(wait),
         }
     }
 
     /// The wait for this process is over, one way or the other: on with the next.
     pub(crate) fn freeze_waited(self: &Arc<Self>, mut wait: FreezeWait) {
-        self.context.shared.forget_freeze_caller(wait.caller);
+        let shared = &self.context.shared;
+        shared.forget_freeze_caller(wait.caller);
         wait = self.freeze_settled(wait);
-        if wait.targets.is_empty() || wait.finish.result.is_err() {
-            return wait.finish.send();
-        }
-        wait.ticket = self.context.shared.next_id();
-        self.freeze_next(wait);
+        let answer = if wait.targets.is_empty() || wait.finish.result.is_err() {
+            Some(Answer::Finish(wait.finish))
+        } else {
+            wait.ticket = shared.next_id();
+            self.freeze_next(wait)
+        };
+        shared.post(answer.into_iter().map(Effect::Answer).collect());
     }
 }
 

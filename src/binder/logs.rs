@@ -56,7 +56,8 @@ impl Binder {
     /// `proc_show`: every open file of a process. None when it has none.
     pub fn log_process(&self, pid: i32) -> Option<String> {
         let mut out = String::new();
-        for context in &self.contexts.lock().clone() {
+        let contexts = self.contexts.lock().clone();
+        for context in &contexts {
             context.log_processes(&mut out, Show::ProcessState, |it| it.process.pid == pid);
         }
         (!out.is_empty()).then_some(out)

@@ -1,12 +1,13 @@
 //! A process: one open file of a device. Two opens of one program are two processes here.
 
+use super::Process;
 use super::freeze::FreezeWait;
 use super::graph::{Graph, NodeId, ProcessId, Queue, ThreadId, TransactionId, WorkList};
 use super::node::Node;
 use super::object::FlatObject;
+use super::outbox::Effect;
 use super::reference::Ref;
 use super::transaction::Held;
-use super::{Effect, Process};
 use crate::Errno;
 use crate::alloc::Buffer;
 use crate::client_log::{Kind, user_error};

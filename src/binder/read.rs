@@ -1,26 +1,19 @@
 //! Reading: what a thread is told, and when (`binder_thread_read`).
 //!
 //! A read that has nothing to give is parked on its thread. Whoever brings work resumes it: under
-//! the graph's lock the returns are put together and become a [`Delivery`]; without the lock they
-//! are written to the client; and a transaction among them is settled under the lock again, for
-//! only then is it known whether the client got it.
+//! the graph's lock the returns are put together, and the read has an [`Answer`]. What becomes of
+//! the answer without the lock is told in [`super::delivery`].
 
-use super::graph::{Effect, Graph, Queue, ThreadId, TransactionId, Work};
+use super::delivery::{Delivered, Delivery};
+use super::graph::{Graph, Queue, ThreadId, TransactionId, Work};
 use super::returns::Return;
-use super::thread::ExtendedError;
-use super::traffic::returns_in;
-use super::transaction::Fixup;
 use super::wire::{PtrCookie, TransactionData, WriteRead, align8};
-use super::{Client, Context, Finish, Process, Reply};
+use super::{Finish, Process, Reply};
 use crate::Errno;
-use crate::alloc::Buffer;
-use crate::client_log::{Kind, client_log};
 use crate::client_mem::ClientMemory;
-use crate::shortage::{self, is_shortage};
 use crate::uapi;
 use crate::wrong::{Rule, wrong};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
 
 /// The least room in a read buffer for one more return: the largest there is, with its number.
 const ROOM: u64 = 4 + size_of::<uapi::binder_transaction_data_secctx>() as u64;
@@ -30,6 +23,7 @@ const PAGE: u64 = 4096;
 
 /// A BINDER_WRITE_READ in its read part.
 pub(crate) struct Parked {
+    pub process: Arc<Process>,
     pub call: WriteRead,
     pub memory: Arc<dyn ClientMemory>,
     pub nonblock: bool,
@@ -40,12 +34,19 @@ pub(crate) struct Parked {
 
 impl Parked {
     pub fn new(
+        process: Arc<Process>,
         call: WriteRead,
         memory: Arc<dyn ClientMemory>,
         nonblock: bool,
         reply: Box<dyn Reply>,
     ) -> Parked {
-        Parked { start: call.read_consumed, call, memory, nonblock, reply }
+        Parked { process, start: call.read_consumed, call, memory, nonblock, reply }
+    }
+
+    /// Ends it without giving it anything.
+    pub fn finish(self, errno: Errno) -> Finish {
+        let out = self.call.encode();
+        Finish { process: self.process, reply: self.reply, result: Err(errno), out }
     }
 
     /// The buffer lies in more than one page, of which any may turn out not to be there: then
@@ -57,37 +58,14 @@ impl Parked {
     }
 }
 
-/// Returns on their way to a client.
-pub(crate) struct Delivery {
-    process: Arc<Process>,
-    thread: ThreadId,
-    tid: i32,
-    read: Parked,
-    /// What goes to `read_buffer + read_consumed`.
-    bytes: Vec<u8>,
-    /// The first word of the read buffer becomes BR_SPAWN_LOOPER.
-    spawn_looper: bool,
-    /// The thread could take the process's work when it began to wait.
-    for_process: bool,
-    transaction: Option<Delivered>,
-    /// There may be more to read when this is written.
-    is_step: bool,
-}
-
-/// The transaction at the end of a delivery.
-struct Delivered {
-    id: TransactionId,
-    buffer: Buffer,
-    fixups: Vec<Fixup>,
-    is_reply: bool,
-    /// Where `sender_pid` lies in the bytes.
-    sender_pid_at: usize,
-    /// The process that waits for a reply, by its pid here.
-    sender: Option<(i32, Arc<dyn Client>)>,
-    /// The sender's nice value and the node's minimum, for a call.
-    priority: Option<(i32, i32)>,
-    oneway: bool,
-    saved_priority: Arc<AtomicI32>,
+/// What a read has come to.
+pub(crate) enum Answer {
+    /// Returns, to be written to the client.
+    Deliver(Box<Delivery>),
+    /// Nothing but the end of its ioctl (not only a read: a freeze that was waited for, too).
+    Finish(Finish),
+    /// The end of an ioctl that is called again after the signal's handler.
+    Restart(Finish),
 }
 
 /// How far the collecting of returns came.
@@ -103,20 +81,21 @@ enum Collected {
 }
 
 impl Graph {
-    /// Begins or resumes a read with nothing collected.
-    pub fn resume_read(&mut self, id: ThreadId, read: Parked) {
+    /// Begins or resumes a read with nothing collected. None: there is nothing to give, and the
+    /// read is parked.
+    pub fn resume_read(&mut self, id: ThreadId, read: Parked) -> Option<Answer> {
         let mut bytes = Vec::with_capacity(128);
         if read.call.read_consumed == 0 {
             Return::Noop.encode(&mut bytes);
         }
-        self.wait_for_work(id, read, bytes);
+        self.wait_for_work(id, read, bytes)
     }
 
     /// Gives a read what there is, or parks it. It has nothing yet but perhaps BR_NOOP.
-    fn wait_for_work(&mut self, id: ThreadId, read: Parked, mut bytes: Vec<u8>) {
+    fn wait_for_work(&mut self, id: ThreadId, read: Parked, mut bytes: Vec<u8>) -> Option<Answer> {
         loop {
             let Some(thread) = self.threads.get(&id) else {
-                return self.finish_read(id, read, Errno::ESRCH);
+                return Some(self.finish_read(id, read, Errno::ESRCH));
             };
             let for_process = self.available_for_process_work(thread);
             if !self.has_work(thread, for_process) {
@@ -125,43 +104,50 @@ impl Graph {
                 } else if read.reply.interrupted() {
                     Errno::EINTR
                 } else {
-                    return self.park(id, read, for_process);
+                    self.park(id, read, for_process);
+                    return None;
                 };
-                return self.finish_read(id, read, errno);
+                return Some(self.finish_read(id, read, errno));
             }
-            match self.collect(id, &read, for_process, &mut bytes) {
-                Collected::Nothing => {}
-                Collected::Step => return self.deliver_step(id, read, bytes, for_process),
-                Collected::Returns => return self.deliver(id, read, bytes, for_process, None),
+            return match self.collect(id, &read, for_process, &mut bytes) {
+                Collected::Nothing => continue,
+                Collected::Step => Some(self.deliver_step(id, read, bytes, for_process)),
+                Collected::Returns => Some(self.deliver(id, read, bytes, for_process, None)),
                 Collected::Transaction(delivered) => {
-                    return self.deliver(id, read, bytes, for_process, Some(delivered));
+                    Some(self.deliver(id, read, bytes, for_process, Some(delivered)))
                 }
-            }
+            };
         }
     }
 
     /// Reads on after a step, or after a transaction that could not be given out. What was
     /// collected before it is given, even when nothing follows.
-    fn continue_read(&mut self, id: ThreadId, read: Parked, mut bytes: Vec<u8>, for_process: bool) {
+    pub fn continue_read(
+        &mut self,
+        id: ThreadId,
+        read: Parked,
+        mut bytes: Vec<u8>,
+        for_process: bool,
+    ) -> Option<Answer> {
         match self.collect(id, &read, for_process, &mut bytes) {
             Collected::Nothing => self.wait_for_work(id, read, bytes),
-            Collected::Step => self.deliver_step(id, read, bytes, for_process),
-            Collected::Returns => self.deliver(id, read, bytes, for_process, None),
+            Collected::Step => Some(self.deliver_step(id, read, bytes, for_process)),
+            Collected::Returns => Some(self.deliver(id, read, bytes, for_process, None)),
             Collected::Transaction(delivered) => {
-                self.deliver(id, read, bytes, for_process, Some(delivered));
+                Some(self.deliver(id, read, bytes, for_process, Some(delivered)))
             }
         }
     }
 
     /// The end of a read: what was collected goes to the client.
-    fn deliver(
+    pub fn deliver(
         &mut self,
         id: ThreadId,
         read: Parked,
         bytes: Vec<u8>,
         for_process: bool,
         transaction: Option<Delivered>,
-    ) {
+    ) -> Answer {
         let Some(thread) = self.threads.get_mut(&id) else {
             return self.finish_read(id, read, Errno::ESRCH);
         };
@@ -175,8 +161,11 @@ impl Graph {
             && record.requested_threads_started < record.max_threads
             && looper.is_looper();
         record.requested_threads += u32::from(spawn_looper);
-        let delivery = Box::new(Delivery {
-            process: record.process.clone(),
+        if let Some(thread) = self.threads.get_mut(&id) {
+            thread.delivering = transaction.as_ref().map(|delivered| delivered.id);
+        }
+        self.wakeup_leftover(process);
+        Answer::Deliver(Box::new(Delivery {
             thread: id,
             tid,
             read,
@@ -185,22 +174,21 @@ impl Graph {
             for_process,
             transaction,
             is_step: false,
-        });
-        self.wakeup_leftover(process);
-        self.effects.push(Effect::Deliver(delivery));
+        }))
     }
 
     /// One return goes to the client; the read goes on when it has it.
-    fn deliver_step(&mut self, id: ThreadId, read: Parked, bytes: Vec<u8>, for_process: bool) {
-        let owner = self.threads.get(&id).and_then(|thread| {
-            let process = self.processes.get(&thread.process)?.process.clone();
-            Some((process, thread.tid))
-        });
-        let Some((process, tid)) = owner else {
+    fn deliver_step(
+        &mut self,
+        id: ThreadId,
+        read: Parked,
+        bytes: Vec<u8>,
+        for_process: bool,
+    ) -> Answer {
+        let Some(tid) = self.threads.get(&id).map(|thread| thread.tid) else {
             return self.finish_read(id, read, Errno::ESRCH);
         };
-        self.effects.push(Effect::Deliver(Box::new(Delivery {
-            process,
+        Answer::Deliver(Box::new(Delivery {
             thread: id,
             tid,
             read,
@@ -209,7 +197,7 @@ impl Graph {
             for_process,
             transaction: None,
             is_step: true,
-        })));
+        }))
     }
 
     fn park(&mut self, id: ThreadId, read: Parked, for_process: bool) {
@@ -224,15 +212,13 @@ impl Graph {
         }
     }
 
-    fn finish_read(&mut self, id: ThreadId, read: Parked, errno: Errno) {
+    fn finish_read(&mut self, id: ThreadId, read: Parked, errno: Errno) -> Answer {
         if let Some(thread) = self.threads.get_mut(&id) {
             thread.looper_need_return = false;
             let process = thread.process;
             self.wakeup_leftover(process);
         }
-        let out = read.call.encode();
-        let finish = Finish { reply: read.reply, result: Err(errno), out };
-        self.effects.push(Effect::Finish(finish));
+        Answer::Finish(read.finish(errno))
     }
 
     /// Takes work and appends what it says, as long as there is room.
@@ -392,234 +378,5 @@ impl Graph {
             record.files_in_flight = record.files_in_flight.saturating_sub(fixups.len());
         }
         Some(Delivered { fixups, ..delivered })
-    }
-
-    /// The client has a transaction: a call goes on the thread's stack, anything else is done.
-    fn settle_transaction(&mut self, thread_id: ThreadId, id: TransactionId, arrays: Vec<i32>) {
-        let Some(transaction) = self.transactions.get_mut(&id) else {
-            return;
-        };
-        let place = transaction.to_process.zip(transaction.buffer);
-        if let Some(buffer) = place.and_then(|(process, offset)| self.buffer_mut(process, offset)) {
-            buffer.close_on_free = arrays;
-        }
-        let Some(transaction) = self.transactions.get_mut(&id) else {
-            return;
-        };
-        if transaction.is_reply || transaction.is_oneway() {
-            self.free_transaction(id);
-            return;
-        }
-        match self.threads.get_mut(&thread_id) {
-            Some(thread) => {
-                transaction.to_parent = thread.transaction_stack.replace(id);
-                transaction.to_thread = Some(thread_id);
-            }
-            None => self.cleanup_transaction(id, Return::DeadReply),
-        }
-    }
-
-    /// A transaction could not be given to its thread (`binder_cleanup_transaction`).
-    fn transaction_undelivered(&mut self, delivery: &Delivery, errno: Errno) {
-        if let Some(thread) = self.threads.get_mut(&delivery.thread) {
-            thread.known_read_buffer = None;
-            thread.looper_need_return = false;
-            let process = thread.process;
-            self.wakeup_leftover(process);
-        }
-        if delivery.spawn_looper
-            && let Some(record) = self.processes.get_mut(&delivery.process.id)
-        {
-            record.requested_threads = record.requested_threads.saturating_sub(1);
-        }
-        if let Some(delivered) = &delivery.transaction {
-            self.tell_shortage(delivered.id, errno);
-            if delivered.is_reply && is_shortage(errno) {
-                self.reply_lost(delivery.thread, delivered.id, errno);
-            }
-            self.cleanup_transaction(delivered.id, Return::FailedReply);
-        }
-    }
-
-    /// A reply was taken for a thread that has not got it, by no fault of the thread's.
-    fn reply_lost(&mut self, id: ThreadId, reply: TransactionId, errno: Errno) {
-        let Some(thread) = self.threads.get_mut(&id) else {
-            return;
-        };
-        let (command, param) = (Return::FailedReply.number(), -(errno as i32));
-        thread.extended_error = ExtendedError { id: reply.0 as u32, command, param };
-        if thread.reply_error.replace(Return::FailedReply).is_none() {
-            self.enqueue_thread_work(id, Work::ReplyError);
-        }
-    }
-
-    /// Where a transaction fails for want of something of the daemon's own, its sender is told what.
-    /// (Of other errors of its receiver's the driver's sender learns nothing.)
-    fn tell_shortage(&mut self, id: TransactionId, errno: Errno) {
-        if is_shortage(errno) {
-            let (command, param) = (Return::FailedReply.number(), -(errno as i32));
-            self.set_error_of_sender(id, ExtendedError { id: id.0 as u32, command, param });
-        }
-    }
-
-    /// A transaction's descriptors could not be installed in its receiver: the transaction fails,
-    /// its buffer is freed, and the thread reads on; where it was a reply, it reads
-    /// BR_FAILED_REPLY instead.
-    fn files_undelivered(&mut self, mut delivery: Box<Delivery>, errno: Errno) {
-        if delivery.spawn_looper
-            && let Some(record) = self.processes.get_mut(&delivery.process.id)
-        {
-            record.requested_threads = record.requested_threads.saturating_sub(1);
-        }
-        let Some(delivered) = delivery.transaction.take() else {
-            return;
-        };
-        self.effects.push(Effect::DropFiles(delivered.fixups));
-        if let Some(transaction) = self.transactions.get_mut(&delivered.id) {
-            transaction.buffer = None;
-        }
-        if let Some(buffer) = self.buffer_mut(delivery.process.id, delivered.buffer.offset) {
-            buffer.transaction = None;
-        }
-        self.tell_shortage(delivered.id, errno);
-        self.cleanup_transaction(delivered.id, Return::FailedReply);
-        self.free_buffer(delivery.process.id, delivered.buffer.offset, Some(delivery.thread));
-        delivery.bytes.truncate(delivered.sender_pid_at - TransactionData::SENDER_PID - 4);
-        let Delivery { thread, read, mut bytes, for_process, .. } = *delivery;
-        if delivered.is_reply {
-            // In the place of the reply, and the end of the read as that is.
-            Return::FailedReply.encode(&mut bytes);
-            self.deliver(thread, read, bytes, for_process, None);
-        } else {
-            self.continue_read(thread, read, bytes, for_process);
-        }
-    }
-}
-
-impl Delivery {
-    /// Writes the returns to the client and ends its ioctl.
-    pub fn carry_out(mut self: Box<Self>, context: &Context) -> Vec<Effect> {
-        let arrays = match self.install_files() {
-            Ok(arrays) => arrays,
-            Err(errno) => {
-                client_log!(
-                    Kind::FilesNotInstalled,
-                    "{}:{} cannot be given the descriptors of a transaction: {errno}",
-                    self.process.pid,
-                    self.tid
-                );
-                return context.collect_effects(|graph| graph.files_undelivered(self, errno));
-            }
-        };
-        self.finish_record();
-        if let Err(errno) = self.write() {
-            shortage::note(&errno);
-            let effects =
-                context.collect_effects(|graph| graph.transaction_undelivered(&self, errno));
-            self.read.call.read_consumed = self.read.start;
-            let out = self.read.call.encode();
-            self.read.reply.send(Err(errno), &out);
-            return effects;
-        }
-        returns_in(&self.bytes).for_each(|number| self.process.count_return(number));
-        if self.spawn_looper {
-            self.process.count_return(crate::uapi::BR_SPAWN_LOOPER);
-        }
-        if self.is_step {
-            let Delivery { thread, mut read, bytes, for_process, .. } = *self;
-            read.call.read_consumed += bytes.len() as u64;
-            return context.collect_effects(|graph| {
-                graph.continue_read(thread, read, Vec::new(), for_process);
-            });
-        }
-        let mut effects = Vec::new();
-        if let Some(delivered) = &self.transaction {
-            self.process.alloc.set_allow_user_free(&delivered.buffer, true);
-            effects = context.collect_effects(|graph| {
-                graph.settle_transaction(self.thread, delivered.id, arrays);
-            });
-        }
-        self.read.call.read_consumed += self.bytes.len() as u64;
-        let out = self.read.call.encode();
-        self.read.reply.send(Ok(0), &out);
-        effects
-    }
-
-    /// Installs a transaction's descriptors in the client and writes their numbers into the
-    /// buffer; returns those that are closed with the buffer (`binder_apply_fd_fixups`).
-    fn install_files(&mut self) -> Result<Vec<i32>, Errno> {
-        let mut arrays = Vec::new();
-        let Some(delivered) = &mut self.transaction else {
-            return Ok(arrays);
-        };
-        if delivered.fixups.is_empty() {
-            return Ok(arrays);
-        }
-        let files = delivered.fixups.iter().map(|fixup| fixup.file.clone()).collect();
-        let numbers = self.process.client.install_files(self.tid, files)?;
-        for (fixup, number) in delivered.fixups.iter().zip(&numbers) {
-            let number = *number as u32;
-            let written = self.process.alloc.copy_to_buffer(
-                &delivered.buffer,
-                fixup.offset,
-                &number.to_ne_bytes(),
-            );
-            if let Err(errno) = written {
-                self.process.client.close_files(&numbers);
-                return Err(errno);
-            }
-            if fixup.in_array {
-                arrays.push(number as i32);
-            }
-        }
-        delivered.fixups.clear();
-        Ok(arrays)
-    }
-
-    /// What depends on the receiver and is not known under the lock: how it sees the sender's
-    /// pid, and its own nice value.
-    fn finish_record(&mut self) {
-        let Some(delivered) = &self.transaction else {
-            return;
-        };
-        let client = &self.process.client;
-        if let Some((pid, sender)) = &delivered.sender
-            && sender.has_pid()
-        {
-            let pid = client.pid_as_seen(*pid);
-            self.bytes[delivered.sender_pid_at..][..4].copy_from_slice(&pid.to_ne_bytes());
-        }
-        let Some((sender, least)) = delivered.priority else {
-            return;
-        };
-        let own = client.nice(self.tid);
-        delivered.saved_priority.store(own, Ordering::Relaxed);
-        let wanted = if sender < least && !delivered.oneway {
-            sender
-        } else if !delivered.oneway || own > least {
-            least
-        } else {
-            own
-        };
-        if wanted.clamp(-20, 19) != own {
-            client.set_nice(self.tid, wanted);
-        }
-    }
-
-    /// All or EFAULT.
-    fn write(&mut self) -> Result<(), Errno> {
-        let call = &self.read.call;
-        let spawn = uapi::BR_SPAWN_LOOPER.to_ne_bytes();
-        if self.spawn_looper {
-            match self.bytes.first_chunk_mut() {
-                Some(first) if call.read_consumed == 0 => *first = spawn,
-                _ => self.read.memory.write(call.read_buffer, &spawn)?,
-            }
-        }
-        let address = call.read_buffer.wrapping_add(call.read_consumed);
-        if self.bytes.is_empty() {
-            return Ok(());
-        }
-        self.read.memory.write(address, &self.bytes)
     }
 }

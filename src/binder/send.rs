@@ -7,8 +7,9 @@
 //! Whatever fails on the way is undone, and the sender reads why; the rest of the world goes on.
 
 use super::Process;
-use super::graph::{Effect, Graph, NodeId, ProcessId, ThreadId, TransactionId, Work};
+use super::graph::{Graph, NodeId, ProcessId, ThreadId, TransactionId, Work};
 use super::message::Message;
+use super::outbox::Effect;
 use super::process::BufferRecord;
 use super::returns::Return;
 use super::thread::ExtendedError;

@@ -3,10 +3,11 @@
 //! A thread is in its client, or in an ioctl: being served, or parked in a read until there is
 //! something to give. No thread of the daemon waits with it: the parked read is a record here.
 
-use super::graph::{Effect, Graph, ProcessId, Queue, ThreadId, TransactionId, Work, WorkList};
-use super::read::Parked;
+use super::Poller;
+use super::graph::{Graph, ProcessId, Queue, ThreadId, TransactionId, Work, WorkList};
+use super::outbox::Effect;
+use super::read::{Answer, Parked};
 use super::returns::Return;
-use super::{Finish, Poller};
 use crate::Errno;
 use crate::quota::{Held, bytes};
 use bitflags::bitflags;
@@ -59,6 +60,8 @@ pub(crate) struct Thread {
     pub reply_error: Option<Return>,
     pub extended_error: ExtendedError,
     pub parked: Option<Parked>,
+    /// The transaction that is being written to its memory, and stands in no list meanwhile.
+    pub delivering: Option<TransactionId>,
     pub poller: Option<Box<dyn Poller>>,
     /// Where the last read buffer lay that could be written to.
     pub known_read_buffer: Option<u64>,
@@ -98,6 +101,7 @@ impl Graph {
                 reply_error: None,
                 extended_error: ExtendedError::NONE,
                 parked: None,
+                delivering: None,
                 poller: None,
                 known_read_buffer: None,
                 charge,
@@ -172,7 +176,9 @@ impl Graph {
                 continue;
             };
             self.stop_waiting(id);
-            self.resume_read(id, parked);
+            if let Some(answer) = self.resume_read(id, parked) {
+                self.effects.push(Effect::Answer(answer));
+            }
         }
     }
 
@@ -223,11 +229,7 @@ impl Graph {
         let process = thread.process;
         self.stop_waiting(id);
         self.wakeup_leftover(process);
-        self.effects.push(Effect::Finish(Finish {
-            reply: parked.reply,
-            result: Err(errno),
-            out: parked.call.encode(),
-        }));
+        self.effects.push(Effect::Answer(Answer::Finish(parked.finish(errno))));
     }
 
     /// Work that nobody has taken yet goes to the next thread that waits.
@@ -265,6 +267,7 @@ impl Graph {
             self.effects.push(Effect::Poll(poller));
         }
         let polled = thread.looper.contains(Looper::POLL);
+        let delivering = thread.delivering.take();
         let mut next = thread.transaction_stack.take();
         if let Some(record) = self.processes.get_mut(&process) {
             record.threads.remove(&tid);
@@ -290,6 +293,9 @@ impl Graph {
         }
         if let Some(transaction) = send_reply {
             self.send_failed_reply(transaction, Return::DeadReply);
+        }
+        if let Some(transaction) = delivering {
+            self.cleanup_transaction(transaction, Return::DeadReply);
         }
         self.release_work(Queue::Thread(id));
         self.threads.remove(&id);

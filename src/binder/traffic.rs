@@ -2,8 +2,9 @@
 //! `binder_logs/stats` and `binder_logs/transaction_log` (see [`logs`](super::logs)).
 
 use super::send::Failure;
+use crate::lock_order::rank;
+use crate::sync::Mutex;
 use crate::uapi;
-use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::ops::Add;
 use std::sync::Arc;
@@ -125,7 +126,7 @@ pub(super) struct Entry {
 
 /// The last 32 transactions, oldest first.
 #[derive(Default)]
-pub(super) struct TransactionLog(Mutex<VecDeque<Entry>>);
+pub(super) struct TransactionLog(Mutex<VecDeque<Entry>, rank::TransactionLog>);
 
 impl TransactionLog {
     const LENGTH: usize = 32;

@@ -7,7 +7,8 @@
 //! Who may race: while a sender builds a transaction it holds no lock, and its target may die or
 //! freeze. [`send`](super::send) looks again before the transaction is queued.
 
-use super::graph::{Effect, Graph, NodeId, ProcessId, Queue, ThreadId, TransactionId, Work};
+use super::graph::{Graph, NodeId, ProcessId, Queue, ThreadId, TransactionId, Work};
+use super::outbox::Effect;
 use super::process::BufferRecord;
 use super::returns::Return;
 use super::thread::ExtendedError;

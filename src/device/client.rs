@@ -2,13 +2,15 @@
 
 use super::files::Channel;
 use super::security_context::SecurityContexts;
+use crate::binder::copies::{Allowance, COPIES, Carriers, Copies};
 use crate::client_log::{Caller, Kind, client_log, user_error};
+use crate::lock_order::rank;
 use crate::mm_shim::{Verb, fault};
 use crate::quota::{Held, Quotas, User, What};
 use crate::shortage::is_shortage;
+use crate::sync::Mutex;
 use crate::{Errno, binder, client_mem, uapi};
 use nix::sys::resource::{Resource, getrlimit};
-use parking_lot::Mutex;
 use std::any::Any;
 use std::collections::HashMap;
 use std::fs;
@@ -19,14 +21,22 @@ use std::sync::{Arc, OnceLock, Weak};
 
 /// A descriptor taken from a client.
 pub struct TakenFile {
-    file: OwnedFd,
+    /// There until this is dropped.
+    file: Option<OwnedFd>,
     clients: Arc<Clients>,
     _held: Held,
+    /// Of the client that it was taken from.
+    copies: Arc<Copies>,
 }
 
 impl Drop for TakenFile {
     fn drop(&mut self) {
-        self.clients.taken.fetch_sub(1, Ordering::Relaxed);
+        let (file, clients) = (self.file.take(), self.clients.clone());
+        // Closing may take as long as whoever serves the file likes.
+        self.copies.hand_over(move || {
+            drop(file);
+            clients.taken.fetch_sub(1, Ordering::Relaxed);
+        });
     }
 }
 
@@ -35,6 +45,13 @@ impl binder::File for TakenFile {
         self
     }
 }
+
+/// Copies of one process that may be on their way at a time, whatever it has open: all of them may
+/// stall, and hold a thread each.
+const COPIES_OF_A_PROCESS: usize = 32;
+
+/// The same for all processes of a user other than root.
+const COPIES_OF_A_USER: usize = 64;
 
 /// A process that has opened a device: its thread group, seen from the daemon's pid namespace.
 pub struct Client {
@@ -48,8 +65,11 @@ pub struct Client {
     security_context: Result<Vec<u8>, Errno>,
     namespaces: OnceLock<Namespaces>,
     clients: Arc<Clients>,
+    copies: Arc<Copies>,
+    /// Shared by all that the process has open.
+    allowance: Arc<Allowance>,
     /// The way of descriptors into it, once it has attached.
-    channel: Mutex<Option<Channel>>,
+    channel: Mutex<Option<Channel>, rank::Channel>,
     /// It has been said that there is none.
     said_no_channel: AtomicBool,
 }
@@ -112,7 +132,9 @@ fn most_taken() -> usize {
 
 /// All clients, by thread group: who asks how a pid looks from elsewhere finds the answer here.
 pub struct Clients {
-    by_pid: Mutex<HashMap<i32, Weak<Client>>>,
+    by_pid: Mutex<HashMap<i32, Weak<Client>>, rank::Clients>,
+    users: Mutex<HashMap<u32, Weak<Allowance>>, rank::Allowances>,
+    carriers: Arc<dyn Carriers>,
     /// How many of our descriptors are files on their way from one to another.
     taken: AtomicUsize,
     security_contexts: SecurityContexts,
@@ -120,8 +142,36 @@ pub struct Clients {
 }
 
 impl Clients {
-    pub fn new(security_contexts: SecurityContexts, quotas: Quotas) -> Clients {
-        Clients { by_pid: Mutex::default(), taken: AtomicUsize::new(0), security_contexts, quotas }
+    pub fn new(
+        carriers: Arc<dyn Carriers>,
+        security_contexts: SecurityContexts,
+        quotas: Quotas,
+    ) -> Arc<Clients> {
+        Arc::new(Clients {
+            by_pid: Mutex::default(),
+            users: Mutex::default(),
+            carriers,
+            taken: AtomicUsize::new(0),
+            security_contexts,
+            quotas,
+        })
+    }
+
+    /// What a process of the user `uid` may have in copies, over all that it opens.
+    fn allowance(&self, pid: i32, uid: u32) -> Arc<Allowance> {
+        // Not that of a process that had this pid before.
+        if let Some(known) = self.find(pid).filter(|known| binder::Client::has_pid(&**known)) {
+            return known.allowance.clone();
+        }
+        let mut users = self.users.lock();
+        let user = users.get(&uid).and_then(Weak::upgrade).unwrap_or_else(|| {
+            users.retain(|_, user| user.strong_count() > 0);
+            let most = if uid == 0 { usize::MAX } else { COPIES_OF_A_USER };
+            let user = Allowance::new(most, None);
+            users.insert(uid, Arc::downgrade(&user));
+            user
+        });
+        Allowance::new(COPIES_OF_A_PROCESS, Some(user))
     }
 
     /// The process of the thread `tid` of the user `uid`, which waits in an open.
@@ -138,6 +188,8 @@ impl Clients {
         {
             return Err(errno);
         }
+        let allowance = self.allowance(pid, uid);
+        let copies = Copies::new(COPIES, allowance.clone(), self.carriers.clone());
         let client = Arc::new(Client {
             pid,
             uid,
@@ -146,6 +198,8 @@ impl Clients {
             security_context,
             namespaces: OnceLock::new(),
             clients: self.clone(),
+            copies,
+            allowance,
             channel: Mutex::new(None),
             said_no_channel: AtomicBool::new(false),
         });
@@ -214,7 +268,8 @@ impl binder::Client for Client {
             return Err(Errno::EMFILE).inspect_err(not_taken);
         }
         let file = client_mem::getfd(self.pidfd.as_fd(), tid, fd).inspect_err(not_taken)?;
-        Ok(Arc::new(TakenFile { file, clients: self.clients.clone(), _held: held }))
+        let (clients, copies) = (self.clients.clone(), self.copies.clone());
+        Ok(Arc::new(TakenFile { file: Some(file), clients, copies, _held: held }))
     }
 
     fn accepts_files(&self) -> bool {
@@ -237,7 +292,10 @@ impl binder::Client for Client {
     ) -> Result<Vec<i32>, Errno> {
         let descriptors: Option<Vec<RawFd>> = files
             .iter()
-            .map(|file| Some(file.as_any().downcast_ref::<TakenFile>()?.file.as_raw_fd()))
+            .map(|file| {
+                let taken = file.as_any().downcast_ref::<TakenFile>()?;
+                Some(taken.file.as_ref()?.as_raw_fd())
+            })
             .collect();
         let descriptors = descriptors.ok_or(Errno::EBADF)?;
         self.channel.lock().as_mut().ok_or(Errno::EOPNOTSUPP)?.install(&descriptors)
@@ -249,6 +307,10 @@ impl binder::Client for Client {
         {
             log::debug!("process {} keeps descriptors of a freed buffer: {error}", self.pid);
         }
+    }
+
+    fn copies(&self) -> Arc<Copies> {
+        self.copies.clone()
     }
 
     fn nice(&self, tid: i32) -> i32 {
@@ -337,7 +399,7 @@ mod tests {
         let own = nix::unistd::getpid().as_raw();
         let memory = Memory::new(MemoryConfig::default());
         let quotas = Quotas::new(&memory, UserLimits::NONE);
-        let clients = Arc::new(Clients::new(SecurityContexts::default(), quotas));
+        let clients = Clients::new(Arc::new(binder::AtOnce), SecurityContexts::default(), quotas);
         let seen = clients.clone();
         std::thread::spawn(move || {
             let tid = nix::unistd::gettid().as_raw();

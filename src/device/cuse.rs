@@ -142,8 +142,8 @@ impl CuseDoor {
 
 impl Door for CuseDoor {
     fn request(&self, header: Header, request: Request<'_>, responder: Responder) {
-        let release = |fh| self.opens.release(fh);
-        let Some(responder) = self.opens.request(&header, &request, responder, release) else {
+        let remove = |fh| self.opens.remove(fh);
+        let Some(responder) = self.opens.request(&header, &request, responder, remove) else {
             return;
         };
         match request {

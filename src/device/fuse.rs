@@ -12,13 +12,14 @@
 use super::session::{Door, MAJOR, MINOR, Responder, Session};
 use super::tree::{Node, Permissions, Tree};
 use super::wire::{Header, Ioctl, Request};
-use super::{Device, Opens, workers};
+use super::{Device, Open, Opens, workers};
 use crate::client_log::{Kind, client_log};
+use crate::lock_order::rank;
 use crate::mm_shim::{BufferFile, MappingKind, Verb, create_memfd, fault};
 use crate::shortage;
+use crate::sync::Mutex;
 use crate::{Errno, uapi};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd, AsRawFd};
@@ -58,7 +59,7 @@ struct FuseDoor {
     session: Arc<Session>,
     tree: Tree,
     opens: Opens,
-    files: Mutex<Files>,
+    files: Mutex<Files, rank::Files>,
     /// `st_dev` of the mount.
     dev: u64,
     /// Whether INIT agreed on passthrough.
@@ -262,15 +263,16 @@ impl FuseDoor {
         }
     }
 
-    fn release(&self, fh: u64) {
-        self.opens.release(fh);
+    fn remove(&self, fh: u64) -> Option<Arc<Open>> {
+        let open = self.opens.remove(fh);
         let mut files = self.files.lock();
-        let Some(file) = files.by_handle.remove(&fh) else { return };
+        let Some(file) = files.by_handle.remove(&fh) else { return open };
         files.busy.remove(&file.node);
         drop(files);
         if file.backing != 0 {
             self.session.backing_close(file.backing);
         }
+        open
     }
 
     /// The files that are no devices: `binder-control`, the features and the logs. Gives back what is about
@@ -296,12 +298,8 @@ impl FuseDoor {
                     ..Default::default()
                 });
             }
-            Request::Read { fh, offset, size } => match self.files.lock().texts.get(&fh) {
-                Some(text) => {
-                    let rest = usize::try_from(offset).ok().and_then(|at| text.get(at..));
-                    let rest = rest.unwrap_or_default();
-                    responder.bytes(&rest[..rest.len().min(size as usize)]);
-                }
+            Request::Read { fh, offset, size } => match self.read_text(fh, offset, size) {
+                Some(piece) => responder.bytes(&piece),
                 None => responder.error(Errno::EINVAL),
             },
             Request::Release { fh } => {
@@ -329,6 +327,15 @@ impl FuseDoor {
         let handle = files.last_text;
         files.texts.insert(handle, text);
         handle
+    }
+
+    /// At most `size` bytes from `offset` on; none for a file without text. A copy, so that nobody
+    /// waits for the files while the kernel takes it.
+    fn read_text(&self, fh: u64, offset: u64, size: u32) -> Option<Vec<u8>> {
+        let files = self.files.lock();
+        let text = files.texts.get(&fh)?;
+        let rest = usize::try_from(offset).ok().and_then(|at| text.get(at..)).unwrap_or_default();
+        Some(rest[..rest.len().min(size as usize)].to_vec())
     }
 
     /// `binder_ctl_ioctl`.
@@ -368,7 +375,7 @@ impl Door for FuseDoor {
         };
         let Some(responder) = responder else { return };
         let Some(responder) =
-            self.opens.request(&header, &request, responder, |fh| self.release(fh))
+            self.opens.request(&header, &request, responder, |fh| self.remove(fh))
         else {
             return;
         };

@@ -8,7 +8,7 @@ use crate::{Errno, uapi};
 use std::sync::Arc;
 
 /// The kernel's own number for "restart the system call, or say EINTR".
-const ERESTARTSYS: i32 = 512;
+pub const ERESTARTSYS: i32 = 512;
 
 /// Where the argument goes when the ioctl has ended.
 pub enum CopyOut {
@@ -19,7 +19,7 @@ pub enum CopyOut {
     },
     /// Into the caller's memory, by ourselves.
     Memory {
-        memory: ProcessMemory,
+        memory: Arc<ProcessMemory>,
         addr: u64,
         /// What the ioctl fails with when that is no memory of the caller's.
         fault: Errno,
@@ -48,6 +48,10 @@ impl IoctlReply {
 impl binder::Reply for IoctlReply {
     fn interrupted(&self) -> bool {
         self.responder.interrupted()
+    }
+
+    fn copies_out(&self) -> bool {
+        matches!(self.out, CopyOut::Memory { .. })
     }
 
     fn send(self: Box<Self>, result: Result<i32, Errno>, argument: &[u8]) {

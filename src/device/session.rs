@@ -10,19 +10,30 @@
 //! interrupt for a request that is not in flight is answered with EAGAIN: the kernel sends it
 //! again if the request still waits, and drops it if it has been answered.
 //!
-//! Lock: the table of requests in flight, a leaf; nothing is called and nothing written under it.
+//! **A fatal signal is always answered**, also when a copy to or from the caller's memory has not
+//! come back. A request that an interrupt does not end is looked at again and again
+//! ([`Session::answer_the_dying`]); once its thread cannot return to its program any more, it gets
+//! its answer, and whoever is still at work for it finds that its memory is not to be touched and
+//! its answer is not needed.
+//!
+//! Locks: the table of requests in flight, and the list of those that an interrupt did not end;
+//! both are leaves: nothing is called and nothing written under them.
 
+use super::signals;
 use super::wire::{self, Header, Ioctl, Request};
 use crate::client_log::{Caller, Kind, client_log};
+use crate::client_mem::ProcessMemory;
+use crate::lock_order::rank;
 use crate::mm_shim::{Verb, fault};
 use crate::shortage::{self, is_shortage};
+use crate::sync::Mutex;
 use crate::{Errno, uapi};
-use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::io::IoSlice;
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// The protocol that this program speaks; the kernel speaks the older of both sides'.
@@ -54,21 +65,39 @@ pub trait Door: Send + Sync {
 
 /// A request that has been read and not been answered.
 struct InFlight {
-    /// The open file and the thread, if the request is an ioctl.
-    waiting: Option<(u64, i32)>,
+    /// If the request is an ioctl.
+    waiting: Option<Waiting>,
     interrupted: bool,
+}
+
+/// Who waits in an ioctl.
+struct Waiting {
+    /// The open file.
+    fh: u64,
+    tid: i32,
+    memory: Arc<ProcessMemory>,
 }
 
 pub struct Session {
     fd: OwnedFd,
     /// For log lines: "fakebinder (FUSE)".
     name: String,
-    in_flight: Mutex<HashMap<u64, InFlight>>,
+    in_flight: Mutex<HashMap<u64, InFlight>, rank::InFlight>,
+    /// Requests that an interrupt did not end at once, and their threads.
+    held_up: Mutex<Vec<(u64, i32)>, rank::HeldUp>,
+    /// How many they are.
+    held_up_count: AtomicUsize,
 }
 
 impl Session {
     pub fn new(fd: OwnedFd, name: impl Into<String>) -> Arc<Session> {
-        Arc::new(Session { fd, name: name.into(), in_flight: Mutex::default() })
+        Arc::new(Session {
+            fd,
+            name: name.into(),
+            in_flight: Mutex::default(),
+            held_up: Mutex::default(),
+            held_up_count: AtomicUsize::new(0),
+        })
     }
 
     pub fn name(&self) -> &str {
@@ -112,15 +141,19 @@ impl Session {
             }
         };
         let _caller = Caller { uid: header.uid, pid: 0, tid: header.tid }.enter();
-        let waiting = match request {
+        let (waiting, memory) = match request {
             // No reply is expected; lookups are not counted here (see `tree`).
             Request::Forget => return,
             Request::Interrupt { unique } => return self.interrupt(header.unique, unique, door),
-            Request::Ioctl(Ioctl { fh, .. }) => Some((fh, header.tid)),
-            _ => None,
+            Request::Ioctl(Ioctl { fh, .. }) => {
+                let memory = Arc::new(ProcessMemory::new(header.tid));
+                (Some(Waiting { fh, tid: header.tid, memory: memory.clone() }), Some(memory))
+            }
+            _ => (None, None),
         };
         self.in_flight.lock().insert(header.unique, InFlight { waiting, interrupted: false });
-        door.request(header, request, Responder { session: self.clone(), unique: header.unique });
+        let responder = Responder { session: self.clone(), unique: header.unique, memory };
+        door.request(header, request, responder);
     }
 
     fn interrupt(&self, own_unique: u64, unique: u64, door: &dyn Door) {
@@ -129,7 +162,7 @@ impl Session {
             match in_flight.get_mut(&unique) {
                 Some(request) => {
                     request.interrupted = true;
-                    request.waiting
+                    request.waiting.as_ref().map(|waiting| (waiting.fh, waiting.tid))
                 }
                 None => {
                     drop(in_flight);
@@ -140,9 +173,50 @@ impl Session {
                 }
             }
         };
-        if let Some((fh, tid)) = waiting {
-            door.interrupt(fh, tid);
+        let Some((fh, tid)) = waiting else { return };
+        door.interrupt(fh, tid);
+        if self.in_flight.lock().contains_key(&unique) {
+            self.held_up.lock().push((unique, tid));
+            self.held_up_count.fetch_add(1, Ordering::SeqCst);
         }
+    }
+
+    fn is_interrupted(&self, unique: u64) -> bool {
+        self.in_flight.lock().get(&unique).is_some_and(|request| request.interrupted)
+    }
+
+    /// Whether there are requests that an interrupt has not ended.
+    pub fn is_held_up(&self) -> bool {
+        self.held_up_count.load(Ordering::SeqCst) > 0
+    }
+
+    /// Answers those interrupted requests whose threads are about to die: they must not wait for
+    /// a copy. EINTR, and nothing is copied out, for nobody looks at it.
+    pub fn answer_the_dying(&self) {
+        let mut held_up = std::mem::take(&mut *self.held_up.lock());
+        let before = held_up.len();
+        held_up.retain(|(unique, tid)| {
+            let in_flight = self.in_flight.lock().contains_key(unique);
+            if in_flight && signals::is_dying(*tid) {
+                self.answer_without(*unique);
+                return false;
+            }
+            in_flight
+        });
+        let left = held_up.len();
+        self.held_up.lock().append(&mut held_up);
+        self.held_up_count.fetch_sub(before - left, Ordering::SeqCst);
+    }
+
+    /// Answers a request that somebody is still at work for.
+    fn answer_without(&self, unique: u64) {
+        let Some(request) = self.in_flight.lock().remove(&unique) else { return };
+        // First: with the answer the thread's number may become another's.
+        if let Some(waiting) = request.waiting {
+            waiting.memory.give_up();
+        }
+        let out = uapi::fuse_ioctl_out { result: -(Errno::EINTR as i32), ..Default::default() };
+        self.write(unique, 0, &[uapi::bytes_of(&out)]);
     }
 
     /// Sends an unsolicited message (`FUSE_NOTIFY_*`). ENOENT when the kernel knows nothing (more) of its subject.
@@ -242,6 +316,8 @@ impl AsRawFd for Session {
 pub struct Responder {
     session: Arc<Session>,
     unique: u64,
+    /// The caller's memory, of an ioctl.
+    memory: Option<Arc<ProcessMemory>>,
 }
 
 impl Responder {
@@ -249,9 +325,21 @@ impl Responder {
         &self.session
     }
 
+    /// The memory of the calling thread, which an ioctl's argument points into; none for other
+    /// requests.
+    pub fn memory(&self) -> Option<Arc<ProcessMemory>> {
+        self.memory.clone()
+    }
+
     /// Whether the calling thread has got a signal since it asked.
     pub fn interrupted(&self) -> bool {
-        self.session.in_flight.lock().get(&self.unique).is_some_and(|it| it.interrupted)
+        self.session.is_interrupted(self.unique)
+    }
+
+    /// The same question, for later, when this has been given away.
+    pub fn interrupted_later(&self) -> impl Fn() -> bool + use<> {
+        let (session, unique) = (self.session.clone(), self.unique);
+        move || session.is_interrupted(unique)
     }
 
     pub fn error(self, error: Errno) {
@@ -304,8 +392,11 @@ impl Responder {
     fn send(&mut self, error: i32, parts: &[&[u8]]) {
         let unique = std::mem::take(&mut self.unique);
         // First out of the table: once the reply is written, the kernel may use the number again.
-        self.session.in_flight.lock().remove(&unique);
-        self.session.write(unique, error, parts);
+        let waited_for = self.session.in_flight.lock().remove(&unique).is_some();
+        // Else its thread is dead, and was answered (`answer_the_dying`).
+        if waited_for {
+            self.session.write(unique, error, parts);
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! One thread that calls things later. It sleeps until the next of them is due.
 
 use crate::binder;
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use crate::lock_order::rank;
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ pub struct Timers {
 }
 
 struct Shared {
-    queue: Mutex<Queue>,
+    queue: Mutex<Queue, rank::Timers>,
     changed: Condvar,
 }
 

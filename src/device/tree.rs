@@ -19,8 +19,9 @@
 use super::Device;
 use super::wire::push_dirent;
 use crate::alloc::MAX_BUFFER_SIZE;
+use crate::lock_order::rank;
+use crate::sync::RwLock;
 use crate::{Errno, uapi};
-use parking_lot::RwLock;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -141,7 +142,7 @@ pub struct Permissions {
 
 pub struct Tree {
     /// Only ever grows: a device's number is its index.
-    devices: RwLock<Vec<Arc<Device>>>,
+    devices: RwLock<Vec<Arc<Device>>, rank::Devices>,
     permissions: Permissions,
     serial: AtomicU64,
     keys: RandomState,
@@ -341,11 +342,13 @@ impl Tree {
         const DIRECTORY: u32 = libc::DT_DIR as u32;
         const FILE: u32 = libc::DT_REG as u32;
         const LINK: u32 = libc::DT_LNK as u32;
-        let devices = self.devices.read();
         let pids: Vec<(i32, String)> = match directory {
             Node::Processes => self.pids().into_iter().map(|pid| (pid, pid.to_string())).collect(),
             _ => Vec::new(),
         };
+        // Not before: whoever lists the processes looks for a device, too, and a second look would
+        // wait for one who adds a device and waits for the first.
+        let devices = self.devices.read();
         let mut entries =
             vec![(directory.number(), DIRECTORY, &b"."[..]), (ROOT, DIRECTORY, &b".."[..])];
         match directory {

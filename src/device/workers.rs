@@ -1,27 +1,33 @@
-//! The threads that serve a session, and the rescue when all of them are stuck.
+//! The threads that serve a session, and those that stand in for the ones that are held up.
 //!
 //! A worker never waits for a client on purpose, but a client can make one wait: its memory may
-//! lie behind a userfaultfd or a mount of its own, and then `process_vm_readv` blocks. So when
-//! all workers have been busy for [`Limits::stuck`] and none has come back for another request,
-//! one more is started, up to [`Limits::most`]; and when that, too, is soon held up, the next ones
-//! come after a tenth of the time. A worker that comes back and finds
-//! [`Limits::least`] others waiting for requests leaves. An idle pool has `least` threads, all of
-//! them asleep in `read`, and a supervisor that sleeps, too.
+//! lie behind a userfaultfd or a file system of its own, and then `process_vm_readv` takes as long
+//! as the client likes. A worker that has been at one request for [`Limits::stuck`] counts as held
+//! up, and another one is started in its place, up to [`Limits::most`]: so there are always
+//! [`Limits::least`] that serve. A worker that comes back and finds that many others waiting for
+//! requests leaves. How many a client can hold up is bounded where it gets its places
+//! ([`crate::binder::copies`]).
+//!
+//! A supervisor looks for workers that are held up, and for clients that die while one is at work
+//! for them ([`Session::answer_the_dying`]). In an idle pool all threads are asleep, it too.
 
 use super::session::{BUFFER_SIZE, Door, Session};
 use crate::client_log::{Kind, client_log};
+use crate::lock_order::rank;
 use crate::mm_shim::{Verb, fault};
-use parking_lot::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How many workers a session has.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
+    /// Those that are not held up.
     pub least: usize,
+    /// All of them.
     pub most: usize,
-    /// How long all workers may be busy before another one is started.
+    /// How long a worker may be at one request before it counts as held up.
     pub stuck: Duration,
 }
 
@@ -30,26 +36,34 @@ impl Limits {
     /// is held up costs its stack and little else.
     pub fn of_this_machine() -> Limits {
         let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get());
-        Limits { least: cores.clamp(2, 4), most: 256, stuck: Duration::from_millis(100) }
+        Limits { least: cores.clamp(2, 4), most: 256, stuck: Duration::from_millis(10) }
     }
+}
+
+/// When a worker has begun its request.
+#[derive(Default)]
+struct Slot {
+    /// The supervisor's tick at that time, plus 1; 0 while it waits for a request.
+    began: AtomicU64,
 }
 
 struct Pool {
     session: Arc<Session>,
     door: Arc<dyn Door>,
     limits: Limits,
+    slots: Mutex<Vec<Arc<Slot>>, rank::Slots>,
     /// All worker threads.
     workers: AtomicUsize,
     /// Those that wait for a request, or are about to.
     reading: AtomicUsize,
-    /// How often a worker has gone to read: stands still while all of them are stuck.
-    reads: AtomicU64,
-    /// The supervisor sleeps until a worker finds that it is the last one.
+    /// Grows with each look of the supervisor, while that is awake.
+    tick: AtomicU64,
+    /// The supervisor sleeps until there is something to look at.
     asleep: AtomicBool,
     ended: AtomicBool,
-    supervisor: Mutex<bool>,
+    supervisor: Mutex<bool, rank::Supervisor>,
     wake: Condvar,
-    on_end: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    on_end: Mutex<Option<Box<dyn FnOnce() + Send>>, rank::SessionEnd>,
 }
 
 /// Serves `session` with threads of its own until it ends, then calls `on_end` once.
@@ -59,19 +73,7 @@ pub fn start(
     limits: Limits,
     on_end: Box<dyn FnOnce() + Send>,
 ) -> std::io::Result<()> {
-    let pool = Arc::new(Pool {
-        session,
-        door,
-        limits,
-        workers: AtomicUsize::new(0),
-        reading: AtomicUsize::new(limits.least),
-        reads: AtomicU64::new(0),
-        asleep: AtomicBool::new(false),
-        ended: AtomicBool::new(false),
-        supervisor: Mutex::new(false),
-        wake: Condvar::new(),
-        on_end: Mutex::new(Some(on_end)),
-    });
+    let pool = Pool::new(session, door, limits, on_end);
     for _ in 0..limits.least {
         pool.add_worker()?;
     }
@@ -80,25 +82,54 @@ pub fn start(
 }
 
 impl Pool {
-    /// Starts a worker that has been counted as one that reads: until it runs, it is on its way.
+    fn new(
+        session: Arc<Session>,
+        door: Arc<dyn Door>,
+        limits: Limits,
+        on_end: Box<dyn FnOnce() + Send>,
+    ) -> Arc<Pool> {
+        Arc::new(Pool {
+            session,
+            door,
+            limits,
+            slots: Mutex::default(),
+            workers: AtomicUsize::new(0),
+            reading: AtomicUsize::new(0),
+            tick: AtomicU64::new(0),
+            asleep: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            supervisor: Mutex::new(false),
+            wake: Condvar::new(),
+            on_end: Mutex::new(Some(on_end)),
+        })
+    }
+
+    /// Starts a worker. It counts as one that waits for a request from now on.
     fn add_worker(self: &Arc<Self>) -> std::io::Result<()> {
-        let pool = self.clone();
+        let (pool, slot) = (self.clone(), Arc::new(Slot::default()));
+        self.slots.lock().push(slot.clone());
         self.workers.fetch_add(1, SeqCst);
-        let worker = std::thread::Builder::new().name("worker".into());
+        self.reading.fetch_add(1, SeqCst);
+        let thread = std::thread::Builder::new().name("worker".into());
+        let forgotten = slot.clone();
         let started = fault(Verb::Thread)
             .map_err(std::io::Error::from)
-            .and_then(|()| worker.spawn(move || pool.work()).map(drop));
+            .and_then(|()| thread.spawn(move || pool.work(&slot)).map(drop));
         if started.is_err() {
-            self.workers.fetch_sub(1, SeqCst);
             self.reading.fetch_sub(1, SeqCst);
+            self.forget_worker(&forgotten);
         }
         started
     }
 
-    fn work(self: &Arc<Self>) {
+    fn forget_worker(&self, slot: &Arc<Slot>) {
+        self.slots.lock().retain(|other| !Arc::ptr_eq(other, slot));
+        self.workers.fetch_sub(1, SeqCst);
+    }
+
+    fn work(self: &Arc<Self>, slot: &Arc<Slot>) {
         let mut buffer = vec![0; BUFFER_SIZE];
         loop {
-            self.reads.fetch_add(1, SeqCst);
             let message = match self.session.receive(&mut buffer) {
                 Ok(Some(message)) => message,
                 Ok(None) => break self.end(),
@@ -107,20 +138,26 @@ impl Pool {
                     break self.end();
                 }
             };
+            slot.began.store(self.tick.load(SeqCst) + 1, SeqCst);
             if self.reading.fetch_sub(1, SeqCst) == 1 {
-                self.last_one_busy();
+                self.rouse();
             }
             self.session.dispatch(message, &*self.door);
+            slot.began.store(0, SeqCst);
+            if self.session.is_held_up() {
+                self.rouse();
+            }
             if self.reading.fetch_add(1, SeqCst) >= self.limits.least {
                 self.reading.fetch_sub(1, SeqCst);
                 break;
             }
         }
-        self.workers.fetch_sub(1, SeqCst);
+        self.forget_worker(slot);
     }
 
-    fn last_one_busy(&self) {
-        if self.asleep.swap(false, SeqCst) {
+    /// There is something for the supervisor to look at.
+    fn rouse(&self) {
+        if self.asleep.load(SeqCst) && self.asleep.swap(false, SeqCst) {
             *self.supervisor.lock() = true;
             self.wake.notify_one();
         }
@@ -138,64 +175,72 @@ impl Pool {
     }
 
     fn supervise(self: &Arc<Self>) {
-        /// Ticks without all workers busy after which the supervisor goes to sleep.
+        /// Looks without anything to do after which the supervisor goes to sleep.
         const CALM: u32 = 10;
         let mut calm = CALM;
-        let mut last_reads = None;
-        let mut patience = self.limits.stuck;
+        // Two looks must find a worker at the same request.
+        let patience = self.limits.stuck / 2;
         while !self.ended.load(SeqCst) {
+            let mut woken = self.supervisor.lock();
             if calm >= CALM {
                 self.asleep.store(true, SeqCst);
-                if self.reading.load(SeqCst) > 0 {
-                    let mut woken = self.supervisor.lock();
+                // Nothing may have happened between the last look and this.
+                if self.reading.load(SeqCst) > 0 && !self.session.is_held_up() {
                     while !std::mem::take(&mut *woken) {
                         self.wake.wait(&mut woken);
                     }
                 }
                 self.asleep.store(false, SeqCst);
-                (calm, last_reads) = (0, None);
+                calm = 0;
             }
-            let mut woken = self.supervisor.lock();
             self.wake.wait_for(&mut woken, patience);
             *woken = false;
             drop(woken);
-            if self.reading.load(SeqCst) > 0 {
-                (calm, last_reads) = (calm + 1, None);
-                patience = self.limits.stuck;
-                continue;
-            }
-            calm = 0;
-            let reads = self.reads.load(SeqCst);
-            if last_reads.replace(reads) == Some(reads) {
-                self.rescue();
-                last_reads = None;
-                patience = self.limits.stuck / 10;
+            let began = Instant::now();
+            self.tick.fetch_add(1, SeqCst);
+            self.replace_the_held_up();
+            self.session.answer_the_dying();
+            let busy = self.reading.load(SeqCst) == 0 || self.session.is_held_up();
+            calm = if busy { 0 } else { calm + 1 };
+            // Looking at many clients must not become what the daemon does.
+            let spent = began.elapsed();
+            if spent > patience / 10 {
+                std::thread::sleep(spent * 10);
             }
         }
     }
 
-    fn rescue(self: &Arc<Self>) {
-        let workers = self.workers.load(SeqCst);
-        if workers >= self.limits.most {
-            return;
-        }
-        if workers + 1 == self.limits.most {
-            client_log!(
-                Kind::WorkersHeldUp,
-                "{}: clients hold up {workers} threads; the next one is the last",
-                self.session.name()
-            );
-        }
-        // Unless one has just come back: it has counted on being the only one that reads.
-        if self.reading.compare_exchange(0, 1, SeqCst, SeqCst).is_err() {
-            return;
-        }
-        if let Err(error) = self.add_worker() {
-            client_log!(
-                Kind::WorkersHeldUp,
-                "{}: starting another thread: {error}",
-                self.session.name()
-            );
+    /// Starts a worker for each that is held up, so that enough are left that serve.
+    fn replace_the_held_up(self: &Arc<Self>) {
+        let tick = self.tick.load(SeqCst);
+        let serving = {
+            let slots = self.slots.lock();
+            let held_up = |slot: &&Arc<Slot>| {
+                let began = slot.began.load(SeqCst);
+                began != 0 && began < tick
+            };
+            slots.len() - slots.iter().filter(held_up).count()
+        };
+        for _ in serving..self.limits.least {
+            let workers = self.workers.load(SeqCst);
+            if workers >= self.limits.most || self.ended.load(SeqCst) {
+                return;
+            }
+            if workers + 1 == self.limits.most {
+                client_log!(
+                    Kind::WorkersHeldUp,
+                    "{}: clients hold up {workers} threads; the next one is the last",
+                    self.session.name()
+                );
+            }
+            if let Err(error) = self.add_worker() {
+                client_log!(
+                    Kind::WorkersHeldUp,
+                    "{}: starting another thread: {error}",
+                    self.session.name()
+                );
+                return;
+            }
         }
     }
 }
@@ -209,11 +254,10 @@ mod tests {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
     use std::os::fd::OwnedFd;
     use std::sync::mpsc;
-    use std::time::Instant;
 
     /// Every STATFS is stuck until the gate opens; a GETATTR is answered at once.
     struct Stuck {
-        open: Mutex<bool>,
+        open: Mutex<bool, rank::Simulated>,
         opened: Condvar,
     }
 
@@ -236,19 +280,8 @@ mod tests {
         let door = Arc::new(Stuck { open: Mutex::new(false), opened: Condvar::new() });
         let limits = Limits { least: 2, most: 5, stuck: Duration::from_millis(20) };
         let (tell, ended) = mpsc::channel();
-        let pool = Arc::new(Pool {
-            session: Session::new(ours, "test"),
-            door: door.clone(),
-            limits,
-            workers: AtomicUsize::new(0),
-            reading: AtomicUsize::new(limits.least),
-            reads: AtomicU64::new(0),
-            asleep: AtomicBool::new(false),
-            ended: AtomicBool::new(false),
-            supervisor: Mutex::new(false),
-            wake: Condvar::new(),
-            on_end: Mutex::new(Some(Box::new(move || tell.send(()).unwrap()))),
-        });
+        let on_end = Box::new(move || tell.send(()).unwrap());
+        let pool = Pool::new(Session::new(ours, "test"), door.clone(), limits, on_end);
         for _ in 0..limits.least {
             pool.add_worker().unwrap();
         }

@@ -12,6 +12,8 @@ use super::userfault::Userfault;
 use super::{Mm, NoVma, PAGE_SIZE, Page, Verb, fault};
 use crate::client_log::{Kind, client_log};
 use crate::client_mem::{ClientMemory, SharedSlice};
+use crate::lock_order::rank;
+use crate::sync::Mutex;
 use crate::{Errno, alloc::MAX_BUFFER_SIZE};
 use nix::fcntl::{self, FallocateFlags, FcntlArg, OFlag, SealFlag};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
@@ -20,8 +22,8 @@ use nix::sys::mman::{self, MapFlags, MmapAdvise, ProtFlags};
 use nix::sys::stat::{self, Mode};
 use nix::sys::uio;
 use nix::unistd::{self, Whence};
-use parking_lot::Mutex;
 use std::ffi::{CString, c_void};
+use std::fs;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -84,12 +86,12 @@ pub struct ClientMm {
     base: NonNull<u8>,
     /// `None`: pages are added by writing to the file, and `page_table` makes that atomic.
     userfault: Option<&'static Userfault>,
-    page_table: Mutex<()>,
+    page_table: Mutex<(), rank::PageTable>,
     dev: u64,
     ino: u64,
     kind: MappingKind,
     procmap_query: bool,
-    users: Mutex<Users>,
+    users: Mutex<Users, rank::MmUsers>,
     warned: AtomicBool,
 }
 
@@ -308,6 +310,12 @@ impl Mm for ClientMm {
         }
     }
 
+    /// The first number of `/proc/PID/statm`.
+    fn total_vm(&self) -> Option<u64> {
+        let statm = fs::read_to_string(format!("/proc/{}/statm", self.pid)).ok()?;
+        statm.split_ascii_whitespace().next()?.parse().ok()
+    }
+
     fn mapped(&self, _address: u64, _size: usize) {}
 
     fn mmget_not_zero(&self) -> bool {
@@ -451,7 +459,9 @@ mod tests {
     use super::*;
     use crate::alloc::{Alloc, Request};
     use crate::shrinker::{Memory, MemoryConfig};
+    use std::io::{Read, Write};
     use std::os::fd::FromRawFd;
+    use std::process::{Command, Stdio};
 
     /// Whether we have our own maps open, of which only this test opens any for longer.
     fn maps_open() -> bool {
@@ -462,42 +472,28 @@ mod tests {
             .any(|path| path.ends_with(&ours))
     }
 
-    fn own_pidfd() -> Arc<OwnedFd> {
-        let pid = std::process::id();
+    fn pidfd_of(pid: u32) -> Arc<OwnedFd> {
         // SAFETY: takes no pointer; the descriptor is new and ours.
         Arc::new(unsafe {
             OwnedFd::from_raw_fd(libc::syscall(libc::SYS_pidfd_open, pid, 0) as i32)
         })
     }
 
-    /// Our own process as a client that has mapped 1 MiB, and `others` files besides, on a kernel
-    /// where looking for a mapping means reading the text.
+    /// A client on a kernel where looking for a mapping means reading the text.
     struct ReadAsText {
         mm: Arc<ClientMm>,
         alloc: Arc<Alloc>,
-        address: u64,
-        _others: Mapped,
+        file: OwnedFd,
     }
 
-    const MAPPED: usize = 1 << 20;
-
     impl ReadAsText {
-        fn new(others: usize) -> ReadAsText {
-            let others = Mapped::new(others);
+        fn new(pid: u32) -> ReadAsText {
             let file = create_memfd("fakebinder-test").expect("a buffer file");
             let stat = stat::fstat(&file.memfd).expect("a file");
             let kind = MappingKind::FuseFile { dev: stat.st_dev, ino: stat.st_ino };
-            let features = Features { procmap_query: false, ..Features::ALL };
-            let pid = std::process::id() as i32;
-            let mm = ClientMm::with_features(pid, own_pidfd(), file.memfd, kind, features)
-                .expect("an mm");
-            let size = NonZeroUsize::new(MAPPED).expect("1 MiB");
-            let (protection, flags) = (ProtFlags::PROT_READ, MapFlags::MAP_SHARED);
-            // SAFETY: at a place of the kernel's choice.
-            let start = unsafe { mman::mmap(None, size, protection, flags, &file.read_only, 0) };
-            let address = start.expect("a mapping").as_ptr() as u64;
+            let mm = mm_of(pid, file.memfd, kind);
             let alloc = Alloc::new(mm.clone(), &Memory::new(MemoryConfig::default()));
-            ReadAsText { mm, alloc, address, _others: others }
+            ReadAsText { mm, alloc, file: file.read_only }
         }
 
         fn allocate(&self, pages: usize) -> Result<u64, Errno> {
@@ -512,7 +508,34 @@ mod tests {
         }
     }
 
-    impl Drop for ReadAsText {
+    fn mm_of(pid: u32, memfd: OwnedFd, kind: MappingKind) -> Arc<ClientMm> {
+        let features = Features { procmap_query: false, ..Features::ALL };
+        ClientMm::with_features(pid as i32, pidfd_of(pid), memfd, kind, features).expect("an mm")
+    }
+
+    /// Our own process as such a client: it has mapped 1 MiB, and `others` files besides.
+    struct Ourselves {
+        client: ReadAsText,
+        address: u64,
+        _others: Mapped,
+    }
+
+    const MAPPED: usize = 1 << 20;
+
+    impl Ourselves {
+        fn new(others: usize) -> Ourselves {
+            let others = Mapped::new(others);
+            let client = ReadAsText::new(std::process::id());
+            let size = NonZeroUsize::new(MAPPED).expect("1 MiB");
+            let (protection, flags) = (ProtFlags::PROT_READ, MapFlags::MAP_SHARED);
+            // SAFETY: at a place of the kernel's choice.
+            let start = unsafe { mman::mmap(None, size, protection, flags, &client.file, 0) };
+            let address = start.expect("a mapping").as_ptr() as u64;
+            Ourselves { client, address, _others: others }
+        }
+    }
+
+    impl Drop for Ourselves {
         fn drop(&mut self) {
             // SAFETY: mapped by `new`, and nobody has a reference into it.
             unsafe { libc::munmap(self.address as *mut c_void, MAPPED) };
@@ -524,49 +547,53 @@ mod tests {
     #[test]
     fn a_buffer_costs_one_reading_of_the_mappings_however_many_pages_it_has() {
         for others in [500, 2000] {
-            let client = ReadAsText::new(others);
+            let ours = Ourselves::new(others);
+            let (client, address) = (&ours.client, ours.address);
             // Other tests map something meanwhile; our buffer is listed before or after the others.
             let most = others + 1000;
             let (found, lines) = lines_read(|| client.mm.find_mapping());
-            assert_eq!(found, Ok((client.address, MAPPED)));
+            assert_eq!(found, Ok((address, MAPPED)));
             assert!(lines < most, "{lines} lines for a search, {others} mappings");
             let (first, lines) = lines_read(|| client.allocate(100));
-            assert_eq!(first, Ok(client.address));
+            assert_eq!(first, Ok(address));
             assert!((1..2 * most).contains(&lines), "{lines} lines, {others} mappings");
             let (second, lines) = lines_read(|| client.allocate(100));
             assert!(second.is_ok());
             assert!((1..most).contains(&lines), "{lines} lines, {others} mappings");
             // Its pages are there: nothing is looked for.
             client.alloc.free_buf(&client.alloc.allocated_buffers()[0]);
-            assert_eq!(lines_read(|| client.allocate(100)), (Ok(client.address), 0));
+            assert_eq!(lines_read(|| client.allocate(100)), (Ok(address), 0));
         }
     }
 
-    /// A client with many mappings, none of its buffer, and with others that call it all the time.
+    /// A client that has not mapped its buffer, and that others call all the time.
     #[test]
     fn a_client_that_was_searched_in_vain_is_not_searched_again_until_it_calls() {
-        let client = ReadAsText::new(1000);
-        // SAFETY: mapped by `new`, and nobody has a reference into it.
-        assert_eq!(unsafe { libc::munmap(client.address as *mut c_void, MAPPED) }, 0);
+        let mut child =
+            Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("cat");
+        // Once it copies, it maps nothing more.
+        let (input, output) = (child.stdin.as_mut(), child.stdout.as_mut());
+        input.expect("a pipe").write_all(&[7]).expect("it reads");
+        output.expect("a pipe").read_exact(&mut [0]).expect("it writes");
+        let client = ReadAsText::new(child.id());
         let (failed, lines) = lines_read(|| client.allocate(1));
         assert_eq!(failed, Err(Errno::ESRCH));
-        assert!(lines >= 1000);
+        assert!(lines > 0);
         for _ in 0..10 {
             assert_eq!(lines_read(|| client.allocate(1)), (Err(Errno::ESRCH), 0));
         }
         client.alloc.owner_calls();
-        assert!(lines_read(|| client.allocate(1)).1 >= 1000);
+        assert_eq!(lines_read(|| client.allocate(1)), (Err(Errno::ESRCH), lines));
+        assert_eq!(lines_read(|| client.allocate(1)), (Err(Errno::ESRCH), 0));
+        child.kill().expect("it runs");
+        child.wait().expect("it has ended");
     }
 
     /// It says itself where it maps what it was handed.
     #[test]
     fn a_client_that_was_handed_its_file_is_not_searched_at_all() {
         let file = create_memfd("fakebinder-test").expect("a buffer file");
-        let (pid, features) =
-            (std::process::id() as i32, Features { procmap_query: false, ..Features::ALL });
-        let mm =
-            ClientMm::with_features(pid, own_pidfd(), file.memfd, MappingKind::Memfd, features)
-                .expect("an mm");
+        let mm = mm_of(std::process::id(), file.memfd, MappingKind::Memfd);
         assert_eq!(lines_read(|| mm.find_mapping()), (Err(Errno::ESRCH), 0));
     }
 
@@ -574,7 +601,7 @@ mod tests {
     #[test]
     fn a_client_too_many_has_its_maps_open_only_while_they_are_used() {
         let pid = std::process::id() as i32;
-        let pidfd = own_pidfd();
+        let pidfd = pidfd_of(std::process::id());
         let new = || {
             let file = create_memfd("fakebinder-test").expect("a buffer file");
             ClientMm::new(pid, pidfd.clone(), file.memfd, MappingKind::Memfd).expect("an mm")

@@ -3,7 +3,8 @@
 use super::{Mm, NoVma, PAGE_SIZE, Page};
 use crate::Errno;
 use crate::client_mem::{ClientMemory, SharedSlice};
-use crate::sync::LeafMutex;
+use crate::lock_order::rank;
+use crate::sync::modelled::LeafMutex;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,7 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 #[derive(Debug)]
 pub struct HeapMm {
     /// The page table, and its lock.
-    table: LeafMutex<Table>,
+    table: LeafMutex<Table, rank::PageTable>,
     dead: AtomicBool,
     users: AtomicUsize,
     lost: AtomicUsize,
@@ -26,6 +27,8 @@ struct Table {
     /// The mapping, while the client has it.
     vma: Option<(u64, usize)>,
     address: u64,
+    /// Pages that the client has mapped besides.
+    elsewhere: u64,
     pages: Vec<Option<Box<[u8; PAGE_SIZE]>>>,
 }
 
@@ -66,6 +69,11 @@ impl HeapMm {
     /// The client maps its buffer.
     pub fn mmap(&self, address: u64, size: usize) {
         self.table.lock().vma.get_or_insert((address, size));
+    }
+
+    /// The client has so many bytes mapped besides its buffer.
+    pub fn mmap_elsewhere(&self, size: usize) {
+        self.table.lock().elsewhere = (size / PAGE_SIZE) as u64;
     }
 
     /// The client unmaps its buffer.
@@ -141,6 +149,11 @@ impl Mm for HeapMm {
         self.table.lock().vma.ok_or(Errno::ESRCH)
     }
 
+    fn total_vm(&self) -> Option<u64> {
+        let table = self.table.lock();
+        Some(table.vma.map_or(0, |(_, size)| size as u64 / PAGE_SIZE as u64) + table.elsewhere)
+    }
+
     fn mapped(&self, address: u64, size: usize) {
         let mut table = self.table.lock();
         table.vma = Some((address, size));
@@ -206,15 +219,11 @@ impl Mm for HeapMm {
         addr: u64,
         len: usize,
     ) -> Result<(), Errno> {
-        let mut addr = addr;
-        self.each_piece(offset, len, |piece| {
-            // SAFETY: the page is there for as long as the page table is locked, and nobody else
-            // has a reference to it meanwhile.
-            let shared = unsafe { SharedSlice::new(piece.as_mut_ptr(), piece.len()) };
-            from.read_shared(addr, shared)?;
-            addr = addr.wrapping_add(piece.len() as u64);
-            Ok(())
-        })
+        // Not into the pages: others may want the page table while the client's memory is reached.
+        let mut bytes = vec![0; len];
+        // SAFETY: the bytes are ours, and nobody has a reference to them meanwhile.
+        from.read_shared(addr, unsafe { SharedSlice::new(bytes.as_mut_ptr(), len) })?;
+        self.write(offset, &bytes)
     }
 
     fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), Errno> {

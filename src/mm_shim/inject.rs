@@ -249,7 +249,7 @@ impl Injector {
                 continue;
             }
             if let Some(hook) = &rule.hook {
-                hook(n);
+                crate::lock_order::as_another_thread(|| hook(n));
             }
             if !rule.delay.is_zero() {
                 thread::sleep(rule.delay);

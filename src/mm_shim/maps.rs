@@ -3,7 +3,8 @@
 
 use super::{Verb, fault};
 use crate::Errno;
-use parking_lot::Mutex;
+use crate::lock_order::rank;
+use crate::sync::Mutex;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Seek};
 use std::os::fd::AsRawFd;
@@ -56,7 +57,7 @@ pub(super) struct Maps {
     /// The kernel has no PROCMAP_QUERY, or is not to be asked.
     text: AtomicBool,
     /// Held while the text is read: the descriptor has one position.
-    reading: Mutex<()>,
+    reading: Mutex<(), rank::Maps>,
 }
 
 impl Maps {
@@ -350,7 +351,12 @@ pub(super) mod tests {
         for query in [true, false] {
             let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("sleep");
             let maps = Maps::open(child.id() as i32, query).expect("its maps");
-            assert!(maps.next_file(0).is_ok());
+            // Its program is mapped some time after it has begun.
+            let start = std::time::Instant::now();
+            while maps.next_file(0).is_err() {
+                assert!(start.elapsed().as_secs() < 20);
+                std::thread::yield_now();
+            }
             child.kill().expect("it runs");
             child.wait().expect("it has ended");
             assert_eq!(maps.next_file(0), Err(Errno::ESRCH));

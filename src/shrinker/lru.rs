@@ -1,6 +1,7 @@
 //! `list_lru`: the pages that no buffer uses, in the order they fell out of use.
 
-use crate::sync::{Mutex, MutexGuard};
+use crate::lock_order::rank;
+use crate::sync::modelled::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
 // Not a part of the page protocol: the model check need not look at a counter.
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -54,7 +55,7 @@ impl Items {
 
 #[derive(Debug)]
 pub(super) struct ListLru {
-    items: Mutex<Items>,
+    items: Mutex<Items, rank::Lru>,
     /// How long the list is, as of some moment ago, for who may not take the lock.
     len: Arc<AtomicUsize>,
 }

@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 /// The machine's pressure file.
 const MACHINE: &str = "/proc/pressure/memory";
@@ -21,8 +20,10 @@ const MACHINE: &str = "/proc/pressure/memory";
 /// may ask for has a window of a multiple of 2 s.
 const TRIGGERS: [&str; 2] = ["some 100000 1000000", "some 200000 2000000"];
 
-/// How long after a release of many records the heap is trimmed.
-const TRIM_DELAY: Duration = Duration::from_millis(200);
+/// After a release of many records the heap is trimmed so often, at such intervals in milliseconds:
+/// what was released is still being taken apart, and others may follow.
+const TRIMS: u32 = 4;
+const TRIM_INTERVAL: u16 = 500;
 
 /// The thread that reclaims pages. It waits in the kernel and costs nothing until something happens.
 #[derive(Debug)]
@@ -111,11 +112,19 @@ impl Drop for Reclaimer {
 
 fn run(memory: &Memory, shared: &Shared, mut pressure: Option<File>) {
     block_signals();
+    let mut trims = 0;
     loop {
         let mut fds = vec![PollFd::new(shared.wake.as_fd(), PollFlags::POLLIN)];
         fds.extend(pressure.as_ref().map(|file| PollFd::new(file.as_fd(), PollFlags::POLLPRI)));
-        if poll(&mut fds, PollTimeout::NONE).is_err() {
-            continue;
+        let timeout = if trims > 0 { TRIM_INTERVAL.into() } else { PollTimeout::NONE };
+        match poll(&mut fds, timeout) {
+            Ok(0) => {
+                trims -= 1;
+                trim_heap();
+                continue;
+            }
+            Ok(_) => {}
+            Err(_) => continue,
         }
         let events =
             |at: usize| fds.get(at).and_then(PollFd::revents).unwrap_or(PollFlags::empty());
@@ -125,11 +134,8 @@ fn run(memory: &Memory, shared: &Shared, mut pressure: Option<File>) {
             if shared.stop.load(Ordering::SeqCst) {
                 return;
             }
-            if shared.trim.load(Ordering::SeqCst) {
-                // What was released is still being taken apart, and others may follow.
-                thread::sleep(TRIM_DELAY);
-                shared.trim.store(false, Ordering::SeqCst);
-                trim_heap();
+            if shared.trim.swap(false, Ordering::SeqCst) {
+                trims = TRIMS;
             }
             if shared.kicked.swap(false, Ordering::SeqCst) {
                 let pages = memory.reclaim_all();
@@ -189,7 +195,7 @@ mod tests {
     use nix::sys::socket::{MsgFlags, send};
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::{AsRawFd, OwnedFd};
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     /// Urgent data on a socket looks to `poll` as a pressure event does.
     #[test]

@@ -8,6 +8,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub mod forked;
+pub mod never_read;
 mod skip;
 pub mod unfilled;
 
@@ -199,6 +200,8 @@ impl Daemon {
             assert!(left.is_empty(), "fakebinderd left {left:?} behind:\n{log}");
             let status = self.exited();
             assert!(status.is_some_and(|s| s.success()), "fakebinderd ended: {status:?}:\n{log}");
+            // A thread of its own that panics takes only its request with it.
+            assert!(!log.contains("panicked at"), "fakebinderd panicked:\n{log}");
         } else {
             let _ = writeln!(std::io::stderr(), "the daemon's log:\n{log}");
         }

@@ -46,6 +46,25 @@ impl Unfilled {
         self.start as u64
     }
 
+    /// Gives it a page of zeros: it is memory like any other, until that is [taken
+    /// away](Unfilled::take_away).
+    pub fn provide(&self) {
+        const UFFDIO_ZEROPAGE: libc::c_ulong = 0xc020_aa04;
+        let userfault = self.userfault.as_ref().expect("it is not filled");
+        let mut zeropage = [self.start as u64, Self::SIZE as u64, 0, 0];
+        // SAFETY: a structure that lives through the call.
+        let done =
+            unsafe { libc::ioctl(userfault.as_raw_fd(), UFFDIO_ZEROPAGE, zeropage.as_mut_ptr()) };
+        Errno::result(done).unwrap();
+    }
+
+    /// Takes the page away: who looks at the memory waits again.
+    pub fn take_away(&self) {
+        // SAFETY: our own mapping, whose contents nobody relies on.
+        let done = unsafe { libc::madvise(self.start, Self::SIZE, libc::MADV_DONTNEED) };
+        Errno::result(done).unwrap();
+    }
+
     /// Without its descriptor it is memory like any other, and reads as zeros.
     pub fn fill(&mut self) {
         self.userfault = None;

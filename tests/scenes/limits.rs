@@ -58,7 +58,7 @@ fn too_many_threads_are_enomem() {
     }
     let version = client.thread(208).call(uapi::BINDER_VERSION, &[0; 4]);
     assert_eq!(version, Err(Errno::ENOMEM));
-    assert!(client.process.poll(208, None).is_err());
+    assert!(client.process.poll(208, None).0.is_err());
     client.thread(205).call(uapi::BINDER_THREAD_EXIT, &[0; 4]).unwrap();
     introduce(client.thread(208));
     crowd.end();

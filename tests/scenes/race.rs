@@ -28,7 +28,7 @@ fn thread_exit(thread: SimThread<'_>) -> impl FnOnce() + Send + use<> {
 
 fn release(sim: &Sim) -> impl FnOnce() + Send + use<> {
     let process = sim.process.clone();
-    move || process.release()
+    move || drop(process.release())
 }
 
 #[test]

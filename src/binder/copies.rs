@@ -1,0 +1,275 @@
+//! Copies to and from a client's memory, and the cap on those that do not come back.
+//!
+//! A client's memory may lie behind a userfaultfd, or on a file system of its own: then a copy
+//! takes as long as the client likes, and holds the thread that makes it. So who is about to touch
+//! a client's memory takes a [`Place`] first. An open file has a few of them ([`COPIES`]), its
+//! process and its user have some more ([`Allowance`]); work that finds none waits in the open
+//! file's own queue, without a thread, until a place is given back. However many threads a client
+//! has, and whatever its memory does, it holds that many of the daemon's threads and no more.
+//!
+//! Locks: a client's `state`, then an allowance's `starved`; nothing is called under either.
+
+use crate::lock_order::rank;
+use crate::sync::modelled::Mutex;
+use crate::sync::modelled::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Copies of one open file that may be on their way at a time: as many as a session has workers on
+/// a large machine, so that a client whose memory is there never waits for a place.
+pub const COPIES: usize = 4;
+
+/// Something that a thread is to do.
+pub type Work = Box<dyn FnOnce() + Send>;
+
+/// Threads beside those that serve requests.
+pub trait Carriers: Send + Sync {
+    /// Has `work` done soon, by a thread that it may hold up.
+    fn carry(&self, work: Work);
+
+    /// Something was put into the outbox. Where it still lies there after some milliseconds, since
+    /// the thread that put it there is held up, it is to be carried out ([`super::Binder::carry_out`]).
+    fn watch(&self);
+}
+
+/// Carries nothing later: for a driver whose clients' memory never stalls.
+#[derive(Debug, Clone, Copy)]
+pub struct AtOnce;
+
+impl Carriers for AtOnce {
+    fn carry(&self, work: Work) {
+        work();
+    }
+
+    fn watch(&self) {}
+}
+
+/// What a waiting piece of work is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject {
+    /// An ioctl of this thread that has not begun.
+    Ioctl(i32),
+    /// Returns for a thread of this process (its id, unique among all open files).
+    Process(u64),
+    /// Neither: it ends by itself.
+    Other,
+}
+
+/// What becomes of a piece of work that has waited.
+pub enum Turn {
+    /// It has a place now.
+    Begin(Place),
+    /// It is not wanted any more: its thread got a signal, or its process is gone.
+    GivenUp,
+}
+
+type Waiting = Box<dyn FnOnce(Turn) + Send>;
+
+/// Copies of several clients together: of all that a process has open, or of all processes of a
+/// user.
+pub struct Allowance {
+    most: usize,
+    taken: AtomicUsize,
+    /// Clients with waiting work that lack nothing but this.
+    starved: Mutex<VecDeque<Arc<Copies>>, rank::Starved>,
+    starving: AtomicUsize,
+    /// What is taken here is taken there, too.
+    parent: Option<Arc<Allowance>>,
+}
+
+impl Allowance {
+    /// At most `most` copies on their way, and no more than `parent` has.
+    pub fn new(most: usize, parent: Option<Arc<Allowance>>) -> Arc<Allowance> {
+        Arc::new(Allowance {
+            most,
+            taken: AtomicUsize::new(0),
+            starved: Mutex::new(VecDeque::new()),
+            starving: AtomicUsize::new(0),
+            parent,
+        })
+    }
+
+    /// This one, and those that it is a part of.
+    fn all(&self) -> impl Iterator<Item = &Allowance> {
+        std::iter::successors(Some(self), |allowance| allowance.parent.as_deref())
+    }
+
+    /// `Err`: which of them has no more.
+    fn take(&self) -> Result<(), &Allowance> {
+        for (depth, allowance) in self.all().enumerate() {
+            let more = |taken| (taken < allowance.most).then_some(taken + 1);
+            if allowance.taken.fetch_update(SeqCst, SeqCst, more).is_err() {
+                self.all().take(depth).for_each(Allowance::give_one_back);
+                return Err(allowance);
+            }
+        }
+        Ok(())
+    }
+
+    fn give_one_back(&self) {
+        self.taken.fetch_sub(1, SeqCst);
+    }
+
+    fn give_back(&self) {
+        self.all().for_each(Allowance::give_one_back);
+    }
+
+    fn has_room(&self) -> bool {
+        self.taken.load(SeqCst) < self.most
+    }
+
+    fn starve(&self, client: &Arc<Copies>) {
+        self.starved.lock().push_back(client.clone());
+        self.starving.fetch_add(1, SeqCst);
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.all().any(|allowance| allowance.starving.load(SeqCst) > 0)
+    }
+
+    /// Lets clients that lack this try again, as long as there is some.
+    fn feed(&self) {
+        for allowance in self.all() {
+            while allowance.starving.load(SeqCst) > 0 && allowance.has_room() {
+                let Some(client) = allowance.starved.lock().pop_front() else {
+                    break;
+                };
+                allowance.starving.fetch_sub(1, SeqCst);
+                client.state.lock().starved = false;
+                client.start_waiting();
+            }
+        }
+    }
+}
+
+#[derive(Default)]
+struct State {
+    taken: usize,
+    waiting: VecDeque<(Subject, Waiting)>,
+    /// It stands in the list of an allowance that it lacks.
+    starved: bool,
+}
+
+/// The copies of one client: an open file.
+pub struct Copies {
+    most: usize,
+    allowance: Arc<Allowance>,
+    carriers: Arc<dyn Carriers>,
+    state: Mutex<State, rank::Copies>,
+}
+
+/// The right to touch a client's memory. Given back when dropped.
+pub struct Place(Arc<Copies>);
+
+impl Copies {
+    /// A client that may have `most` copies on their way, and no more than its allowance has.
+    pub fn new(most: usize, allowance: Arc<Allowance>, carriers: Arc<dyn Carriers>) -> Arc<Copies> {
+        Arc::new(Copies { most, allowance, carriers, state: Mutex::new(State::default()) })
+    }
+
+    /// A client whose memory never stalls.
+    pub fn unlimited() -> Arc<Copies> {
+        Copies::new(usize::MAX, Allowance::new(usize::MAX, None), Arc::new(AtOnce))
+    }
+
+    /// A place, if there is one.
+    pub fn enter(self: &Arc<Self>) -> Option<Place> {
+        let mut state = self.state.lock();
+        if state.taken >= self.most || self.allowance.take().is_err() {
+            return None;
+        }
+        state.taken += 1;
+        Some(Place(self.clone()))
+    }
+
+    /// Keeps `work` until there is a place, or until it is given up.
+    pub fn wait(self: &Arc<Self>, subject: Subject, work: impl FnOnce(Turn) + Send + 'static) {
+        self.state.lock().waiting.push_back((subject, Box::new(work)));
+        self.start_waiting();
+        self.allowance.feed();
+    }
+
+    /// Has `work` done by another thread, when there is a place.
+    pub fn hand_over(self: &Arc<Self>, work: impl FnOnce() + Send + 'static) {
+        let turn = |turn| {
+            // Whether it is its turn or not: what is to be done has to be done.
+            work();
+            drop(turn);
+        };
+        match self.enter() {
+            Some(place) => self.carriers.carry(Box::new(move || turn(Turn::Begin(place)))),
+            None => self.wait(Subject::Other, turn),
+        }
+    }
+
+    /// Gives up the work about `subject` that still waits; whether there was some.
+    pub fn give_up(&self, subject: Subject) -> bool {
+        let mut state = self.state.lock();
+        if state.waiting.is_empty() {
+            return false;
+        }
+        let (given_up, waiting) = std::mem::take(&mut state.waiting)
+            .into_iter()
+            .partition::<VecDeque<_>, _>(|(about, _)| *about == subject);
+        state.waiting = waiting;
+        drop(state);
+        let some = !given_up.is_empty();
+        given_up.into_iter().for_each(|(_, work)| work(Turn::GivenUp));
+        some
+    }
+
+    /// How much waits, for tests.
+    pub fn waiting(&self) -> usize {
+        self.state.lock().waiting.len()
+    }
+
+    /// Begins what waits, as far as there are places. Who calls this calls [`Allowance::feed`] next:
+    /// what it lacks may have been given back before it was known that somebody starves.
+    fn start_waiting(self: &Arc<Self>) {
+        loop {
+            let mut state = self.state.lock();
+            if state.waiting.is_empty() || state.taken >= self.most {
+                return;
+            }
+            match self.allowance.take() {
+                Ok(()) => {
+                    let Some((_, work)) = state.waiting.pop_front() else {
+                        return self.allowance.give_back();
+                    };
+                    state.taken += 1;
+                    let place = Place(self.clone());
+                    drop(state);
+                    self.carriers.carry(Box::new(move || work(Turn::Begin(place))));
+                }
+                Err(lacking) => {
+                    if !std::mem::replace(&mut state.starved, true) {
+                        lacking.starve(self);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn leave(self: &Arc<Self>) {
+        let mut state = self.state.lock();
+        state.taken -= 1;
+        self.allowance.give_back();
+        let waits = !state.waiting.is_empty();
+        drop(state);
+        // Who has waited for what this client has given back comes first.
+        if self.allowance.is_wanted() {
+            self.allowance.feed();
+        }
+        if waits {
+            self.start_waiting();
+            self.allowance.feed();
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}

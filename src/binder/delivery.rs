@@ -1,0 +1,398 @@
+//! Delivery: what a read has been given, on its way to the client's memory.
+//!
+//! A synchronous call, from the caller's ioctl to the server's thread and back. Each arrow that
+//! crosses a column is a hand-over; `[graph]` is a section under the context's lock, and nothing
+//! else happens under it.
+//!
+//! ```text
+//!  a worker, for the caller               outbox          any worker            the server's thread
+//!  ---------------------------------      ------          -------------------   -------------------
+//!  ioctl arrives; takes a place                                                 (parked in a read)
+//!  reads commands      <- caller's memory
+//!  [graph] finds the target
+//!  buffer, data        <- caller's memory
+//!  [graph] queues the transaction,
+//!          takes the server's parked
+//!          read, collects its returns --> Delivery
+//!  [graph] parks the caller's read
+//!  gives the place back
+//!                                         Delivery -----> takes a place of
+//!                                                         the server's
+//!                                                         writes the returns -> server's memory
+//!                                                         [graph] the call goes
+//!                                                         on its stack
+//!                                                         writes the reply ---> ioctl returns
+//! ```
+//!
+//! The right-hand half is mostly done by the same worker, which comes to it when its caller is
+//! parked. Three things follow from the order. The caller is parked, or has its answer, before
+//! another client's memory is touched, so a signal always finds its read. Who is held up in its
+//! own memory holds nobody's delivery: the outbox can be emptied by others. And a receiver whose
+//! memory does not come holds its own few places ([`super::copies`]) and nothing else.
+//!
+//! While returns are on their way, their thread is in no list and has no parked read. Should it be
+//! released meanwhile, the transaction that it was to get fails at once
+//! ([`Thread::delivering`](super::thread::Thread::delivering)); what comes of the copy later finds
+//! nothing to settle.
+
+use super::copies::{Subject, Turn};
+use super::graph::{Graph, ThreadId, TransactionId, Work};
+use super::outbox::Effect;
+use super::read::{Answer, Parked};
+use super::returns::Return;
+use super::thread::ExtendedError;
+use super::traffic::returns_in;
+use super::transaction::Fixup;
+use super::wire::TransactionData;
+use super::{Client, Process};
+use crate::Errno;
+use crate::alloc::Buffer;
+use crate::client_log::{Kind, client_log};
+use crate::shortage::{self, is_shortage};
+use crate::uapi;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+/// Returns on their way to a client.
+pub(crate) struct Delivery {
+    pub thread: ThreadId,
+    pub tid: i32,
+    pub read: Parked,
+    /// What goes to `read_buffer + read_consumed`.
+    pub bytes: Vec<u8>,
+    /// The first word of the read buffer becomes BR_SPAWN_LOOPER.
+    pub spawn_looper: bool,
+    /// The thread could take the process's work when it began to wait.
+    pub for_process: bool,
+    pub transaction: Option<Delivered>,
+    /// There may be more to read when this is written.
+    pub is_step: bool,
+}
+
+/// The transaction at the end of a delivery.
+pub(crate) struct Delivered {
+    pub id: TransactionId,
+    pub buffer: Buffer,
+    pub fixups: Vec<Fixup>,
+    pub is_reply: bool,
+    /// Where `sender_pid` lies in the bytes.
+    pub sender_pid_at: usize,
+    /// The process that waits for a reply, by its pid here.
+    pub sender: Option<(i32, Arc<dyn Client>)>,
+    /// The sender's nice value and the node's minimum, for a call.
+    pub priority: Option<(i32, i32)>,
+    pub oneway: bool,
+    pub saved_priority: Arc<AtomicI32>,
+}
+
+impl Graph {
+    /// The client has a transaction: a call goes on the thread's stack, anything else is done.
+    fn settle_transaction(&mut self, thread_id: ThreadId, id: TransactionId, arrays: Vec<i32>) {
+        self.no_longer_delivering(thread_id);
+        let Some(transaction) = self.transactions.get_mut(&id) else {
+            return;
+        };
+        let place = transaction.to_process.zip(transaction.buffer);
+        if let Some(buffer) = place.and_then(|(process, offset)| self.buffer_mut(process, offset)) {
+            buffer.close_on_free = arrays;
+        }
+        let Some(transaction) = self.transactions.get_mut(&id) else {
+            return;
+        };
+        if transaction.is_reply || transaction.is_oneway() {
+            self.free_transaction(id);
+            return;
+        }
+        match self.threads.get_mut(&thread_id) {
+            Some(thread) => {
+                transaction.to_parent = thread.transaction_stack.replace(id);
+                transaction.to_thread = Some(thread_id);
+            }
+            None => self.cleanup_transaction(id, Return::DeadReply),
+        }
+    }
+
+    fn no_longer_delivering(&mut self, thread: ThreadId) {
+        if let Some(thread) = self.threads.get_mut(&thread) {
+            thread.delivering = None;
+        }
+    }
+
+    /// A reply was taken for a thread that has not got it, by no fault of the thread's.
+    fn reply_lost(&mut self, id: ThreadId, reply: TransactionId, errno: Errno) {
+        let Some(thread) = self.threads.get_mut(&id) else {
+            return;
+        };
+        let (command, param) = (Return::FailedReply.number(), -(errno as i32));
+        thread.extended_error = ExtendedError { id: reply.0 as u32, command, param };
+        if thread.reply_error.replace(Return::FailedReply).is_none() {
+            self.enqueue_thread_work(id, Work::ReplyError);
+        }
+    }
+
+    /// Where a transaction fails for want of something of the daemon's own, its sender is told what.
+    /// (Of other errors of its receiver's the driver's sender learns nothing.)
+    fn tell_shortage(&mut self, id: TransactionId, errno: Errno) {
+        if is_shortage(errno) {
+            let (command, param) = (Return::FailedReply.number(), -(errno as i32));
+            self.set_error_of_sender(id, ExtendedError { id: id.0 as u32, command, param });
+        }
+    }
+
+    /// A transaction could not be given to its thread (`binder_cleanup_transaction`).
+    fn transaction_undelivered(&mut self, delivery: &Delivery, errno: Errno) {
+        self.no_longer_delivering(delivery.thread);
+        if let Some(thread) = self.threads.get_mut(&delivery.thread) {
+            thread.known_read_buffer = None;
+            thread.looper_need_return = false;
+            let process = thread.process;
+            self.wakeup_leftover(process);
+        }
+        self.spawn_unrequested(delivery);
+        if let Some(delivered) = &delivery.transaction {
+            self.tell_shortage(delivered.id, errno);
+            if delivered.is_reply && is_shortage(errno) {
+                self.reply_lost(delivery.thread, delivered.id, errno);
+            }
+            self.cleanup_transaction(delivered.id, Return::FailedReply);
+        }
+    }
+
+    /// The client does not learn that it was asked for another thread.
+    fn spawn_unrequested(&mut self, delivery: &Delivery) {
+        if delivery.spawn_looper
+            && let Some(record) = self.processes.get_mut(&delivery.read.process.id)
+        {
+            record.requested_threads = record.requested_threads.saturating_sub(1);
+        }
+    }
+
+    /// A transaction's descriptors could not be installed in its receiver: the transaction fails,
+    /// its buffer is freed, and the thread reads on; where it was a reply, it reads
+    /// BR_FAILED_REPLY instead.
+    fn files_undelivered(&mut self, mut delivery: Box<Delivery>, errno: Errno) -> Option<Answer> {
+        self.no_longer_delivering(delivery.thread);
+        self.spawn_unrequested(&delivery);
+        let delivered = delivery.transaction.take()?;
+        self.effects.push(Effect::DropFiles(delivered.fixups));
+        self.tell_shortage(delivered.id, errno);
+        if let Some(transaction) = self.transactions.get_mut(&delivered.id) {
+            transaction.buffer = None;
+        }
+        let process = delivery.read.process.id;
+        if let Some(buffer) = self.buffer_mut(process, delivered.buffer.offset) {
+            buffer.transaction = None;
+        }
+        self.cleanup_transaction(delivered.id, Return::FailedReply);
+        self.free_buffer(process, delivered.buffer.offset, Some(delivery.thread));
+        delivery.bytes.truncate(delivered.sender_pid_at - TransactionData::SENDER_PID - 4);
+        let Delivery { thread, read, mut bytes, for_process, .. } = *delivery;
+        if delivered.is_reply {
+            // In the place of the reply, and the end of the read as that is.
+            Return::FailedReply.encode(&mut bytes);
+            Some(self.deliver(thread, read, bytes, for_process, None))
+        } else {
+            self.continue_read(thread, read, bytes, for_process)
+        }
+    }
+}
+
+impl Answer {
+    /// Tells another client what its read has come to: with a place of that client's, or when it
+    /// has one again.
+    pub fn carry_out(self) {
+        if !self.touches_memory() {
+            return self.give();
+        }
+        let process = self.process().clone();
+        match process.copies.enter() {
+            Some(_place) => self.give(),
+            None => process.copies.wait(Subject::Process(process.id.0), move |turn| match turn {
+                Turn::Begin(place) => {
+                    let shared = self.process().context.shared.clone();
+                    self.give();
+                    drop(place);
+                    shared.carry_out();
+                }
+                Turn::GivenUp => self.give_up(),
+            }),
+        }
+    }
+
+    /// Tells the client, with the place of whoever calls this. What comes of it for others goes
+    /// into the outbox.
+    pub fn give(self) {
+        let mut next = Some(self);
+        while let Some(answer) = next {
+            next = match answer {
+                Answer::Finish(finish) => {
+                    finish.send();
+                    None
+                }
+                Answer::Restart(finish) => {
+                    finish.restart();
+                    None
+                }
+                Answer::Deliver(delivery) => delivery.carry_out(),
+            };
+        }
+    }
+
+    /// The process was released before its returns had their turn.
+    fn give_up(self) {
+        match self {
+            Answer::Deliver(delivery) => delivery.fail(Errno::EBADF),
+            Answer::Finish(_) | Answer::Restart(_) => self.give(),
+        }
+    }
+
+    /// Whether a client's memory is touched: not only a file of the kernel's.
+    fn touches_memory(&self) -> bool {
+        match self {
+            Answer::Deliver(_) => true,
+            Answer::Finish(finish) | Answer::Restart(finish) => finish.reply.copies_out(),
+        }
+    }
+
+    fn process(&self) -> &Arc<Process> {
+        match self {
+            Answer::Deliver(delivery) => &delivery.read.process,
+            Answer::Finish(finish) | Answer::Restart(finish) => &finish.process,
+        }
+    }
+}
+
+impl Delivery {
+    /// Writes the returns to the client and ends its ioctl; or, after a step, goes on with what is
+    /// to be read next.
+    fn carry_out(mut self: Box<Self>) -> Option<Answer> {
+        let process = self.read.process.clone();
+        let arrays = match self.install_files() {
+            Ok(arrays) => arrays,
+            Err(errno) => {
+                client_log!(
+                    Kind::FilesNotInstalled,
+                    "{}:{} cannot be given the descriptors of a transaction: {errno}",
+                    process.pid,
+                    self.tid
+                );
+                return process.context.locked(|graph| graph.files_undelivered(self, errno));
+            }
+        };
+        self.finish_record();
+        if let Err(errno) = self.write() {
+            self.fail(errno);
+            return None;
+        }
+        returns_in(&self.bytes).for_each(|number| process.count_return(number));
+        if self.spawn_looper {
+            process.count_return(uapi::BR_SPAWN_LOOPER);
+        }
+        if self.is_step {
+            let Delivery { thread, mut read, bytes, for_process, .. } = *self;
+            read.call.read_consumed += bytes.len() as u64;
+            return process
+                .context
+                .locked(|graph| graph.continue_read(thread, read, Vec::new(), for_process));
+        }
+        if let Some(delivered) = &self.transaction {
+            process.alloc.set_allow_user_free(&delivered.buffer, true);
+            process.context.locked(|graph| {
+                graph.settle_transaction(self.thread, delivered.id, arrays);
+            });
+        }
+        self.read.call.read_consumed += self.bytes.len() as u64;
+        let out = self.read.call.encode();
+        self.read.reply.send(Ok(0), &out);
+        None
+    }
+
+    /// The returns did not reach the client: its read fails, and with it the transaction that came.
+    fn fail(mut self: Box<Self>, errno: Errno) {
+        let context = self.read.process.context.clone();
+        shortage::note(&errno);
+        context.locked(|graph| graph.transaction_undelivered(&self, errno));
+        self.read.call.read_consumed = self.read.start;
+        let out = self.read.call.encode();
+        self.read.reply.send(Err(errno), &out);
+    }
+
+    /// Installs a transaction's descriptors in the client and writes their numbers into the
+    /// buffer; returns those that are closed with the buffer (`binder_apply_fd_fixups`).
+    fn install_files(&mut self) -> Result<Vec<i32>, Errno> {
+        let mut arrays = Vec::new();
+        let Some(delivered) = &mut self.transaction else {
+            return Ok(arrays);
+        };
+        if delivered.fixups.is_empty() {
+            return Ok(arrays);
+        }
+        let process = &self.read.process;
+        let files = delivered.fixups.iter().map(|fixup| fixup.file.clone()).collect();
+        let numbers = process.client.install_files(self.tid, files)?;
+        for (fixup, number) in delivered.fixups.iter().zip(&numbers) {
+            let number = *number as u32;
+            let written = process.alloc.copy_to_buffer(
+                &delivered.buffer,
+                fixup.offset,
+                &number.to_ne_bytes(),
+            );
+            if let Err(errno) = written {
+                process.client.close_files(&numbers);
+                return Err(errno);
+            }
+            if fixup.in_array {
+                arrays.push(number as i32);
+            }
+        }
+        delivered.fixups.clear();
+        Ok(arrays)
+    }
+
+    /// What depends on the receiver and is not known under the lock: how it sees the sender's
+    /// pid, and its own nice value.
+    fn finish_record(&mut self) {
+        let Some(delivered) = &self.transaction else {
+            return;
+        };
+        let client = &self.read.process.client;
+        if let Some((pid, sender)) = &delivered.sender
+            && sender.has_pid()
+        {
+            let pid = client.pid_as_seen(*pid);
+            self.bytes[delivered.sender_pid_at..][..4].copy_from_slice(&pid.to_ne_bytes());
+        }
+        let Some((sender, least)) = delivered.priority else {
+            return;
+        };
+        let own = client.nice(self.tid);
+        delivered.saved_priority.store(own, Ordering::Relaxed);
+        let wanted = if sender < least && !delivered.oneway {
+            sender
+        } else if !delivered.oneway || own > least {
+            least
+        } else {
+            own
+        };
+        if wanted.clamp(-20, 19) != own {
+            client.set_nice(self.tid, wanted);
+        }
+    }
+
+    /// All or EFAULT.
+    fn write(&mut self) -> Result<(), Errno> {
+        let call = &self.read.call;
+        let spawn = uapi::BR_SPAWN_LOOPER.to_ne_bytes();
+        if self.spawn_looper {
+            match self.bytes.first_chunk_mut() {
+                Some(first) if call.read_consumed == 0 => *first = spawn,
+                _ => self.read.memory.write(call.read_buffer, &spawn)?,
+            }
+        }
+        let address = call.read_buffer.wrapping_add(call.read_consumed);
+        if self.bytes.is_empty() {
+            return Ok(());
+        }
+        self.read.memory.write(address, &self.bytes)
+    }
+}

@@ -1,0 +1,121 @@
+//! The outbox: what the driver has decided and still has to do in the world.
+//!
+//! A section under a context's lock only decides. What becomes due ([`Effect`]) is posted once the
+//! lock is dropped. What touches no client's memory is done right then; an answer to another
+//! client's read goes into the outbox, one item each, and is carried out by whichever thread gets
+//! to it first: mostly the one that has posted it, after its own caller has been answered or
+//! parked ([`super::Due`]), or any other that ends a request; and where the poster is held up in
+//! its caller's memory, a carrier ([`Carriers::watch`](super::Carriers::watch)).
+
+use super::freeze::FreezeWait;
+use super::read::Answer;
+use super::transaction::Fixup;
+use super::{Poller, Process, Shared};
+use crate::alloc::Buffer;
+use crate::lock_order::rank;
+use crate::sync::modelled::Mutex;
+use crate::sync::modelled::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// What remains to be done once the lock is dropped.
+pub(crate) enum Effect {
+    /// A read has come to its end: its client is told.
+    Answer(Answer),
+    Poll(Box<dyn Poller>),
+    FreeBuffer(Arc<Process>, Buffer),
+    /// Close descriptors that a freed buffer held, in the client.
+    CloseFiles(Arc<Process>, Vec<i32>),
+    /// Files that did not arrive; dropped outside the lock, for that may close them.
+    DropFiles(Vec<Fixup>),
+    /// A frozen process has no outstanding transactions any more.
+    Frozen(FreezeWait),
+    /// What is large, and is given back to the allocator outside the lock.
+    Discard(Box<dyn Send>),
+    /// A released process: its last holder frees its buffers.
+    DropProcess(Arc<Process>),
+}
+
+/// What may have to wait for a client's memory, or may lead to more that does.
+pub(crate) enum Item {
+    Answer(Answer),
+    Frozen(FreezeWait),
+}
+
+/// See [the module](self). Its lock is a leaf.
+pub(crate) struct Outbox<I> {
+    items: Mutex<VecDeque<I>, rank::Outbox>,
+    waiting: AtomicUsize,
+    taken: AtomicU64,
+}
+
+impl<I> Outbox<I> {
+    pub fn new() -> Outbox<I> {
+        Outbox {
+            items: Mutex::new(VecDeque::new()),
+            waiting: AtomicUsize::new(0),
+            taken: AtomicU64::new(0),
+        }
+    }
+
+    pub fn post(&self, item: I) {
+        let mut items = self.items.lock();
+        items.push_back(item);
+        self.waiting.store(items.len(), Ordering::SeqCst);
+    }
+
+    pub fn take(&self) -> Option<I> {
+        if self.waiting.load(Ordering::SeqCst) == 0 {
+            return None;
+        }
+        let mut items = self.items.lock();
+        let item = items.pop_front()?;
+        self.waiting.store(items.len(), Ordering::SeqCst);
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        Some(item)
+    }
+
+    /// While something waits, how much was ever taken: a number that stands still says that the
+    /// oldest item has waited since.
+    pub fn progress(&self) -> Option<u64> {
+        (self.waiting.load(Ordering::SeqCst) > 0).then(|| self.taken.load(Ordering::Relaxed))
+    }
+}
+
+impl Shared {
+    /// Does what touches no client's memory, and puts the rest into the outbox.
+    pub fn post(&self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Answer(answer) => self.post_item(Item::Answer(answer)),
+                Effect::Frozen(wait) => self.post_item(Item::Frozen(wait)),
+                Effect::Poll(poller) => poller.wake(),
+                Effect::FreeBuffer(process, buffer) => process.alloc.free_buf(&buffer),
+                Effect::CloseFiles(process, files) => process.client.close_files(&files),
+                Effect::DropFiles(files) => drop(files),
+                Effect::Discard(what) => drop(what),
+                Effect::DropProcess(process) => drop(process),
+            }
+        }
+    }
+
+    fn post_item(&self, item: Item) {
+        self.outbox.post(item);
+        self.carriers.watch();
+    }
+
+    /// Carries out what is in the outbox, until it is empty. What comes of an item is an item
+    /// again: a chain of clients that fail must not become a chain of calls.
+    pub fn carry_out(&self) {
+        while let Some(item) = self.outbox.take() {
+            match item {
+                Item::Answer(answer) => answer.carry_out(),
+                Item::Frozen(wait) => {
+                    if let Some(target) = wait.targets.first().cloned() {
+                        target.freeze_waited(wait);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Threads for what the threads of a session must not be held up by: work whose turn came after it
+//! had waited for a place ([`crate::binder::copies`]), descriptors whose last close may take long,
+//! and what lies in the outbox while the thread that put it there is held up.
+//!
+//! There are none until there is work, one more whenever work finds all of them busy, at most
+//! [`MOST`], and each leaves when it has had nothing to do for [`IDLE`]. How many can be held up
+//! is bounded where places are given out.
+
+use crate::binder::copies::Work;
+use crate::binder::{self, Binder};
+use crate::client_log::{Kind, client_log};
+use crate::lock_order::rank;
+use crate::sync::{Condvar, Mutex};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+/// Threads at the same time.
+const MOST: usize = 256;
+
+/// How long a thread waits for more work.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// How long something lies in the outbox before a carrier comes for it.
+const PATIENCE: Duration = Duration::from_millis(5);
+
+/// How often the watcher finds the outbox empty before it goes to sleep.
+const CALM: u32 = 10;
+
+/// See [the module](self). Its threads end when this is dropped.
+pub struct Carriers(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    queue: Mutex<Queue, rank::Carriers>,
+    more: Condvar,
+    watch: Mutex<Watch, rank::Watcher>,
+    wake: Condvar,
+    /// The watcher sleeps until something is put into the outbox.
+    asleep: AtomicBool,
+}
+
+#[derive(Default)]
+struct Queue {
+    work: VecDeque<Work>,
+    threads: usize,
+    idle: usize,
+}
+
+#[derive(Default)]
+struct Watch {
+    woken: bool,
+    ended: bool,
+}
+
+impl Carriers {
+    pub fn new() -> Arc<Carriers> {
+        Arc::new(Carriers(Arc::default()))
+    }
+
+    /// Starts to watch the outbox of `binder`.
+    pub fn attend(&self, binder: &Arc<Binder>) -> std::io::Result<()> {
+        let (shared, binder) = (self.0.clone(), Arc::downgrade(binder));
+        std::thread::Builder::new().name("watcher".into()).spawn(move || shared.watch(&binder))?;
+        Ok(())
+    }
+}
+
+impl Drop for Carriers {
+    fn drop(&mut self) {
+        self.0.watch.lock().ended = true;
+        self.0.wake.notify_one();
+    }
+}
+
+impl binder::Carriers for Carriers {
+    fn carry(&self, work: Work) {
+        self.0.carry(work);
+    }
+
+    fn watch(&self) {
+        if self.0.asleep.load(SeqCst) && self.0.asleep.swap(false, SeqCst) {
+            self.0.watch.lock().woken = true;
+            self.0.wake.notify_one();
+        }
+    }
+}
+
+impl Shared {
+    fn carry(self: &Arc<Self>, work: Work) {
+        let mut queue = self.queue.lock();
+        queue.work.push_back(work);
+        if queue.idle >= queue.work.len() || queue.threads >= MOST {
+            self.more.notify_one();
+            return;
+        }
+        queue.threads += 1;
+        drop(queue);
+        let shared = self.clone();
+        let thread = std::thread::Builder::new().name("carrier".into());
+        if let Err(error) = thread.spawn(move || shared.work()) {
+            // The work is done by the next thread that is free, or by the next that starts.
+            client_log!(Kind::WorkersHeldUp, "starting a carrier: {error}");
+            self.queue.lock().threads -= 1;
+            self.more.notify_one();
+        }
+    }
+
+    fn work(&self) {
+        let mut queue = self.queue.lock();
+        loop {
+            if let Some(work) = queue.work.pop_front() {
+                drop(queue);
+                work();
+                queue = self.queue.lock();
+                continue;
+            }
+            queue.idle += 1;
+            let waited = self.more.wait_for(&mut queue, IDLE);
+            queue.idle -= 1;
+            if waited.timed_out() && queue.work.is_empty() {
+                queue.threads -= 1;
+                return;
+            }
+        }
+    }
+
+    /// Sends a carrier to the outbox whenever what lies in it does not move.
+    fn watch(self: Arc<Self>, binder: &Weak<Binder>) {
+        let (mut calm, mut seen) = (CALM, None);
+        loop {
+            let mut watch = self.watch.lock();
+            if calm >= CALM {
+                self.asleep.store(true, SeqCst);
+                // What was put there before it was known that nobody looks.
+                let waits = binder.upgrade().is_some_and(|it| it.outbox_progress().is_some());
+                while !waits && !watch.woken && !watch.ended {
+                    self.wake.wait(&mut watch);
+                }
+                self.asleep.store(false, SeqCst);
+                (calm, seen) = (0, None);
+            }
+            watch.woken = false;
+            if watch.ended {
+                return;
+            }
+            self.wake.wait_for(&mut watch, PATIENCE);
+            drop(watch);
+            let Some(binder) = binder.upgrade() else { return };
+            let progress = binder.outbox_progress();
+            if progress.is_none() {
+                calm += 1;
+            } else if progress == seen {
+                self.carry(Box::new(move || binder.carry_out()));
+            }
+            seen = progress;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::binder::Carriers as _;
+    use std::sync::mpsc;
+
+    #[test]
+    fn work_that_is_held_up_holds_up_no_other() {
+        let carriers = Carriers::new();
+        let (tell, told) = mpsc::channel();
+        let (let_go, held) = mpsc::channel::<()>();
+        for number in 0..3 {
+            let tell = tell.clone();
+            carriers.carry(Box::new(move || tell.send(number).unwrap()));
+        }
+        carriers.carry(Box::new(move || held.recv().unwrap_or(())));
+        for number in 3..6 {
+            let tell = tell.clone();
+            carriers.carry(Box::new(move || tell.send(number).unwrap()));
+        }
+        let mut all: Vec<i32> = (0..6).map(|_| told.recv().unwrap()).collect();
+        all.sort_unstable();
+        assert_eq!(all, [0, 1, 2, 3, 4, 5]);
+        let_go.send(()).unwrap();
+    }
+}

@@ -1,0 +1,289 @@
+//! Clients whose memory does not come, and everybody else: callers, those who wait for a notice of
+//! a death, whoever kills such a client. Nobody waits for a stranger's memory, and a fatal signal
+//! is always obeyed.
+
+mod common;
+
+use common::forked::Forked;
+use common::never_read::NeverRead;
+use common::unfilled::Unfilled;
+use common::{Daemon, Door, PATIENCE, alone, open, skip, wait_until};
+use fakebinder::binder::copies::COPIES;
+use fakebinder_client::{Call, Command, Device, Reply, Return, Thread, uapi};
+use nix::sys::wait::WaitStatus;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// A daemon of one's own on each door that is here.
+fn on_doors(scene: impl Fn(&Path, &Daemon)) {
+    let _alone = alone();
+    let here: Vec<_> = [Door::Fuse, Door::Cuse].into_iter().filter(|door| door.is_here()).collect();
+    if here.is_empty() {
+        skip("neither /dev/fuse nor /dev/cuse is here");
+    }
+    for door in here {
+        let daemon = Daemon::start(door);
+        let path = if door == Door::Cuse { daemon.cuse() } else { daemon.fuse() };
+        scene(&path, &daemon);
+        daemon.stop();
+    }
+}
+
+/// How soon a process is gone after SIGKILL: a hundred milliseconds, or what
+/// `FAKEBINDER_KILL_LIMIT_MS` says, for the machine's other work many times that.
+fn kill_limit() -> Duration {
+    let milliseconds = std::env::var("FAKEBINDER_KILL_LIMIT_MS").ok();
+    let milliseconds = milliseconds.and_then(|limit| limit.parse().ok()).unwrap_or(100);
+    Duration::from_millis(milliseconds) * 20
+}
+
+/// Whether each thread of a process but the first waits in an ioctl.
+fn all_wait(process: &Forked, threads: usize) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", process.pid())).unwrap();
+    let waiting = tasks.flatten().filter(|task| {
+        let call = std::fs::read_to_string(task.path().join("syscall")).unwrap_or_default();
+        call.split(' ').next() == Some(&libc::SYS_ioctl.to_string())
+    });
+    waiting.count() >= threads
+}
+
+/// Is the context manager, with threads that wait for calls; their read buffers are taken away
+/// when all of them wait.
+fn manager_whose_buffers_go(path: &Path, threads: usize) -> Forked {
+    let (mut ready, mut tell) = nix::unistd::pipe().map(pipe_ends).unwrap();
+    let (mut go, mut told_to_go) = nix::unistd::pipe().map(pipe_ends).unwrap();
+    let path = path.to_owned();
+    let manager = Forked::start(move || {
+        let device = open(&path);
+        device.set_context_manager().unwrap();
+        let pages: Vec<Unfilled> = (0..threads).map(|_| Unfilled::new()).collect();
+        pages.iter().for_each(Unfilled::provide);
+        std::thread::scope(|scope| {
+            for page in &pages {
+                let device = &device;
+                scope.spawn(move || {
+                    let enter = uapi::BC_ENTER_LOOPER.to_ne_bytes();
+                    let mut arg = uapi::binder_write_read {
+                        write_size: 4,
+                        write_buffer: enter.as_ptr() as u64,
+                        read_size: 256,
+                        read_buffer: page.address(),
+                        ..Default::default()
+                    };
+                    // SAFETY: the pages and the command outlive the call.
+                    let _ = unsafe { device.raw_write_read(&mut arg) };
+                    // The first read of a new thread returns at once.
+                    let mut arg = uapi::binder_write_read {
+                        read_size: 256,
+                        read_buffer: page.address(),
+                        ..Default::default()
+                    };
+                    // SAFETY: the pages outlive the call.
+                    let _ = unsafe { device.raw_write_read(&mut arg) };
+                });
+            }
+            tell.write_all(b"r").unwrap();
+            // Whoever has forked this waits until the threads wait, and says so.
+            go.read_exact(&mut [0]).unwrap();
+            pages.iter().for_each(Unfilled::take_away);
+            tell.write_all(b"r").unwrap();
+        });
+        0
+    });
+    ready.read_exact(&mut [0]).unwrap();
+    let waits = wait_until(PATIENCE, || all_wait(&manager, threads));
+    assert!(waits, "the manager's threads do not wait");
+    std::thread::sleep(Duration::from_millis(100));
+    told_to_go.write_all(b"g").unwrap();
+    ready.read_exact(&mut [0]).unwrap();
+    manager
+}
+
+fn pipe_ends((read, write): (OwnedFd, OwnedFd)) -> (File, File) {
+    (read.into(), write.into())
+}
+
+/// A caller of the context manager; exits with what became of the call.
+fn caller(path: &Path) -> Forked {
+    let path = path.to_owned();
+    Forked::start(move || {
+        let device = open(&path);
+        match Thread::new(&device).call(&Call::to(0).data(&[1; 64])) {
+            Ok(Reply::Dead) => 3,
+            Ok(Reply::Failed) => 4,
+            other => {
+                common::forked::complain(&format!("{other:?}"));
+                5
+            }
+        }
+    })
+}
+
+#[track_caller]
+fn dies_at_once(process: &mut Forked) {
+    let began = Instant::now();
+    process.kill();
+    process.wait();
+    assert!(began.elapsed() < kill_limit(), "it took {:?}", began.elapsed());
+}
+
+/// A server's read buffers do not come: its callers can be killed, others go on, and when the
+/// server is killed its other callers hear of it, whatever its memory does.
+#[test]
+fn callers_of_a_server_whose_memory_stalls_can_be_killed_and_hear_of_its_death() {
+    const THREADS: usize = 12;
+    on_doors(|path, daemon| {
+        let before = daemon.threads();
+        let mut manager = manager_whose_buffers_go(path, THREADS);
+        let mut callers: Vec<Forked> = (0..THREADS).map(|_| caller(path)).collect();
+        std::thread::sleep(Duration::from_millis(300));
+        for caller in &mut callers {
+            assert_eq!(caller.ended(), None, "a call to memory that stalls has no answer yet");
+        }
+        // Bounded: the server's places, and as many workers as serve the others.
+        let most = daemon.threads();
+        assert!(most <= before + 2 * COPIES + 4, "{most} threads, {before} before");
+        let (killed, left) = callers.split_at_mut(THREADS / 2);
+        killed.iter_mut().for_each(dies_at_once);
+        assert_eq!(Device::open(path).unwrap().version().unwrap(), 8);
+        dies_at_once(&mut manager);
+        for caller in left {
+            assert_eq!(caller.wait(), WaitStatus::Exited(caller.pid(), 3));
+        }
+        let less = wait_until(PATIENCE, || daemon.threads() <= before + 2);
+        assert!(less, "{} threads, {before} before", daemon.threads());
+    });
+}
+
+/// Who waits for notice of a death gets it, though others that wait for the same have memory that
+/// stalls.
+#[test]
+fn a_notice_of_death_does_not_queue_behind_memory_that_stalls() {
+    on_doors(|path, _| {
+        let (mut ready, mut tell) = nix::unistd::pipe().map(pipe_ends).unwrap();
+        let server_path = path.to_owned();
+        let mut server = Forked::start(move || {
+            let device = open(&server_path);
+            device.set_context_manager().unwrap();
+            tell.write_all(b"r").unwrap();
+            let mut thread = Thread::new(&device);
+            thread.queue(Command::EnterLooper);
+            loop {
+                thread.serve(&mut |_, _, _, _| ()).unwrap();
+            }
+        });
+        ready.read_exact(&mut [0]).unwrap();
+        // The first ones take their memory away before the server dies.
+        let start = |stalls| {
+            let path = path.to_owned();
+            Forked::start(move || mourn(&path, stalls))
+        };
+        let mut stalled: Vec<Forked> = (0..6).map(|_| start(true)).collect();
+        for mourner in &stalled {
+            assert!(wait_until(PATIENCE, || all_wait(mourner, 1)), "it does not wait");
+        }
+        std::thread::sleep(Duration::from_millis(400));
+        let honest: Vec<Forked> = (0..2).map(|_| start(false)).collect();
+        for mourner in &honest {
+            assert!(wait_until(PATIENCE, || all_wait(mourner, 1)), "it does not wait");
+        }
+        dies_at_once(&mut server);
+        honest.into_iter().for_each(Forked::succeed);
+        for mourner in &mut stalled {
+            assert_eq!(mourner.ended(), None, "its memory has not come");
+            dies_at_once(mourner);
+        }
+    });
+}
+
+/// Waits for the context manager's death. With memory that stalls it never hears of it.
+fn mourn(path: &Path, stalls: bool) -> i32 {
+    let device = open(path);
+    let mut thread = Thread::new(&device);
+    thread.queue(Command::Acquire(0));
+    thread.queue(Command::RequestDeathNotification { handle: 0, cookie: 7 });
+    thread.queue(Command::EnterLooper);
+    thread.flush().unwrap();
+    if !stalls {
+        let mut buffer = [0; 256];
+        loop {
+            let returns: Vec<Return> = device.read(&mut buffer).unwrap().collect();
+            if returns.contains(&Return::DeadBinder(7)) {
+                return 0;
+            }
+        }
+    }
+    let page = Unfilled::new();
+    page.provide();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(200));
+            page.take_away();
+        });
+        loop {
+            let mut arg = uapi::binder_write_read {
+                read_size: 256,
+                read_buffer: page.address(),
+                ..Default::default()
+            };
+            // SAFETY: the page outlives the call.
+            let _ = unsafe { device.raw_write_read(&mut arg) };
+        }
+    })
+}
+
+/// Memory on a file system whose server never answers, in every place that an ioctl looks at, by
+/// hundreds of threads: they hold a few of the daemon's threads, and die when they are killed.
+#[test]
+fn three_hundred_threads_on_a_file_that_is_never_read_stop_nobody() {
+    const THREADS: usize = 300;
+    on_doors(|path, daemon| {
+        let mount = daemon.mount.with_extension("never");
+        let Some(file) = NeverRead::mount(&mount) else {
+            return skip("no FUSE file system can be mounted here");
+        };
+        let before = daemon.threads();
+        let hostile_path = path.to_owned();
+        let file_path = file.path();
+        let mut hostile = Forked::start(move || {
+            let device = open(&hostile_path);
+            let pages = NeverRead::map(&file_path, THREADS);
+            std::thread::scope(|scope| {
+                for index in 0..THREADS {
+                    let device = &device;
+                    let address = pages + 4096 * index as u64;
+                    scope.spawn(move || {
+                        let enter = uapi::BC_ENTER_LOOPER.to_ne_bytes();
+                        let mut arg = uapi::binder_write_read {
+                            write_size: if index % 2 == 0 { 4 } else { 0 },
+                            write_buffer: if index % 2 == 0 {
+                                address
+                            } else {
+                                enter.as_ptr() as u64
+                            },
+                            read_size: 256,
+                            read_buffer: address,
+                            ..Default::default()
+                        };
+                        // SAFETY: what is written goes to pages that are nobody's.
+                        let _ = unsafe { device.raw_write_read(&mut arg) };
+                    });
+                }
+            });
+            0
+        });
+        assert!(wait_until(PATIENCE, || all_wait(&hostile, THREADS)), "its threads do not wait");
+        let served = || Device::open(path).and_then(|device| device.version()).is_ok();
+        assert!(served());
+        let most = daemon.threads();
+        assert!(most <= before + COPIES + 4, "{most} threads, {before} before");
+        dies_at_once(&mut hostile);
+        assert!(served());
+        drop(file);
+        let less = wait_until(PATIENCE, || daemon.threads() <= before + 2);
+        assert!(less, "{} threads, {before} before", daemon.threads());
+    });
+}
