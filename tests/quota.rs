@@ -262,3 +262,59 @@ fn memory_comes_back_after_a_hog() {
     println!("{references} references: {before} KiB before, {during} during, {after} after");
     assert!(came_back, "{before} KiB before, {during} during, {after} after");
 }
+
+/// A control group with a memory limit, on whichever hierarchy this machine has; removed when dropped.
+struct Group(std::path::PathBuf);
+
+impl Group {
+    fn with_limit(bytes: u64) -> Result<Group, String> {
+        let root = Path::new("/sys/fs/cgroup");
+        let version_1 = root.join("memory/memory.limit_in_bytes").exists();
+        let (parent, file) = match version_1 {
+            true => (root.join("memory"), "memory.limit_in_bytes"),
+            false => (root.to_owned(), "memory.max"),
+        };
+        if !version_1 {
+            std::fs::write(root.join("cgroup.subtree_control"), "+memory")
+                .map_err(|error| format!("no memory controller of control groups: {error}"))?;
+        }
+        let group = Group(parent.join(common::unique_name()));
+        std::fs::create_dir(&group.0).map_err(|error| error.to_string())?;
+        let limited = std::fs::write(group.0.join(file), bytes.to_string());
+        limited.map_err(|error| format!("{file}: {error}"))?;
+        Ok(group)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        wait_until(PATIENCE, || std::fs::remove_dir(&self.0).is_ok());
+    }
+}
+
+/// 70,000 nodes of one client once ended a daemon in such a group, and all of its clients with it.
+#[test]
+fn in_a_group_of_64_mib_a_hog_of_nodes_does_not_end_the_daemon() {
+    if !possible() {
+        return;
+    }
+    let _alone = alone();
+    let group = match Group::with_limit(64 << 20) {
+        Ok(group) => group,
+        Err(reason) => return skip(&reason),
+    };
+    let daemon = Daemon::start_with(&[], Some(&group.0));
+    let mut target = Target::private(daemon.fuse(), daemon);
+    assert!(daemon_says(&target, "three quarters of this control group's memory"));
+    let (manager, _) = process(&target.path, 1001, collector);
+    let (hog, nodes) = process(&target.path, 1000, |path| hog(path, 70_000));
+    println!("{nodes} nodes of 70,000");
+    assert!((5_000..70_000).contains(&nodes), "{nodes} nodes");
+    assert_eq!(target.daemon.as_mut().unwrap().exited(), None);
+    assert!(Device::open(&target.path).and_then(|device| device.version()).is_ok());
+    drop((hog, manager));
+}
+
+fn daemon_says(target: &Target, what: &str) -> bool {
+    wait_until(PATIENCE, || daemon(target).log().contains(what))
+}
