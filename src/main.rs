@@ -81,8 +81,8 @@ struct Options {
 
     /// The most of something that one user other than root may make the daemon hold, as in opens=1000 or oneway-bytes=16M; may be
     /// given more than once. It is counted over all of the user's processes: opens, descriptors, pages (of 4 KiB), records
-    /// (threads, nodes, references, death and freeze links, transactions), oneway-bytes and stalled-copies. Without it: half of
-    /// what there is
+    /// (threads, nodes, references, death and freeze links, transactions), record-bytes, oneway-bytes and stalled-copies. Without
+    /// it: half of what there is
     #[arg(long, value_name = "WHAT=N")]
     user_limit: Vec<UserLimit>,
 

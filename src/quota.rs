@@ -35,6 +35,8 @@ pub enum What {
     Pages,
     /// Threads, nodes, references, death and freeze links, transactions and buffers.
     Records,
+    /// What they take of the memory budget, in bytes ([`bytes`]).
+    RecordBytes,
     /// Bytes of one-way calls that the user has sent and nobody has read yet.
     OnewayBytes,
     /// Copies from or to the user's memory that have not come back.
@@ -42,11 +44,12 @@ pub enum What {
 }
 
 impl What {
-    pub const ALL: [(&'static str, What); 6] = [
+    pub const ALL: [(&'static str, What); 7] = [
         ("opens", What::Opens),
         ("descriptors", What::Descriptors),
         ("pages", What::Pages),
         ("records", What::Records),
+        ("record-bytes", What::RecordBytes),
         ("oneway-bytes", What::OnewayBytes),
         ("stalled-copies", What::StalledCopies),
     ];
@@ -55,7 +58,11 @@ impl What {
     fn errno(self) -> Errno {
         match self {
             What::Opens | What::Descriptors => Errno::EMFILE,
-            What::Pages | What::Records | What::OnewayBytes | What::StalledCopies => Errno::ENOMEM,
+            What::Pages
+            | What::Records
+            | What::RecordBytes
+            | What::OnewayBytes
+            | What::StalledCopies => Errno::ENOMEM,
         }
     }
 }
@@ -101,6 +108,7 @@ impl UserLimits {
         limits.set(What::Descriptors, descriptors / 2);
         limits.set(What::Pages, bytes / crate::mm_shim::PAGE_SIZE / 2);
         limits.set(What::Records, bytes / RECORD / 2);
+        limits.set(What::RecordBytes, bytes / 2);
         limits.set(What::OnewayBytes, bytes / 2);
         limits.set(What::StalledCopies, 128);
         limits
@@ -269,10 +277,11 @@ impl User {
     }
 
     fn with_bytes(&self, mut held: Held, bytes: usize) -> Result<Held, Errno> {
+        self.charge(What::RecordBytes, bytes)?;
         if let Some(memory) = &self.memory {
-            memory.charge_bytes(bytes)?;
-            held.bytes = bytes;
+            memory.charge_bytes(bytes).inspect_err(|_| self.uncharge(What::RecordBytes, bytes))?;
         }
+        held.bytes = bytes;
         Ok(held)
     }
 }
@@ -290,7 +299,8 @@ pub struct Held {
 impl Drop for Held {
     fn drop(&mut self) {
         self.user.uncharge(self.what, self.n);
-        if let Some(memory) = self.user.memory.as_ref().filter(|_| self.bytes > 0) {
+        self.user.uncharge(What::RecordBytes, self.bytes);
+        if let Some(memory) = &self.user.memory {
             memory.uncharge_bytes(self.bytes);
         }
     }
