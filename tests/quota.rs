@@ -156,7 +156,7 @@ fn hog(path: &Path, most: u64) -> (u32, Vec<Device>) {
     let mut device = Device::open_nonblock(path).unwrap();
     device.mmap(1 << 20).unwrap();
     let mut nodes = 0;
-    while nodes < most {
+    'nodes: while nodes < most {
         let mut parcel = Parcel::new();
         for number in 0..AT_ONCE {
             parcel.binder((nodes + number + 1) * 16, 0, 0);
@@ -171,6 +171,11 @@ fn hog(path: &Path, most: u64) -> (u32, Vec<Device>) {
             for read in returns {
                 if read == fakebinder_client::Return::FailedReply {
                     let error = device.extended_error().unwrap();
+                    if error.param == -(Errno::ENOSPC as i32) {
+                        // The manager has not come to free what it has.
+                        std::thread::sleep(std::time::Duration::from_millis(1));
+                        continue 'nodes;
+                    }
                     assert_eq!(error.param, -(Errno::ENOMEM as i32));
                     return (nodes as u32, vec![device]);
                 }
