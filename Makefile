@@ -8,11 +8,11 @@
 # make vm      a shell in that VM (CMD='...' runs a command)
 .DEFAULT_GOAL := run
 
-.PHONY: run test build deps
+.PHONY: run test build deps test-deps
 run: build
 	scripts/demo
 
-test: build
+test: test-deps build
 	@scripts/test
 
 build: deps
@@ -20,5 +20,8 @@ build: deps
 
 deps:
 	@scripts/install-deps
+
+test-deps:
+	@scripts/install-deps test
 
 include tests/vm/vm.mk tests/vm/conformance.mk scripts/prototype.mk demo.mk coverage.mk fuzz/fuzz.mk

@@ -3,60 +3,54 @@
 //! Both headers come from the kernel's user-space API package (Debian: linux-libc-dev) and
 //! bindgen reads them through libclang (Debian: libclang-dev). What is newer than the oldest
 //! headers that we build with is added by hand in `src/uapi.rs`.
+//!
+//! Whoever builds without `make` has not run `scripts/install-deps`: whatever is missing ends the
+//! build with one line that says what, and which package brings it.
 
-use std::path::{Path, PathBuf};
-use std::{env, process};
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+use std::{env, panic, process};
 
 const HEADERS: [&str; 2] = ["linux/fuse.h", "linux/android/binder.h"];
 
-/// Stops the build with one line that says what is missing and which package brings it.
-fn fail(missing: &str, package: &str) -> ! {
-    println!("cargo::error={missing}; install it (Debian, Ubuntu: apt-get install {package})");
+/// What clang-sys looks for, and where, depends on these.
+const LIBCLANG_VARIABLES: [&str; 4] =
+    ["LIBCLANG_PATH", "LLVM_CONFIG_PATH", "LD_LIBRARY_PATH", "LIBRARY_PATH"];
+
+/// Stops the build with one line.
+fn fail(line: &str) -> ! {
+    println!("cargo::error={}", line.replace('\n', " "));
     process::exit(1);
 }
 
-/// libclang is loaded at run time by bindgen, which panics when it finds none: look first.
-fn have_libclang() -> bool {
-    if env::var_os("LIBCLANG_PATH").is_some() {
-        return true;
-    }
-    let mut roots = vec![
-        PathBuf::from("/usr/lib"),
-        PathBuf::from("/usr/lib64"),
-        PathBuf::from("/usr/local/lib"),
-    ];
-    for parent in ["/usr/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu"] {
-        roots.push(PathBuf::from(parent));
-        if let Ok(entries) = std::fs::read_dir(parent) {
-            roots.extend(entries.flatten().map(|e| e.path().join("lib")).filter(|p| p.is_dir()));
-        }
-    }
-    let is_libclang = |name: &str| {
-        name == "libclang.so" || name.starts_with("libclang.so.") || name.starts_with("libclang-")
-    };
-    roots
-        .iter()
-        .filter_map(|r| std::fs::read_dir(r).ok())
-        .any(|entries| entries.flatten().any(|e| e.file_name().to_str().is_some_and(is_libclang)))
+fn missing(what: &str, package: &str) -> ! {
+    fail(&format!("{what}; install it (Debian, Ubuntu: apt-get install {package})"))
 }
 
-fn main() {
-    println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-env-changed=LIBCLANG_PATH");
-    for header in HEADERS {
-        if !Path::new("/usr/include").join(header).exists() {
-            fail(&format!("the kernel header <{header}> is missing"), "linux-libc-dev");
-        }
+/// Loads libclang as bindgen would, which panics when there is none. Bindgen takes the one that is
+/// loaded, so what is asked here is what it asks.
+fn load_libclang() {
+    let Err(reason) = clang_sys::load() else { return };
+    if let Some(path) = env::var_os("LIBCLANG_PATH") {
+        fail(&format!(
+            "LIBCLANG_PATH={} has no libclang that can be loaded: unset it, or name a folder with \
+             libclang.so or such ({reason})",
+            path.display()
+        ));
     }
-    if !have_libclang() {
-        fail(
-            "libclang, which bindgen needs to read the kernel headers, is missing",
-            "libclang-dev",
-        );
-    }
+    // A library that is there but cannot be loaded has a reason that is worth reading.
+    let reason = match reason.contains("could not be opened") || !reason.contains("(invalid: [])") {
+        true => format!(" or of no use: {reason}"),
+        false => String::new(),
+    };
+    let what =
+        format!("libclang, which bindgen needs to read the kernel headers, is missing{reason}");
+    missing(&what, "libclang-dev")
+}
 
+fn generate() -> Result<bindgen::Bindings, String> {
     let includes: String = HEADERS.iter().map(|h| format!("#include <{h}>\n")).collect();
-    let bindings = bindgen::Builder::default()
+    let builder = bindgen::Builder::default()
         .header_contents("uapi.h", &includes)
         .allowlist_type("fuse_.*|cuse_.*|binder_.*|flat_binder_object")
         .allowlist_var("FUSE_.*|CUSE_.*|FATTR_.*|FOPEN_.*|BINDER_.*|FLAT_BINDER_.*|B[CR]_.*|TF_.*")
@@ -65,18 +59,37 @@ fn main() {
         .derive_default(true)
         .layout_tests(true)
         .wrap_unsafe_ops(true)
-        .generate_comments(false)
-        .generate();
-    let bindings = match bindings {
-        Ok(bindings) => bindings,
-        Err(error) => fail(
-            &format!("bindgen could not read the kernel headers: {error}"),
-            "linux-libc-dev libclang-dev",
-        ),
-    };
+        .generate_comments(false);
+    // A libclang that is too old lacks functions that bindgen calls, which is a panic there.
+    panic::set_hook(Box::new(|_| {}));
+    let bindings = panic::catch_unwind(AssertUnwindSafe(|| builder.generate()));
+    drop(panic::take_hook());
+    match bindings {
+        Ok(bindings) => bindings.map_err(|error| error.to_string()),
+        Err(panic) => Err(panic.downcast_ref::<String>().cloned().unwrap_or_default()),
+    }
+}
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    for variable in LIBCLANG_VARIABLES {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
+    load_libclang();
+    let bindings = generate().unwrap_or_else(|error| {
+        let absent = HEADERS.iter().find(|h| error.contains(&format!("'{h}' file not found")));
+        match absent {
+            Some(header) => {
+                missing(&format!("the kernel header <{header}> is missing"), "linux-libc-dev")
+            }
+            None => missing(
+                &format!("bindgen could not read the kernel headers: {error}"),
+                "linux-libc-dev libclang-dev",
+            ),
+        }
+    });
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("uapi.rs");
     if let Err(error) = bindings.write_to_file(&out) {
-        println!("cargo::error=cannot write {}: {error}", out.display());
-        process::exit(1);
+        fail(&format!("cannot write {}: {error}", out.display()));
     }
 }

@@ -244,8 +244,11 @@ impl Alloc {
     /// mapped.
     fn mapping(&self) -> Result<&Mapping, Errno> {
         if !self.is_mapped() {
-            if self.mapping.get().is_some() {
-                return Err(Errno::ESRCH);
+            if let Some(mapping) = self.mapping.get() {
+                // It is gone; or another sender has just found it, and holds this lock until all
+                // of that is noted.
+                drop(self.buffers.lock());
+                return if self.is_mapped() { Ok(mapping) } else { Err(Errno::ESRCH) };
             }
             let now =
                 Missed { calls: self.calls.load(Ordering::Acquire), total_vm: self.mm.total_vm() };

@@ -18,7 +18,9 @@
 //! | `outbox` | what was decided under the lock and is still to be done |
 //! | `copies` | the cap on copies to and from a client's memory that do not come back |
 //! | `transaction` | a transaction's life, replies that fail, buffers that are freed |
+//! | `exit` | threads that are gone without a word |
 //! | `thread`, `process`, `node`, `reference`, `death`, `freeze` | what they say |
+//! | `poll` | who polls, and who is told |
 //! | `graph` | all of them, and their work lists |
 //! | `logs`, `traffic` | what binderfs shows in `binder_logs` |
 //! | `limits` | what one client may make us hold |
@@ -29,6 +31,7 @@ pub mod command;
 pub mod copies;
 mod death;
 mod delivery;
+mod exit;
 mod freeze;
 mod graph;
 pub mod invariants;
@@ -38,7 +41,8 @@ mod logs;
 mod message;
 mod node;
 pub mod object;
-mod outbox;
+pub mod outbox;
+mod poll;
 mod process;
 mod read;
 mod reference;
@@ -67,7 +71,6 @@ use rustc_hash::FxHashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
-use thread::Looper;
 use traffic::{Traffic, TransactionLog};
 
 /// An ioctl that a client waits in. The engine consumes it once: at once, or when another
@@ -96,8 +99,8 @@ pub trait Reply: Send {
 pub struct Call {
     /// The calling thread (in the daemon's pid namespace).
     pub tid: i32,
-    /// The caller's effective uid.
-    pub euid: u32,
+    /// The caller's uid as the device was told it; what counts is [`Client::euid`].
+    pub uid: u32,
     /// The open file has O_NONBLOCK.
     pub nonblock: bool,
     pub cmd: u32,
@@ -109,9 +112,10 @@ pub struct Call {
     pub reply: Box<dyn Reply>,
 }
 
-/// Somebody who polls a process; told once, when there may be something to read.
-pub trait Poller: Send {
-    fn wake(self: Box<Self>);
+/// Those who poll an open file. Told when there may be something to read for one of them, over
+/// and over again: one notice too many does no harm, each of them asks before it believes it.
+pub trait Poller: Send + Sync {
+    fn wake(&self);
 }
 
 /// A descriptor on its way from one client to another. Closed when dropped.
@@ -154,6 +158,17 @@ pub trait Client: Send + Sync {
     /// NUL. EOPNOTSUPP where there is no security module.
     fn security_context(&self) -> Result<Vec<u8>, Errno>;
 
+    /// The effective uid of a thread that calls as `uid`, in the daemon's user namespace.
+    fn euid(&self, _tid: i32, uid: u32) -> u32 {
+        uid
+    }
+
+    /// A uid of the daemon's user namespace as the thread `tid`, which waits in a read, names it;
+    /// (uid_t)-1 where it has no name.
+    fn uid_as_seen(&self, _tid: i32, uid: u32) -> u32 {
+        uid
+    }
+
     /// Whether its pid is still its own: once it has ended and was waited for, another process
     /// may get that number, while a child goes on with the open file.
     fn has_pid(&self) -> bool {
@@ -169,6 +184,42 @@ pub trait Client: Send + Sync {
     fn pid_named(&self, pid: i32) -> i32 {
         pid
     }
+
+    /// What tells a thread from others of the same number, while it is in an ioctl; none when the
+    /// device does not know.
+    fn thread_birth(&self, _tid: i32) -> Option<Birth> {
+        None
+    }
+
+    /// Whether that thread has ended.
+    fn thread_is_gone(&self, _tid: i32, _birth: Option<Birth>) -> bool {
+        false
+    }
+
+    /// Calls `ended`, once and on any thread, when that thread has ended.
+    fn watch_thread(
+        &self,
+        _tid: i32,
+        _birth: Option<Birth>,
+        _ended: Box<dyn FnOnce() + Send>,
+    ) -> Watching {
+        Watching::Untold
+    }
+}
+
+/// What tells a thread from another one that had, or will have, its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Birth(pub u64);
+
+/// Whether the end of a thread will be told.
+pub enum Watching {
+    /// It has ended already.
+    Gone,
+    /// It will, unless this is dropped before; when that happens at the same time, it may be told
+    /// all the same.
+    Told(Box<dyn Send>),
+    /// It will not; [`Client::thread_is_gone`] has to be asked.
+    Untold,
 }
 
 /// A timer that the engine asks the device for (freezing waits for outstanding transactions).
@@ -203,6 +254,9 @@ impl Finish {
         self.reply.restart(&self.out);
     }
 }
+
+/// How many records of a process are released in one section of the context's lock: some 100 us.
+const RELEASED_AT_ONCE: usize = 128;
 
 /// Which freeze a caller waits for.
 struct FreezeCaller {
@@ -349,8 +403,9 @@ impl Shared {
             .filter_map(Weak::upgrade)
             .flat_map(|context| {
                 let graph = context.graph.lock();
-                let records = graph.processes.values().map(|record| record.process.clone());
-                records.filter(|process| process.pid == pid).collect::<Vec<_>>()
+                let living = graph.processes.values().filter(|record| !record.is_dead);
+                let processes = living.map(|record| record.process.clone());
+                processes.filter(|process| process.pid == pid).collect::<Vec<_>>()
             })
             .collect();
         found.sort_by_key(|process| std::cmp::Reverse(process.id));
@@ -462,46 +517,19 @@ impl Process {
     /// A signal has arrived for the thread `tid`: ends its blocked ioctl, if it has one.
     /// To be called after [`Reply::interrupted`] has begun to say true.
     pub fn interrupt(self: &Arc<Self>, tid: i32) -> Due<'_> {
-        self.context.locked(|graph| graph.interrupt_thread(self.id, tid));
+        let caller = self.context.locked(|graph| {
+            graph.interrupt_thread(self.id, tid);
+            graph.interrupted_caller(self.id, tid)
+        });
+        if let Some(thread) = caller {
+            self.attend_thread(thread);
+        }
         if let Some(caller) = self.context.shared.forget_freeze_caller((self.id, tid))
             && let Some(target) = caller.target.upgrade()
         {
             target.end_freeze_wait(caller.ticket, ioctl::FreezeEnd::Interrupted);
         }
         self.due()
-    }
-
-    /// `binder_poll`: whether the thread has something to read; if not, `poller` is kept and woken
-    /// when it may. A later poll of the same thread replaces it. ENOMEM: too many threads.
-    pub fn poll(
-        self: &Arc<Self>,
-        tid: i32,
-        poller: Option<Box<dyn Poller>>,
-    ) -> (Result<bool, Errno>, Due<'_>) {
-        self.alloc.owner_calls();
-        // Somebody may ask without waiting while an earlier poller of the thread still waits.
-        let ready = self.context.locked(|graph| {
-            let id = graph.get_thread(self.id, tid)?;
-            let Some(thread) = graph.threads.get_mut(&id) else {
-                return Ok(false);
-            };
-            let first = !thread.looper.contains(Looper::POLL);
-            thread.looper |= Looper::POLL;
-            if let Some(record) = graph.processes.get_mut(&self.id) {
-                record.pollers += usize::from(first);
-            }
-            let Some(thread) = graph.threads.get(&id) else {
-                return Ok(false);
-            };
-            if graph.has_work(thread, graph.available_for_process_work(thread)) {
-                return Ok(true);
-            }
-            if let (Some(thread), Some(poller)) = (graph.threads.get_mut(&id), poller) {
-                thread.poller = Some(poller);
-            }
-            Ok(false)
-        });
-        (ready, self.due())
     }
 
     /// `binder_flush`: every blocked thread returns once.
@@ -513,7 +541,11 @@ impl Process {
     /// `binder_release`. Blocked reads are ended; nothing of the process remains but the memory of
     /// its buffers, which goes with the last handle.
     pub fn release(self: &Arc<Self>) -> Due<'_> {
-        self.context.locked(|graph| graph.release_process(self.id));
+        self.context.locked(|graph| graph.begin_release(self.id));
+        while self.context.locked(|graph| graph.release_some(self.id, RELEASED_AT_ONCE)) {
+            // Who is told of it need not wait for the rest, nor the rest for them.
+            self.context.shared.hand_over();
+        }
         self.alloc.owner_released();
         // Returns for its threads that still wait for a place will not find them.
         self.copies.give_up(Subject::Process(self.id.0));

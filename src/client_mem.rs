@@ -261,7 +261,7 @@ pub fn pidfd_open(pid: i32) -> Result<OwnedFd, Errno> {
 }
 
 /// One thread (Linux 6.9; EINVAL before).
-fn pidfd_open_thread(tid: i32) -> Result<OwnedFd, Errno> {
+pub fn pidfd_open_thread(tid: i32) -> Result<OwnedFd, Errno> {
     const PIDFD_THREAD: libc::c_uint = libc::O_EXCL as libc::c_uint;
     pidfd_open_with(tid, PIDFD_THREAD)
 }

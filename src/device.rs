@@ -15,11 +15,13 @@ mod control;
 pub mod cuse;
 pub mod files;
 pub mod fuse;
+pub mod ids;
 pub mod reply;
 pub mod retry;
 pub mod security_context;
 pub mod session;
 pub mod signals;
+pub mod threads;
 pub mod timers;
 pub mod tree;
 pub mod wire;
@@ -76,7 +78,7 @@ impl Hub {
         let binder = Binder::with_carriers(timers, carriers.clone(), Limits::default());
         carriers.attend(&binder)?;
         let quotas = Quotas::new(&memory, config.user_limits);
-        let clients = Clients::new(carriers, config.security_contexts, quotas);
+        let clients = Clients::start(carriers, config.security_contexts, quotas)?;
         Ok(Arc::new(Hub { binder, clients, memory }))
     }
 
@@ -331,7 +333,7 @@ impl Open {
         }
         Some(self.process.ioctl(Call {
             tid: header.tid,
-            euid: header.uid,
+            uid: header.uid,
             nonblock: self.nonblock,
             cmd,
             arg: argument,
@@ -411,7 +413,7 @@ impl Opens {
                 Some(open) => {
                     let waiter = notify.then(|| {
                         let session = responder.session().clone();
-                        Box::new(PollWaiter { session, handle }) as Box<dyn binder::Poller>
+                        Arc::new(PollWaiter { session, handle }) as Arc<dyn binder::Poller>
                     });
                     // `binder_poll` says POLLERR when it has no memory for the thread.
                     let (ready, due) = open.process.poll(header.tid, waiter);

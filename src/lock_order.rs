@@ -81,6 +81,10 @@ ranks! {
     Listener,
     /// The way of descriptors into a client.
     Channel,
+    /// The threads whose end is waited for (`device::threads`).
+    WatchedThreads,
+    /// The user namespaces of a client's threads (`device::ids`).
+    UserNamespaces,
     /// The clients of a daemon, by pid.
     Clients,
     /// What the clients of a user may have in copies.
@@ -151,10 +155,11 @@ impl Rank {
             Mmap => &[Buffers, Lru, MmUsers, Maps, PageTable],
             // The shrinker zaps under both, and has let go of the LRU by then.
             Buffers => &[Lru, PageTable],
-            SharedContexts | Opens | Files | Listener | Channel | Clients | Allowances
-            | Starved | Carriers | Watcher | Outbox | Slots | HeldUp | Supervisor | SessionEnd
-            | Timers | FreezeCallers | Missed | Latency | Gathered | Simulated | InFlight
-            | TransactionLog | Lru | MmUsers | Maps | PageTable => &[],
+            SharedContexts | Opens | Files | Listener | Channel | Clients | WatchedThreads
+            | UserNamespaces | Allowances | Starved | Carriers | Watcher | Outbox | Slots
+            | HeldUp | Supervisor | SessionEnd | Timers | FreezeCallers | Missed | Latency
+            | Gathered | Simulated | InFlight | TransactionLog | Lru | MmUsers | Maps
+            | PageTable => &[],
         }
     }
 }

@@ -13,6 +13,7 @@ use fakebinder::log_writer;
 use fakebinder::mm_shim::{Injector, inject_into_the_daemon, tune_heap};
 use fakebinder::quota::{UserLimit, UserLimits};
 use fakebinder::shrinker::{self, Memory, MemoryConfig, PageInstall, Reclaimer};
+use log::LevelFilter;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Gid, Group, Uid, User};
@@ -104,7 +105,8 @@ struct Options {
     #[arg(long, value_name = "FILE")]
     install_latency: Option<PathBuf>,
 
-    /// Log more; twice for every request. RUST_LOG is obeyed, too
+    /// Log more: twice for every request. RUST_LOG (see env_logger) alone says what is logged in place of the usual lines;
+    /// with -v a line is logged when either asks for it
     #[arg(short, long, action = ArgAction::Count)]
     verbose: u8,
 
@@ -209,22 +211,18 @@ fn main() -> ExitCode {
     // Started again by --daemonize it would be called "exe", and `pkill fakebinderd` miss it.
     let _ = nix::sys::prctl::set_name(c"fakebinderd");
     tune_heap();
-    let level = match options.verbose {
-        0 => "info",
-        1 => "debug",
-        _ => "trace",
-    };
-    let drain = match log_to_standard_error(level) {
+    let filters = log_filters(std::env::var("RUST_LOG").ok().as_deref(), options.verbose);
+    let drain = match log_to_standard_error(&filters) {
         Ok(drain) => drain,
         Err(error) => {
             eprintln!("fakebinderd: starting to log: {error}");
             return ExitCode::FAILURE;
         }
     };
-    let result = match options.daemonize {
+    let result = must_be_root().and_then(|()| match options.daemonize {
         true => daemonize(&options),
         false => run(&options),
-    };
+    });
     drop(drain);
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -236,24 +234,62 @@ fn main() -> ExitCode {
 }
 
 /// Logs by a thread of its own: whoever has something to say must not wait for whoever reads it.
-fn log_to_standard_error(level: &str) -> std::io::Result<log_writer::Drain> {
+fn log_to_standard_error(filters: &str) -> std::io::Result<log_writer::Drain> {
     let (writer, drain) = log_writer::start(std::io::stderr())?;
-    let environment = env_logger::Env::default().default_filter_or(level);
-    let mut logger = env_logger::Builder::from_env(environment);
-    if std::io::stderr().is_terminal() && std::env::var_os("RUST_LOG_STYLE").is_none() {
+    let mut logger = env_logger::Builder::new();
+    let style = std::env::var("RUST_LOG_STYLE").unwrap_or_default();
+    logger.parse_filters(filters).parse_write_style(&style);
+    if std::io::stderr().is_terminal() && style.is_empty() {
         logger.write_style(env_logger::WriteStyle::Always);
     }
     logger.format_target(false).target(env_logger::Target::Pipe(Box::new(writer))).init();
     Ok(drain)
 }
 
-fn run(options: &Options) -> Result<(), Box<dyn Error>> {
-    if !Uid::effective().is_root() {
-        return Err(
-            "must be run as root: it makes device nodes, mounts, and reads its clients' memory"
-                .into(),
-        );
+/// The filters of env_logger for this RUST_LOG and so many `-v`: a line is logged when either asks
+/// for it.
+fn log_filters(rust_log: Option<&str>, verbose: u8) -> String {
+    let rust_log = rust_log.filter(|filters| !filters.trim().is_empty());
+    let least = match (verbose, rust_log) {
+        (0, None) => return "info".into(),
+        (0, Some(filters)) => return filters.into(),
+        (1, _) => LevelFilter::Debug,
+        _ => LevelFilter::Trace,
+    };
+    let (directives, pattern) = match rust_log.unwrap_or_default().split_once('/') {
+        Some((directives, pattern)) => (directives, format!("/{pattern}")),
+        None => (rust_log.unwrap_or_default(), String::new()),
+    };
+    let mut everything = least;
+    let mut filters = Vec::new();
+    for directive in directives.split(',').map(str::trim).filter(|it| !it.is_empty()) {
+        match directive.split_once('=') {
+            Some((module, level)) => match level.trim().parse::<LevelFilter>() {
+                Ok(level) => filters.push(format!("{module}={}", level.max(least))),
+                // Every level, or a mistake that env_logger tells of.
+                Err(_) => filters.push(directive.to_owned()),
+            },
+            None => match directive.parse::<LevelFilter>() {
+                Ok(level) => everything = everything.max(level),
+                Err(_) => filters.push(directive.to_owned()),
+            },
+        }
     }
+    filters.push(everything.to_string());
+    filters.join(",") + &pattern
+}
+
+fn must_be_root() -> Result<(), Box<dyn Error>> {
+    if Uid::effective().is_root() {
+        return Ok(());
+    }
+    Err("must be run as root: it makes device nodes, mounts, and reads its clients' memory. \
+         Without root it can serve the programs of a namespace of your own: unshare -Urm, and \
+         the preload library for the programs (docs/containers.md, \"Without root\")"
+        .into())
+}
+
+fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     if options.detached {
         nix::unistd::setsid()?;
         std::env::set_current_dir("/")?;
@@ -516,6 +552,19 @@ mod tests {
         assert_eq!(owner("1:root"), Ok((1, 0)));
         assert!(owner("no-such-user").is_err());
         assert!(owner("0:no-such-group").is_err());
+    }
+
+    #[test]
+    fn a_line_is_logged_when_rust_log_or_the_flag_asks_for_it() {
+        assert_eq!(log_filters(None, 0), "info");
+        assert_eq!(log_filters(Some(" "), 0), "info");
+        assert_eq!(log_filters(Some("warn,x=trace"), 0), "warn,x=trace");
+        assert_eq!(log_filters(None, 1), "DEBUG");
+        assert_eq!(log_filters(None, 3), "TRACE");
+        assert_eq!(log_filters(Some("warn"), 1), "DEBUG");
+        assert_eq!(log_filters(Some("trace"), 1), "TRACE");
+        assert_eq!(log_filters(Some("a=warn,b=trace,c,d="), 1), "a=DEBUG,b=TRACE,c,d=,DEBUG");
+        assert_eq!(log_filters(Some("off, a=error/late"), 2), "a=TRACE,TRACE/late");
     }
 
     #[test]

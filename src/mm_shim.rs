@@ -15,6 +15,7 @@
 
 mod client;
 mod heap;
+mod image;
 mod inject;
 mod maps;
 mod userfault;

@@ -12,7 +12,8 @@ use crate::binder::object::Object;
 use crate::binder::returns::Return;
 use crate::binder::wire::{TransactionData, WriteRead};
 use crate::binder::{
-    Binder, Call, Client, Context, File, Limits, Poller, Process, Reply, Stats, Timers,
+    Binder, Birth, Call, Client, Context, File, Limits, Poller, Process, Reply, Stats, Timers,
+    Watching,
 };
 use crate::client_mem::{ClientMemory, SharedSlice};
 use crate::lock_order::{assert_nothing_held, rank};
@@ -24,7 +25,7 @@ use crate::uapi;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Where a client's arena begins: a place that no buffer mapping shares.
@@ -153,6 +154,37 @@ pub struct SimClient {
     security_context: Mutex<Option<Vec<u8>>, rank::Simulated>,
     /// How many files may still be installed; for tests of a full descriptor table.
     room: Mutex<Option<usize>, rank::Simulated>,
+    threads: SimThreads,
+}
+
+/// Which threads of a client there have been.
+#[derive(Default)]
+struct SimThreads {
+    /// How many threads of a number have ended.
+    ended: Mutex<BTreeMap<i32, u64>, rank::Simulated>,
+    watches: Arc<Mutex<BTreeMap<u64, (i32, Fire)>, rank::Simulated>>,
+    last: AtomicU64,
+    /// As on a kernel that does not tell of the end of threads.
+    cannot_watch: AtomicBool,
+}
+
+impl SimThreads {
+    fn birth(&self, tid: i32) -> Birth {
+        Birth(self.ended.lock().get(&tid).copied().unwrap_or(0))
+    }
+}
+
+/// Ends a watch when it is dropped.
+struct SimWatch {
+    watches: Arc<Mutex<BTreeMap<u64, (i32, Fire)>, rank::Simulated>>,
+    ticket: u64,
+}
+
+impl Drop for SimWatch {
+    fn drop(&mut self) {
+        assert_nothing_held();
+        self.watches.lock().remove(&self.ticket);
+    }
 }
 
 impl Client for SimClient {
@@ -215,6 +247,29 @@ impl Client for SimClient {
     fn has_pid(&self) -> bool {
         assert_nothing_held();
         !self.reaped.load(Ordering::Relaxed)
+    }
+
+    fn thread_birth(&self, tid: i32) -> Option<Birth> {
+        assert_nothing_held();
+        Some(self.threads.birth(tid))
+    }
+
+    fn thread_is_gone(&self, tid: i32, birth: Option<Birth>) -> bool {
+        assert_nothing_held();
+        birth.is_some_and(|birth| birth != self.threads.birth(tid))
+    }
+
+    fn watch_thread(&self, tid: i32, birth: Option<Birth>, ended: Fire) -> Watching {
+        if self.thread_is_gone(tid, birth) {
+            return Watching::Gone;
+        }
+        if self.threads.cannot_watch.load(Ordering::Relaxed) {
+            return Watching::Untold;
+        }
+        let ticket = self.threads.last.fetch_add(1, Ordering::Relaxed);
+        let watches = self.threads.watches.clone();
+        watches.lock().insert(ticket, (tid, ended));
+        Watching::Told(Box::new(SimWatch { watches, ticket }))
     }
 }
 
@@ -369,6 +424,33 @@ impl Sim {
     /// The process has ended and was waited for; a child of its goes on with the open file.
     pub fn reap(&self) {
         self.client.reaped.store(true, Ordering::Relaxed);
+    }
+
+    /// A thread ends without a word. A later one may have its number.
+    pub fn end_thread(&self, tid: i32) {
+        self.end_thread_unheard(tid)();
+    }
+
+    /// The same, but whoever watches it is told when the result is called.
+    pub fn end_thread_unheard(&self, tid: i32) -> impl FnOnce() + use<> {
+        let threads = &self.client.threads;
+        *threads.ended.lock().entry(tid).or_default() += 1;
+        let mut watches = threads.watches.lock();
+        let (told, others) =
+            std::mem::take(&mut *watches).into_iter().partition(|it| it.1.0 == tid);
+        *watches = others;
+        let told: BTreeMap<u64, (i32, Fire)> = told;
+        move || told.into_values().for_each(|(_, ended)| ended())
+    }
+
+    /// From now on nobody tells of the end of threads: they have to be asked after.
+    pub fn cannot_watch_threads(&self) {
+        self.client.threads.cannot_watch.store(true, Ordering::Relaxed);
+    }
+
+    /// How many of its threads are watched.
+    pub fn watched_threads(&self) -> usize {
+        self.client.threads.watches.lock().len()
     }
 
     pub fn set_security_context(&self, context: &[u8]) {
@@ -542,11 +624,11 @@ impl SimThread<'_> {
     /// An ioctl that is called later, whatever becomes of it (see [`Arena::trap`]).
     pub fn ioctl_later(&self, cmd: u32, arg: &[u8]) -> impl FnOnce() + Send + use<> {
         let (process, memory) = (self.sim.process.clone(), self.sim.arena.clone());
-        let (tid, euid, nonblock) = (self.tid, self.sim.euid, self.nonblock);
+        let (tid, uid, nonblock) = (self.tid, self.sim.euid, self.nonblock);
         let arg = arg.to_vec();
         move || {
             let reply = Box::new(SimReply(Arc::default()));
-            process.ioctl(Call { tid, euid, nonblock, cmd, arg, memory, reply });
+            process.ioctl(Call { tid, uid, nonblock, cmd, arg, memory, reply });
         }
     }
 
@@ -556,7 +638,7 @@ impl SimThread<'_> {
         slot.interrupted.store(self.signalled, Ordering::SeqCst);
         self.sim.process.ioctl(Call {
             tid: self.tid,
-            euid: self.sim.euid,
+            uid: self.sim.euid,
             nonblock: self.nonblock,
             cmd,
             arg: arg.to_vec(),
@@ -656,16 +738,17 @@ impl SimThread<'_> {
         self.call(uapi::BINDER_SET_CONTEXT_MGR, &[0; 4]).expect("the first manager");
     }
 
-    /// Polls: whether there is something to read, and, if not, a count of wake-ups to come.
+    /// Polls: whether there is something to read, and a count of the notices to come for those
+    /// who poll the file, up to the next poll.
     pub fn poll(&self) -> (bool, Arc<AtomicUsize>) {
         let wakes = Arc::new(AtomicUsize::new(0));
         struct Count(Arc<AtomicUsize>);
         impl Poller for Count {
-            fn wake(self: Box<Self>) {
+            fn wake(&self) {
                 self.0.fetch_add(1, Ordering::SeqCst);
             }
         }
-        let (ready, _) = self.sim.process.poll(self.tid, Some(Box::new(Count(wakes.clone()))));
+        let (ready, _) = self.sim.process.poll(self.tid, Some(Arc::new(Count(wakes.clone()))));
         (ready.unwrap_or(false), wakes)
     }
 }

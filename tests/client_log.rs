@@ -371,6 +371,7 @@ fn what_is_logged_without_a_limit_is_what_no_client_can_cause() {
         ("device/claim.rs", 3, "the start and the end"),
         ("device/cuse.rs", 1, "INIT, by the kernel"),
         ("device/fuse.rs", 3, "INIT, by the kernel, and passthrough that is refused, once"),
+        ("device/threads.rs", 1, "the end of the thread that watches threads"),
         ("device/workers.rs", 1, "the end of a session"),
         ("main.rs", 10, "the start, the end and signals"),
         ("mm_shim/userfault.rs", 1, "the first open, once"),

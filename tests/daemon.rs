@@ -9,7 +9,7 @@ use common::{Daemon, Door, PATIENCE, skip, unique_name, wait_until};
 use fakebinder::Errno;
 use fakebinder::uapi;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -202,6 +202,61 @@ fn daemonize_returns_when_clients_can_come_and_tells_why_it_cannot() {
     assert!(String::from_utf8(second.stderr).unwrap().contains("in use by another"));
     assert!(wait_until(PATIENCE, || !exists(&mount)));
     fs::remove_file(&log).unwrap();
+}
+
+/// What is logged up to "ready", with these flags and this RUST_LOG.
+fn logged(flags: &[&str], rust_log: Option<&str>) -> String {
+    let name = unique_name();
+    let mut starting = command(&name, &mount_of(&name));
+    starting.args(flags).stdout(Stdio::piped()).stderr(Stdio::piped());
+    if let Some(filters) = rust_log {
+        starting.env("RUST_LOG", filters);
+    }
+    let mut daemon = starting.spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(daemon.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "fakebinderd: ready\n");
+    assert_eq!(open(&mount_of(&name).join(&name)).map(|file| version(&file)).unwrap(), Ok(8));
+    let pid = nix::unistd::Pid::from_raw(daemon.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::SIGTERM).unwrap();
+    String::from_utf8(daemon.wait_with_output().unwrap().stderr).unwrap()
+}
+
+#[test]
+fn verbose_and_rust_log_each_add_what_they_ask_for() {
+    if !possible() {
+        return;
+    }
+    let usual = logged(&[], None);
+    assert!(usual.contains(" INFO ]") && !usual.contains(" DEBUG]"), "{usual}");
+    let quiet = logged(&[], Some("error"));
+    assert!(!quiet.contains(" INFO ]"), "{quiet}");
+    let verbose = logged(&["-v"], None);
+    assert!(verbose.contains(" DEBUG]") && !verbose.contains(" TRACE]"), "{verbose}");
+    let traced = logged(&["-vv"], None);
+    assert!(traced.contains(&format!("ioctl {:#x}", uapi::BINDER_VERSION)), "{traced}");
+    // Neither undoes the other, be it by a word for all or for one module.
+    for filters in ["error", "fakebinder=error,fakebinderd=off"] {
+        let both = logged(&["-vv"], Some(filters));
+        assert!(both.contains(" INFO ]") && both.contains(" TRACE]"), "{filters}: {both}");
+    }
+    let both = logged(&["-v"], Some("trace"));
+    assert!(both.contains(" TRACE]"), "{both}");
+}
+
+#[test]
+fn who_is_not_root_is_told_so_first_and_of_the_other_way() {
+    if !possible() {
+        return;
+    }
+    for flags in [&[][..], &["--daemonize"], &["--daemonize", "--log", "/nowhere/log"]] {
+        let mut ordinary = Command::new("setpriv");
+        ordinary.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+        ordinary.arg(env!("CARGO_BIN_EXE_fakebinderd")).args(flags).env_remove("RUST_LOG");
+        let said = refusal(&mut ordinary);
+        assert!(said.starts_with("fakebinderd: must be run as root"), "{flags:?}: {said}");
+        assert!(said.contains("unshare -Urm") && !said.contains("log"), "{flags:?}: {said}");
+    }
 }
 
 #[test]

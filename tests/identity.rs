@@ -5,7 +5,8 @@ mod common;
 
 use common::forked::Forked;
 use common::{
-    COOKIE, NODE, PATIENCE, Pair, in_time, look_up, offer, on_devices, open, skip, wait_until,
+    COOKIE, NODE, PATIENCE, Pair, Target, in_time, look_up, offer, on_devices, open, skip,
+    wait_until,
 };
 use fakebinder_client::{Call, Command, Device, Errno, Reply, Return, Thread, Transaction, uapi};
 use nix::sched::{CloneFlags, unshare};
@@ -250,11 +251,286 @@ fn the_effective_uid_is_that_of_the_moment() {
     });
 }
 
-/// A thread has left without a word, in the middle of a call that it serves; a new one that gets
-/// its number is, to the driver, that thread.
+/// What the receiver is told of a child's calls: `work` calls as often as `enough` says.
+fn euids_of(target: &Target, enough: usize, work: impl FnOnce(&dyn Fn())) -> Vec<u32> {
+    let Pair { server, client, handle, .. } = target.pair();
+    let child = Forked::start(|| {
+        work(&|| assert!(calls(&client, handle)));
+        0
+    });
+    let witness = witness(server, enough);
+    child.succeed();
+    let seen = in_time("the server", move || witness.join().unwrap());
+    seen.iter().map(|call| call.sender_euid).collect()
+}
+
+const ROOT: Uid = Uid::from_raw(0);
+const USER: Uid = Uid::from_raw(1000);
+const STRANGER: Uid = Uid::from_raw(2000);
+
+fn become_user(uid: Uid) {
+    nix::unistd::setresuid(uid, uid, uid).unwrap();
+}
+
+/// What a FUSE request names is the uid for file systems, which a file server changes to that of
+/// whom it works for: it stays what it is.
 #[test]
-fn a_thread_number_that_is_used_again_is_the_same_thread() {
+fn the_uid_for_file_systems_is_not_the_effective_one() {
+    if !geteuid().is_root() {
+        return skip("it takes root");
+    }
     on_devices(|target| {
+        let seen = euids_of(target, 3, |call| {
+            call();
+            nix::unistd::setfsuid(USER);
+            call();
+            nix::unistd::setfsuid(ROOT);
+            call();
+        });
+        assert_eq!(seen, [0, 0, 0]);
+    });
+}
+
+#[test]
+fn a_uid_that_changes_between_two_calls_is_told_anew() {
+    if !geteuid().is_root() {
+        return skip("it takes root");
+    }
+    on_devices(|target| {
+        let seen = euids_of(target, 5, |call| {
+            call();
+            nix::unistd::setresuid(USER, USER, ROOT).unwrap();
+            call();
+            nix::unistd::seteuid(ROOT).unwrap();
+            call();
+            nix::unistd::seteuid(USER).unwrap();
+            call();
+            nix::unistd::seteuid(ROOT).unwrap();
+            become_user(STRANGER);
+            call();
+        });
+        assert_eq!(seen, [0, 1000, 0, 1000, 2000]);
+    });
+}
+
+/// The one changes and the other is put back.
+#[test]
+fn an_effective_uid_that_changes_behind_the_other_is_told_anew() {
+    if !geteuid().is_root() {
+        return skip("it takes root");
+    }
+    on_devices(|target| {
+        let seen = euids_of(target, 2, |call| {
+            call();
+            nix::unistd::seteuid(USER).unwrap();
+            nix::unistd::setfsuid(ROOT);
+            call();
+        });
+        assert_eq!(seen, [0, 1000], "root that works as a user, on files as root");
+        let seen = euids_of(target, 2, |call| {
+            nix::unistd::setfsuid(USER);
+            call();
+            become_user(USER);
+            call();
+        });
+        assert_eq!(seen, [0, 1000], "root that worked on a user's files, and is a user now");
+    });
+}
+
+/// To the kernel a uid is a thread's: only libc's calls change it for a whole process.
+#[test]
+fn a_thread_with_a_uid_of_its_own_is_told_by_that() {
+    if !geteuid().is_root() {
+        return skip("it takes root");
+    }
+    on_devices(|target| {
+        let seen = euids_of(target, 2, |call| {
+            // SAFETY: no memory is involved, and no code of this process goes by its uid.
+            let result = unsafe { libc::syscall(libc::SYS_setresuid, -1, 1000, -1) };
+            assert_eq!(result, 0);
+            call();
+            // SAFETY: as above.
+            unsafe { libc::syscall(libc::SYS_setresuid, -1, 0, -1) };
+            call();
+        });
+        assert_eq!(seen, [1000, 0]);
+    });
+}
+
+/// The effective uid decides who may become the context manager after the first one, too.
+#[test]
+fn a_context_manager_is_known_by_its_effective_uid() {
+    if !geteuid().is_root() {
+        return skip("it takes root");
+    }
+    on_devices(|target| {
+        for uid in [ROOT, USER] {
+            Forked::start(|| {
+                let device = open(&target.path);
+                nix::unistd::setfsuid(uid);
+                common::become_manager(&device);
+                0
+            })
+            .succeed();
+        }
+        let status = Forked::start(|| {
+            let device = open(&target.path);
+            nix::unistd::seteuid(USER).unwrap();
+            nix::unistd::setfsuid(ROOT);
+            let mut errno = Errno::EBUSY;
+            wait_until(PATIENCE, || {
+                let result = device.set_context_manager();
+                errno = result.map_or_else(|error| error.errno(), |()| Errno::UnknownErrno);
+                errno != Errno::EBUSY
+            });
+            errno as i32
+        })
+        .wait();
+        assert!(matches!(status, WaitStatus::Exited(_, code) if code == Errno::EPERM as i32));
+    });
+}
+
+/// `unshare -Ur` as that user: who is root inside is the user outside, and nobody else has a name.
+fn enter_user_namespace(uid: Uid) {
+    become_user(uid);
+    unshare(CloneFlags::CLONE_NEWUSER).unwrap();
+    // A process that has changed its ids may not write its own maps otherwise.
+    nix::sys::prctl::set_dumpable(true).unwrap();
+    std::fs::write("/proc/self/uid_map", format!("0 {uid} 1")).unwrap();
+}
+
+fn user_namespaces_are_here() -> bool {
+    let mut child = Forked::start(|| {
+        become_user(USER);
+        i32::from(unshare(CloneFlags::CLONE_NEWUSER).is_err())
+    });
+    matches!(child.wait(), WaitStatus::Exited(_, 0))
+}
+
+/// A server in a child of its own tells the euids of its callers. `begin` comes before the first call,
+/// `between` before the second.
+struct Inside {
+    _registrar: common::Killed,
+    server: Forked,
+    told: std::io::PipeReader,
+    path: std::path::PathBuf,
+}
+
+impl Inside {
+    fn start(target: &Target, calls: usize, begin: impl FnOnce(), between: impl Fn()) -> Inside {
+        let registrar = target.registrar();
+        let (told, tell) = std::io::pipe().unwrap();
+        let server = Forked::start(|| {
+            let device = open(&target.path);
+            offer(&device, 0);
+            begin();
+            let mut thread = Thread::new(&device);
+            thread.queue(Command::EnterLooper);
+            let (mut served, mut waited) = (0, false);
+            while served < calls {
+                thread
+                    .serve(&mut |_, call, _, _| {
+                        (&tell).write_all(&call.sender_euid.to_ne_bytes()).unwrap();
+                        served += 1;
+                    })
+                    .unwrap();
+                thread.flush().unwrap();
+                if served == 1 && !std::mem::replace(&mut waited, true) {
+                    between();
+                }
+            }
+            0
+        });
+        Inside { _registrar: registrar, server, told, path: target.path.clone() }
+    }
+
+    /// What the server is told of a caller that becomes this user.
+    fn told_of(&mut self, uid: Uid) -> u32 {
+        Forked::start(|| {
+            let device = open(&self.path);
+            let handle = look_up(&device);
+            become_user(uid);
+            i32::from(!calls(&device, handle))
+        })
+        .succeed();
+        let mut euid = [0; 4];
+        self.told.read_exact(&mut euid).unwrap();
+        u32::from_ne_bytes(euid)
+    }
+}
+
+#[test]
+fn a_receiver_in_a_user_namespace_sees_the_names_that_uids_have_there() {
+    if !geteuid().is_root() || !user_namespaces_are_here() {
+        return skip("it takes root, and user namespaces for users");
+    }
+    on_devices(|target| {
+        let mut inside = Inside::start(target, 4, || enter_user_namespace(USER), || {});
+        let told = [ROOT, USER, STRANGER, ROOT].map(|uid| inside.told_of(uid));
+        assert_eq!(told, [u32::MAX, 0, u32::MAX, u32::MAX]);
+        inside.server.succeed();
+    });
+}
+
+#[test]
+fn a_receiver_that_enters_a_user_namespace_sees_other_names_from_then_on() {
+    if !geteuid().is_root() || !user_namespaces_are_here() {
+        return skip("it takes root, and user namespaces for users");
+    }
+    on_devices(|target| {
+        let between = || {
+            enter_user_namespace(USER);
+            // The daemon looks again after that long.
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        };
+        let mut inside = Inside::start(target, 3, || {}, between);
+        let told = [ROOT, ROOT, USER].map(|uid| inside.told_of(uid));
+        assert_eq!(told, [0, u32::MAX, 0]);
+        inside.server.succeed();
+    });
+}
+
+/// Before the map is written nobody has a name.
+#[test]
+fn a_receiver_in_a_user_namespace_without_a_map_sees_nobody() {
+    if !geteuid().is_root() || !user_namespaces_are_here() {
+        return skip("it takes root, and user namespaces for users");
+    }
+    on_devices(|target| {
+        let begin = || {
+            become_user(USER);
+            unshare(CloneFlags::CLONE_NEWUSER).unwrap();
+        };
+        let mut inside = Inside::start(target, 2, begin, || {});
+        assert_eq!([ROOT, USER].map(|uid| inside.told_of(uid)), [u32::MAX; 2]);
+        inside.server.succeed();
+    });
+}
+
+/// The other way round: root of a user namespace is the user that it is outside.
+#[test]
+fn a_sender_in_a_user_namespace_is_who_it_is_outside() {
+    if !geteuid().is_root() || !user_namespaces_are_here() {
+        return skip("it takes root, and user namespaces for users");
+    }
+    on_devices(|target| {
+        let seen = euids_of(target, 1, |call| {
+            enter_user_namespace(USER);
+            assert!(geteuid().is_root());
+            call();
+        });
+        assert_eq!(seen, [1000]);
+    });
+}
+
+/// A thread has left without a word, in the middle of a call that it serves; a new one that gets
+/// its number is, to the driver, that thread. (fakebinder sees that it is not: thread_end.rs.)
+#[test]
+fn a_thread_number_that_is_used_again_is_the_same_thread_to_the_driver() {
+    on_devices(|target| {
+        if target.is_fakebinder() {
+            return;
+        }
         let pair = target.pair();
         let (client, handle) = (pair.client, pair.handle);
         let waiting =

@@ -2,10 +2,12 @@
 // calls. Built by the test in doors.rs:
 //   gcc -static -nostdlib -ffreestanding -O2 -fno-stack-protector -o raw_ping raw_ping.c
 //
-// With -DLIBC it is the same through the C library, dynamically linked, as most programs are.
+// With -DLIBC it is the same through the C library, dynamically linked, as most programs are, or
+// with -static not. With -m32 both are programs of 32 bit.
 //
 // raw_ping DEVICE: calls the context manager (handle 0) with eight bytes and expects them back,
-// each plus one. Exit status: 0, or the number of the step that failed.
+// each plus one. raw_ping DEVICE serve: is the context manager, and answers one such call.
+// Exit status: 0, or the number of the step that failed.
 #include <linux/android/binder.h>
 
 typedef unsigned long word;
@@ -65,8 +67,31 @@ static long call(word number, word a, word b, word c, word d, word e, word f) {
 }
 
 static long open_device(const char *path) { return call(OPENAT, -100, (word)path, 02 | 02000000, 0, 0, 0); }
+#elif defined(__i386__)
+enum { OPEN = 5, MMAP = 90, IOCTL = 54, EXIT = 1 };
+
+__asm__(".globl _start\n"
+        "_start:\n"
+        "    mov %esp, %eax\n"
+        "    and $-16, %esp\n"
+        "    sub $12, %esp\n"
+        "    push %eax\n"
+        "    call start\n");
+
+static long call(word number, word a, word b, word c, word d, word e, word f) {
+    // mmap takes its six arguments in memory.
+    word all[6] = {a, b, c, d, e, f};
+    long result;
+    __asm__ volatile("int $0x80"
+                     : "=a"(result)
+                     : "a"(number), "b"(number == MMAP ? (word)all : a), "c"(b), "d"(c)
+                     : "memory");
+    return result;
+}
+
+static long open_device(const char *path) { return call(OPEN, (word)path, 02 | 02000000, 0, 0, 0, 0); }
 #else
-#error "raw_ping.c knows the system calls of x86_64 and aarch64"
+#error "raw_ping.c knows the system calls of x86_64, i386 and aarch64"
 #endif
 
 #define SIZE (128 * 1024)
@@ -93,18 +118,25 @@ static long write_read(long device, void *write, word write_size, void *read, wo
     return result;
 }
 
-static int ping(const char *path) {
-    long device = open_device(path);
-    if (device < 0)
+// The number of the step that failed.
+static int set_up(const char *path, long *device, word *mapping) {
+    *device = open_device(path);
+    if (*device < 0)
         return 1;
     struct binder_version version = {0};
-    if (call(IOCTL, device, BINDER_VERSION, (word)&version, 0, 0, 0) || version.protocol_version != 8)
+    if (call(IOCTL, *device, BINDER_VERSION, (word)&version, 0, 0, 0) || version.protocol_version != 8)
         return 2;
     // PROT_READ, MAP_PRIVATE | MAP_NORESERVE
-    word mapping = (word)call(MMAP, 0, SIZE, 1, 0x4002, device, 0);
-    if (mapping >= (word)-4095)
-        return 3;
+    *mapping = (word)call(MMAP, 0, SIZE, 1, 0x4002, *device, 0);
+    return *mapping >= (word)-4095 ? 3 : 0;
+}
 
+static int ping(const char *path) {
+    long device;
+    word mapping;
+    int failed = set_up(path, &device, &mapping);
+    if (failed)
+        return failed;
     unsigned char sent[8] = {3, 1, 4, 1, 5, 9, 2, 6};
     struct transaction transaction = {.command = BC_TRANSACTION};
     transaction.data.code = 1;
@@ -144,11 +176,62 @@ static int ping(const char *path) {
     return 10;
 }
 
+static int serve(const char *path) {
+    long device;
+    word mapping;
+    int failed = set_up(path, &device, &mapping);
+    if (failed)
+        return failed;
+    int nothing = 0;
+    if (call(IOCTL, device, BINDER_SET_CONTEXT_MGR, (word)&nothing, 0, 0, 0))
+        return 20;
+    __u32 enter = BC_ENTER_LOOPER;
+    unsigned char returns[256], answer[64];
+    struct __attribute__((packed)) {
+        struct transaction reply;
+        struct free_buffer done;
+    } write;
+    word consumed, size = sizeof enter;
+    void *next = &enter;
+    for (;;) {
+        if (write_read(device, next, size, returns, sizeof returns, &consumed))
+            return 21;
+        size = 0;
+        for (word at = 0; at + 4 <= consumed;) {
+            __u32 number = *(__u32 *)(returns + at);
+            if (number == BR_TRANSACTION_COMPLETE)
+                return 0;
+            if (number == BR_TRANSACTION) {
+                struct binder_transaction_data received;
+                for (word i = 0; i < sizeof received; i++)
+                    ((unsigned char *)&received)[i] = returns[at + 4 + i];
+                unsigned char *data = (unsigned char *)(word)received.data.ptr.buffer;
+                if ((word)data < mapping || (word)data + received.data_size > mapping + SIZE)
+                    return 22;
+                if (received.data_size > sizeof answer)
+                    return 23;
+                for (word i = 0; i < received.data_size; i++)
+                    answer[i] = data[i] + 1;
+                write.reply = (struct transaction){.command = BC_REPLY};
+                write.reply.data.data_size = received.data_size;
+                write.reply.data.data.ptr.buffer = (word)answer;
+                write.done = (struct free_buffer){BC_FREE_BUFFER, (word)data};
+                next = &write;
+                size = sizeof write;
+            }
+            at += 4 + _IOC_SIZE(number);
+        }
+    }
+}
+
 #if defined(LIBC)
-int main(int count, char **arguments) { return count == 2 ? ping(arguments[1]) : 11; }
+int main(int count, char **arguments) {
+    return count == 2 ? ping(arguments[1]) : count == 3 ? serve(arguments[1]) : 11;
+}
 #else
 __attribute__((used, noreturn)) void start(word *stack) {
-    int status = stack[0] == 2 ? ping((const char *)stack[2]) : 11;
+    const char *device = (const char *)stack[2];
+    int status = stack[0] == 2 ? ping(device) : stack[0] == 3 ? serve(device) : 11;
     for (;;)
         call(EXIT, status, 0, 0, 0, 0, 0);
 }

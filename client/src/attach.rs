@@ -22,17 +22,50 @@ pub(crate) struct Attached {
     pub(crate) channel: OwnedFd,
 }
 
-/// Whether a mapping of this file would be of no use though the kernel allows it: a private one of
-/// a file on fakebinder's FUSE door where the kernel has no passthrough.
-pub fn must_attach(device: BorrowedFd<'_>) -> bool {
+/// What a mapping of a file is, if the kernel makes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KernelMapping {
+    /// What the kernel says: the file does not lie on fakebinder's FUSE door.
+    Right,
+    /// That of a binder device, but nobody has looked at how it is made: on the FUSE door the kernel
+    /// asks the daemon nothing about mmap.
+    Unchecked,
+    /// The same, in another process than the one that has opened the device.
+    Strange,
+    /// Of no use, though the kernel allows a private one: on the FUSE door, where the kernel has no
+    /// passthrough.
+    Useless,
+}
+
+/// What the kernel's mmap of this file would give.
+pub fn kernel_mapping(device: BorrowedFd<'_>) -> KernelMapping {
     let mut question = uapi::fakebinder_attach {
         version: uapi::FAKEBINDER_ATTACH_VERSION,
         socket: -1,
         ..Default::default()
     };
-    sys::is_fuse(device) == Ok(true)
-        && sys::ioctl(device, uapi::FAKEBINDER_ATTACH, &mut question) == Err(Errno::ENOTCONN)
-        && question.flags & uapi::FAKEBINDER_ATTACH_NATIVE_MMAP == 0
+    if sys::is_fuse(device) != Ok(true) {
+        return KernelMapping::Right;
+    }
+    let native = |flags: u32| flags & uapi::FAKEBINDER_ATTACH_NATIVE_MMAP != 0;
+    match sys::ioctl(device, uapi::FAKEBINDER_ATTACH, &mut question) {
+        Err(Errno::ENOTCONN) if native(question.flags) => KernelMapping::Unchecked,
+        Err(Errno::ENOTCONN) => KernelMapping::Useless,
+        Err(Errno::EINVAL) if is_fakebinder(device) => KernelMapping::Strange,
+        _ => KernelMapping::Right,
+    }
+}
+
+/// Whether a mapping of this file would be of no use though the kernel allows it: a private one of
+/// a file on fakebinder's FUSE door where the kernel has no passthrough.
+pub fn must_attach(device: BorrowedFd<'_>) -> bool {
+    kernel_mapping(device) == KernelMapping::Useless
+}
+
+/// Whether the kernel copies the arguments of this file's ioctls by itself, for it lies on
+/// fakebinder's FUSE door: then it refuses pointers that the daemon would never have looked at.
+pub fn kernel_copies_arguments(device: BorrowedFd<'_>) -> bool {
+    sys::is_fuse(device) == Ok(true) && is_fakebinder(device)
 }
 
 /// The whole handshake. Errors are those of the driver's mmap, or `ENODEV` when the device knows
@@ -52,6 +85,8 @@ pub(crate) fn handshake(
     }
     let buffer = receive_descriptor(ours.as_fd())?;
     let region = Region::map(buffer.as_fd(), size, prot, flags)?;
+    // VM_DONTCOPY, as the driver's.
+    region.do_not_inherit()?;
     let mut mapped =
         uapi::fakebinder_mapped { address: region.address(), size: region.len() as u64 };
     sys::ioctl(device, uapi::FAKEBINDER_MAPPED, &mut mapped)?;

@@ -45,6 +45,8 @@ pub use nix::errno::Errno;
 mod attach;
 mod call;
 mod command;
+// It makes system calls with all of their 64-bit arguments; the library serves 32-bit programs too.
+#[cfg(target_pointer_width = "64")]
 pub mod conformance;
 mod device;
 mod error;
@@ -59,7 +61,7 @@ mod thread;
 mod transaction;
 mod wire;
 
-pub use attach::{attach, must_attach};
+pub use attach::{KernelMapping, attach, kernel_copies_arguments, kernel_mapping, must_attach};
 pub use call::Call;
 pub use command::Command;
 pub use device::{Device, Transfer};

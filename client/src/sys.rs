@@ -3,7 +3,7 @@
 use crate::Errno;
 use crate::device::Device;
 use crate::uapi;
-use nix::sys::mman::{MapFlags, ProtFlags};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise};
 use std::ffi::c_void;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -126,6 +126,12 @@ impl Region {
         let start =
             unsafe { nix::sys::mman::mmap(None, len, prot, flags - MapFlags::MAP_FIXED, fd, 0) }?;
         Ok(Region { start, len })
+    }
+
+    /// A child will not have it.
+    pub(crate) fn do_not_inherit(&self) -> Result<(), Errno> {
+        // SAFETY: it is our mapping, and its contents stay as they are.
+        unsafe { madvise(self.start, self.len(), MmapAdvise::MADV_DONTFORK) }
     }
 
     pub(crate) fn into_raw(self) -> *mut c_void {

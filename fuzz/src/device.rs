@@ -385,7 +385,7 @@ impl Stage<'_> {
                 };
                 let (cmd, argument) = match ioctl {
                     Ioctl::SetMaxThreads { threads } => {
-                        (BINDER_SET_MAX_THREADS, words(&[u32::from(threads % 4)]))
+                        (BINDER_SET_MAX_THREADS, words(&[threads.number()]))
                     }
                     Ioctl::ThreadExit => (BINDER_THREAD_EXIT, words(&[0])),
                     Ioctl::SetContextManager { .. } | Ioctl::SetContextManagerPlain => {

@@ -62,6 +62,23 @@ impl Pick {
     }
 }
 
+/// A small number, or one at the edge of a type that it may be kept in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Arbitrary)]
+pub struct Count(pub u8);
+
+impl Count {
+    pub const WILD: u8 = 208;
+
+    pub fn number(self) -> u32 {
+        const EDGES: [u32; 8] =
+            [0x7f, 0xff, 0x7fff, 0xffff, 0x7fff_ffff, 0x8000_0000, 0x8000_0001, u32::MAX];
+        match self.0.checked_sub(Self::WILD) {
+            Some(wild) => EDGES[usize::from(wild) % EDGES.len()],
+            None => u32::from(self.0 % 4),
+        }
+    }
+}
+
 /// A thread of a process: the process in the low four bits, the thread in the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Arbitrary)]
 pub struct Actor(pub u8);
@@ -255,7 +272,7 @@ grammar! {
     /// Every ioctl but BINDER_WRITE_READ.
     pub enum Ioctl {
         3 => Version,
-        3 => SetMaxThreads { threads: u8 },
+        3 => SetMaxThreads { threads: Count },
         3 => ThreadExit,
         2 => SetContextManager { node: NodeFlags },
         1 => SetContextManagerPlain,

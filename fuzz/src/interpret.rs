@@ -347,8 +347,8 @@ impl Stage {
             Step::Poll { by, stays } => {
                 if let Some((role, thread)) = self.actor(*by) {
                     let role = &self.roles[role];
-                    let poller = stays.then(|| Box::new(Idle) as Box<_>);
-                    let ready = role.process.poll(role.tid(thread), poller);
+                    let poller = stays.then(|| Arc::new(Idle) as Arc<_>);
+                    let (ready, _) = role.process.poll(role.tid(thread), poller);
                     trace(|| format!("    {}.{thread} polls: {ready:?}", role.index));
                 }
             }
@@ -464,7 +464,7 @@ impl Stage {
         match ioctl {
             Ioctl::Version => (BINDER_VERSION, words(&[0])),
             Ioctl::SetMaxThreads { threads } => {
-                (BINDER_SET_MAX_THREADS, words(&[u32::from(threads % 4)]))
+                (BINDER_SET_MAX_THREADS, words(&[threads.number()]))
             }
             Ioctl::ThreadExit => (BINDER_THREAD_EXIT, words(&[0])),
             Ioctl::SetContextManager { node } => {
@@ -524,7 +524,7 @@ impl Stage {
         role.threads[thread].running = Some(Running { slot: slot.clone(), kind });
         role.process.ioctl(Call {
             tid: role.tid(thread),
-            euid: role.euid(),
+            uid: role.euid(),
             nonblock,
             cmd,
             arg,

@@ -258,7 +258,7 @@ impl Reply for Answer {
 pub struct Idle;
 
 impl Poller for Idle {
-    fn wake(self: Box<Self>) {}
+    fn wake(&self) {}
 }
 
 thread_local! {

@@ -119,16 +119,8 @@ impl Graph {
 
     /// BC_DEAD_BINDER_DONE.
     pub fn dead_binder_done(&mut self, process: ProcessId, thread: ThreadId, cookie: u64) {
-        let delivered = self.list(Queue::DeliveredDeath(process)).map(|list| {
-            list.values().filter_map(|work| match work {
-                Work::Death(id) => Some(*id),
-                _ => None,
-            })
-        });
-        let ids: Vec<DeathId> = delivered.into_iter().flatten().collect();
-        let Some(id) =
-            ids.into_iter().find(|id| self.deaths.get(id).is_some_and(|d| d.cookie == cookie))
-        else {
+        let found = self.delivered(Queue::DeliveredDeath(process), cookie);
+        let Some(Work::Death(id)) = found else {
             user_error!(Kind::BadDeathNotification, "BC_DEAD_BINDER_DONE {cookie:016x} not found");
             return;
         };
@@ -137,7 +129,7 @@ impl Graph {
         };
         let cleared = death.work == DeathWork::DeadBinderAndClear;
         if let Some(place) = death.place.take() {
-            self.dequeue(place);
+            self.dequeue_notice(place, cookie);
         }
         if cleared {
             self.confirm_clear(id, process, thread);
@@ -162,7 +154,8 @@ impl Graph {
             Queue::Thread(thread) => self.enqueue_thread_work(thread, Work::Death(id)),
             Queue::Process(process) => self.enqueue_process_work(process, Work::Death(id)),
             Queue::DeliveredDeath(_) | Queue::DeliveredFreeze(_) => {
-                self.enqueue(queue, Work::Death(id))
+                let cookie = self.deaths.get(&id).map_or(0, |death| death.cookie);
+                self.enqueue_delivered(queue, Work::Death(id), cookie)
             }
         };
         if let Some(death) = self.deaths.get_mut(&id) {
@@ -205,7 +198,7 @@ impl Graph {
     pub fn forget_death(&mut self, id: DeathId) {
         if let Some(death) = self.deaths.remove(&id) {
             if let Some(place) = death.place {
-                self.dequeue(place);
+                self.dequeue_notice(place, death.cookie);
             }
             if let Some(holder) = self.processes.get_mut(&death.holder) {
                 holder.deaths = holder.deaths.saturating_sub(1);

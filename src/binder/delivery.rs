@@ -67,6 +67,8 @@ pub(crate) struct Delivery {
     pub transaction: Option<Delivered>,
     /// There may be more to read when this is written.
     pub is_step: bool,
+    /// Somebody will wait for what the thread does with it, and nobody would notice its end.
+    pub unattended: bool,
 }
 
 /// The transaction at the end of a delivery.
@@ -75,8 +77,9 @@ pub(crate) struct Delivered {
     pub buffer: Buffer,
     pub fixups: Vec<Fixup>,
     pub is_reply: bool,
-    /// Where `sender_pid` lies in the bytes.
+    /// Where `sender_pid` lies in the bytes, and `sender_euid` behind it.
     pub sender_pid_at: usize,
+    pub sender_euid: u32,
     /// The process that waits for a reply, by its pid here.
     pub sender: Option<(i32, Arc<dyn Client>)>,
     /// The sender's nice value and the node's minimum, for a call.
@@ -301,6 +304,9 @@ impl Delivery {
                 graph.settle_transaction(self.thread, delivered.id, arrays);
             });
         }
+        if self.unattended {
+            process.attend_thread(self.thread);
+        }
         self.read.call.read_consumed += self.bytes.len() as u64;
         let out = self.read.call.encode();
         self.read.reply.send(Ok(0), &out);
@@ -350,7 +356,7 @@ impl Delivery {
     }
 
     /// What depends on the receiver and is not known under the lock: how it sees the sender's
-    /// pid, and its own nice value.
+    /// pid and uid, and its own nice value.
     fn finish_record(&mut self) {
         let Some(delivered) = &self.transaction else {
             return;
@@ -362,6 +368,8 @@ impl Delivery {
             let pid = client.pid_as_seen(*pid);
             self.bytes[delivered.sender_pid_at..][..4].copy_from_slice(&pid.to_ne_bytes());
         }
+        let euid = client.uid_as_seen(self.tid, delivered.sender_euid);
+        self.bytes[delivered.sender_pid_at + 4..][..4].copy_from_slice(&euid.to_ne_bytes());
         let Some((sender, least)) = delivered.priority else {
             return;
         };

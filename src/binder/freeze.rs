@@ -138,18 +138,10 @@ impl Graph {
 
     /// BC_FREEZE_NOTIFICATION_DONE. EINVAL: nothing with that cookie was delivered.
     pub fn freeze_done(&mut self, process: ProcessId, cookie: u64) -> Result<(), Errno> {
-        let delivered: Vec<FreezeId> = self
-            .list(Queue::DeliveredFreeze(process))
-            .into_iter()
-            .flat_map(|list| list.values())
-            .filter_map(|work| match work {
-                Work::Freeze(id) => Some(*id),
-                _ => None,
-            })
-            .collect();
-        let found = delivered
-            .into_iter()
-            .find(|id| self.freezes.get(id).is_some_and(|f| f.cookie == cookie));
+        let found = match self.delivered(Queue::DeliveredFreeze(process), cookie) {
+            Some(Work::Freeze(id)) => Some(id),
+            _ => None,
+        };
         let Some((id, freeze)) = found.and_then(|id| Some((id, self.freezes.get_mut(&id)?))) else {
             user_error!(
                 Kind::BadFreezeNotification,
@@ -160,7 +152,7 @@ impl Graph {
         freeze.sent = false;
         let resend = std::mem::take(&mut freeze.resend);
         if let Some(place) = freeze.place.take() {
-            self.dequeue(place);
+            self.dequeue_notice(place, cookie);
         }
         if resend && !wrong(Rule::FreezeIsNotToldAgain) {
             self.queue_freeze(id);
@@ -185,7 +177,8 @@ impl Graph {
         Some(match freeze.work {
             FreezeWork::FrozenBinder => {
                 freeze.sent = true;
-                let place = self.enqueue(Queue::DeliveredFreeze(holder), Work::Freeze(id));
+                let queue = Queue::DeliveredFreeze(holder);
+                let place = self.enqueue_delivered(queue, Work::Freeze(id), cookie);
                 if let Some(freeze) = self.freezes.get_mut(&id) {
                     freeze.place = place;
                 }
@@ -202,7 +195,7 @@ impl Graph {
     pub fn forget_freeze(&mut self, id: FreezeId) {
         if let Some(freeze) = self.freezes.remove(&id) {
             if let Some(place) = freeze.place {
-                self.dequeue(place);
+                self.dequeue_notice(place, freeze.cookie);
             }
             if let Some(holder) = self.processes.get_mut(&freeze.holder) {
                 holder.freezes = holder.freezes.saturating_sub(1);

@@ -12,12 +12,13 @@ use super::freeze::Freeze;
 use super::limits::Limits;
 use super::node::Node;
 use super::outbox::Effect;
+use super::poll::Notice;
 use super::process::ProcessRecord;
-use super::thread::Thread;
+use super::thread::{Looper, Thread};
 use super::traffic::Created;
 use super::transaction::Transaction;
 use rustc_hash::FxHashMap;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -75,6 +76,10 @@ pub(crate) enum Work {
 /// A list of work, oldest first, from which any entry can be taken.
 pub(crate) type WorkList = BTreeMap<u64, Work>;
 
+/// Where the delivered notices of a process stand, by the cookie that acknowledges them, oldest
+/// first: one client may have very many.
+pub(crate) type Cookies = BTreeSet<(u64, u64)>;
+
 fn shrink<K, V>(table: &mut FxHashMap<K, V>, effects: &mut Vec<Effect>)
 where
     K: Eq + std::hash::Hash + Send + 'static,
@@ -103,6 +108,8 @@ pub(crate) struct Graph {
     pub manager_uid: Option<u32>,
     /// Threads to look at before the lock is dropped: they may have something to read.
     pub woken: Vec<ThreadId>,
+    /// Those who are to be told, when the lock is dropped, that there may be something to read.
+    pub told: Vec<Notice>,
     pub effects: Vec<Effect>,
     pub limits: Limits,
     pub created: Created,
@@ -122,6 +129,7 @@ impl Graph {
             manager: None,
             manager_uid: None,
             woken: Vec::new(),
+            told: Vec::new(),
             effects: Vec::new(),
             limits,
             created: Created::default(),
@@ -176,6 +184,38 @@ impl Graph {
         }
     }
 
+    /// The table of cookies beside a list of delivered notices.
+    fn cookies(&mut self, queue: Queue) -> Option<&mut Cookies> {
+        match queue {
+            Queue::Thread(_) | Queue::Process(_) => None,
+            Queue::DeliveredDeath(id) => self.processes.get_mut(&id).map(|p| &mut p.death_cookies),
+            Queue::DeliveredFreeze(id) => {
+                self.processes.get_mut(&id).map(|p| &mut p.freeze_cookies)
+            }
+        }
+    }
+
+    /// Appends a notice to those that are delivered and wait for this cookie.
+    pub fn enqueue_delivered(&mut self, queue: Queue, work: Work, cookie: u64) -> Option<Place> {
+        let place = self.enqueue(queue, work)?;
+        self.cookies(queue)?.insert((cookie, place.sequence));
+        Some(place)
+    }
+
+    /// Takes a notice with that cookie out of the list that it stands in, delivered or not.
+    pub fn dequeue_notice(&mut self, place: Place, cookie: u64) {
+        self.dequeue(place);
+        if let Some(cookies) = self.cookies(place.queue) {
+            cookies.remove(&(cookie, place.sequence));
+        }
+    }
+
+    /// The oldest delivered notice that waits for this cookie.
+    pub fn delivered(&mut self, queue: Queue, cookie: u64) -> Option<Work> {
+        let (_, sequence) = *self.cookies(queue)?.range((cookie, 0)..=(cookie, u64::MAX)).next()?;
+        self.list(queue)?.get(&sequence).copied()
+    }
+
     /// Takes the oldest work of a list (`binder_dequeue_work_head_ilocked`) and, where the work
     /// has a record of its own, notes there that it stands in no list.
     pub fn dequeue_head(&mut self, queue: Queue) -> Option<Work> {
@@ -219,8 +259,10 @@ impl Graph {
         if let Some(thread_record) = self.threads.get_mut(&thread) {
             let first = !thread_record.process_todo;
             thread_record.process_todo = true;
-            if first && thread_record.poller.is_some() {
-                self.woken.push(thread);
+            let polls = thread_record.looper.contains(Looper::POLL);
+            if first && polls && thread_record.parked.is_none() {
+                let process = thread_record.process;
+                self.tell_pollers(process);
             }
         }
         place

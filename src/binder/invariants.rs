@@ -17,6 +17,7 @@ use super::thread::{Looper, Thread};
 use super::transaction::{Held, Transaction};
 use super::{Context, Process};
 use crate::alloc::invariants::{Violation, rule};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -143,9 +144,15 @@ impl Graph {
         self.check_buffers(id, record)?;
         self.check_waiting(id, record)?;
 
-        let pollers = record.threads.values().filter_map(|thread| self.threads.get(thread));
-        let pollers = pollers.filter(|thread| thread.looper.contains(Looper::POLL)).count();
-        rule!(record.pollers == pollers, "{record:?}: {pollers} pollers, not {}", record.pollers);
+        let polls = |id: &ThreadId| {
+            self.threads.get(id).is_some_and(|thread| thread.looper.contains(Looper::POLL))
+        };
+        let (pollers, known) = (record.threads.values().filter(|id| polls(id)), &record.polls);
+        rule!(
+            known.threads.iter().all(polls) && pollers.count() == known.threads.len(),
+            "{record:?}: its polling threads are not {:?}",
+            known.threads
+        );
 
         let (mut outstanding, mut files) = (0, 0);
         for transaction in self.transactions.values().filter(|t| t.to_process == Some(id)) {
@@ -166,6 +173,20 @@ impl Graph {
             record.freeze_waits.is_empty() || !record.is_frozen || outstanding > 0,
             "{record:?}: it is frozen and nothing is outstanding, and still somebody waits"
         );
+        for (list, cookies) in [
+            (&record.delivered_death, &record.death_cookies),
+            (&record.delivered_freeze, &record.freeze_cookies),
+        ] {
+            let expected = list.iter().filter_map(|(sequence, work)| match work {
+                Work::Death(id) => Some((self.deaths.get(id)?.cookie, *sequence)),
+                Work::Freeze(id) => Some((self.freezes.get(id)?.cookie, *sequence)),
+                _ => None,
+            });
+            rule!(
+                expected.collect::<BTreeSet<_>>() == *cookies,
+                "{record:?}: its delivered notices {list:?} are not found by {cookies:?}"
+            );
+        }
         for (queue, list) in [
             (Queue::Process(id), &record.todo),
             (Queue::DeliveredDeath(id), &record.delivered_death),
@@ -271,7 +292,9 @@ impl Graph {
         }
         // A flush makes the next read return, and is nothing that there is to read.
         rule!(
-            thread.poller.is_none() || !has_work || thread.looper_need_return,
+            !has_work
+                || thread.looper_need_return
+                || record.is_none_or(|record| !record.polls.still_in_vain(thread)),
             "thread {tid} polls and was not told of work for it"
         );
         let (mut return_errors, mut reply_errors) = (0, 0);

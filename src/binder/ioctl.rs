@@ -26,14 +26,13 @@ impl Process {
     /// ([`Limits`](super::Limits)); the rest is said at each ioctl.
     pub fn ioctl(self: &Arc<Self>, call: Call) -> Due<'_> {
         self.alloc.owner_calls();
-        let _caller = Caller { uid: call.euid, pid: self.pid, tid: call.tid }.enter();
+        let _caller = Caller { uid: call.uid, pid: self.pid, tid: call.tid }.enter();
         self.serve(call);
         self.due()
     }
 
     fn serve(self: &Arc<Self>, call: Call) {
-        let thread = self.context.locked(|graph| graph.get_thread(self.id, call.tid));
-        let thread = match thread {
+        let thread = match self.calling_thread(call.tid) {
             Ok(thread) => thread,
             Err(errno) => return call.reply.send(Err(errno), &call.arg),
         };
@@ -74,8 +73,9 @@ impl Process {
                 process: self,
                 thread,
                 tid: call.tid,
-                euid: call.euid,
+                uid: call.uid,
                 memory: &*call.memory,
+                euid: Cell::default(),
                 nice: Cell::default(),
             };
             result = writer.write(&mut data);
@@ -153,8 +153,8 @@ impl Process {
                 } else {
                     FlatObject::default()
                 };
-                self.context
-                    .locked(|graph| graph.set_context_manager(self.id, call.euid, &object))?;
+                let euid = self.client.euid(call.tid, call.uid);
+                self.context.locked(|graph| graph.set_context_manager(self.id, euid, &object))?;
                 Ok(unchanged())
             }
             BINDER_THREAD_EXIT => {
@@ -311,9 +311,7 @@ impl Process {
                     if let Some(target) = target.upgrade() {
                         target.end_freeze_wait(ticket, FreezeEnd::TimedOut);
                         // Not on the thread of the timers: a client's memory may hold it up.
-                        let shared = target.context.shared.clone();
-                        let carriers = shared.carriers.clone();
-                        carriers.carry(Box::new(move || shared.carry_out()));
+                        target.context.shared.hand_over();
                     }
                 };
                 shared.timers.after(ticket, timeout, Box::new(fire));

@@ -303,14 +303,20 @@ impl Graph {
         self.dec_node_tmpref(id);
     }
 
+    /// Fails the first of the one-way calls that wait for a node whose owner has died; whether there
+    /// was any.
+    pub fn release_first_async(&mut self, id: NodeId) -> bool {
+        let first = self.nodes.get_mut(&id).and_then(|node| node.async_todo.pop_front());
+        if let Some(transaction) = first {
+            self.cleanup_transaction(transaction, super::returns::Return::DeadReply);
+        }
+        first.is_some()
+    }
+
     /// The owner of a node has died (`binder_node_release`). The caller has taken the node out of
     /// the owner's table and holds a temporary reference.
     pub fn release_node(&mut self, id: NodeId) {
-        while let Some(transaction) =
-            self.nodes.get_mut(&id).and_then(|node| node.async_todo.pop_front())
-        {
-            self.cleanup_transaction(transaction, super::returns::Return::DeadReply);
-        }
+        while self.release_first_async(id) {}
         let Some(node) = self.nodes.get_mut(&id) else {
             return;
         };

@@ -8,9 +8,11 @@
 //! its caller's memory, a carrier ([`Carriers::watch`](super::Carriers::watch)).
 
 use super::freeze::FreezeWait;
+use super::poll::Notice;
+use super::process::ProcessRecord;
 use super::read::Answer;
 use super::transaction::Fixup;
-use super::{Poller, Process, Shared};
+use super::{Process, Shared};
 use crate::alloc::Buffer;
 use crate::lock_order::rank;
 use crate::sync::modelled::Mutex;
@@ -22,7 +24,7 @@ use std::sync::Arc;
 pub(crate) enum Effect {
     /// A read has come to its end: its client is told.
     Answer(Answer),
-    Poll(Box<dyn Poller>),
+    Poll(Notice),
     FreeBuffer(Arc<Process>, Buffer),
     /// Close descriptors that a freed buffer held, in the client.
     CloseFiles(Arc<Process>, Vec<i32>),
@@ -34,6 +36,10 @@ pub(crate) enum Effect {
     Discard(Box<dyn Send>),
     /// A released process: its last holder frees its buffers.
     DropProcess(Arc<Process>),
+    /// The device need not watch a thread any more.
+    DropWatch(Box<dyn Send>),
+    /// What is left of its record, which may be large.
+    DropRecord(Box<ProcessRecord>),
 }
 
 /// What may have to wait for a client's memory, or may lead to more that does.
@@ -43,13 +49,20 @@ pub(crate) enum Item {
 }
 
 /// See [the module](self). Its lock is a leaf.
-pub(crate) struct Outbox<I> {
+pub struct Outbox<I> {
     items: Mutex<VecDeque<I>, rank::Outbox>,
     waiting: AtomicUsize,
     taken: AtomicU64,
 }
 
+impl<I> Default for Outbox<I> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<I> Outbox<I> {
+    /// An empty one.
     pub fn new() -> Outbox<I> {
         Outbox {
             items: Mutex::new(VecDeque::new()),
@@ -58,12 +71,14 @@ impl<I> Outbox<I> {
         }
     }
 
+    /// Puts an item behind the others.
     pub fn post(&self, item: I) {
         let mut items = self.items.lock();
         items.push_back(item);
         self.waiting.store(items.len(), Ordering::SeqCst);
     }
 
+    /// Takes the oldest item.
     pub fn take(&self) -> Option<I> {
         if self.waiting.load(Ordering::SeqCst) == 0 {
             return None;
@@ -89,12 +104,14 @@ impl Shared {
             match effect {
                 Effect::Answer(answer) => self.post_item(Item::Answer(answer)),
                 Effect::Frozen(wait) => self.post_item(Item::Frozen(wait)),
-                Effect::Poll(poller) => poller.wake(),
+                Effect::Poll(notice) => notice.give(),
                 Effect::FreeBuffer(process, buffer) => process.alloc.free_buf(&buffer),
                 Effect::CloseFiles(process, files) => process.client.close_files(&files),
                 Effect::DropFiles(files) => drop(files),
                 Effect::Discard(what) => drop(what),
                 Effect::DropProcess(process) => drop(process),
+                Effect::DropRecord(record) => drop(record),
+                Effect::DropWatch(watch) => drop(watch),
             }
         }
     }
@@ -102,6 +119,14 @@ impl Shared {
     fn post_item(&self, item: Item) {
         self.outbox.post(item);
         self.carriers.watch();
+    }
+
+    /// Has another thread carry out what is in the outbox.
+    pub fn hand_over(self: &Arc<Self>) {
+        if self.outbox.progress().is_some() {
+            let shared = self.clone();
+            self.carriers.carry(Box::new(move || shared.carry_out()));
+        }
     }
 
     /// Carries out what is in the outbox, until it is empty. What comes of an item is an item

@@ -2,10 +2,11 @@
 
 use super::Process;
 use super::freeze::FreezeWait;
-use super::graph::{Graph, NodeId, ProcessId, Queue, ThreadId, TransactionId, WorkList};
+use super::graph::{Cookies, Graph, NodeId, ProcessId, Queue, ThreadId, TransactionId, WorkList};
 use super::node::Node;
 use super::object::FlatObject;
 use super::outbox::Effect;
+use super::poll::Polls;
 use super::reference::Ref;
 use super::transaction::Held;
 use crate::Errno;
@@ -15,6 +16,7 @@ use crate::quota;
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What we keep of a buffer that a client holds: everything that has to be undone when it is
 /// freed. Nothing of it is read back from the buffer, which its client may reach.
@@ -39,6 +41,9 @@ pub(crate) struct ProcessRecord {
     pub process: Arc<Process>,
     /// By thread id.
     pub threads: BTreeMap<i32, ThreadId>,
+    /// With so many threads, those that are gone are looked for, but not before that time.
+    pub look_through_at: usize,
+    pub look_through_after: Duration,
     /// By pointer.
     pub nodes: BTreeMap<u64, NodeId>,
     /// By handle.
@@ -51,15 +56,18 @@ pub(crate) struct ProcessRecord {
     pub buffers: FxHashMap<usize, BufferRecord>,
     pub todo: WorkList,
     pub delivered_death: WorkList,
+    pub death_cookies: Cookies,
     pub delivered_freeze: WorkList,
+    pub freeze_cookies: Cookies,
     /// Threads parked in a read that may take the process's work, latest last.
     pub waiting_threads: Vec<ThreadId>,
-    /// Threads that have ever polled.
-    pub pollers: usize,
+    pub polls: Polls,
     pub max_threads: u32,
     pub requested_threads: u32,
     pub requested_threads_started: u32,
     pub outstanding_txns: u64,
+    /// The file is closed; its records are being released.
+    pub is_dead: bool,
     pub is_frozen: bool,
     pub sync_recv: bool,
     pub async_recv: bool,
@@ -77,6 +85,8 @@ impl ProcessRecord {
         ProcessRecord {
             process,
             threads: BTreeMap::new(),
+            look_through_at: super::exit::FEW,
+            look_through_after: Duration::ZERO,
             nodes: BTreeMap::new(),
             refs: BTreeMap::new(),
             handles: FxHashMap::default(),
@@ -85,13 +95,16 @@ impl ProcessRecord {
             buffers: FxHashMap::default(),
             todo: WorkList::new(),
             delivered_death: WorkList::new(),
+            death_cookies: Cookies::new(),
             delivered_freeze: WorkList::new(),
+            freeze_cookies: Cookies::new(),
             waiting_threads: Vec::new(),
-            pollers: 0,
+            polls: Polls::default(),
             max_threads: 0,
             requested_threads: 0,
             requested_threads_started: 0,
             outstanding_txns: 0,
+            is_dead: false,
             is_frozen: false,
             sync_recv: false,
             async_recv: false,
@@ -116,10 +129,28 @@ impl ProcessRecord {
     }
 
     pub fn release_handle(&mut self, handle: u32) {
+        // Nobody is given a handle here any more.
+        if self.is_dead {
+            return;
+        }
         self.free_handles.insert(handle);
         while self.next_handle > 0 && self.free_handles.remove(&(self.next_handle - 1)) {
             self.next_handle -= 1;
         }
+    }
+}
+
+impl ProcessRecord {
+    /// A list of work that is not empty.
+    fn lists_left(&self) -> Option<Queue> {
+        let id = self.process.id;
+        [
+            (Queue::Process(id), &self.todo),
+            (Queue::DeliveredDeath(id), &self.delivered_death),
+            (Queue::DeliveredFreeze(id), &self.delivered_freeze),
+        ]
+        .into_iter()
+        .find_map(|(queue, list)| (!list.is_empty()).then_some(queue))
     }
 }
 
@@ -165,56 +196,74 @@ impl Graph {
         self.nodes.get(id)
     }
 
-    /// The file is closed for good (`binder_deferred_release`).
-    pub fn release_process(&mut self, id: ProcessId) {
+    /// The file is closed for good (`binder_deferred_release`): from here on nothing new reaches
+    /// the process. [`Graph::release_some`] does the rest.
+    pub fn begin_release(&mut self, id: ProcessId) {
         let Some(record) = self.processes.get_mut(&id) else {
             return;
         };
-        self.effects.extend(record.freeze_waits.drain(..).map(Effect::Frozen));
+        record.is_dead = true;
         record.is_frozen = false;
         record.sync_recv = false;
         record.async_recv = false;
         if self.manager_process() == Some(id) {
             self.manager = None;
         }
-        let Some(record) = self.processes.get(&id) else {
-            return;
-        };
-        let threads: Vec<ThreadId> = record.threads.values().copied().collect();
-        for thread in threads {
-            self.release_thread(thread);
-        }
-        while let Some((_, node)) =
-            self.processes.get_mut(&id).and_then(|record| record.nodes.pop_first())
-        {
-            self.inc_node_tmpref(node);
-            self.release_node(node);
-        }
-        while let Some(&handle) =
-            self.processes.get(&id).and_then(|record| record.refs.keys().next())
-        {
-            self.cleanup_ref(id, handle);
-        }
-        self.release_work(Queue::Process(id));
-        self.release_work(Queue::DeliveredDeath(id));
-        self.release_work(Queue::DeliveredFreeze(id));
+    }
 
-        // The buffers that remain (`binder_alloc_deferred_release`): what they hold goes now, their
-        // memory with the last holder of the process.
-        let Some(record) = self.processes.get_mut(&id) else {
+    /// Releases up to `most` records of a process that is dead: its threads, its nodes, its
+    /// references, what it was to be told; then the process. Whether something is left.
+    ///
+    /// One client may have a million records, and everybody in its context waits for the lock: so
+    /// the caller lets go of it in between, as the driver does.
+    pub fn release_some(&mut self, id: ProcessId, most: usize) -> bool {
+        for _ in 0..most {
+            let Some(record) = self.processes.get_mut(&id) else {
+                return false;
+            };
+            if let Some(&thread) = record.threads.values().next() {
+                self.release_thread(thread);
+            } else if let Some(&node) = record.nodes.values().next() {
+                self.release_some_of_node(id, node);
+            } else if let Some(&handle) = record.refs.keys().next() {
+                self.cleanup_ref(id, handle);
+            } else if let Some(queue) = record.lists_left() {
+                self.release_first_work(queue);
+            } else {
+                self.forget_process(id);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// The next of the one-way calls that wait for a node; when there is none, the node.
+    fn release_some_of_node(&mut self, process: ProcessId, id: NodeId) {
+        if self.release_first_async(id) {
+            return;
+        }
+        if let Some(record) = self.processes.get_mut(&process) {
+            record.nodes.pop_first();
+        }
+        self.inc_node_tmpref(id);
+        self.release_node(id);
+    }
+
+    /// The buffers that remain (`binder_alloc_deferred_release`) go with what they hold, and their
+    /// memory with the last holder of the process.
+    fn forget_process(&mut self, id: ProcessId) {
+        let Some(mut record) = self.processes.remove(&id) else {
             return;
         };
-        let buffers = std::mem::take(&mut record.buffers);
-        for record in buffers.into_values() {
-            if let Some(transaction) = record.transaction
-                && let Some(transaction) = self.transactions.get_mut(&transaction)
-            {
+        for transaction in record.buffers.values().filter_map(|buffer| buffer.transaction) {
+            if let Some(transaction) = self.transactions.get_mut(&transaction) {
                 transaction.buffer = None;
             }
         }
-        if let Some(record) = self.processes.remove(&id) {
-            self.effects.push(Effect::Discard(Box::new(record)));
-        }
+        // Who waits to freeze it finds nothing outstanding any more.
+        self.effects.extend(record.freeze_waits.drain(..).map(Effect::Frozen));
+        self.effects.push(Effect::DropProcess(record.process.clone()));
+        self.effects.push(Effect::DropRecord(Box::new(record)));
         self.shrink();
     }
 }

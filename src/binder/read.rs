@@ -153,6 +153,9 @@ impl Graph {
         };
         thread.looper_need_return = false;
         let (process, tid, looper) = (thread.process, thread.tid, thread.looper);
+        let is_call = transaction.as_ref().is_some_and(|it| !it.is_reply && !it.oneway);
+        let is_awaited = is_call || !thread.todo.is_empty();
+        let unattended = is_awaited && self.is_unattended(id);
         let Some(record) = self.processes.get_mut(&process) else {
             return self.finish_read(id, read, Errno::ESRCH);
         };
@@ -174,6 +177,7 @@ impl Graph {
             for_process,
             transaction,
             is_step: false,
+            unattended,
         }))
     }
 
@@ -197,6 +201,7 @@ impl Graph {
             for_process,
             transaction: None,
             is_step: true,
+            unattended: false,
         }))
     }
 
@@ -212,7 +217,7 @@ impl Graph {
         }
     }
 
-    fn finish_read(&mut self, id: ThreadId, read: Parked, errno: Errno) -> Answer {
+    pub fn finish_read(&mut self, id: ThreadId, read: Parked, errno: Errno) -> Answer {
         if let Some(thread) = self.threads.get_mut(&id) {
             thread.looper_need_return = false;
             let process = thread.process;
@@ -362,6 +367,7 @@ impl Graph {
             fixups: Vec::new(),
             is_reply: transaction.is_reply,
             sender_pid_at,
+            sender_euid: transaction.sender_euid,
             sender,
             priority: node.map(|node| (transaction.priority, node.min_priority)),
             oneway: transaction.is_oneway(),

@@ -75,6 +75,8 @@ pub(crate) struct Target {
     in_reply_to: Option<TransactionId>,
     pub accepts_fds: bool,
     wants_security_ctx: bool,
+    /// Nobody would notice the end of the receiving thread.
+    unattended: bool,
 }
 
 /// A target that was not found, and the call that the failure concerns.
@@ -132,9 +134,15 @@ impl Sender<'_> {
             self.process.client.set_nice(self.tid, own);
             priority = own;
         }
-        let Some((id, target)) = found else {
+        let Some((id, mut target)) = found else {
             return priority;
         };
+        if target.unattended
+            && let Some(thread) = target.thread
+            && !target.process.attend_thread(thread)
+        {
+            (target.thread, target.thread_id) = (None, None);
+        }
         let filled = self.fill(&target, data, is_reply, extra_buffers_size);
         self.locked(|graph| {
             let result =
@@ -260,6 +268,7 @@ impl Sender<'_> {
             in_reply_to: Some(call_id),
             accepts_fds,
             wants_security_ctx: false,
+            unattended: false,
         })
     }
 
@@ -299,6 +308,7 @@ impl Sender<'_> {
             in_reply_to: None,
             accepts_fds: node.accept_fds,
             wants_security_ctx: node.txn_security_ctx,
+            unattended: false,
         };
         let thread = graph.threads.get(&self.thread).ok_or_else(Failure::dead)?;
         if thread.todo.len() >= graph.limits.thread_todo {
@@ -315,6 +325,7 @@ impl Sender<'_> {
             target.thread = self.nested_target(graph, thread.transaction_stack, owner)?;
             target.thread_id =
                 target.thread.and_then(|id| graph.threads.get(&id)).map(|thread| thread.tid);
+            target.unattended = target.thread.is_some_and(|id| graph.is_unattended(id));
         }
         graph.inc_node(node_id, true, false, None)?;
         graph.inc_node_tmpref(node_id);

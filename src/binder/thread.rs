@@ -3,7 +3,8 @@
 //! A thread is in its client, or in an ioctl: being served, or parked in a read until there is
 //! something to give. No thread of the daemon waits with it: the parked read is a record here.
 
-use super::Poller;
+use super::Birth;
+use super::exit::Life;
 use super::graph::{Graph, ProcessId, Queue, ThreadId, TransactionId, Work, WorkList};
 use super::outbox::Effect;
 use super::read::{Answer, Parked};
@@ -49,6 +50,9 @@ impl ExtendedError {
 pub(crate) struct Thread {
     pub process: ProcessId,
     pub tid: i32,
+    /// Which of all threads that ever have this number it is.
+    pub birth: Option<Birth>,
+    pub life: Life,
     pub looper: Looper,
     /// The next read returns even with nothing to give: the thread is new, or was flushed.
     pub looper_need_return: bool,
@@ -62,7 +66,8 @@ pub(crate) struct Thread {
     pub parked: Option<Parked>,
     /// The transaction that is being written to its memory, and stands in no list meanwhile.
     pub delivering: Option<TransactionId>,
-    pub poller: Option<Box<dyn Poller>>,
+    /// It has polled, and there was nothing: how often there had been something to tell before.
+    pub polled_in_vain: Option<u64>,
     /// Where the last read buffer lay that could be written to.
     pub known_read_buffer: Option<u64>,
     #[expect(dead_code, reason = "held for its drop")]
@@ -70,15 +75,17 @@ pub(crate) struct Thread {
 }
 
 impl Graph {
-    /// The record of a calling thread, made at its first call (`binder_get_thread`).
+    /// The record of a thread, made when there is none.
     /// ESRCH: the file has been released; ENOMEM: too many of them.
-    ///
-    /// A thread is in one system call at a time: a read that is parked on this id is that of an
-    /// earlier thread, which nobody waits for any more.
-    pub fn get_thread(&mut self, process: ProcessId, tid: i32) -> Result<ThreadId, Errno> {
-        let record = self.processes.get(&process).ok_or(Errno::ESRCH)?;
+    pub fn get_thread(
+        &mut self,
+        process: ProcessId,
+        tid: i32,
+        birth: Option<Birth>,
+    ) -> Result<ThreadId, Errno> {
+        let record = self.processes.get(&process).filter(|record| !record.is_dead);
+        let record = record.ok_or(Errno::ESRCH)?;
         if let Some(&thread) = record.threads.get(&tid) {
-            self.end_parked_read(thread, Errno::EINTR);
             return Ok(thread);
         }
         if record.threads.len() >= self.limits.threads {
@@ -92,6 +99,8 @@ impl Graph {
             Thread {
                 process,
                 tid,
+                birth,
+                life: Life::default(),
                 looper: Looper::empty(),
                 looper_need_return: true,
                 process_todo: false,
@@ -102,7 +111,7 @@ impl Graph {
                 extended_error: ExtendedError::NONE,
                 parked: None,
                 delivering: None,
-                poller: None,
+                polled_in_vain: None,
                 known_read_buffer: None,
                 charge,
             },
@@ -140,20 +149,7 @@ impl Graph {
             self.woken.push(thread);
             return;
         }
-        let Some(record) = self.processes.get(&process) else {
-            return;
-        };
-        if record.pollers == 0 {
-            return;
-        }
-        for id in record.threads.values() {
-            if let Some(thread) = self.threads.get(id)
-                && thread.looper.contains(Looper::POLL)
-                && self.available_for_process_work(thread)
-            {
-                self.woken.push(*id);
-            }
-        }
+        self.wakeup_poll_threads(process);
     }
 
     /// `binder_wakeup_proc_ilocked`.
@@ -169,17 +165,17 @@ impl Graph {
             let Some(thread) = self.threads.get_mut(&id) else {
                 continue;
             };
-            if let Some(poller) = thread.poller.take() {
-                self.effects.push(Effect::Poll(poller));
-            }
-            let Some(parked) = thread.parked.take() else {
-                continue;
-            };
-            self.stop_waiting(id);
-            if let Some(answer) = self.resume_read(id, parked) {
-                self.effects.push(Effect::Answer(answer));
+            if let Some(parked) = thread.parked.take() {
+                self.stop_waiting(id);
+                if let Some(answer) = self.resume_read(id, parked) {
+                    self.effects.push(Effect::Answer(answer));
+                }
+            } else if thread.looper.contains(Looper::POLL) {
+                let process = thread.process;
+                self.tell_pollers(process);
             }
         }
+        self.settle_polls();
     }
 
     /// Takes a thread out of those that wait for the process's work.
@@ -263,15 +259,17 @@ impl Graph {
             return;
         };
         let (process, tid) = (thread.process, thread.tid);
-        if let Some(poller) = thread.poller.take() {
-            self.effects.push(Effect::Poll(poller));
+        if let Life::Watched(watch) = std::mem::take(&mut thread.life) {
+            self.effects.push(Effect::DropWatch(watch));
         }
         let polled = thread.looper.contains(Looper::POLL);
         let delivering = thread.delivering.take();
         let mut next = thread.transaction_stack.take();
         if let Some(record) = self.processes.get_mut(&process) {
             record.threads.remove(&tid);
-            record.pollers -= usize::from(polled);
+        }
+        if polled {
+            self.release_poll_thread(process, id);
         }
         let mut send_reply = None;
         let top = next;
@@ -303,7 +301,12 @@ impl Graph {
 
     /// Drops everything of a list whose owner goes (`binder_release_work`).
     pub fn release_work(&mut self, queue: Queue) {
-        while let Some(work) = self.dequeue_head(queue) {
+        while self.release_first_work(queue) {}
+    }
+
+    /// The oldest work of it; whether there was any.
+    pub fn release_first_work(&mut self, queue: Queue) -> bool {
+        if let Some(work) = self.dequeue_head(queue) {
             match work {
                 Work::Transaction(id) => self.cleanup_transaction(id, Return::DeadReply),
                 Work::Death(id) => self.release_death_work(id),
@@ -319,6 +322,8 @@ impl Graph {
                 | Work::TransactionPending
                 | Work::TransactionOnewaySpamSuspect => {}
             }
+            return true;
         }
+        false
     }
 }

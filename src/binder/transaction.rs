@@ -211,7 +211,7 @@ impl Graph {
         if oneway {
             node.has_async_transaction = true;
         }
-        let Some(record) = self.processes.get_mut(&process) else {
+        let Some(record) = self.processes.get_mut(&process).filter(|record| !record.is_dead) else {
             return Err(Return::DeadReply);
         };
         let frozen = record.is_frozen;

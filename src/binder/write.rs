@@ -51,8 +51,10 @@ pub(crate) struct Writer<'a> {
     pub process: &'a Arc<Process>,
     pub thread: ThreadId,
     pub tid: i32,
-    pub euid: u32,
+    pub uid: u32,
     pub memory: &'a dyn ClientMemory,
+    /// The thread's effective uid, once it has sent something.
+    pub euid: Cell<Option<u32>>,
     /// The thread's nice value, where a command has asked for it or set it.
     pub nice: Cell<Option<i32>>,
 }
@@ -97,18 +99,11 @@ impl Writer<'_> {
     fn carry_out(&self, command: Command) -> Result<(), Errno> {
         let context = &self.process.context;
         let process = self.process.id;
-        let sender = Sender {
-            process: self.process,
-            thread: self.thread,
-            tid: self.tid,
-            euid: self.euid,
-            memory: self.memory,
-        };
         match command {
-            Command::Transaction(data) => self.send(&sender, &data, false, 0),
-            Command::Reply(data) => self.send(&sender, &data, true, 0),
-            Command::TransactionSg(data, size) => self.send(&sender, &data, false, size),
-            Command::ReplySg(data, size) => self.send(&sender, &data, true, size),
+            Command::Transaction(data) => self.send(&data, false, 0),
+            Command::Reply(data) => self.send(&data, true, 0),
+            Command::TransactionSg(data, size) => self.send(&data, false, size),
+            Command::ReplySg(data, size) => self.send(&data, true, size),
             Command::AttemptAcquire { .. } | Command::AcquireResult(_) => {
                 return Err(Errno::EINVAL);
             }
@@ -148,7 +143,16 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn send(&self, sender: &Sender<'_>, data: &TransactionData, is_reply: bool, extra: u64) {
+    fn send(&self, data: &TransactionData, is_reply: bool, extra: u64) {
+        let euid = self.euid.get().unwrap_or_else(|| self.process.client.euid(self.tid, self.uid));
+        self.euid.set(Some(euid));
+        let sender = Sender {
+            process: self.process,
+            thread: self.thread,
+            tid: self.tid,
+            euid,
+            memory: self.memory,
+        };
         self.nice.set(Some(sender.send(data, is_reply, extra)));
     }
 

@@ -1,7 +1,8 @@
 //! The process behind an open file, as the engine reaches it.
 
-use super::files::Channel;
 use super::security_context::SecurityContexts;
+use super::threads::{self, Threads};
+use super::{files::Channel, ids};
 use crate::binder::copies::{Allowance, COPIES, Carriers, Copies};
 use crate::client_log::{Caller, Kind, client_log, user_error};
 use crate::lock_order::rank;
@@ -64,6 +65,7 @@ pub struct Client {
     /// As it was at the open, with its NUL: `binder_transaction` tells `proc->cred`, whoever calls.
     security_context: Result<Vec<u8>, Errno>,
     namespaces: OnceLock<Namespaces>,
+    user_namespaces: ids::Namespaces,
     clients: Arc<Clients>,
     copies: Arc<Copies>,
     /// Shared by all that the process has open.
@@ -72,6 +74,7 @@ pub struct Client {
     channel: Mutex<Option<Channel>, rank::Channel>,
     /// It has been said that there is none.
     said_no_channel: AtomicBool,
+    watched_threads: threads::Count,
 }
 
 /// Where a process stands among the pid namespaces.
@@ -107,7 +110,7 @@ fn numbers<'a>(status: &'a str, key: &str) -> Option<impl DoubleEndedIterator<It
 }
 
 /// What `/proc` says of a process that is not there is ESRCH; EMFILE is our own trouble.
-fn errno(error: std::io::Error) -> Errno {
+pub(super) fn errno(error: std::io::Error) -> Errno {
     match error.raw_os_error().map_or(Errno::EIO, Errno::from_raw) {
         Errno::ENOENT => Errno::ESRCH,
         other => other,
@@ -132,6 +135,7 @@ fn most_taken() -> usize {
 
 /// All clients, by thread group: who asks how a pid looks from elsewhere finds the answer here.
 pub struct Clients {
+    threads: Threads,
     by_pid: Mutex<HashMap<i32, Weak<Client>>, rank::Clients>,
     users: Mutex<HashMap<u32, Weak<Allowance>>, rank::Allowances>,
     carriers: Arc<dyn Carriers>,
@@ -142,19 +146,22 @@ pub struct Clients {
 }
 
 impl Clients {
-    pub fn new(
+    pub fn start(
         carriers: Arc<dyn Carriers>,
         security_contexts: SecurityContexts,
         quotas: Quotas,
-    ) -> Arc<Clients> {
-        Arc::new(Clients {
+    ) -> std::io::Result<Arc<Clients>> {
+        // A quarter of this process's descriptors may be those of threads.
+        let threads = Threads::start(most_taken() / 2)?;
+        Ok(Arc::new(Clients {
+            threads,
             by_pid: Mutex::default(),
             users: Mutex::default(),
             carriers,
             taken: AtomicUsize::new(0),
             security_contexts,
             quotas,
-        })
+        }))
     }
 
     /// What a process of the user `uid` may have in copies, over all that it opens.
@@ -197,11 +204,13 @@ impl Clients {
             pidfd,
             security_context,
             namespaces: OnceLock::new(),
+            user_namespaces: ids::Namespaces::default(),
             clients: self.clone(),
             copies,
             allowance,
             channel: Mutex::new(None),
             said_no_channel: AtomicBool::new(false),
+            watched_threads: threads::Count::default(),
         });
         self.by_pid.lock().insert(pid, Arc::downgrade(&client));
         Ok(client)
@@ -341,6 +350,15 @@ impl binder::Client for Client {
         })
     }
 
+    /// Where /proc does not say, the uid of the wire is one that the thread may take.
+    fn euid(&self, tid: i32, uid: u32) -> u32 {
+        ids::euid(tid).unwrap_or(uid)
+    }
+
+    fn uid_as_seen(&self, tid: i32, uid: u32) -> u32 {
+        self.user_namespaces.name_of(tid, uid)
+    }
+
     fn has_pid(&self) -> bool {
         client_mem::pidfd_exists(self.pidfd.as_fd())
     }
@@ -371,6 +389,23 @@ impl binder::Client for Client {
         let named = all.iter().find(|client| client.namespaces() == Some(&wanted));
         named.map_or(-1, |client| client.pid)
     }
+
+    fn thread_birth(&self, tid: i32) -> Option<binder::Birth> {
+        threads::birth(tid)
+    }
+
+    fn thread_is_gone(&self, tid: i32, birth: Option<binder::Birth>) -> bool {
+        threads::is_gone(tid, birth)
+    }
+
+    fn watch_thread(
+        &self,
+        tid: i32,
+        birth: Option<binder::Birth>,
+        ended: Box<dyn FnOnce() + Send>,
+    ) -> binder::Watching {
+        self.clients.threads.watch(tid, birth, &self.watched_threads, ended)
+    }
 }
 
 /// Whether a thread may have any nice value (CAP_SYS_NICE in our user namespace).
@@ -399,7 +434,8 @@ mod tests {
         let own = nix::unistd::getpid().as_raw();
         let memory = Memory::new(MemoryConfig::default());
         let quotas = Quotas::new(&memory, UserLimits::NONE);
-        let clients = Clients::new(Arc::new(binder::AtOnce), SecurityContexts::default(), quotas);
+        let carriers = Arc::new(binder::AtOnce);
+        let clients = Clients::start(carriers, SecurityContexts::default(), quotas).unwrap();
         let seen = clients.clone();
         std::thread::spawn(move || {
             let tid = nix::unistd::gettid().as_raw();

@@ -115,7 +115,7 @@ pub struct PollWaiter {
 }
 
 impl binder::Poller for PollWaiter {
-    fn wake(self: Box<Self>) {
+    fn wake(&self) {
         self.session.notify_poll(self.handle);
     }
 }

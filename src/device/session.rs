@@ -141,6 +141,9 @@ impl Session {
             }
         };
         let _caller = Caller { uid: header.uid, pid: 0, tid: header.tid }.enter();
+        if log::log_enabled!(log::Level::Trace) {
+            self.trace(header.unique, header.tid, &request);
+        }
         let (waiting, memory) = match request {
             // No reply is expected; lookups are not counted here (see `tree`).
             Request::Forget => return,
@@ -154,6 +157,16 @@ impl Session {
         self.in_flight.lock().insert(header.unique, InFlight { waiting, interrupted: false });
         let responder = Responder { session: self.clone(), unique: header.unique, memory };
         door.request(header, request, responder);
+    }
+
+    /// What `fakebinderd -vv` logs of every request: not the bytes that came with it.
+    fn trace(&self, unique: u64, tid: i32, request: &Request) {
+        match request {
+            Request::Ioctl(Ioctl { fh, cmd, .. }) => {
+                log::trace!("{}: {unique:#x} of thread {tid}: ioctl {cmd:#x} on {fh}", self.name);
+            }
+            other => log::trace!("{}: {unique:#x} of thread {tid}: {other:?}", self.name),
+        }
     }
 
     fn interrupt(&self, own_unique: u64, unique: u64, door: &dyn Door) {

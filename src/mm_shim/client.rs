@@ -7,6 +7,7 @@
 //! Two ways in which this mm is not the kernel's: a client that reads a page that was never
 //! installed makes one of zeros (the driver: SIGBUS), and its munmap is noticed when we next look.
 
+use super::image::Image;
 use super::maps::{FileVma, Maps};
 use super::userfault::Userfault;
 use super::{Mm, NoVma, PAGE_SIZE, Page, Verb, fault};
@@ -66,7 +67,7 @@ pub fn create_memfd(name: &str) -> Result<BufferFile, Errno> {
         Err(Errno::EINVAL) => memfd::memfd_create(name.as_c_str(), flags)?,
         other => other?,
     };
-    unistd::ftruncate(&memfd, MAX_BUFFER_SIZE as i64)?;
+    unistd::ftruncate(&memfd, MAX_BUFFER_SIZE as libc::off_t)?;
     let path = format!("/proc/self/fd/{}", memfd.as_raw_fd());
     let read_only = fcntl::open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
     stat::fchmod(&memfd, Mode::empty())?;
@@ -80,6 +81,8 @@ pub fn create_memfd(name: &str) -> Result<BufferFile, Errno> {
 pub struct ClientMm {
     pid: i32,
     pidfd: Arc<OwnedFd>,
+    /// The program that the process executed when it opened the device.
+    image: Image,
     /// The buffer file, where the mapping alone does not do: without userfaultfd.
     memfd: Option<OwnedFd>,
     /// Our mapping of the whole of the buffer file.
@@ -145,6 +148,17 @@ impl Users {
     }
 }
 
+/// The mappings of the program that the process executed then. ESRCH: it has executed another one
+/// since, to which nothing that it maps of the device belongs (`vma->vm_mm != alloc->mm`).
+fn open_maps(pid: i32, image: Image, procmap_query: bool) -> Result<Maps, Errno> {
+    // In this order: once open, the maps are those of one mm.
+    let maps = Maps::open(pid, procmap_query)?;
+    if image.differs_from(Image::of(pid)) {
+        return Err(Errno::ESRCH);
+    }
+    Ok(maps)
+}
+
 impl Drop for Users {
     fn drop(&mut self) {
         if self.kept {
@@ -181,7 +195,10 @@ impl ClientMm {
         let userfault = if features.userfault { Userfault::get() } else { None };
         let (dev, ino) = match kind {
             MappingKind::FuseFile { dev, ino } => (dev, ino),
-            MappingKind::Memfd => stat::fstat(&memfd).map(|stat| (stat.st_dev, stat.st_ino))?,
+            #[allow(clippy::unnecessary_cast, reason = "in a 32-bit process they are narrower")]
+            MappingKind::Memfd => {
+                stat::fstat(&memfd).map(|stat| (stat.st_dev as u64, stat.st_ino as u64))?
+            }
         };
         let size = NonZeroUsize::new(MAX_BUFFER_SIZE).expect("4 MiB");
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
@@ -192,6 +209,7 @@ impl ClientMm {
         let mm = ClientMm {
             pid,
             pidfd,
+            image: Image::of(pid),
             // A descriptor less for each open file.
             memfd: userfault.is_none().then_some(memfd),
             base,
@@ -225,7 +243,7 @@ impl ClientMm {
             return unsafe { mman::madvise(start.cast(), len, MmapAdvise::MADV_REMOVE) };
         };
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        fcntl::fallocate(memfd, flags, offset as i64, len as i64)
+        fcntl::fallocate(memfd, flags, offset as libc::off_t, len as libc::off_t)
     }
 
     /// Whether the process has not exited, by its pidfd.
@@ -238,7 +256,7 @@ impl ClientMm {
 
     /// The mappings of the client as they are now. ESRCH: it has exited.
     fn open_maps(&self) -> Result<Maps, Errno> {
-        let maps = Maps::open(self.pid, self.procmap_query)?;
+        let maps = open_maps(self.pid, self.image, self.procmap_query)?;
         // Only now is it certain that these were the mappings of the process we mean.
         if self.alive() { Ok(maps) } else { Err(Errno::ESRCH) }
     }
@@ -322,7 +340,7 @@ impl Mm for ClientMm {
         let mut users = self.users.lock();
         // As the kernel's: who has it in use already need not ask again.
         if users.count == 0 {
-            users.open(|| Maps::open(self.pid, self.procmap_query));
+            users.open(|| open_maps(self.pid, self.image, self.procmap_query));
             // After the open: a process that lives now is the one whose mappings were opened.
             if !self.alive() {
                 users.idle();
@@ -386,14 +404,14 @@ impl Mm for ClientMm {
         }
         // Not fallocate: its pages are holes to lseek until they are written to.
         let memfd = self.memfd.as_ref().ok_or(Errno::EBADF)?;
-        uio::pwrite(memfd, &[0], offset as i64).map(drop)
+        uio::pwrite(memfd, &[0], offset as libc::off_t).map(drop)
     }
 
     /// Not mincore, which says whether a page is in memory: one that was swapped out is there, too.
     fn get_user_pages_remote(&self, index: usize) -> bool {
         let offset = index * PAGE_SIZE;
         if let Some(memfd) = &self.memfd {
-            let offset = offset as i64;
+            let offset = offset as libc::off_t;
             return unistd::lseek(memfd, offset, Whence::SeekData) == Ok(offset);
         }
         let Some(start) = self.at(offset, PAGE_SIZE).ok().and_then(NonNull::new) else {

@@ -26,6 +26,8 @@ mod race;
 mod read;
 mod reference;
 mod scatter;
+mod section;
 mod security_context;
 mod stack;
+mod thread_end;
 mod write;

@@ -1,11 +1,13 @@
 //! Races: what others do at the moments when the engine holds no lock, because it copies.
 
 use crate::support::*;
+use fakebinder::alloc::Request;
 use fakebinder::binder::command::Command;
 use fakebinder::binder::returns::Return;
 use fakebinder::binder::wire::{TransactionData, WriteRead};
-use fakebinder::sim::{Pending, Sim, SimThread};
+use fakebinder::sim::{MAPPING, Pending, Sim, SimThread, World};
 use fakebinder::uapi;
+use std::sync::Barrier;
 
 /// A message whose copying sets something off.
 fn trapped(sim: &Sim, handle: u32, happens: impl FnOnce() + Send + 'static) -> TransactionData {
@@ -166,4 +168,31 @@ fn a_caller_that_dies_while_its_answer_is_written_to_it_leaves_nothing() {
     let done = answer(manager.main().nonblock(), b"");
     assert_eq!(news(&done), [Return::TransactionComplete]);
     end(&world, [client, manager]);
+}
+
+/// On the FUSE door the daemon looks for a client's mapping when the first transaction comes. Of two
+/// that come first, none may find the client without one.
+#[test]
+fn two_first_transactions_both_find_the_mapping() {
+    for _ in 0..300 {
+        let world = World::default();
+        let client = world.open_unmapped("binder", 100);
+        client.mm.mmap(MAPPING, 4 << 20);
+        let start = Barrier::new(2);
+        let send = || {
+            start.wait();
+            client.alloc.alloc_new_buf(&Request {
+                data_size: 8,
+                offsets_size: 0,
+                extra_buffers_size: 0,
+                is_async: false,
+                pid: 200,
+            })
+        };
+        std::thread::scope(|scope| {
+            let other = scope.spawn(send);
+            let results = [send(), other.join().unwrap()];
+            assert!(results.iter().all(Result::is_ok), "{results:?}");
+        });
+    }
 }

@@ -156,22 +156,35 @@ class Apt:
             shutil.rmtree(archives, ignore_errors=True)
 
 
-def mirror():
-    """The Debian mirror that this machine already uses."""
+def release():
+    """The name of the Debian release that this machine runs."""
     codename = run(["sh", "-c", '. /etc/os-release; echo "$ID $VERSION_CODENAME"'], "/etc/os-release").split()
     if codename[:1] != ["debian"] or len(codename) < 2:
-        raise Failed("the kernels come from the machine's Debian mirror, and this machine is not Debian")
+        raise Failed("what is needed comes from the machine's Debian mirror, and this machine is not Debian")
+    return codename[1]
+
+
+def mirrors():
+    """The Debian mirrors that this machine already uses, by suite."""
     query = ["indextargets", "--format", "$(RELEASE) $(SITE)", "Created-By: Packages"]
     sites = run(["apt-get", *query], "apt-get indextargets")
     if not sites.strip():  # apt tells only of lists that it has
         own = Apt()
         own.update()
         sites = own.get(*query, what="apt-get indextargets")
+    found = {}
     for line in sites.splitlines():
-        release, _, site = line.partition(" ")
-        if release == codename[1]:
-            return site.strip()
-    raise Failed(f"no package source of this machine offers {codename[1]}")
+        suite, _, site = line.partition(" ")
+        found.setdefault(suite, site.strip())
+    return found
+
+
+def mirror():
+    """The mirror of the release that this machine runs."""
+    site = mirrors().get(release())
+    if not site:
+        raise Failed(f"no package source of this machine offers {release()}")
+    return site
 
 
 def seal(root, facts):

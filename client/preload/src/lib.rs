@@ -1,20 +1,83 @@
 //! `LD_PRELOAD=libfakebinder_preload.so program`: lets a program that knows nothing of fakebinder
 //! use what the kernel cannot map: CUSE devices, and those of the FUSE door without passthrough.
 //!
-//! `mmap` is the only function replaced. When the kernel answers ENODEV for a character device, or
-//! the file is such a one on the FUSE door, the attach handshake is tried; in all other cases the
-//! program gets what the kernel said.
+//! - `mmap`: when the kernel answers ENODEV for a character device, or the file is such a one on the
+//!   FUSE door, the attach handshake is tried; and a mapping that the kernel makes on the FUSE door
+//!   without asking the daemon is looked at as the driver does (not writable, not another process's,
+//!   not a child's);
+//! - `ioctl`: when the kernel answers EFAULT on the FUSE door, the program gets what the driver would
+//!   have said ([`argument`]);
+//! - `syscall`, for programs that make these two calls through it.
+//!
+//! In all other cases the program gets what the kernel said, and other files are left alone. There
+//! is no state and no lock here: what a program may do with these functions (before `main`, in
+//! several threads, in a signal's handler, after fork) it may still do.
 
-use fakebinder_client::{Errno, attach, must_attach};
+mod argument;
+mod next;
+
+use fakebinder_client::{Errno, KernelMapping, attach, kernel_mapping, must_attach};
 use nix::sys::mman::{MapFlags, ProtFlags};
-use std::ffi::{c_int, c_long, c_void};
-use std::os::fd::BorrowedFd;
+use std::ffi::{c_int, c_long, c_ulong, c_void};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// `ioctl(2)`. In C its last argument has no type and may be left out; it is passed in the same way.
+///
+/// # Safety
+/// As for ioctl itself.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
+    // SAFETY: the caller's own call, passed on as it is.
+    let result = unsafe { next::ioctl(fd, request, argument) };
+    if result != -1 || Errno::last() != Errno::EFAULT {
+        return result;
+    }
+    // SAFETY: the program waits in this call.
+    let answer = unsafe { argument::instead_of_efault(fd, request) };
+    answer.unwrap_or_else(|| {
+        Errno::EFAULT.set();
+        -1
+    })
+}
+
+/// `syscall(2)`. In C it takes as many arguments as the system call; the others are not looked at.
+///
+/// # Safety
+/// As for the system call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn syscall(
+    number: c_long,
+    a: c_long,
+    b: c_long,
+    c: c_long,
+    d: c_long,
+    e: c_long,
+    f: c_long,
+) -> c_long {
+    match number {
+        libc::SYS_ioctl => {
+            let argument = std::ptr::without_provenance_mut(c as usize);
+            // SAFETY: the caller's own call; the kernel takes the lower half of these two as well.
+            unsafe { ioctl(a as c_int, b as c_ulong, argument) }.into()
+        }
+        MMAP => {
+            let address = std::ptr::without_provenance_mut(a as usize);
+            let (length, prot, flags, fd) = (b as usize, c as c_int, d as c_int, e as c_int);
+            // SAFETY: as above.
+            unsafe { map(address, length, prot, flags, fd, from_units(f)) }.addr() as c_long
+        }
+        // SAFETY: the caller's own call, passed on as it is.
+        _ => unsafe { next::syscall(number, [a, b, c, d, e, f]) },
+    }
+}
 
 /// `mmap(2)`.
 ///
 /// # Safety
 /// As for mmap itself.
 #[unsafe(no_mangle)]
+#[allow(clippy::useless_conversion, reason = "the offset is shorter on 32-bit machines")]
 pub unsafe extern "C" fn mmap(
     address: *mut c_void,
     length: usize,
@@ -23,29 +86,11 @@ pub unsafe extern "C" fn mmap(
     fd: c_int,
     offset: libc::off_t,
 ) -> *mut c_void {
-    // A private mapping is what binder programs ask for, and what the kernel allows of any file.
-    // SAFETY: if the number is no descriptor, the kernel says so.
-    let useless = fd >= 0
-        && flags & libc::MAP_PRIVATE != 0
-        && must_attach(unsafe { BorrowedFd::borrow_raw(fd) });
-    if !useless {
-        // SAFETY: the caller's own call, passed on as it is.
-        let result = unsafe {
-            libc::syscall(libc::SYS_mmap, address, length, prot, flags, fd, offset as c_long)
-        };
-        if result != -1 || Errno::last() != Errno::ENODEV {
-            return std::ptr::without_provenance_mut(result as usize);
-        }
-    }
-    let errno = match attached(length, prot, flags, fd, offset) {
-        Ok(start) => return start,
-        Err(errno) => errno,
-    };
-    errno.set();
-    libc::MAP_FAILED
+    // SAFETY: the caller's own call.
+    unsafe { map(address, length, prot, flags, fd, offset.into()) }
 }
 
-/// The same function by its other name.
+/// The same with an offset of 64 bits in a 32-bit process too.
 ///
 /// # Safety
 /// As for mmap itself.
@@ -58,8 +103,99 @@ pub unsafe extern "C" fn mmap64(
     fd: c_int,
     offset: libc::off64_t,
 ) -> *mut c_void {
-    // SAFETY: as above.
-    unsafe { mmap(address, length, prot, flags, fd, offset) }
+    // SAFETY: the caller's own call.
+    unsafe { map(address, length, prot, flags, fd, offset) }
+}
+
+/// The system call. Its offset is in bytes.
+#[cfg(target_pointer_width = "64")]
+const MMAP: c_long = libc::SYS_mmap;
+
+#[cfg(target_pointer_width = "64")]
+fn in_units(offset: i64) -> Option<c_long> {
+    Some(offset)
+}
+
+#[cfg(target_pointer_width = "64")]
+fn from_units(offset: c_long) -> i64 {
+    offset
+}
+
+/// The system call. Its offset is in units of 4096 bytes.
+#[cfg(target_pointer_width = "32")]
+const MMAP: c_long = libc::SYS_mmap2;
+
+#[cfg(target_pointer_width = "32")]
+fn in_units(offset: i64) -> Option<c_long> {
+    (offset % 4096 == 0).then(|| c_long::try_from(offset / 4096).ok()).flatten()
+}
+
+#[cfg(target_pointer_width = "32")]
+fn from_units(offset: c_long) -> i64 {
+    i64::from(offset) * 4096
+}
+
+/// # Safety
+/// As for mmap itself.
+unsafe fn map(
+    address: *mut c_void,
+    length: usize,
+    prot: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: i64,
+) -> *mut c_void {
+    let kind = if fd >= 0 && flags & libc::MAP_ANONYMOUS == 0 {
+        // SAFETY: if the number is no descriptor, the kernel says so.
+        kernel_mapping(unsafe { BorrowedFd::borrow_raw(fd) })
+    } else {
+        KernelMapping::Right
+    };
+    // What the driver's mmap looks at.
+    let refused = match kind {
+        KernelMapping::Right => None,
+        KernelMapping::Strange => Some(Errno::EINVAL),
+        KernelMapping::Unchecked | KernelMapping::Useless => {
+            (prot & libc::PROT_WRITE != 0).then_some(Errno::EPERM)
+        }
+    };
+    if let Some(errno) = refused {
+        errno.set();
+        return libc::MAP_FAILED;
+    }
+    // A private mapping is what binder programs ask for, and what the kernel allows of any file.
+    if kind != KernelMapping::Useless || flags & libc::MAP_PRIVATE == 0 {
+        let Some(offset) = in_units(offset) else {
+            Errno::EINVAL.set();
+            return libc::MAP_FAILED;
+        };
+        let call = [
+            address.expose_provenance() as c_long,
+            length as c_long,
+            prot.into(),
+            flags.into(),
+            fd.into(),
+            offset,
+        ];
+        // SAFETY: the caller's own call, passed on as it is.
+        let result = unsafe { next::syscall(MMAP, call) };
+        if result != -1 || Errno::last() != Errno::ENODEV {
+            let start = std::ptr::with_exposed_provenance_mut(result as usize);
+            if kind == KernelMapping::Unchecked && start != libc::MAP_FAILED {
+                // VM_DONTCOPY, as the driver's: a child does not have it.
+                // SAFETY: the kernel has just made this mapping; its contents stay as they are.
+                unsafe { libc::madvise(start, length, libc::MADV_DONTFORK) };
+            }
+            return start;
+        }
+    }
+    match attached(length, prot, flags, fd, offset) {
+        Ok(start) => start,
+        Err(errno) => {
+            errno.set();
+            libc::MAP_FAILED
+        }
+    }
 }
 
 /// The handshake's mapping, for the program to keep. ENODEV: the file is not ours, or it is to be
@@ -76,11 +212,20 @@ fn attached(
     }
     // SAFETY: the kernel has just looked the descriptor up, and the program waits in this call.
     let device = unsafe { BorrowedFd::borrow_raw(fd) };
-    let mode = nix::sys::stat::fstat(device)?.st_mode;
-    if mode & libc::S_IFMT != libc::S_IFCHR && !must_attach(device) {
+    if !is_character_device(device)? && !must_attach(device) {
         return Err(Errno::ENODEV);
     }
     let prot = ProtFlags::from_bits_retain(prot);
     let mapping = attach(device, length, prot, MapFlags::from_bits_retain(flags))?;
     Ok(mapping.into_raw())
+}
+
+/// Not by `fstat`, which fails in a 32-bit process where an inode's number is larger (EOVERFLOW).
+fn is_character_device(file: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let mut status = MaybeUninit::<libc::stat64>::uninit();
+    // SAFETY: the kernel fills the structure, or fails.
+    Errno::result(unsafe { libc::fstat64(file.as_raw_fd(), status.as_mut_ptr()) })?;
+    // SAFETY: it has not failed.
+    let status = unsafe { status.assume_init() };
+    Ok(status.st_mode & libc::S_IFMT == libc::S_IFCHR)
 }

@@ -12,6 +12,8 @@ group! { "looper":
     no_more_than_the_limit,
     a_raised_limit_counts,
     none_is_asked_for_without_a_limit,
+    a_limit_may_be_any_number,
+    a_limit_that_is_lowered_counts,
     only_a_looper_is_asked,
     a_registered_thread_is_asked_too,
     none_is_asked_for_while_one_waits,
@@ -106,6 +108,36 @@ fn a_raised_limit_counts(scene: &Scene) {
 fn none_is_asked_for_without_a_limit(scene: &Scene) {
     let (manager, client) = (scene.manager(), scene.process());
     manager.write(enter_looper());
+    work(&client);
+    serve(&manager, "NOOP TRANSACTION");
+}
+
+/// It is unsigned, whatever the driver counts in.
+fn a_limit_may_be_any_number(scene: &Scene) {
+    for limit in [0x7fff_ffff, 0x8000_0000, 0x8000_0001, 0xffff_fffe, 0xffff_ffff] {
+        let (manager, client) = (scene.manager_with(2, 0), scene.process());
+        manager.set_max_threads(limit);
+        manager.write(enter_looper());
+        work(&client);
+        serve(&manager, "SPAWN_LOOPER TRANSACTION");
+        manager.threads[1].write(register_looper());
+        work(&client);
+        serve(&manager, "SPAWN_LOOPER TRANSACTION");
+        client.write(call(0));
+        let got = manager.reads("NOOP TRANSACTION");
+        manager.write([free(got.transaction().buffer), reply().into()]);
+        client.waits("NOOP TRANSACTION_COMPLETE REPLY");
+    }
+}
+
+fn a_limit_that_is_lowered_counts(scene: &Scene) {
+    let (manager, client) = (scene.manager_with(2, 0), scene.process());
+    manager.set_max_threads(u32::MAX);
+    manager.write(enter_looper());
+    work(&client);
+    serve(&manager, "SPAWN_LOOPER TRANSACTION");
+    manager.threads[1].write(register_looper());
+    manager.set_max_threads(0);
     work(&client);
     serve(&manager, "NOOP TRANSACTION");
 }

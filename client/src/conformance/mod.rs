@@ -8,6 +8,7 @@
 //! - `puppet`: a process that does what it is told
 //! - `message`: what processes write
 //! - `scene`: processes, threads, files; what they read, in words
+//! - `uring`: polling by io_uring
 //! - `runner`: each test in its own processes, with a time limit; TAP and JUnit
 //! - [`differ`]: random programs on two devices
 //! - the rest: the tests, one noun of binder each
@@ -25,6 +26,7 @@ mod call;
 mod command;
 mod death;
 mod descriptor;
+mod epoll;
 mod file;
 mod freeze;
 mod handle;
@@ -38,6 +40,7 @@ mod poll;
 mod release;
 mod scatter;
 mod signal;
+mod uring;
 mod wait;
 
 pub use runner::{Options, Outcome, Report, Verdict, list, run};
@@ -73,6 +76,7 @@ const GROUPS: &[Group] = &[
     death::GROUP,
     freeze::GROUP,
     poll::GROUP,
+    epoll::GROUP,
     wait::GROUP,
     signal::GROUP,
     release::GROUP,

@@ -19,14 +19,34 @@ group! { "poll":
     a_waiting_poll_is_woken_by_a_call,
     a_waiting_poll_is_woken_by_a_reply,
     a_waiting_poll_ends_in_time,
-    epoll_is_woken_by_a_call,
+    a_waiting_poll_is_woken_again_and_again,
+    a_waiting_select_is_woken_again_and_again,
+    a_poll_for_room_to_write_finds_nothing,
 }
 
+/// How often something is done that might work by chance the first time.
+pub(super) const ROUNDS: usize = 10;
+
 /// A process whose thread has no reason to return early.
-fn idle(scene: &Scene) -> Process {
+pub(super) fn idle(scene: &Scene) -> Process {
     let process = scene.process();
     process.reads("NOOP");
     process
+}
+
+/// Reads a one-way call, frees it, and reads on until there is nothing more.
+#[track_caller]
+pub(super) fn drain(thread: &Thread) {
+    let got = thread.receive();
+    thread.write(free(got.transaction.buffer));
+    thread.reads("EAGAIN");
+}
+
+/// A one-way call, and what its sender reads then.
+#[track_caller]
+pub(super) fn post(client: &Thread) {
+    client.write(oneway(0));
+    client.reads("NOOP TRANSACTION_COMPLETE");
 }
 
 fn a_new_thread_is_to_read_at_once(scene: &Scene) {
@@ -146,21 +166,43 @@ fn a_waiting_poll_ends_in_time(scene: &Scene) {
     assert!(!idle(scene).polls_for(10));
 }
 
-fn epoll_is_woken_by_a_call(scene: &Scene) {
+fn a_waiting_poll_is_woken_again_and_again(scene: &Scene) {
     let (manager, client) = (scene.manager(), scene.process());
-    let epoll = manager.syscall(libc::SYS_epoll_create1, &[0]).expect("epoll_create1") as u64;
-    let mut event = (libc::EPOLLIN as u32).to_ne_bytes().to_vec();
-    event.extend_from_slice(&77u64.to_ne_bytes());
-    let address = manager.put(&event);
-    let add = [epoll, libc::EPOLL_CTL_ADD as u64, manager.fd() as u64, address];
-    assert_eq!(manager.syscall(libc::SYS_epoll_ctl, &add), Ok(0));
-    let address = manager.put(&[0; 12]);
-    assert_eq!(manager.syscall(libc::SYS_epoll_wait, &[epoll, address, 1, 0]), Ok(0));
-    manager.begin_syscall(libc::SYS_epoll_wait, &[epoll, address, 1, u64::MAX]);
-    manager.asleep();
+    for _ in 0..ROUNDS {
+        manager.begin_poll(-1);
+        manager.asleep();
+        post(&client);
+        assert_eq!(manager.finish(), 1);
+        drain(&manager);
+        assert!(!manager.polls());
+    }
+}
+
+fn a_waiting_select_is_woken_again_and_again(scene: &Scene) {
+    let (manager, client) = (scene.manager(), scene.process());
+    let (number, bit) = (manager.fd() as u64, 1u64 << manager.fd());
+    assert!(number < 64);
+    for _ in 0..ROUNDS {
+        let mut set = bit.to_ne_bytes().to_vec();
+        set.resize(128, 0);
+        let address = manager.put(&set);
+        manager.begin_syscall(libc::SYS_select, &[number + 1, address, 0, 0, 0]);
+        manager.asleep();
+        post(&client);
+        assert_eq!(manager.finish(), 1);
+        assert_eq!(manager.get(address, 8), bit.to_ne_bytes());
+        drain(&manager);
+    }
+}
+
+/// `binder_poll` only ever says EPOLLIN.
+fn a_poll_for_room_to_write_finds_nothing(scene: &Scene) {
+    let (manager, client) = (scene.manager(), scene.process());
     client.write(call(0));
-    assert_eq!(manager.finish(), 1);
-    assert_eq!(manager.get(address + 4, 8), 77u64.to_ne_bytes());
+    let mut pollfd = manager.fd().to_ne_bytes().to_vec();
+    pollfd.extend_from_slice(&(libc::POLLOUT | libc::POLLRDNORM).to_ne_bytes());
+    pollfd.extend_from_slice(&[0, 0]);
+    let address = manager.put(&pollfd);
+    assert_eq!(manager.syscall(libc::SYS_poll, &[address, 1, 0]), Ok(0));
     manager.receive();
-    assert_eq!(manager.syscall(libc::SYS_epoll_wait, &[epoll, address, 1, 0]), Ok(0));
 }

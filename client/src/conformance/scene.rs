@@ -39,6 +39,8 @@ const PATH: usize = 0x400;
 const WRITE: usize = 0x1000;
 const DATA: usize = 0x2_0000;
 const READ: usize = 0x40_0000;
+/// Pages of a thread's own, behind whatever reads fill.
+const PAGES: usize = 0x4f_0000;
 const ARENA: usize = 0x50_0000;
 
 /// How much a process maps unless told otherwise.
@@ -695,6 +697,16 @@ impl Thread {
         let at = self.channel.arena.len() - bytes.len();
         self.channel.arena.put(at, bytes);
         self.channel.arena.address(at)
+    }
+
+    /// Puts bytes at an address of the arena.
+    pub(super) fn put_at(&self, address: u64, bytes: &[u8]) {
+        self.channel.arena.put((address - self.channel.arena.address(0)) as usize, bytes);
+    }
+
+    /// Pages of the arena for whatever a scene wants them, 16 of them.
+    pub(super) fn pages(&self) -> u64 {
+        self.channel.arena.address(PAGES)
     }
 
     /// Bytes of the arena, as the puppet left them.

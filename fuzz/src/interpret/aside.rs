@@ -19,7 +19,7 @@ impl Stage {
                 let role = self.role(*process)?;
                 self.roles[role].open = false;
                 let process = self.roles[role].process.clone();
-                Box::new(move || process.release())
+                Box::new(move || drop(process.release()))
             }
             Aside::ExitThread { thread: actor } => {
                 self.aside_call((role, thread), *actor, BINDER_THREAD_EXIT, vec![0; 4])?
@@ -39,7 +39,7 @@ impl Stage {
             }
             Aside::FlushProcess { process } => {
                 let process = process_of(process)?;
-                Box::new(move || process.flush())
+                Box::new(move || drop(process.flush()))
             }
             Aside::FreezeProcess { process } => {
                 let (cmd, arg) =
@@ -124,7 +124,7 @@ impl Stage {
         role.threads[thread].running = Some(Running { slot: slot.clone(), kind });
         let call = Call {
             tid: role.tid(thread),
-            euid: role.euid(),
+            uid: role.euid(),
             nonblock: true,
             cmd,
             arg,
@@ -132,6 +132,6 @@ impl Stage {
             reply: Box::new(Answer(slot)),
         };
         let process = role.process.clone();
-        Box::new(move || process.ioctl(call))
+        Box::new(move || drop(process.ioctl(call)))
     }
 }

@@ -5,19 +5,46 @@ use super::program::{Act, Buffer, MAPPING, PROCESSES, Part, Send, Step, THREADS,
 use super::stage::{Actor, Stage};
 use crate::uapi;
 
+/// Programs of this seed and above have numbers of any size in them. Those below are as they were
+/// when the driver's outcomes were recorded.
+pub const ANY_NUMBER: u64 = 1000;
+
 /// SplitMix64: a program is the same for the same seed, everywhere.
-pub(super) struct Chance(u64);
+pub(super) struct Chance {
+    state: u64,
+    any_number: bool,
+}
 
 impl Chance {
     pub(super) fn new(seed: u64, program: u64) -> Chance {
-        Chance(
-            seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ program.wrapping_mul(0xd134_2543_de82_ef95),
-        )
+        Chance {
+            state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                ^ program.wrapping_mul(0xd134_2543_de82_ef95),
+            any_number: seed >= ANY_NUMBER,
+        }
+    }
+
+    /// Now and then another number: a power of two, the one before it or the one behind it, up to
+    /// the largest there is. There lie the edges of every type that it may be kept in.
+    fn or_any(&mut self, number: u64) -> u64 {
+        if !self.any_number || !self.once_in(6) {
+            return number;
+        }
+        let power = 1u64.checked_shl(self.below(65) as u32).unwrap_or(0);
+        power.wrapping_add(self.below(3) as u64).wrapping_sub(1)
+    }
+
+    fn or_any_u32(&mut self, number: u32) -> u32 {
+        if !self.any_number || !self.once_in(6) {
+            return number;
+        }
+        let power = 1u32.checked_shl(self.below(33) as u32).unwrap_or(0);
+        power.wrapping_add(self.below(3) as u32).wrapping_sub(1)
     }
 
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
@@ -64,13 +91,22 @@ pub(super) fn step(chance: &mut Chance, stage: &Stage, unmap: bool) -> Step {
         }
         1 => Act::WriteRead {
             write: Vec::new(),
-            read: chance.pick(&[256, 256, 256, 256, 1024, 80, 79, 120, 4]).unwrap_or(256),
+            read: {
+                let size = chance.pick(&[256, 256, 256, 256, 1024, 80, 79, 120, 4]);
+                chance.or_any(size.unwrap_or(256)) as usize
+            },
         },
         2 => Act::Poll,
-        3 => Act::MaxThreads(chance.below(4) as u32),
+        3 => {
+            let threads = chance.below(4) as u32;
+            Act::MaxThreads(chance.or_any_u32(threads))
+        }
         4 => Act::ThreadExit,
         5 => Act::ExtendedError,
-        6 => Act::NodeDebugInfo(chance.below(5) as u64),
+        6 => {
+            let after = chance.below(5) as u64;
+            Act::NodeDebugInfo(chance.or_any(after))
+        }
         7 => Act::NodeInfo(handle(chance, actor)),
         8 => Act::SpamDetection(!chance.once_in(4)),
         9 => Act::Freeze { process: chance.below(PROCESSES), enable: chance.once_in(2) },
@@ -86,15 +122,22 @@ pub(super) fn step(chance: &mut Chance, stage: &Stage, unmap: bool) -> Step {
 fn handle(chance: &mut Chance, actor: &Actor) -> u32 {
     let known: Vec<_> = actor.handles.iter().copied().collect();
     match chance.below(12) {
-        0 => chance.below(6) as u32,
-        1 => chance.pick(&[7, 99, u32::MAX]).unwrap_or(0),
+        0 => {
+            let handle = chance.below(6) as u32;
+            chance.or_any_u32(handle)
+        }
+        1 => {
+            let handle = chance.pick(&[7, 99, u32::MAX]).unwrap_or(0);
+            chance.or_any_u32(handle)
+        }
         2 | 3 => 0,
         _ => chance.pick(&known).unwrap_or(0),
     }
 }
 
 fn cookie(chance: &mut Chance) -> u64 {
-    1 + chance.below(3) as u64
+    let cookie = 1 + chance.below(3) as u64;
+    chance.or_any(cookie)
 }
 
 fn write(chance: &mut Chance, actor: &Actor, thread: usize) -> Write {
@@ -123,7 +166,10 @@ fn write(chance: &mut Chance, actor: &Actor, thread: usize) -> Write {
         1 => Write::Send(send(chance, actor, false, uapi::TF_ONE_WAY)),
         2 => Write::Send(send(chance, actor, true, 0)),
         3 => Write::Free(match chance.below(12) {
-            0 => Buffer::At([0, 8, 64, -8, 4096, MAPPING as i64][chance.below(6)]),
+            0 => {
+                let at = [0, 8, 64, -8, 4096, MAPPING as i64][chance.below(6)];
+                Buffer::At(chance.or_any(at as u64) as i64)
+            }
             1 => Buffer::Received(chance.below(8)),
             _ => Buffer::Received(chance.pick(&actor.held).unwrap_or(0)),
         }),
@@ -179,8 +225,9 @@ fn send(chance: &mut Chance, actor: &Actor, reply: bool, flags: u32) -> Send {
         match chance.weighted(&[10, 8, 3, 4, 1]) {
             0 => {
                 let ptr = 1 + chance.below(3) as u64;
+                let ptr = chance.or_any(ptr);
                 // The cookie belongs to the node; now and then it is another.
-                let cookie = if chance.once_in(12) { 9 } else { ptr * 10 };
+                let cookie = if chance.once_in(12) { 9 } else { ptr.wrapping_mul(10) };
                 let accepts =
                     if chance.once_in(2) { uapi::FLAT_BINDER_FLAG_ACCEPTS_FDS } else { 0 };
                 parts.push(Part::Binder { ptr, cookie, flags: accepts, weak });
@@ -191,15 +238,19 @@ fn send(chance: &mut Chance, actor: &Actor, reply: bool, flags: u32) -> Send {
                 let parent = (offsets > 0 && chance.once_in(2)).then(|| {
                     (chance.below(offsets + 1) as u64, [0, 8, 16, 4, 60][chance.below(5)])
                 });
+                let parent = parent.map(|(parent, at)| (chance.or_any(parent), chance.or_any(at)));
                 parts.push(Part::Buffer { length: [8, 24, 40, 5, 0][chance.below(5)], parent });
             }
             _ => {
                 parts.push(Part::Buffer { length: 16, parent: None });
                 offsets += 1;
+                let count = [1, 2, 4, 5, 0][chance.below(5)];
+                let parent = if chance.once_in(8) { 0 } else { offsets as u64 - 1 };
+                let offset = [0, 4, 8, 2][chance.below(4)];
                 parts.push(Part::FdArray {
-                    count: [1, 2, 4, 5, 0][chance.below(5)],
-                    parent: if chance.once_in(8) { 0 } else { offsets as u64 - 1 },
-                    offset: [0, 4, 8, 2][chance.below(4)],
+                    count: chance.or_any(count),
+                    parent: chance.or_any(parent),
+                    offset: chance.or_any(offset),
                 });
             }
         }
@@ -220,12 +271,19 @@ fn send(chance: &mut Chance, actor: &Actor, reply: bool, flags: u32) -> Send {
         8 => Twist::Flip(chance.below(128)),
         _ => Twist::Cut(1 + chance.below(30)),
     });
-    Send {
-        reply,
-        handle: if reply { 0 } else { handle(chance, actor) },
-        code: chance.below(4) as u32,
-        flags,
-        parts,
-        twist,
-    }
+    let twist = twist.map(|twist| match twist {
+        Twist::DataSize(size) => Twist::DataSize(chance.or_any(size)),
+        Twist::OffsetsSize(size) => Twist::OffsetsSize(chance.or_any(size)),
+        Twist::Offset(offset) => Twist::Offset(chance.or_any(offset)),
+        Twist::BuffersSize(size) => Twist::BuffersSize(chance.or_any(size)),
+        as_it_is @ (Twist::DataAt(_)
+        | Twist::OffsetsAt(_)
+        | Twist::Shift(_)
+        | Twist::Reverse
+        | Twist::Flip(_)
+        | Twist::Cut(_)) => as_it_is,
+    });
+    let handle = if reply { 0 } else { handle(chance, actor) };
+    let code = chance.below(4) as u32;
+    Send { reply, handle, code: chance.or_any_u32(code), flags, parts, twist }
 }

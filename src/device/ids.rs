@@ -1,0 +1,188 @@
+//! Whose ids: who a client is, and under which number another client knows it.
+//!
+//! The wire names the uid that a thread uses on file systems (`fuse_in_header.uid`), and binder goes by
+//! the effective one, which `setfsuid` leaves as it is. What a receiver is shown is the sender's
+//! uid by the name that it has in the receiver's user namespace (`from_kuid`): root outside
+//! is not root inside, and most have no name there at all.
+//!
+//! All uids of the engine are those of the daemon's own user namespace.
+
+use crate::Errno;
+use crate::lock_order::rank;
+use crate::sync::Mutex;
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+/// (uid_t)-1: whoever has no name.
+pub const NOBODY: u32 = u32::MAX;
+
+/// For how long a thread is taken to be in the user namespace that it was seen in. Only a thread
+/// that is alone in its process can leave it.
+const FRESH: Duration = Duration::from_millis(1);
+
+/// How many threads of a client are remembered.
+const REMEMBERED: usize = 256;
+
+/// The effective uid of a thread that waits for us. The owner of its directory in /proc is just
+/// that, by an old promise of the kernel's (`task_dump_owner`); the status says it too, at ten times the
+/// price. Never remembered: a thread may change its effective uid and keep the one of the wire.
+pub fn euid(tid: i32) -> Result<u32, Errno> {
+    let directory = fs::metadata(format!("/proc/{tid}"));
+    directory.map(|it| it.uid()).map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))
+}
+
+/// The names that users have in a user namespace.
+#[derive(Debug, PartialEq, Eq)]
+enum Names {
+    /// The daemon's own namespace.
+    Ours,
+    Of(UidMap),
+}
+
+/// `/proc/PID/uid_map`, read from outside.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct UidMap(Vec<Extent>);
+
+/// `count` uids from `inside` on are those from `outside` on in the daemon's namespace.
+#[derive(Debug, PartialEq, Eq)]
+struct Extent {
+    inside: u32,
+    outside: u32,
+    count: u32,
+}
+
+impl UidMap {
+    fn parse(text: &str) -> UidMap {
+        let extents = text.lines().filter_map(|line| {
+            let mut numbers = line.split_ascii_whitespace().map(|word| word.parse().ok());
+            let mut next = || numbers.next().flatten();
+            Some(Extent { inside: next()?, outside: next()?, count: next()? })
+        });
+        // Behind an extent that has no name here itself, nobody has one.
+        UidMap(extents.filter(|extent| extent.outside != NOBODY).collect())
+    }
+
+    fn name_of(&self, uid: u32) -> u32 {
+        self.0
+            .iter()
+            .find_map(|extent| {
+                let index = uid.checked_sub(extent.outside)?;
+                (index < extent.count).then(|| extent.inside.checked_add(index))?
+            })
+            .unwrap_or(NOBODY)
+    }
+}
+
+/// The inode of a user namespace. EACCES without ptrace access to a thread of another user.
+fn user_namespace(who: &str) -> std::io::Result<u64> {
+    fs::metadata(format!("/proc/{who}/ns/user")).map(|it| it.ino())
+}
+
+impl Names {
+    /// Those that a thread which waits for us goes by.
+    fn of(tid: i32) -> std::io::Result<Names> {
+        static OURS: OnceLock<Option<u64>> = OnceLock::new();
+        let ours = *OURS.get_or_init(|| user_namespace("self").ok());
+        let map = |who: &str| fs::read_to_string(format!("/proc/{who}/uid_map"));
+        match user_namespace(&tid.to_string()) {
+            Ok(theirs) if Some(theirs) == ours => Ok(Names::Ours),
+            Ok(_) => Ok(Names::Of(UidMap::parse(&map(&tid.to_string())?))),
+            Err(error) if error.raw_os_error() == Some(Errno::EACCES as i32) => {
+                let theirs = map(&tid.to_string())?;
+                match theirs == map("self")? {
+                    true => Ok(Names::Ours),
+                    false => Ok(Names::Of(UidMap::parse(&theirs))),
+                }
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The user namespaces of the threads that read from one open file.
+#[derive(Default)]
+pub struct Namespaces {
+    by_thread: Mutex<HashMap<i32, Seen>, rank::UserNamespaces>,
+}
+
+struct Seen {
+    at: Instant,
+    names: Arc<Names>,
+}
+
+impl Namespaces {
+    /// The name that a uid has for the thread `tid`, which waits in a read. [`NOBODY`] too when that
+    /// cannot be found out.
+    pub fn name_of(&self, tid: i32, uid: u32) -> u32 {
+        let now = Instant::now();
+        let known = self
+            .by_thread
+            .lock()
+            .get(&tid)
+            .and_then(|seen| (now.duration_since(seen.at) < FRESH).then(|| seen.names.clone()));
+        let names = match known.map_or_else(|| Names::of(tid).map(Arc::new), Ok) {
+            Ok(names) => names,
+            Err(error) => {
+                log::debug!("thread {tid}: its user namespace: {error}");
+                return NOBODY;
+            }
+        };
+        let name = match &*names {
+            Names::Ours => uid,
+            Names::Of(map) => map.name_of(uid),
+        };
+        let mut by_thread = self.by_thread.lock();
+        if by_thread.len() >= REMEMBERED && !by_thread.contains_key(&tid) {
+            by_thread.clear();
+        }
+        let seen = by_thread.entry(tid).or_insert_with(|| Seen { at: now, names: names.clone() });
+        if !Arc::ptr_eq(&seen.names, &names) {
+            *seen = Seen { at: now, names };
+        }
+        name
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_map_is_read_from_outside() {
+        let map =
+            UidMap::parse("         0       1000          1\n    100000     200000      65536\n");
+        assert_eq!([0, 999, 1000, 1001].map(|uid| map.name_of(uid)), [NOBODY, NOBODY, 0, NOBODY]);
+        assert_eq!(
+            [200_000, 265_535, 265_536].map(|uid| map.name_of(uid)),
+            [100_000, 165_535, NOBODY]
+        );
+        assert_eq!(map.name_of(NOBODY), NOBODY);
+        let all = UidMap::parse("0 0 4294967295\n");
+        assert_eq!(
+            [0, 1000, NOBODY - 1, NOBODY].map(|uid| all.name_of(uid)),
+            [0, 1000, NOBODY - 1, NOBODY]
+        );
+    }
+
+    #[test]
+    fn a_map_without_sense_names_nobody() {
+        for text in ["", "0\n", "0 1000\n", "a b c\n", "0 4294967295 1\n", "4294967295 5 9\n"] {
+            let map = UidMap::parse(text);
+            assert_eq!([0, 6, 1000, NOBODY].map(|uid| map.name_of(uid)), [NOBODY; 4], "{text:?}");
+        }
+    }
+
+    #[test]
+    fn this_thread_is_in_our_namespace() {
+        let tid = nix::unistd::gettid().as_raw();
+        assert_eq!(Names::of(tid).unwrap(), Names::Ours);
+        assert_eq!(euid(tid), Ok(nix::unistd::geteuid().as_raw()));
+        let namespaces = Namespaces::default();
+        assert_eq!([0, 1234].map(|uid| namespaces.name_of(tid, uid)), [0, 1234]);
+        assert_eq!(namespaces.name_of(i32::MAX, 0), NOBODY, "no such thread");
+        assert_eq!(euid(i32::MAX), Err(Errno::ENOENT));
+    }
+}
