@@ -162,7 +162,7 @@ pub struct SimClient {
 struct SimThreads {
     /// How many threads of a number have ended.
     ended: Mutex<BTreeMap<i32, u64>, rank::Simulated>,
-    watches: Arc<Mutex<BTreeMap<u64, (i32, Fire)>, rank::Simulated>>,
+    watches: Arc<Mutex<Watches, rank::Simulated>>,
     last: AtomicU64,
     /// As on a kernel that does not tell of the end of threads.
     cannot_watch: AtomicBool,
@@ -176,7 +176,7 @@ impl SimThreads {
 
 /// Ends a watch when it is dropped.
 struct SimWatch {
-    watches: Arc<Mutex<BTreeMap<u64, (i32, Fire)>, rank::Simulated>>,
+    watches: Arc<Mutex<Watches, rank::Simulated>>,
     ticket: u64,
 }
 
@@ -272,6 +272,9 @@ impl Client for SimClient {
         Watching::Told(Box::new(SimWatch { watches, ticket }))
     }
 }
+
+/// Threads whose end is waited for, by a number of their own: who, and what happens then.
+type Watches = BTreeMap<u64, (i32, Fire)>;
 
 type Fire = Box<dyn FnOnce() + Send>;
 
