@@ -25,9 +25,11 @@ mod latency;
 
 pub use latency::InstallLatency;
 
+use crate::client_log::{Kind, client_log};
 use crate::client_mem::ClientMemory;
 use crate::lock_order::rank;
 use crate::mm_shim::{MmStruct, MmUsers, MmapLock, NoVma, OnBehalf, PAGE_SIZE, Page};
+use crate::quota::User;
 use crate::shrinker::{LruKey, LruOne, LruStatus, Memory, PageInstall, Reclaim};
 use crate::sync;
 use crate::sync::modelled::Mutex;
@@ -155,9 +157,14 @@ pub struct Alloc {
 impl Alloc {
     /// `binder_alloc_init`: an allocator without a mapping, for one open of a device.
     pub fn new(mm: Arc<dyn Mm>, memory: &Arc<Memory>) -> Arc<Alloc> {
+        Alloc::of_user(mm, memory, User::unlimited())
+    }
+
+    /// The same, whose pages are this user's.
+    pub fn of_user(mm: Arc<dyn Mm>, memory: &Arc<Memory>, user: Arc<User>) -> Arc<Alloc> {
         Arc::new_cyclic(|this| Alloc {
             this: this.clone(),
-            mm: MmStruct::new(mm, memory),
+            mm: MmStruct::new(mm, memory, user),
             memory: memory.clone(),
             mapping: OnceLock::new(),
             mapped: AtomicBool::new(false),
@@ -216,14 +223,21 @@ impl Alloc {
         self.set_mapped(false);
     }
 
+    /// Its file was closed, and its records are gone.
+    pub fn owner_released(&self) {
+        self.memory.released();
+    }
+
     /// The client calls the driver: it may have mapped its buffer since it was last searched.
     pub fn owner_calls(&self) {
+        self.memory.relieve();
         if self.mapping.get().is_none() {
             self.calls.fetch_add(1, Ordering::Release);
         }
     }
 
-    /// The mapping, looked for in the client when nobody has told us of one. ESRCH: none.
+    /// The mapping, looked for in the client when nobody has told us of one. ESRCH: none; any other
+    /// error: whether there is one could not be found out.
     ///
     /// A search takes as long as the client has mappings, and others wait for it: where it was in
     /// vain, the next one comes when the client has called us since or has another amount of memory
@@ -245,7 +259,10 @@ impl Alloc {
             if matches!(found, Err(Errno::ESRCH | Errno::EPERM)) {
                 *self.missed.lock() = Some(now);
             }
-            let (address, size) = found.map_err(|_| Errno::ESRCH)?;
+            let (address, size) = found.map_err(|errno| match errno {
+                Errno::EPERM => Errno::ESRCH,
+                errno => errno,
+            })?;
             match self.mmap_handler(address, size) {
                 // EBUSY: another sender has found it at the same time.
                 Ok(()) | Err(Errno::EBUSY) if self.is_mapped() => {}
@@ -316,7 +333,7 @@ impl Alloc {
                 Some(users) => users,
                 None => {
                     _clock = self.memory.install_latency.as_ref().map(|latency| latency.clock(pid));
-                    users.insert(self.mm.mmget_not_zero().ok_or(Errno::ESRCH)?)
+                    users.insert(self.mm.mmget_not_zero()?)
                 }
             };
             self.install_single_page(users, mapping, index)?;
@@ -331,7 +348,7 @@ impl Alloc {
         mapping: &Mapping,
         index: usize,
     ) -> Result<(), Errno> {
-        let _users = self.mm.mmget_not_zero().ok_or(Errno::ESRCH)?;
+        let _users = self.mm.mmget_not_zero()?;
         match self.memory.page_install {
             PageInstall::Exclusive => self.install_exclusive(buffer_users, mapping, index),
             PageInstall::Shared => self.install_shared(buffer_users, mapping, index),
@@ -357,13 +374,21 @@ impl Alloc {
                     return Err(Errno::EBUSY);
                 }
                 if !self.page_lookup(index) {
-                    log::error!("{}: failed to find page {index}", self.mm.pid());
+                    client_log!(
+                        Kind::PageNotInstalled,
+                        "{}: failed to find page {index}",
+                        self.mm.pid()
+                    );
                     return Err(Errno::ESRCH);
                 }
             }
             Err((errno, page)) => {
                 self.mm.free_page(page);
-                log::warn!("{}: failed to insert page {index}: {errno}", self.mm.pid());
+                client_log!(
+                    Kind::PageNotInstalled,
+                    "{}: failed to insert page {index}: {errno}",
+                    self.mm.pid()
+                );
                 return Err(errno);
             }
         }
@@ -429,7 +454,8 @@ impl Alloc {
                 self.vma_close();
                 Err((Errno::ESRCH, page))
             }
-            Err(NoVma::Unknown) => Err((Errno::ESRCH, page)),
+            // Nothing is known of the client, least of all that it is gone.
+            Err(NoVma::Unknown(errno)) => Err((errno, page)),
         }
     }
 
@@ -477,14 +503,20 @@ impl Alloc {
         match locked.buffers.give_back(buffer.offset) {
             Some(pages) => self.lru_freelist_add(mapping, locked, pages),
             None => {
-                log::error!("{}: no buffer at offset {:#x} to free", self.mm.pid(), buffer.offset)
+                client_log!(
+                    Kind::BufferNotFound,
+                    "{}: no buffer at offset {:#x} to free",
+                    self.mm.pid(),
+                    buffer.offset
+                )
             }
         }
     }
 
     fn clear_buf(&self, buffer: &Buffer) {
         if self.mm.clear(buffer.offset, buffer.size()).is_err() {
-            log::error!(
+            client_log!(
+                Kind::PageNotRemoved,
                 "{}: cannot clear the buffer at offset {:#x}",
                 self.mm.pid(),
                 buffer.offset

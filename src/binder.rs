@@ -60,6 +60,7 @@ pub use limits::Limits;
 pub use stats::Stats;
 
 use crate::lock_order::rank;
+use crate::quota::User;
 use crate::sync::Mutex;
 use crate::{Errno, alloc::Alloc, client_mem::ClientMemory};
 use copies::Subject;
@@ -126,6 +127,11 @@ pub trait File: Send + Sync {
 /// The process behind an open file, as far as the engine has to reach it. Nothing here is called
 /// under a lock of the engine.
 pub trait Client: Send + Sync {
+    /// The user who has opened the device, for whom records are counted; asked once.
+    fn user(&self) -> Arc<User> {
+        User::unlimited()
+    }
+
     /// `fget` in the calling thread: EBADF when it has no such descriptor.
     fn take_file(&self, tid: i32, fd: i32) -> Result<Arc<dyn File>, Errno>;
 
@@ -304,6 +310,8 @@ pub struct Process {
     default_nice: i32,
     context: Arc<Context>,
     client: Arc<dyn Client>,
+    /// Whose records these are.
+    user: Arc<User>,
     alloc: Arc<Alloc>,
     copies: Arc<Copies>,
     traffic: Traffic,
@@ -474,6 +482,7 @@ impl Context {
     ) -> Arc<Process> {
         let id = ProcessId(self.graph.lock().next_id());
         let default_nice = client.nice(tid);
+        let user = client.user();
         let copies = client.copies();
         let process = Arc::new(Process {
             id,
@@ -481,6 +490,7 @@ impl Context {
             default_nice,
             context: self.clone(),
             client,
+            user,
             alloc,
             copies,
             traffic: Traffic::default(),
@@ -579,6 +589,7 @@ impl Process {
             // Who is told of it need not wait for the rest, nor the rest for them.
             self.context.shared.hand_over();
         }
+        self.alloc.owner_released();
         // Returns for its threads that still wait for a place will not find them.
         self.copies.give_up(Subject::Process(self.id.0));
         self.due()

@@ -5,7 +5,10 @@
 //! has gathered for a CUSE retry, or plain bytes in tests and fuzz targets.
 
 use crate::Errno;
+use crate::client_log::{Kind, client_log};
 use crate::lock_order::{assert_nothing_held, rank};
+use crate::mm_shim::{Verb, fault};
+use crate::shortage::{self, is_shortage};
 use crate::sync::Mutex;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
@@ -107,13 +110,11 @@ impl ProcessMemory {
             // Stopped at the first address that is not the client's to be read or written.
             Ok(_) => Err(Errno::EFAULT),
             Err(Errno::EPERM) => {
-                static SAID: AtomicBool = AtomicBool::new(false);
-                if !SAID.swap(true, Ordering::Relaxed) {
-                    log::warn!(
-                        "a client's memory cannot be reached: it takes CAP_SYS_PTRACE here (or the client's uid and \
-                         capabilities), and Yama's kernel.yama.ptrace_scope at 0 or that capability, below 3"
-                    );
-                }
+                client_log!(
+                    Kind::MemoryRefused,
+                    "a client's memory cannot be reached: it takes CAP_SYS_PTRACE here (or the client's uid and \
+                     capabilities), and Yama's kernel.yama.ptrace_scope at 0 or that capability, below 3"
+                );
                 Err(Errno::EPERM)
             }
             Err(error) => Err(error),
@@ -129,6 +130,7 @@ impl ClientMemory for ProcessMemory {
         }
         let remote = [RemoteIoVec { base: addr as usize, len: dst.len() }];
         let wanted = dst.len();
+        fault(Verb::ReadMemory)?;
         Self::whole(process_vm_readv(self.tid, &mut [IoSliceMut::new(dst)], &remote), wanted)
     }
 
@@ -137,6 +139,7 @@ impl ClientMemory for ProcessMemory {
         if dst.is_empty() {
             return Ok(());
         }
+        fault(Verb::ReadMemory)?;
         let local = libc::iovec { iov_base: dst.as_mut_ptr().cast(), iov_len: dst.len() };
         let remote = libc::iovec { iov_base: addr as *mut libc::c_void, iov_len: dst.len() };
         // SAFETY: `dst` is mapped writable and no reference covers it (`SharedSlice::new`), and
@@ -152,7 +155,11 @@ impl ClientMemory for ProcessMemory {
             return Ok(());
         }
         let remote = [RemoteIoVec { base: addr as usize, len: src.len() }];
-        Self::whole(process_vm_writev(self.tid, &[IoSlice::new(src)], &remote), src.len())
+        // What is written was taken for this client already, and would be lost.
+        shortage::retry(|| {
+            fault(Verb::WriteMemory)?;
+            Self::whole(process_vm_writev(self.tid, &[IoSlice::new(src)], &remote), src.len())
+        })
     }
 }
 
@@ -260,6 +267,7 @@ pub fn pidfd_open_thread(tid: i32) -> Result<OwnedFd, Errno> {
 }
 
 fn pidfd_open_with(id: i32, flags: libc::c_uint) -> Result<OwnedFd, Errno> {
+    fault(Verb::Descriptor)?;
     // SAFETY: no memory is involved.
     let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, id, flags) })?;
     // SAFETY: the kernel has just made this descriptor for us.
@@ -279,6 +287,7 @@ pub fn pidfd_exists(pidfd: BorrowedFd<'_>) -> bool {
 /// A copy of the descriptor `fd` of a process. EBADF when it has none of that number; EPERM when
 /// this process may not look into it (ptrace access: CAP_SYS_PTRACE, Yama).
 pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: i32) -> Result<OwnedFd, Errno> {
+    fault(Verb::Descriptor)?;
     // SAFETY: no memory is involved.
     let result = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) };
     let fd = Errno::result(result)?;
@@ -296,6 +305,8 @@ pub fn getfd(pidfd: BorrowedFd<'_>, tid: i32, fd: i32) -> Result<OwnedFd, Errno>
         match pidfd_open_thread(tid) {
             Ok(thread) => return pidfd_getfd(thread.as_fd(), fd),
             Err(Errno::EINVAL) => THREADS_HAVE_PIDFDS.store(false, Ordering::Relaxed),
+            // The process's descriptors may not be the thread's.
+            Err(errno) if is_shortage(errno) => return Err(errno),
             Err(_) => {}
         }
     }

@@ -24,6 +24,7 @@ pub mod options;
 pub mod places;
 pub mod reply;
 pub mod retry;
+pub mod security_context;
 pub mod session;
 pub mod signals;
 mod stale;
@@ -36,14 +37,18 @@ pub mod workers;
 use self::client::{Client, Clients};
 use self::reply::{CopyOut, IoctlReply, PollWaiter};
 use self::retry::Step;
+use self::security_context::SecurityContexts;
 use self::session::Responder;
 use self::wire::{Header, Ioctl, Request};
 use crate::alloc::Alloc;
 use crate::binder::copies::{Place, Subject, Turn};
 use crate::binder::{self, Binder, Call, Context, Limits, Process, Reply};
+use crate::client_log::{Kind, client_log};
 use crate::client_mem::ClientMemory;
 use crate::lock_order::rank;
 use crate::mm_shim::{BufferFile, ClientMm, MappingKind};
+use crate::quota::{Held, Quotas, UserLimits, What};
+use crate::shortage::{self, is_shortage};
 use crate::shrinker::Memory;
 use crate::sync::{Mutex, RwLock};
 use crate::{Errno, uapi};
@@ -53,17 +58,6 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// Logs a warning the first time only: clients can make it happen as often as they like.
-macro_rules! warn_once {
-    ($($message:tt)*) => {{
-        static SAID: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
-        if !SAID.swap(true, std::sync::atomic::Ordering::Relaxed) {
-            log::warn!($($message)*);
-        }
-    }};
-}
-pub(crate) use warn_once;
-
 /// What all devices of a daemon share.
 pub struct Hub {
     binder: Arc<Binder>,
@@ -71,13 +65,28 @@ pub struct Hub {
     memory: Arc<Memory>,
 }
 
+/// How a [`Hub`] is made.
+#[derive(Debug, Default)]
+pub struct HubConfig {
+    /// The labels of clients where the kernel has none.
+    pub security_contexts: SecurityContexts,
+    /// What a user other than root may have.
+    pub user_limits: UserLimits,
+}
+
 impl Hub {
     pub fn new(memory: Arc<Memory>) -> std::io::Result<Arc<Hub>> {
+        Self::with(memory, HubConfig::default())
+    }
+
+    pub fn with(memory: Arc<Memory>, config: HubConfig) -> std::io::Result<Arc<Hub>> {
         let timers = Arc::new(timers::Timers::start()?);
         let carriers = carriers::Carriers::new();
         let binder = Binder::with_carriers(timers, carriers.clone(), Limits::default());
         carriers.attend(&binder)?;
-        Ok(Arc::new(Hub { binder, clients: Clients::start(carriers)?, memory }))
+        let quotas = Quotas::new(&memory, config.user_limits);
+        let clients = Clients::start(carriers, config.security_contexts, quotas)?;
+        Ok(Arc::new(Hub { binder, clients, memory }))
     }
 
     /// The driver behind all devices.
@@ -119,21 +128,14 @@ pub struct Open {
     nonblock: bool,
     /// The client's memory cannot be reached from here: the kernel must gather it.
     gathered: AtomicBool,
+    /// What it takes of its user's quota.
+    _held: (Held, Held),
 }
 
 impl Device {
     /// It has been removed: [`Hub::device`] makes another one of this name.
     fn forget_name(&self) {
         self.hub.binder.forget_context(&self.context);
-    }
-
-    fn refused(&self, error: Errno) {
-        if matches!(error, Errno::EMFILE | Errno::ENFILE) {
-            warn_once!(
-                "{}: refused an open: this daemon has no descriptor left; raise its limit (ulimit -n, LimitNOFILE=)",
-                self.name
-            );
-        }
     }
 
     /// `binder_open`, for the process of the calling thread. EPERM when that process cannot be seen from here;
@@ -146,21 +148,24 @@ impl Device {
         mapping: MappingKind,
     ) -> Result<Arc<Open>, Errno> {
         if header.tid == 0 {
-            warn_once!(
+            client_log!(
+                Kind::NotInNamespace,
                 "{}: refused an open from outside this daemon's pid namespace; run fakebinderd in the namespace \
                  that contains all of its clients'",
                 self.name
             );
             return Err(Errno::EPERM);
         }
-        let client = self
-            .hub
-            .clients
-            .of_thread(header.tid, header.uid)
-            .inspect_err(|error| self.refused(*error))?;
-        let mm = ClientMm::new(client.pid, client.pidfd.clone(), buffer.memfd, mapping)
-            .inspect_err(|error| self.refused(*error))?;
-        let alloc = Alloc::new(mm.clone(), &self.hub.memory);
+        let client = self.hub.clients.of_thread(header.tid, header.uid)?;
+        let held = client.user.hold_open()?;
+        // The process's, and where the client has to attach, that of the buffer and of the socket.
+        let descriptors = match mapping {
+            MappingKind::FuseFile { .. } => 1,
+            MappingKind::Memfd => 3,
+        };
+        let descriptors = client.user.hold(What::Descriptors, descriptors)?;
+        let mm = ClientMm::new(client.pid, client.pidfd.clone(), buffer.memfd, mapping)?;
+        let alloc = Alloc::of_user(mm.clone(), &self.hub.memory, client.user.clone());
         let process = self.context.open(client.pid, header.tid, client.clone(), alloc);
         Ok(Arc::new(Open {
             hub: self.hub.clone(),
@@ -174,6 +179,7 @@ impl Device {
             listener: Mutex::new(None),
             nonblock: flags & libc::O_NONBLOCK as u32 != 0,
             gathered: AtomicBool::new(false),
+            _held: (held, descriptors),
         }))
     }
 }
@@ -268,15 +274,18 @@ impl Open {
             match memory.read(ioctl.arg, &mut argument) {
                 Ok(()) => {}
                 Err(Errno::EPERM) => {
-                    warn_once!(
+                    client_log!(
+                        Kind::MemoryRefused,
                         "{}: the kernel copies instead, in several rounds, at most 128 KiB a call",
                         responder.session().name()
                     );
                     self.gathered.store(true, Ordering::Relaxed);
                     return self.gather(header, ioctl, responder);
                 }
-                Err(_) => {
-                    responder.ioctl(-(bad_argument(ioctl.cmd) as i32), &[]);
+                Err(errno) => {
+                    shortage::note(&errno);
+                    let told = if is_shortage(errno) { errno } else { bad_argument(ioctl.cmd) };
+                    responder.ioctl(-(told as i32), &[]);
                     return None;
                 }
             }
@@ -388,6 +397,7 @@ impl Opens {
     pub fn release_all(&self) {
         let all = std::mem::take(&mut *self.by_handle.write());
         for open in all.into_values() {
+            let _caller = open.client.caller().enter();
             open.process.release();
         }
     }

@@ -15,7 +15,10 @@
 //! - [`mm_shim`]: the kernel's memory management as the allocator sees it, over real pages of
 //!   real clients, or over plain memory.
 //! - [`shrinker`]: the LRU of reclaimable pages over all clients, and what drives reclaim.
+//! - [`client_log`], [`log_writer`]: what clients can have logged, and the thread that writes the log.
 //! - [`client_mem`]: reading and writing the memory of a client.
+//! - [`quota`]: what one user may make the daemon hold.
+//! - [`shortage`]: what the daemon itself runs out of.
 //! - [`uapi`]: the kernel's structures and constants.
 //! - [`sim`]: clients in plain memory, for tests and fuzz targets.
 //! - [`sync`], [`lock_order`]: the locks, and the check of their order.
@@ -35,7 +38,8 @@
 //! | the mm of a client (read by page installs, written by mmap and release) | the buffer mutex, the LRU, who uses the mm, the text of its mappings, the page table |
 //! | the buffer mutex of an allocator | the LRU, the page table |
 //!
-//! Under every other lock nothing is waited for. The shrinker comes from the other end, from the
+//! Under every other lock nothing is waited for. (The limits of the client log, the log's queue and the
+//! table of users are leaves without a rank, which may be taken under any.) The shrinker comes from the other end, from the
 //! LRU: it only tries the mm and the buffer mutex, and skips a page whose locks are busy.
 //!
 //! A client is reached (its memory, its descriptors, what the system says of it) with no lock held
@@ -52,10 +56,14 @@ pub use nix::errno::Errno;
 
 pub mod alloc;
 pub mod binder;
+pub mod client_log;
 pub mod client_mem;
 pub mod device;
 pub mod lock_order;
+pub mod log_writer;
 pub mod mm_shim;
+pub mod quota;
+pub mod shortage;
 pub mod shrinker;
 pub mod sim;
 pub mod sync;

@@ -8,9 +8,12 @@ use fakebinder::alloc::InstallLatency;
 use fakebinder::device::claim::{Claim, Thing};
 use fakebinder::device::options::{MAX_DEVICES, MOST_DEVICES, MountOptions, Stats};
 use fakebinder::device::places::{Links, Places};
+use fakebinder::device::security_context::SecurityContexts;
 use fakebinder::device::tree::Permissions;
-use fakebinder::device::{Hub, cuse, fuse};
-use fakebinder::mm_shim::Injector;
+use fakebinder::device::{Hub, HubConfig, cuse, fuse};
+use fakebinder::log_writer;
+use fakebinder::mm_shim::{Injector, inject_into_the_daemon, tune_heap};
+use fakebinder::quota::{UserLimit, UserLimits};
 use fakebinder::shrinker::{self, Memory, MemoryConfig, PageInstall, Reclaimer};
 use log::LevelFilter;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -18,7 +21,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Gid, Group, Uid, User};
 use std::error::Error;
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, IsTerminal, Read, Seek, SeekFrom, Write};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -90,15 +93,29 @@ struct Options {
     #[arg(long, value_name = "shared|exclusive", default_value_t = PageInstall::Shared)]
     page_install: PageInstall,
 
-    /// The most memory that the buffers of all clients together may take, in bytes or with K, M or G; what is not in use is
-    /// reclaimed first, then a transaction fails. Without it: three quarters of the memory limit of the daemon's control
-    /// group, if that has one
+    /// The most memory that the buffers and records of all clients together may take, in bytes or with K, M or G; what is not
+    /// in use is reclaimed first, then a transaction fails. Without it: three quarters of the memory limit of the daemon's
+    /// control group, or half of the memory that is available at the start, whichever is less
     #[arg(long, value_name = "SIZE", value_parser = size)]
     page_budget: Option<u64>,
 
-    /// Make page operations fail or wait, for tests: OPERATION:WHEN, then :errno or :delay or both, and commas between rules, as in
+    /// The most of something that one user other than root may make the daemon hold, as in opens=1000 or oneway-bytes=16M; may be
+    /// given more than once. It is counted over all of the user's processes: opens, descriptors, pages (of 4 KiB), records
+    /// (threads, nodes, references, death and freeze links, transactions), record-bytes, oneway-bytes and stalled-copies. Without
+    /// it: half of what there is
+    #[arg(long, value_name = "WHAT=N")]
+    user_limit: Vec<UserLimit>,
+
+    /// The security context that nodes which ask for one are told of their callers (Android's service managers ask on every call):
+    /// a label for everybody, as in u:r:app:s0, or with @FILE one for each user, in lines of UID LABEL or * LABEL. Without it, as
+    /// the driver does: what SELinux or Smack says; without these, such a call fails
+    #[arg(long, value_name = "LABEL|@FILE")]
+    security_context: Option<SecurityContexts>,
+
+    /// Make operations fail or wait, for tests: OPERATION:WHEN, then :errno or :delay or both, and commas between rules, as in
     /// alloc_page:nth=3:errno=ENOMEM, zap:share=0.1:delay=1ms,seed=7 or alloc_page:pid=4711:delay=1ms (for what that process sends);
-    /// operations are alloc_page, vm_insert_page, vma_lookup, mmget and zap
+    /// operations are alloc_page, vm_insert_page, vma_lookup, mmget and zap, and what the daemon needs for itself: descriptor, mmap,
+    /// poll, read_memory, write_memory, send, record, receive, reply and thread
     #[arg(long, value_name = "SPEC", default_value = "", hide_default_value = true)]
     inject: Injector,
 
@@ -217,16 +234,20 @@ fn main() -> ExitCode {
     let options = Options::parse();
     // Started again by --daemonize it would be called "exe", and `pkill fakebinderd` miss it.
     let _ = nix::sys::prctl::set_name(c"fakebinderd");
+    tune_heap();
     let filters = log_filters(std::env::var("RUST_LOG").ok().as_deref(), options.verbose);
-    env_logger::Builder::new()
-        .parse_filters(&filters)
-        .parse_write_style(&std::env::var("RUST_LOG_STYLE").unwrap_or_default())
-        .format_target(false)
-        .init();
+    let drain = match log_to_standard_error(&filters) {
+        Ok(drain) => drain,
+        Err(error) => {
+            eprintln!("fakebinderd: starting to log: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let result = must_be_root().and_then(|()| match options.daemonize {
         true => daemonize(&options),
         false => run(&options),
     });
+    drop(drain);
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -234,6 +255,19 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Logs by a thread of its own: whoever has something to say must not wait for whoever reads it.
+fn log_to_standard_error(filters: &str) -> std::io::Result<log_writer::Drain> {
+    let (writer, drain) = log_writer::start(std::io::stderr())?;
+    let mut logger = env_logger::Builder::new();
+    let style = std::env::var("RUST_LOG_STYLE").unwrap_or_default();
+    logger.parse_filters(filters).parse_write_style(&style);
+    if std::io::stderr().is_terminal() && style.is_empty() {
+        logger.write_style(env_logger::WriteStyle::Always);
+    }
+    logger.format_target(false).target(env_logger::Target::Pipe(Box::new(writer))).init();
+    Ok(drain)
 }
 
 /// The filters of env_logger for this RUST_LOG and so many `-v`: a line is logged when either asks
@@ -298,11 +332,7 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     raise_descriptor_limit();
 
     let (tell, events) = mpsc::channel();
-    let page_budget = options.page_budget.or_else(|| {
-        let limit = shrinker::group_limit()?;
-        log::info!("buffers may take three quarters of this control group's {limit} bytes");
-        Some(limit / 4 * 3)
-    });
+    let page_budget = options.page_budget.or_else(default_budget);
     let install_latency = options.install_latency.as_ref().map(|path| {
         let failed = |error| format!("{}: {error}", path.display());
         File::create(path).map(|file| (file, Arc::<InstallLatency>::default())).map_err(failed)
@@ -314,8 +344,9 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
         inject: options.inject.clone(),
         install_latency: install_latency.as_ref().map(|(_, latency)| latency.clone()),
     });
+    inject_into_the_daemon(options.inject.clone());
     let reclaimer = Reclaimer::start(&memory)?;
-    let opened = open_doors(options, memory, &tell)?;
+    let opened = open_doors(options, memory, user_limits(options, page_budget), &tell)?;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         while let Ok(signal) = signals.wait() {
             if tell.send(Event::Signal(signal)).is_err() {
@@ -349,6 +380,32 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     result
 }
 
+/// Three quarters of the control group's memory limit or half of what the machine has left, whichever
+/// is less.
+fn default_budget() -> Option<u64> {
+    let group = shrinker::group_limit()
+        .map(|limit| (limit / 4 * 3, "three quarters of this control group's memory"));
+    let machine = shrinker::available_memory()
+        .map(|left| (left / 2, "half of the memory that is available now"));
+    let (budget, what) =
+        [group, machine].into_iter().flatten().min_by_key(|(budget, _)| *budget)?;
+    log::info!("buffers and records may take {} MiB, {what}", budget >> 20);
+    Some(budget)
+}
+
+/// Half of everything for one user, but for what the options say.
+fn user_limits(options: &Options, budget: Option<u64>) -> UserLimits {
+    let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+    let mappings = std::fs::read_to_string("/proc/sys/vm/max_map_count");
+    let mappings = mappings.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(65_530);
+    let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
+    let mut limits = UserLimits::half_of(descriptors, mappings, budget);
+    for limit in &options.user_limit {
+        limits.set(limit.what, limit.most);
+    }
+    limits
+}
+
 struct Opened {
     doors: usize,
     /// What goes when the daemon goes: the links, and then the mount.
@@ -359,6 +416,7 @@ struct Opened {
 fn open_doors(
     options: &Options,
     memory: Arc<Memory>,
+    user_limits: UserLimits,
     tell: &mpsc::Sender<Event>,
 ) -> Result<Opened, Box<dyn Error>> {
     let permissions =
@@ -367,7 +425,8 @@ fn open_doors(
         let tell = tell.clone();
         Box::new(move || drop(tell.send(Event::Closed(door)))) as Box<dyn FnOnce() + Send>
     };
-    let hub = Hub::new(memory)?;
+    let security_contexts = options.security_context.clone().unwrap_or_default();
+    let hub = Hub::with(memory, HubConfig { security_contexts, user_limits })?;
     let mut names = options.names.clone();
     names.sort();
     names.dedup();

@@ -22,11 +22,14 @@ mod userfault;
 
 pub use client::{BufferFile, ClientMm, Features, MappingKind, create_memfd};
 pub use heap::HeapMm;
-pub(crate) use inject::OnBehalf;
+pub use inject::inject_into_the_daemon;
 pub use inject::{Injector, Rule, Verb};
+pub(crate) use inject::{OnBehalf, fault};
 
+use crate::client_log::{Kind, client_log};
 use crate::client_mem::ClientMemory;
 use crate::lock_order::rank;
+use crate::quota::{User, What};
 use crate::shrinker::Memory;
 use crate::sync::modelled::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::{Errno, alloc::MAX_BUFFER_SIZE};
@@ -113,8 +116,8 @@ pub trait Mm: Send + Sync {
 pub enum NoVma {
     /// The client has unmapped its buffer, or has put something else there.
     Closed,
-    /// It could not be found out.
-    Unknown,
+    /// It could not be found out, for this reason.
+    Unknown(Errno),
 }
 
 /// The client's mapping, found under the mm's lock and not to be kept beyond it.
@@ -153,6 +156,7 @@ impl Drop for MmUsers<'_> {
 /// The address space of one client (`struct mm_struct`), as far as binder cares.
 pub struct MmStruct {
     mm: Arc<dyn Mm>,
+    user: Arc<User>,
     memory: Arc<Memory>,
     mmap_lock: RwLock<(), rank::Mmap>,
     /// Installed pages that are paid for out of the budget. Whoever sets one of these has paid.
@@ -160,9 +164,11 @@ pub struct MmStruct {
 }
 
 impl MmStruct {
-    pub fn new(mm: Arc<dyn Mm>, memory: &Arc<Memory>) -> Self {
+    /// `user` is whose pages these are.
+    pub fn new(mm: Arc<dyn Mm>, memory: &Arc<Memory>, user: Arc<User>) -> Self {
         Self {
             mm,
+            user,
             memory: memory.clone(),
             mmap_lock: RwLock::new(()),
             charged: (0..MAX_PAGES).map(|_| AtomicBool::new(false)).collect(),
@@ -185,10 +191,13 @@ impl MmStruct {
         self.mm.mapped(address, size);
     }
 
-    /// `None`: the client is gone.
-    pub fn mmget_not_zero(&self) -> Option<MmUsers<'_>> {
-        self.memory.inject.at(Verb::MmGet).ok()?;
-        self.mm.mmget_not_zero().then(|| MmUsers { mm: &*self.mm, seen: Cell::default() })
+    /// ESRCH: the client is gone.
+    pub fn mmget_not_zero(&self) -> Result<MmUsers<'_>, Errno> {
+        self.memory.inject.at(Verb::MmGet)?;
+        match self.mm.mmget_not_zero() {
+            true => Ok(MmUsers { mm: &*self.mm, seen: Cell::default() }),
+            false => Err(Errno::ESRCH),
+        }
     }
 
     pub fn mmap_read_lock(&self) -> MmapLock<'_> {
@@ -215,7 +224,7 @@ impl MmStruct {
         address: u64,
         index: usize,
     ) -> Result<Vma<'lock>, NoVma> {
-        self.memory.inject.at(Verb::VmaLookup).map_err(|_| NoVma::Unknown)?;
+        self.memory.inject.at(Verb::VmaLookup).map_err(NoVma::Unknown)?;
         let (first, end) = users.seen.get();
         if !(first..end).contains(&index) {
             let seen = self.mm.vma_lookup(address, index)?;
@@ -225,17 +234,24 @@ impl MmStruct {
     }
 
     /// A page of zeros, out of the budget. To be called under neither the buffer mutex nor the LRU
-    /// lock. ENOMEM: the budget is in use.
+    /// lock. ENOMEM: the budget, or what its user may have of it, is in use.
     pub fn alloc_page(&self) -> Result<Page, Errno> {
         self.memory.inject.at(Verb::AllocPage)?;
-        self.memory.charge()?;
+        while !self.user.may_have(What::Pages, 1) && self.memory.reclaim_some() > 0 {}
+        self.user.charge(What::Pages, 1)?;
+        self.memory.charge().inspect_err(|_| self.user.uncharge(What::Pages, 1))?;
         Ok(self.mm.new_page())
     }
 
     /// `__free_page`.
     pub fn free_page(&self, page: Page) {
         drop(page);
-        self.memory.uncharge(1);
+        self.uncharge(1);
+    }
+
+    fn uncharge(&self, pages: usize) {
+        self.memory.uncharge(pages);
+        self.user.uncharge(What::Pages, pages);
     }
 
     /// EBUSY: there is a page already. Other errors are those of the kernel, as they are.
@@ -252,7 +268,7 @@ impl MmStruct {
             Ok(()) => {
                 if self.charged[index].swap(true, Ordering::Relaxed) {
                     // Somebody has found the page between these two lines and paid for it.
-                    self.memory.uncharge(1);
+                    self.uncharge(1);
                 }
                 Ok(())
             }
@@ -266,6 +282,7 @@ impl MmStruct {
         let found = self.mm.get_user_pages_remote(index);
         if found && !self.charged[index].swap(true, Ordering::Relaxed) {
             self.memory.charge_existing();
+            self.user.charge_existing(What::Pages, 1);
         }
         found
     }
@@ -284,7 +301,11 @@ impl MmStruct {
                 Some(page)
             }
             Err(errno) => {
-                log::error!("{}: cannot zap page {index}: {errno}", self.mm.pid());
+                client_log!(
+                    Kind::PageNotRemoved,
+                    "{}: cannot zap page {index}: {errno}",
+                    self.mm.pid()
+                );
                 None
             }
         }
@@ -300,7 +321,7 @@ impl MmStruct {
                 .filter(|charged| charged.load(Ordering::Relaxed))
                 .filter(|charged| charged.swap(false, Ordering::Relaxed))
                 .count();
-        self.memory.uncharge(pages);
+        self.uncharge(pages);
         pages
     }
 
@@ -329,6 +350,29 @@ impl MmStruct {
 
     pub fn clear(&self, offset: usize, len: usize) -> Result<(), Errno> {
         self.mm.clear(offset, len)
+    }
+}
+
+/// Has the allocator give back the end of a heap that is free, for all of this process's threads. Left
+/// alone, glibc learns from the first large table that is freed to keep up to 64 MiB there, in the
+/// heap of each thread, where [`trim_heap`] does not look.
+pub fn tune_heap() {
+    #[cfg(target_env = "gnu")]
+    for (what, bytes) in [(libc::M_TRIM_THRESHOLD, 1 << 20), (libc::M_MMAP_THRESHOLD, 256 << 10)] {
+        // SAFETY: it sets a number, before there is another thread.
+        unsafe {
+            libc::mallopt(what, bytes);
+        }
+    }
+}
+
+/// Gives what is free in this process's heap back to the machine. The allocator does not do so by
+/// itself where a block that is in use lies above.
+pub(crate) fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it only looks at what is free.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 

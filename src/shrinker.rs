@@ -6,9 +6,11 @@
 
 mod lru;
 mod pressure;
+mod total;
 
 pub use lru::{LruKey, LruOne, LruStatus, Reclaim};
-pub use pressure::{Reclaimer, group_limit};
+pub use pressure::Reclaimer;
+pub use total::{available_memory, group_limit};
 
 use crate::Errno;
 use crate::alloc::InstallLatency;
@@ -16,9 +18,9 @@ use crate::mm_shim::{Injector, PAGE_SIZE};
 use lru::ListLru;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 // Not a lock and not part of the protocol: the model check need not look at a counter.
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Pages that an allocation frees when the budget is used up (the kernel's `SWAP_CLUSTER_MAX`).
 const DIRECT_RECLAIM: usize = 32;
@@ -82,12 +84,31 @@ pub struct MemoryConfig {
     pub install_latency: Option<Arc<InstallLatency>>,
 }
 
+/// Bytes of records that have to go before the heap is trimmed.
+const WORTH_TRIMMING: usize = 8 << 20;
+
+struct Trimmer(Box<dyn Fn() + Send + Sync>);
+
+impl fmt::Debug for Trimmer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Trimmer")
+    }
+}
+
 /// The memory that all clients of a daemon share.
 #[derive(Debug)]
 pub struct Memory {
     budget: usize,
     /// Pages installed, or on their way to be.
     used: AtomicUsize,
+    /// Bytes of records, which come out of the same budget.
+    bytes: AtomicUsize,
+    /// The most that `bytes` was since the heap was last trimmed.
+    peak: AtomicUsize,
+    /// Has the heap trimmed, soon and elsewhere.
+    trimmer: OnceLock<Trimmer>,
+    /// Records have taken what pages that nobody uses still occupy.
+    pressed: AtomicBool,
     lru: ListLru,
     pub page_install: PageInstall,
     pub inject: Injector,
@@ -112,6 +133,10 @@ impl Memory {
         Memory {
             budget: config.page_budget.map_or(usize::MAX, pages),
             used: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+            peak: AtomicUsize::new(0),
+            trimmer: OnceLock::new(),
+            pressed: AtomicBool::new(false),
             lru: ListLru::default(),
             page_install: config.page_install,
             inject: config.inject,
@@ -124,14 +149,82 @@ impl Memory {
     /// Takes one page out of the budget, reclaiming others if there is none left. To be called
     /// under neither the buffer mutex nor the LRU lock. ENOMEM: all pages are in use.
     pub(crate) fn charge(&self) -> Result<(), Errno> {
-        let take = |used: usize| (used < self.budget).then_some(used + 1);
+        let take = |used: usize| (used < self.pages_left()).then_some(used + 1);
         while self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
-            // Pages of clients that are busy just now may fill the front of the list.
-            if self.scan(DIRECT_RECLAIM) == 0 && self.scan(self.count()) == 0 {
+            if self.reclaim_some() == 0 {
                 return Err(Errno::ENOMEM);
             }
         }
         Ok(())
+    }
+
+    /// Reclaims a few pages, the longest unused first; returns how many.
+    pub(crate) fn reclaim_some(&self) -> usize {
+        // Pages of clients that are busy just now may fill the front of the list.
+        match self.scan(DIRECT_RECLAIM) {
+            0 => self.scan(self.count()),
+            some => some,
+        }
+    }
+
+    /// The budget, in pages, but for what records have of it.
+    fn pages_left(&self) -> usize {
+        self.budget.saturating_sub(self.bytes.load(Ordering::Relaxed).div_ceil(PAGE_SIZE))
+    }
+
+    /// Takes the bytes of a record out of the budget. May be called under any lock: what has to be
+    /// reclaimed for it is, by [`Memory::relieve`]. ENOMEM: there is not enough that could be.
+    pub(crate) fn charge_bytes(&self, bytes: usize) -> Result<(), Errno> {
+        let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.peak.fetch_max(before + bytes, Ordering::Relaxed);
+        let (left, used) = (self.pages_left(), self.used());
+        if used <= left && self.bytes.load(Ordering::Relaxed) <= self.budget_bytes() {
+            return Ok(());
+        }
+        if self.lru.len() < used.saturating_sub(left) || left == 0 {
+            self.uncharge_bytes(bytes);
+            return Err(Errno::ENOMEM);
+        }
+        self.pressed.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn budget_bytes(&self) -> usize {
+        self.budget.saturating_mul(PAGE_SIZE)
+    }
+
+    pub(crate) fn uncharge_bytes(&self, bytes: usize) {
+        let before = self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        debug_assert!(before >= bytes, "{bytes} bytes of records freed, {before} in use");
+    }
+
+    /// Somebody who may have had many records is gone: what they took is to be the machine's again.
+    /// To be called under no lock.
+    pub(crate) fn released(&self) {
+        let bytes = self.record_bytes();
+        let peak = self.peak.load(Ordering::Relaxed);
+        if peak.saturating_sub(bytes) >= WORTH_TRIMMING
+            && let Some(Trimmer(trim)) = self.trimmer.get()
+        {
+            self.peak.store(bytes, Ordering::Relaxed);
+            trim();
+        }
+    }
+
+    fn set_trimmer(&self, trim: impl Fn() + Send + Sync + 'static) {
+        let _ = self.trimmer.set(Trimmer(Box::new(trim)));
+    }
+
+    /// Reclaims the pages whose place in the budget records have taken. To be called under no lock.
+    pub(crate) fn relieve(&self) {
+        if self.pressed.load(Ordering::Relaxed) && self.pressed.swap(false, Ordering::Relaxed) {
+            self.scan(self.used().saturating_sub(self.pages_left()));
+        }
+    }
+
+    /// Bytes of all records.
+    pub fn record_bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
     }
 
     /// Takes one page out of the budget though it may be used up: the page exists already.

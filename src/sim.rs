@@ -18,6 +18,7 @@ use crate::binder::{
 use crate::client_mem::{ClientMemory, SharedSlice};
 use crate::lock_order::{assert_nothing_held, rank};
 use crate::mm_shim::HeapMm;
+use crate::quota::User;
 use crate::shrinker::{Memory, MemoryConfig};
 use crate::sync::Mutex;
 use crate::uapi;
@@ -147,6 +148,7 @@ pub struct SimClient {
     files: Mutex<BTreeMap<i32, Arc<dyn File>>, rank::Simulated>,
     nice: Mutex<BTreeMap<i32, i32>, rank::Simulated>,
     no_files: AtomicBool,
+    user: Mutex<Option<Arc<User>>, rank::Simulated>,
     /// The process has ended and was waited for; a child goes on with its open file.
     reaped: AtomicBool,
     security_context: Mutex<Option<Vec<u8>>, rank::Simulated>,
@@ -160,7 +162,7 @@ pub struct SimClient {
 struct SimThreads {
     /// How many threads of a number have ended.
     ended: Mutex<BTreeMap<i32, u64>, rank::Simulated>,
-    watches: Arc<Mutex<BTreeMap<u64, (i32, Fire)>, rank::Simulated>>,
+    watches: Arc<Mutex<Watches, rank::Simulated>>,
     last: AtomicU64,
     /// As on a kernel that does not tell of the end of threads.
     cannot_watch: AtomicBool,
@@ -174,7 +176,7 @@ impl SimThreads {
 
 /// Ends a watch when it is dropped.
 struct SimWatch {
-    watches: Arc<Mutex<BTreeMap<u64, (i32, Fire)>, rank::Simulated>>,
+    watches: Arc<Mutex<Watches, rank::Simulated>>,
     ticket: u64,
 }
 
@@ -228,6 +230,10 @@ impl Client for SimClient {
         self.nice.lock().insert(tid, nice.clamp(-20, 19));
     }
 
+    fn user(&self) -> Arc<User> {
+        self.user.lock().clone().unwrap_or_else(User::unlimited)
+    }
+
     fn security_context(&self) -> Result<Vec<u8>, Errno> {
         assert_nothing_held();
         self.security_context.lock().clone().ok_or(Errno::EOPNOTSUPP)
@@ -266,6 +272,9 @@ impl Client for SimClient {
         Watching::Told(Box::new(SimWatch { watches, ticket }))
     }
 }
+
+/// Threads whose end is waited for, by a number of their own: who, and what happens then.
+type Watches = BTreeMap<u64, (i32, Fire)>;
 
 type Fire = Box<dyn FnOnce() + Send>;
 
@@ -334,9 +343,15 @@ impl World {
 
     /// Opens a device and maps nothing.
     pub fn open_unmapped(&self, device: &str, pid: i32) -> Sim {
+        self.open_for(User::unlimited(), device, pid)
+    }
+
+    /// As [`World::open_unmapped`], by a user of whom there may be more open files.
+    pub fn open_for(&self, user: Arc<User>, device: &str, pid: i32) -> Sim {
         let client = Arc::new(SimClient::default());
+        *client.user.lock() = Some(user.clone());
         let mm = HeapMm::new();
-        let alloc = Alloc::new(mm.clone(), &self.memory);
+        let alloc = Alloc::of_user(mm.clone(), &self.memory, user);
         let context = self.binder.context(device);
         let process = context.open(pid, pid, client.clone(), alloc.clone());
         Sim { context, process, client, alloc, mm, arena: Arc::default(), pid, euid: 1000 }

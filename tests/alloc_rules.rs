@@ -154,8 +154,10 @@ fn errors_of_the_verbs_fail_their_transaction_alone() {
     for page_install in [PageInstall::Shared, PageInstall::Exclusive] {
         for (specification, expected) in [
             ("alloc_page:nth=2", Errno::ENOMEM),
-            ("mmget:nth=2", Errno::ESRCH),
-            ("vma_lookup:nth=2", Errno::ESRCH),
+            ("mmget:nth=2:errno=ESRCH", Errno::ESRCH),
+            ("mmget:nth=2", Errno::EMFILE),
+            ("vma_lookup:nth=2:errno=ESRCH", Errno::ESRCH),
+            ("vma_lookup:nth=2", Errno::EMFILE),
             ("vm_insert_page:nth=2:errno=ENOMEM", Errno::ENOMEM),
             // Passed on as they are, and not made ENOMEM.
             ("vm_insert_page:nth=2:errno=EINTR", Errno::EINTR),

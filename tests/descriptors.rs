@@ -221,8 +221,9 @@ fn a_receiver_without_a_channel_is_said_once() {
                 assert_eq!(error.param, -(Errno::EOPNOTSUPP as i32));
             }
             said += 1;
-            let lines = daemon.log().matches("no way to receive them").count();
-            assert_eq!(lines, said, "{}", daemon.log());
+            let lines = || daemon.log().matches("no way to receive them").count();
+            assert!(wait_until(PATIENCE, || lines() >= said), "{}", daemon.log());
+            assert_eq!(lines(), said, "{}", daemon.log());
             drop((pair, writer));
             assert!(is_at_end(reader));
         }

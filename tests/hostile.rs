@@ -310,7 +310,9 @@ fn a_writable_mapping_counts_as_none() {
                     let reply = Thread::new(&pair.client).call(&Call::to(pair.handle)).unwrap();
                     assert_eq!(reply, Reply::Dead);
                 }
-                assert_eq!(daemon.log().matches("mapped writable").count(), 1, "{}", daemon.log());
+                let said = || daemon.log().matches("mapped writable").count();
+                assert!(wait_until(PATIENCE, || said() > 0), "{}", daemon.log());
+                assert_eq!(said(), 1, "{}", daemon.log());
             }
         }
         bystanders.go_on();

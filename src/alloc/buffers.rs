@@ -5,6 +5,7 @@
 //! from the start of the mapping.
 
 use super::{Buffer, Request};
+use crate::client_log::{Kind, client_log, user_error};
 use crate::wrong::{Rule, wrong};
 use crate::{Errno, mm_shim::PAGE_SIZE};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -116,7 +117,13 @@ impl Buffers {
         request: &Request,
     ) -> Result<(Buffer, Range<usize>), Errno> {
         if request.is_async && self.free_async_space < size {
-            log::debug!("no async space left for {size} bytes");
+            user_error!(
+                Kind::NoSpace,
+                "no space left for a one-way call of {size} bytes: of {} bytes that one-way calls \
+                 may take, {} are free",
+                self.buffer_size / 2,
+                self.free_async_space
+            );
             return Err(Errno::ENOSPC);
         }
         let Some(&(free_size, offset)) = self.free.range((size, 0)..).next() else {
@@ -171,7 +178,8 @@ impl Buffers {
         let bytes = used.map_or(0, |u| u.bytes) + counted.unwrap_or(0);
         let spam = buffers > ONEWAY_SPAM_BUFFERS || bytes > self.buffer_size / 4;
         if spam {
-            log::warn!(
+            client_log!(
+                Kind::OnewaySpam,
                 "pid {pid} spamming oneway? {buffers} buffers allocated for a total size of {bytes}"
             );
         }
@@ -182,8 +190,10 @@ impl Buffers {
     /// costs no more than an empty one.
     fn debug_no_space(&self, size: usize) {
         let largest_free = self.free.last().map_or(0, |&(size, _)| size);
-        log::debug!(
-            "no address space for {size} bytes (allocated buffers: {}, free: {}, largest free: {largest_free})",
+        user_error!(
+            Kind::NoSpace,
+            "no space left for {size} bytes, no address space (allocated buffers: {}, free: {}, \
+             largest free: {largest_free} bytes)",
             self.allocated,
             self.free.len(),
         );

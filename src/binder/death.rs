@@ -4,10 +4,11 @@
 //! (`Queue::DeliveredDeath`). Clearing one that is queued or delivered does not take the
 //! notice back: the holder reads it, and the confirmation of the clearing after it.
 
-use super::command::Command;
 use super::graph::{DeathId, Graph, NodeId, Place, ProcessId, Queue, ThreadId, Work};
 use super::returns::Return;
 use super::wire::HandleCookie;
+use crate::client_log::{Kind, user_error};
+use crate::quota::{Held, bytes};
 use crate::wrong::{Rule, wrong};
 
 /// What a link will tell its holder (`BINDER_WORK_DEAD_BINDER` and its kin).
@@ -24,6 +25,8 @@ pub(crate) struct Death {
     pub cookie: u64,
     pub work: DeathWork,
     pub place: Option<Place>,
+    #[expect(dead_code, reason = "held for its drop")]
+    pub charge: Held,
 }
 
 impl Graph {
@@ -31,18 +34,27 @@ impl Graph {
     /// ignored as in the driver; with too many links the thread reads BR_ERROR.
     pub fn request_death(&mut self, process: ProcessId, thread: ThreadId, request: HandleCookie) {
         let Some(reference) = self.find_ref(process, request.handle, false) else {
-            log::debug!("{:?}: invalid ref", Command::RequestDeathNotification(request));
+            user_error!(
+                Kind::BadDeathNotification,
+                "BC_REQUEST_DEATH_NOTIFICATION invalid ref {}",
+                request.handle
+            );
             return;
         };
         if reference.death.is_some() {
-            log::debug!("{:?}: already set", Command::RequestDeathNotification(request));
+            user_error!(
+                Kind::BadDeathNotification,
+                "BC_REQUEST_DEATH_NOTIFICATION death notification already set"
+            );
             return;
         }
         let node = reference.node;
-        if self.processes.get(&process).is_none_or(|p| p.deaths >= self.limits.links) {
+        let holder = self.processes.get(&process).filter(|p| p.deaths < self.limits.links);
+        let charge = holder.and_then(|p| p.process.user.hold_record(bytes::LINK).ok());
+        let Some(charge) = charge else {
             self.set_return_error(thread, Return::Error(0));
             return;
-        }
+        };
         let id = DeathId(self.next_id());
         if let Some(record) = self.processes.get_mut(&process) {
             record.deaths += 1;
@@ -55,6 +67,7 @@ impl Graph {
                 cookie: request.cookie,
                 work: DeathWork::DeadBinder,
                 place: None,
+                charge,
             },
         );
         if let Some(reference) = self.find_ref_mut(process, request.handle) {
@@ -68,21 +81,29 @@ impl Graph {
     /// BC_CLEAR_DEATH_NOTIFICATION.
     pub fn clear_death(&mut self, process: ProcessId, thread: ThreadId, request: HandleCookie) {
         let Some(reference) = self.find_ref_mut(process, request.handle) else {
-            log::debug!("{:?}: invalid ref", Command::ClearDeathNotification(request));
+            user_error!(
+                Kind::BadDeathNotification,
+                "BC_CLEAR_DEATH_NOTIFICATION invalid ref {}",
+                request.handle
+            );
             return;
         };
         let Some(id) = reference.death else {
-            log::debug!("{:?}: not active", Command::ClearDeathNotification(request));
+            user_error!(
+                Kind::BadDeathNotification,
+                "BC_CLEAR_DEATH_NOTIFICATION death notification not active"
+            );
             return;
         };
         let Some(death) = self.deaths.get_mut(&id) else {
             return;
         };
         if death.cookie != request.cookie && !wrong(Rule::DeathIsClearedByAnyCookie) {
-            log::debug!(
-                "{:?}: cookie mismatch, it is {:#x}",
-                Command::ClearDeathNotification(request),
-                death.cookie
+            user_error!(
+                Kind::BadDeathNotification,
+                "BC_CLEAR_DEATH_NOTIFICATION death notification cookie mismatch {:016x} != {:016x}",
+                death.cookie,
+                request.cookie
             );
             return;
         }
@@ -100,7 +121,7 @@ impl Graph {
     pub fn dead_binder_done(&mut self, process: ProcessId, thread: ThreadId, cookie: u64) {
         let found = self.delivered(Queue::DeliveredDeath(process), cookie);
         let Some(Work::Death(id)) = found else {
-            log::debug!("BC_DEAD_BINDER_DONE {cookie:#x}: not found");
+            user_error!(Kind::BadDeathNotification, "BC_DEAD_BINDER_DONE {cookie:016x} not found");
             return;
         };
         let Some(death) = self.deaths.get_mut(&id) else {

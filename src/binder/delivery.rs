@@ -36,16 +36,19 @@
 //! nothing to settle.
 
 use super::copies::{Subject, Turn};
-use super::graph::{Graph, ThreadId, TransactionId};
+use super::graph::{Graph, ThreadId, TransactionId, Work};
 use super::outbox::Effect;
 use super::read::{Answer, Parked};
 use super::returns::Return;
+use super::thread::ExtendedError;
 use super::traffic::returns_in;
 use super::transaction::Fixup;
 use super::wire::TransactionData;
 use super::{Client, Process};
 use crate::Errno;
 use crate::alloc::Buffer;
+use crate::client_log::{Kind, client_log};
+use crate::shortage::{self, is_shortage};
 use crate::uapi;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -118,8 +121,29 @@ impl Graph {
         }
     }
 
+    /// A reply was taken for a thread that has not got it, by no fault of the thread's.
+    fn reply_lost(&mut self, id: ThreadId, reply: TransactionId, errno: Errno) {
+        let Some(thread) = self.threads.get_mut(&id) else {
+            return;
+        };
+        let (command, param) = (Return::FailedReply.number(), -(errno as i32));
+        thread.extended_error = ExtendedError { id: reply.0 as u32, command, param };
+        if thread.reply_error.replace(Return::FailedReply).is_none() {
+            self.enqueue_thread_work(id, Work::ReplyError);
+        }
+    }
+
+    /// Where a transaction fails for want of something of the daemon's own, its sender is told what.
+    /// (Of other errors of its receiver's the driver's sender learns nothing.)
+    fn tell_shortage(&mut self, id: TransactionId, errno: Errno) {
+        if is_shortage(errno) {
+            let (command, param) = (Return::FailedReply.number(), -(errno as i32));
+            self.set_error_of_sender(id, ExtendedError { id: id.0 as u32, command, param });
+        }
+    }
+
     /// A transaction could not be given to its thread (`binder_cleanup_transaction`).
-    fn transaction_undelivered(&mut self, delivery: &Delivery) {
+    fn transaction_undelivered(&mut self, delivery: &Delivery, errno: Errno) {
         self.no_longer_delivering(delivery.thread);
         if let Some(thread) = self.threads.get_mut(&delivery.thread) {
             thread.known_read_buffer = None;
@@ -129,6 +153,10 @@ impl Graph {
         }
         self.spawn_unrequested(delivery);
         if let Some(delivered) = &delivery.transaction {
+            self.tell_shortage(delivered.id, errno);
+            if delivered.is_reply && is_shortage(errno) {
+                self.reply_lost(delivery.thread, delivered.id, errno);
+            }
             self.cleanup_transaction(delivered.id, Return::FailedReply);
         }
     }
@@ -145,11 +173,12 @@ impl Graph {
     /// A transaction's descriptors could not be installed in its receiver: the transaction fails,
     /// its buffer is freed, and the thread reads on; where it was a reply, it reads
     /// BR_FAILED_REPLY instead.
-    fn files_undelivered(&mut self, mut delivery: Box<Delivery>) -> Option<Answer> {
+    fn files_undelivered(&mut self, mut delivery: Box<Delivery>, errno: Errno) -> Option<Answer> {
         self.no_longer_delivering(delivery.thread);
         self.spawn_unrequested(&delivery);
         let delivered = delivery.transaction.take()?;
         self.effects.push(Effect::DropFiles(delivered.fixups));
+        self.tell_shortage(delivered.id, errno);
         if let Some(transaction) = self.transactions.get_mut(&delivered.id) {
             transaction.buffer = None;
         }
@@ -244,8 +273,13 @@ impl Delivery {
         let arrays = match self.install_files() {
             Ok(arrays) => arrays,
             Err(errno) => {
-                log::debug!("{}: cannot install descriptors: {errno}", self.tid);
-                return process.context.locked(|graph| graph.files_undelivered(self));
+                client_log!(
+                    Kind::FilesNotInstalled,
+                    "{}:{} cannot be given the descriptors of a transaction: {errno}",
+                    process.pid,
+                    self.tid
+                );
+                return process.context.locked(|graph| graph.files_undelivered(self, errno));
             }
         };
         self.finish_record();
@@ -282,7 +316,8 @@ impl Delivery {
     /// The returns did not reach the client: its read fails, and with it the transaction that came.
     fn fail(mut self: Box<Self>, errno: Errno) {
         let context = self.read.process.context.clone();
-        context.locked(|graph| graph.transaction_undelivered(&self));
+        shortage::note(&errno);
+        context.locked(|graph| graph.transaction_undelivered(&self, errno));
         self.read.call.read_consumed = self.read.start;
         let out = self.read.call.encode();
         self.read.reply.send(Err(errno), &out);

@@ -4,13 +4,14 @@
 //! A link is idle, or queued for its holder, or delivered and waiting to be acknowledged (`sent`,
 //! in `Queue::DeliveredFreeze`). What changes while it waits is sent again after (`resend`).
 
-use super::command::Command;
 use super::graph::{FreezeId, Graph, Place, ProcessId, Queue, Work};
 use super::outbox::Effect;
 use super::returns::Return;
 use super::wire::HandleCookie;
 use super::{Finish, Process};
 use crate::Errno;
+use crate::client_log::{Kind, user_error};
+use crate::quota::{Held, bytes};
 use crate::wrong::{Rule, wrong};
 use std::sync::Arc;
 
@@ -30,6 +31,8 @@ pub(crate) struct Freeze {
     pub resend: bool,
     pub work: FreezeWork,
     pub place: Option<Place>,
+    #[expect(dead_code, reason = "held for its drop")]
+    pub charge: Held,
 }
 
 /// A BINDER_FREEZE that waits for the outstanding transactions of a process.
@@ -53,7 +56,11 @@ impl Graph {
         request: HandleCookie,
     ) -> Result<(), Errno> {
         let refuse = |why: &str| {
-            log::debug!("{:?}: {why}", Command::RequestFreezeNotification(request));
+            user_error!(
+                Kind::BadFreezeNotification,
+                "BC_REQUEST_FREEZE_NOTIFICATION {why}, handle {}",
+                request.handle
+            );
             Err(Errno::EINVAL)
         };
         let Some(reference) = self.find_ref(process, request.handle, false) else {
@@ -63,9 +70,8 @@ impl Graph {
             return refuse("already set");
         }
         let node = reference.node;
-        if self.processes.get(&process).is_none_or(|p| p.freezes >= self.limits.links) {
-            return Err(Errno::ENOMEM);
-        }
+        let holder = self.processes.get(&process).filter(|p| p.freezes < self.limits.links);
+        let charge = holder.ok_or(Errno::ENOMEM)?.process.user.hold_record(bytes::LINK)?;
         let owner = self.nodes.get(&node).and_then(|node| node.process);
         let is_frozen =
             owner.and_then(|owner| self.processes.get(&owner)).map(|owner| owner.is_frozen);
@@ -84,6 +90,7 @@ impl Graph {
                 resend: false,
                 work: FreezeWork::FrozenBinder,
                 place: None,
+                charge,
             },
         );
         if let Some(reference) = self.find_ref_mut(process, request.handle) {
@@ -98,7 +105,11 @@ impl Graph {
     /// BC_CLEAR_FREEZE_NOTIFICATION. EINVAL: no such handle, no link, or another cookie.
     pub fn clear_freeze(&mut self, process: ProcessId, request: HandleCookie) -> Result<(), Errno> {
         let refuse = |why: &str| {
-            log::debug!("{:?}: {why}", Command::ClearFreezeNotification(request));
+            user_error!(
+                Kind::BadFreezeNotification,
+                "BC_CLEAR_FREEZE_NOTIFICATION {why}, handle {}",
+                request.handle
+            );
             Err(Errno::EINVAL)
         };
         let Some(reference) = self.find_ref(process, request.handle, false) else {
@@ -132,7 +143,10 @@ impl Graph {
             _ => None,
         };
         let Some((id, freeze)) = found.and_then(|id| Some((id, self.freezes.get_mut(&id)?))) else {
-            log::debug!("BC_FREEZE_NOTIFICATION_DONE {cookie:#x}: not found");
+            user_error!(
+                Kind::BadFreezeNotification,
+                "BC_FREEZE_NOTIFICATION_DONE {cookie:016x} not found"
+            );
             return Err(Errno::EINVAL);
         };
         freeze.sent = false;

@@ -80,6 +80,20 @@ pub(crate) type WorkList = BTreeMap<u64, Work>;
 /// first: one client may have very many.
 pub(crate) type Cookies = BTreeSet<(u64, u64)>;
 
+fn shrink<K, V>(table: &mut FxHashMap<K, V>, effects: &mut Vec<Effect>)
+where
+    K: Eq + std::hash::Hash + Send + 'static,
+    V: Send + 'static,
+{
+    const SMALL: usize = 1 << 12;
+    if table.capacity() < SMALL || table.len() > table.capacity() / 8 {
+        return;
+    }
+    let mut smaller = FxHashMap::with_capacity_and_hasher(table.len() * 2, Default::default());
+    smaller.extend(table.drain());
+    effects.push(Effect::Discard(Box::new(std::mem::replace(table, smaller))));
+}
+
 /// Every record of a context.
 pub(crate) struct Graph {
     pub processes: FxHashMap<ProcessId, ProcessRecord>,
@@ -122,6 +136,18 @@ impl Graph {
             ids,
             sequence: 0,
         }
+    }
+
+    /// Gives back tables that have become far too large for what is left in them: a hash table never
+    /// shrinks by itself, and that of a million nodes takes hundreds of megabytes.
+    pub fn shrink(&mut self) {
+        let effects = &mut self.effects;
+        shrink(&mut self.processes, effects);
+        shrink(&mut self.threads, effects);
+        shrink(&mut self.nodes, effects);
+        shrink(&mut self.transactions, effects);
+        shrink(&mut self.deaths, effects);
+        shrink(&mut self.freezes, effects);
     }
 
     /// A new id (`binder_last_id`): unique over all contexts, never used again.

@@ -11,6 +11,7 @@ use super::wire::{Put, Reader, WriteRead};
 use super::write::Writer;
 use super::{Call, Due, Finish, Process};
 use crate::Errno;
+use crate::client_log::{Caller, Kind, user_error};
 use crate::uapi::*;
 use std::cell::Cell;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ impl Process {
     /// ([`Limits`](super::Limits)); the rest is said at each ioctl.
     pub fn ioctl(self: &Arc<Self>, call: Call) -> Due<'_> {
         self.alloc.owner_calls();
+        let _caller = Caller { uid: call.uid, pid: self.pid, tid: call.tid }.enter();
         self.serve(call);
         self.due()
     }
@@ -185,7 +187,7 @@ impl Process {
                 Ok(out)
             }
             _ => {
-                log::debug!("{}: unknown ioctl {:#x}", call.tid, call.cmd);
+                user_error!(Kind::BadIoctl, "unknown ioctl {:#x}", call.cmd);
                 Err(Errno::EINVAL)
             }
         }

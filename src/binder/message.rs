@@ -14,6 +14,7 @@ use super::transaction::{Fixup, Held};
 use super::wire::{TransactionData, align8};
 use crate::Errno;
 use crate::alloc::Buffer;
+use crate::client_log::{Kind, user_error};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -46,6 +47,20 @@ struct Translated {
     original: Object,
     /// As the receiver gets it.
     object: Object,
+}
+
+/// Says what is wrong with a message. EINVAL.
+fn invalid(what: std::fmt::Arguments<'_>) -> Errno {
+    user_error!(Kind::BadMessage, "got transaction with {what}");
+    Errno::EINVAL
+}
+
+fn invalid_offset(offset: u64, least: u64, size: u64) -> Errno {
+    invalid(format_args!("invalid offset, {offset} (min {least} max {size})"))
+}
+
+fn out_of_order() -> Errno {
+    invalid(format_args!("out-of-order buffer fixup"))
 }
 
 pub(crate) struct Message<'a> {
@@ -105,10 +120,16 @@ impl<'a> Message<'a> {
     pub fn fill(&mut self) -> Result<(), Errno> {
         let mut offsets = vec![0; self.data.offsets_size as usize];
         if !offsets.is_empty() {
-            self.sender.memory.read(self.data.offsets, &mut offsets)?;
+            self.sender.memory.read(self.data.offsets, &mut offsets).inspect_err(|_| {
+                user_error!(Kind::BadMessage, "got transaction with invalid offsets ptr");
+            })?;
         }
-        if !self.data.offsets_size.is_multiple_of(8) || !self.extra.is_multiple_of(8) {
-            return Err(Errno::EINVAL);
+        if !self.data.offsets_size.is_multiple_of(8) {
+            let size = self.data.offsets_size;
+            return Err(invalid(format_args!("invalid offsets size, {size}")));
+        }
+        if !self.extra.is_multiple_of(8) {
+            return Err(invalid(format_args!("unaligned buffers size, {}", self.extra)));
         }
         if offsets.is_empty() {
             return self.copy_from_sender(0, self.data.buffer, self.data.data_size);
@@ -122,16 +143,20 @@ impl<'a> Message<'a> {
             let offset = u64::from_ne_bytes(*bytes);
             if offset != done {
                 if done > offset || offset > self.data.data_size {
+                    invalid_offset(offset, done, self.data.data_size);
                     return Err(Errno::EFAULT);
                 }
                 self.stage(&mut staged, whole, done, offset)?;
             }
             if !Object::may_begin_at(offset, self.data.data_size) {
-                return Err(Errno::EINVAL);
+                return Err(invalid_offset(offset, done, self.data.data_size));
             }
             let end = self.data.data_size.min(offset + Object::MAX_SIZE as u64);
             self.stage(&mut staged, whole, offset, end).map_err(|_| Errno::EINVAL)?;
-            let object = Object::read(&staged, offset).ok_or(Errno::EINVAL)?;
+            let object = Object::read(&staged, offset).ok_or_else(|| {
+                let kind = staged.get(offset as usize..).and_then(crate::uapi::parse::<u32>);
+                invalid(format_args!("an object cut short or of invalid type, {kind:#x?}"))
+            })?;
             let translated = self.translate(offset, object)?;
             let mut encoded = Vec::with_capacity(Object::MAX_SIZE);
             translated.encode(&mut encoded);
@@ -152,20 +177,26 @@ impl<'a> Message<'a> {
             return Ok(());
         }
         let address = self.data.buffer.wrapping_add(start);
-        self.sender.memory.read(address, &mut staged[start as usize..end as usize])
+        let staged = &mut staged[start as usize..end as usize];
+        self.sender.memory.read(address, staged).inspect_err(|_| {
+            user_error!(Kind::BadMessage, "got transaction with invalid data ptr");
+        })
     }
 
     fn copy_from_sender(&self, offset: u64, address: u64, length: u64) -> Result<(), Errno> {
         if length == 0 {
             return Ok(());
         }
-        self.target.process.alloc.copy_user_to_buffer(
+        let copied = self.target.process.alloc.copy_user_to_buffer(
             &self.buffer,
             offset as usize,
             self.sender.memory,
             address,
             length as usize,
-        )
+        );
+        copied.inspect_err(|_| {
+            user_error!(Kind::BadMessage, "got transaction with invalid data ptr");
+        })
     }
 
     fn copy_to_buffer(&self, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
@@ -200,7 +231,12 @@ impl<'a> Message<'a> {
             let result = if cookie == Some(flat.cookie) {
                 graph.inc_ref_for_node(target.process.id, node, strong, Some(sender.thread))
             } else {
-                log::debug!("node u{:016x}: cookie mismatch", flat.binder);
+                user_error!(
+                    Kind::BadCookie,
+                    "sending u{:016x}: cookie mismatch {:016x}",
+                    flat.binder,
+                    flat.cookie
+                );
                 Err(Errno::EINVAL)
             };
             graph.dec_node_tmpref(node);
@@ -218,7 +254,14 @@ impl<'a> Message<'a> {
         let target_id = target.process.id;
         let (held, object) = sender.process.context.locked(|graph| {
             let reference = graph.find_ref(sender.process.id, flat.handle(), strong);
-            let node_id = reference.map(|reference| reference.node).ok_or(Errno::EINVAL)?;
+            let node_id = reference.map(|reference| reference.node).ok_or_else(|| {
+                user_error!(
+                    Kind::BadHandle,
+                    "got transaction with invalid handle, {}",
+                    flat.handle()
+                );
+                Errno::EINVAL
+            })?;
             let node = graph.nodes.get(&node_id).ok_or(Errno::EINVAL)?;
             if node.process == Some(target_id) {
                 let own = FlatObject { flags: flat.flags, binder: node.ptr, cookie: node.cookie };
@@ -241,6 +284,10 @@ impl<'a> Message<'a> {
     /// any; EBADF: there is none of that number; EOPNOTSUPP: the target has no way to get it.
     fn take_file(&self, fd: u32) -> Result<Arc<dyn File>, Errno> {
         if !self.target.accepts_fds {
+            user_error!(
+                Kind::BadFile,
+                "got transaction with fd, {fd}, but target does not allow fds"
+            );
             return Err(Errno::EPERM);
         }
         if !self.target.process.client.accepts_files() {
@@ -257,15 +304,19 @@ impl<'a> Message<'a> {
         if in_flight + self.fixups.len() >= limits.files_in_flight {
             return Err(Errno::EMFILE);
         }
-        let fd = i32::try_from(fd).map_err(|_| Errno::EBADF)?;
-        self.sender.process.client.take_file(self.sender.tid, fd)
+        let taken = i32::try_from(fd)
+            .map_err(|_| Errno::EBADF)
+            .and_then(|fd| self.sender.process.client.take_file(self.sender.tid, fd));
+        taken.inspect_err(|errno| {
+            user_error!(Kind::BadFile, "got transaction with invalid fd, {fd}: {errno}");
+        })
     }
 
     /// The descriptors of an array, in a scatter-gather buffer (`binder_translate_fd_array`).
     fn translate_fd_array(&mut self, array: FdArrayObject) -> Result<(), Errno> {
         let (parent_offset, parent, original) = self.parent(array.parent)?;
         if !self.fixup_is_in_order(parent_offset, array.parent_offset) {
-            return Err(Errno::EINVAL);
+            return Err(out_of_order());
         }
         if array.num_fds > 0 {
             self.take_files_of_array(&array, &parent, &original)?;
@@ -284,12 +335,15 @@ impl<'a> Message<'a> {
     ) -> Result<(), Errno> {
         let size = array.num_fds.checked_mul(size_of::<u32>() as u64).ok_or(Errno::EINVAL)?;
         if size > parent.length || array.parent_offset > parent.length - size {
-            return Err(Errno::EINVAL);
+            return Err(invalid(format_args!(
+                "an fd array that does not fit in its buffer, {} fds",
+                array.num_fds
+            )));
         }
         let offset = parent.buffer - self.buffer.user_data + array.parent_offset;
         let address = original.buffer.wrapping_add(array.parent_offset);
         if !offset.is_multiple_of(4) || !address.is_multiple_of(4) {
-            return Err(Errno::EINVAL);
+            return Err(invalid(format_args!("parent offset not aligned correctly")));
         }
         self.patches.insert(offset, Patch::Skip(size));
         for index in 0..array.num_fds {
@@ -310,7 +364,7 @@ impl<'a> Message<'a> {
     /// parent is fixed up (`BINDER_TYPE_PTR`, `binder_fixup_parent`).
     fn translate_buffer(&mut self, offset: u64, mut object: BufferObject) -> Result<Object, Errno> {
         if object.length > self.sg_end.saturating_sub(self.sg_offset) {
-            return Err(Errno::EINVAL);
+            return Err(invalid(format_args!("too large buffer, {} bytes", object.length)));
         }
         self.copies.push(Copy {
             offset: self.sg_offset,
@@ -322,10 +376,11 @@ impl<'a> Message<'a> {
         if object.has_parent() {
             let (parent_offset, parent, _) = self.parent(object.parent)?;
             if !self.fixup_is_in_order(parent_offset, object.parent_offset) {
-                return Err(Errno::EINVAL);
+                return Err(out_of_order());
             }
             if parent.length < POINTER || object.parent_offset > parent.length - POINTER {
-                return Err(Errno::EINVAL);
+                let offset = object.parent_offset;
+                return Err(invalid(format_args!("invalid parent offset, {offset}")));
             }
             let place = object.parent_offset + parent.buffer - self.buffer.user_data;
             self.patches.insert(place, Patch::Pointer(object.buffer));
@@ -345,7 +400,7 @@ impl<'a> Message<'a> {
                 original: Object::Buffer(original),
                 object: Object::Buffer(object),
             }) => Ok((*offset, *object, *original)),
-            _ => Err(Errno::EINVAL),
+            _ => Err(invalid(format_args!("invalid parent offset or type"))),
         }
     }
 

@@ -9,6 +9,8 @@
 use super::graph::{Graph, NodeId, Place, ProcessId, Queue, ThreadId, TransactionId, Work};
 use super::object::FlatObject;
 use crate::Errno;
+use crate::client_log::{Kind, user_error};
+use crate::quota::{Held, bytes};
 use crate::uapi;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -40,6 +42,8 @@ pub(crate) struct Node {
     /// A one-way transaction is with the owner; the next waits in `async_todo`.
     pub has_async_transaction: bool,
     pub async_todo: VecDeque<TransactionId>,
+    #[expect(dead_code, reason = "held for its drop")]
+    pub charge: Held,
 }
 
 impl Node {
@@ -83,6 +87,7 @@ impl Graph {
         if record.nodes.len() >= limit {
             return Err(Errno::ENOMEM);
         }
+        let charge = record.process.user.hold_record(bytes::NODE)?;
         record.nodes.insert(object.binder, id);
         self.created.nodes += 1;
         self.nodes.insert(
@@ -107,6 +112,7 @@ impl Graph {
                 work: None,
                 has_async_transaction: false,
                 async_todo: VecDeque::new(),
+                charge,
             },
         );
         Ok(id)
@@ -132,7 +138,7 @@ impl Graph {
                     && node.internal_strong_refs == 0
                     && !(is_manager && node.process.is_some() && node.has_strong_ref)
                 {
-                    log::debug!("invalid inc strong node for {}", id.0);
+                    user_error!(Kind::BadReference, "invalid inc strong node for {}", id.0);
                     return Err(Errno::EINVAL);
                 }
                 node.internal_strong_refs += 1;
@@ -271,19 +277,25 @@ impl Graph {
     /// The owner confirms a notice (BC_INCREFS_DONE, BC_ACQUIRE_DONE). Whatever does not fit is
     /// ignored, as in the driver.
     pub fn node_done(&mut self, process: ProcessId, ptr: u64, cookie: u64, strong: bool) {
+        let name = |strong| if strong { "BC_ACQUIRE_DONE" } else { "BC_INCREFS_DONE" };
         let Some(id) = self.find_node(process, ptr) else {
-            log::debug!("u{ptr:016x}: no such node to confirm a reference to");
+            user_error!(Kind::BadNodeDone, "{} u{ptr:016x} no match", name(strong));
             return;
         };
         let node = self.node_mut(id);
         if node.cookie != cookie {
-            log::debug!("u{ptr:016x}: cookie mismatch {cookie:016x} != {:016x}", node.cookie);
+            user_error!(
+                Kind::BadNodeDone,
+                "{} u{ptr:016x} cookie mismatch {cookie:016x} != {:016x}",
+                name(strong),
+                node.cookie
+            );
             return;
         }
         let pending =
             if strong { &mut node.pending_strong_ref } else { &mut node.pending_weak_ref };
         if !std::mem::take(pending) {
-            log::debug!("u{ptr:016x}: no reference is waiting to be confirmed");
+            user_error!(Kind::BadNodeDone, "{} u{ptr:016x} has no pending request", name(strong));
             return;
         }
         self.inc_node_tmpref(id);

@@ -32,6 +32,8 @@ pub(crate) enum Effect {
     DropFiles(Vec<Fixup>),
     /// A frozen process has no outstanding transactions any more.
     Frozen(FreezeWait),
+    /// What is large, and is given back to the allocator outside the lock.
+    Discard(Box<dyn Send>),
     /// A released process: its last holder frees its buffers.
     DropProcess(Arc<Process>),
     /// The device need not watch a thread any more.
@@ -106,6 +108,7 @@ impl Shared {
                 Effect::FreeBuffer(process, buffer) => process.alloc.free_buf(&buffer),
                 Effect::CloseFiles(process, files) => process.client.close_files(&files),
                 Effect::DropFiles(files) => drop(files),
+                Effect::Discard(what) => drop(what),
                 Effect::DropProcess(process) => drop(process),
                 Effect::DropRecord(record) => drop(record),
                 Effect::DropWatch(watch) => drop(watch),

@@ -11,6 +11,8 @@ use super::reference::Ref;
 use super::transaction::Held;
 use crate::Errno;
 use crate::alloc::Buffer;
+use crate::client_log::{Kind, user_error};
+use crate::quota;
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -30,6 +32,8 @@ pub(crate) struct BufferRecord {
     pub held: Vec<Held>,
     /// Descriptors (of arrays) that were installed in the client and are closed with the buffer.
     pub close_on_free: Vec<i32>,
+    #[expect(dead_code, reason = "held for its drop")]
+    pub charge: quota::Held,
 }
 
 /// `struct binder_proc`, the part that the graph's lock guards.
@@ -159,10 +163,14 @@ impl Graph {
         object: &FlatObject,
     ) -> Result<(), Errno> {
         if self.manager.is_some() {
+            user_error!(Kind::BadManager, "BINDER_SET_CONTEXT_MGR already set");
             return Err(Errno::EBUSY);
         }
         match self.manager_uid {
-            Some(uid) if uid != euid => return Err(Errno::EPERM),
+            Some(uid) if uid != euid => {
+                user_error!(Kind::BadManager, "BINDER_SET_CONTEXT_MGR bad uid {euid} != {uid}");
+                return Err(Errno::EPERM);
+            }
             _ => self.manager_uid = Some(euid),
         }
         let id = self.get_or_new_node(process, object)?;
@@ -256,5 +264,6 @@ impl Graph {
         self.effects.extend(record.freeze_waits.drain(..).map(Effect::Frozen));
         self.effects.push(Effect::DropProcess(record.process.clone()));
         self.effects.push(Effect::DropRecord(Box::new(record)));
+        self.shrink();
     }
 }

@@ -2,6 +2,8 @@
 
 use super::graph::{DeathId, FreezeId, Graph, NodeId, ProcessId, ThreadId};
 use crate::Errno;
+use crate::client_log::{Kind, user_error};
+use crate::quota::{Held, bytes};
 use crate::wrong::{Rule, wrong};
 
 /// `struct binder_ref`. A process has at most one for each node.
@@ -13,6 +15,8 @@ pub(crate) struct Ref {
     pub weak: u64,
     pub death: Option<DeathId>,
     pub freeze: Option<FreezeId>,
+    #[expect(dead_code, reason = "held for its drop")]
+    pub charge: Held,
 }
 
 impl Graph {
@@ -20,7 +24,7 @@ impl Graph {
     pub fn find_ref(&self, process: ProcessId, handle: u32, need_strong: bool) -> Option<&Ref> {
         let reference = self.processes.get(&process)?.refs.get(&handle)?;
         if need_strong && reference.strong == 0 && !wrong(Rule::WeakIsStrongEnough) {
-            log::debug!("tried to use weak ref as strong ref");
+            user_error!(Kind::BadReference, "tried to use weak ref as strong ref, handle {handle}");
             return None;
         }
         Some(reference)
@@ -45,10 +49,14 @@ impl Graph {
         if record.refs.len() >= limit {
             return Err(Errno::ENOMEM);
         }
+        let charge = record.process.user.hold_record(bytes::REFERENCE)?;
         let handle = record.free_handle(if may_be_0 { 0 } else { 1 });
         record.handles.insert(node, handle);
         self.created.references += 1;
-        record.refs.insert(handle, Ref { id, node, strong: 0, weak: 0, death: None, freeze: None });
+        record.refs.insert(
+            handle,
+            Ref { id, node, strong: 0, weak: 0, death: None, freeze: None, charge },
+        );
         if let Some(node) = self.nodes.get_mut(&node) {
             node.refs.insert(id, process);
         }
@@ -116,7 +124,7 @@ impl Graph {
         };
         let count = if strong { &mut reference.strong } else { &mut reference.weak };
         if *count == 0 {
-            log::debug!("invalid dec of a count that is 0, handle {handle}");
+            user_error!(Kind::BadReference, "invalid dec of a count that is 0, handle {handle}");
             return;
         }
         *count -= 1;

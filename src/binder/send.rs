@@ -14,11 +14,14 @@ use super::process::BufferRecord;
 use super::returns::Return;
 use super::thread::ExtendedError;
 use super::traffic::Entry;
-use super::transaction::{Fixup, Held, Transaction};
+use super::transaction::{Charge, Fixup, Held, Transaction};
 use super::wire::{TransactionData, align8};
 use crate::Errno;
 use crate::alloc::{Buffer, Request};
+use crate::client_log::{Kind, user_error};
 use crate::client_mem::ClientMemory;
+use crate::quota;
+use crate::shortage;
 use crate::uapi::{TF_ACCEPT_FDS, TF_CLEAR_BUF, TF_ONE_WAY};
 use crate::wrong::{Rule, wrong};
 use std::sync::Arc;
@@ -94,6 +97,9 @@ pub(crate) struct Filled {
     pub held: Vec<Held>,
     pub fixups: Vec<Fixup>,
     pub security_ctx: u64,
+    charge: Charge,
+    /// Of the buffer's record, which stays until the buffer is freed.
+    buffer_charge: quota::Held,
 }
 
 impl Sender<'_> {
@@ -184,8 +190,17 @@ impl Sender<'_> {
         };
         let shared = &self.process.context.shared;
         shared.transaction_log.add(entry());
-        if failure.is_some() {
+        if let Some(Failure { error, param }) = failure {
             shared.failed_log.add(entry());
+            user_error!(
+                Kind::TransactionFailed,
+                "transaction {} to {to_pid}:{to_tid} failed {}/{param} ({error:?}), code {} size {}-{}",
+                id.0,
+                error.number(),
+                data.code,
+                data.data_size,
+                data.offsets_size
+            );
         }
     }
 
@@ -197,14 +212,6 @@ impl Sender<'_> {
         in_reply_to: Option<TransactionId>,
         failure: Failure,
     ) {
-        log::debug!(
-            "{}:{} transaction {} failed: {:?} {}",
-            self.process.pid,
-            self.tid,
-            id.0,
-            failure.error,
-            failure.param
-        );
         let error = ExtendedError {
             id: id.0 as u32,
             command: failure.error.number(),
@@ -228,12 +235,12 @@ impl Sender<'_> {
     fn reply_target(&self, graph: &mut Graph, own: &mut Option<i32>) -> Result<Target, NoTarget> {
         let thread = graph.threads.get_mut(&self.thread).ok_or_else(Failure::dead)?;
         let Some(call_id) = thread.transaction_stack else {
-            log::debug!("{}: got reply with no transaction stack", self.tid);
+            user_error!(Kind::BadReply, "got reply transaction with no transaction stack");
             return Err(Failure::from(Errno::EPROTO).into());
         };
         let call = graph.transactions.get(&call_id).ok_or_else(Failure::dead)?;
         if call.to_thread != Some(self.thread) {
-            log::debug!("{}: got reply with bad transaction stack", self.tid);
+            user_error!(Kind::BadReply, "got reply transaction with bad transaction stack");
             return Err(Failure::from(Errno::EPROTO).into());
         }
         thread.transaction_stack = call.to_parent;
@@ -247,7 +254,7 @@ impl Sender<'_> {
             return Err(none(Failure::dead(), Some(call_id)));
         };
         if caller_thread.transaction_stack != Some(call_id) {
-            log::debug!("{}: got reply with bad target transaction stack", self.tid);
+            user_error!(Kind::BadReply, "got reply transaction with bad target transaction stack");
             return Err(Failure::from(Errno::EPROTO).into());
         }
         let Some(record) = graph.processes.get(&caller_thread.process) else {
@@ -275,7 +282,7 @@ impl Sender<'_> {
         } else {
             let reference = graph.find_ref(self.process.id, handle, true);
             reference.map(|reference| reference.node).ok_or_else(|| {
-                log::debug!("{}: got transaction to invalid handle, {handle}", self.tid);
+                user_error!(Kind::BadHandle, "got transaction to invalid handle, {handle}");
                 missing(Return::FailedReply)
             })?
         };
@@ -283,10 +290,14 @@ impl Sender<'_> {
         let owner = node.process.ok_or(missing(Return::DeadReply))?;
         let record = graph.processes.get(&owner).ok_or(missing(Return::DeadReply))?;
         if handle == 0 && record.process.pid == self.process.pid {
-            log::debug!("{}: call to the context manager from its own process", self.tid);
+            user_error!(
+                Kind::CallToSelf,
+                "got transaction to context manager from process owning it"
+            );
             return Err(Errno::EINVAL.into());
         }
         if owner == self.process.id {
+            user_error!(Kind::CallToSelf, "got transaction to a node of its own, handle {handle}");
             return Err(Errno::EINVAL.into());
         }
         let mut target = Target {
@@ -305,7 +316,10 @@ impl Sender<'_> {
         }
         if !oneway {
             if let Some(Work::Transaction(_)) = thread.todo.values().next() {
-                log::debug!("{}: new call while a transaction waits on its todo", self.tid);
+                user_error!(
+                    Kind::BadCallStack,
+                    "new transaction not allowed when there is a transaction on thread todo"
+                );
                 return Err(Errno::EPROTO.into());
             }
             target.thread = self.nested_target(graph, thread.transaction_stack, owner)?;
@@ -330,7 +344,7 @@ impl Sender<'_> {
             return Ok(None);
         };
         if top.to_thread != Some(self.thread) {
-            log::debug!("{}: new call while waiting for a reply", self.tid);
+            user_error!(Kind::BadCallStack, "got new transaction with bad transaction stack");
             return Err(Errno::EPROTO.into());
         }
         let mut next = Some(top);
@@ -360,18 +374,33 @@ impl Sender<'_> {
         let context_size = security_ctx.as_ref().map_or(0, |context| align8(context.len() as u64));
         let extra = extra_buffers_size.checked_add(context_size).ok_or(Errno::EINVAL)?;
         let alloc = &target.process.alloc;
-        let buffer = alloc
-            .alloc_new_buf(&Request {
-                data_size: data.data_size,
-                offsets_size: data.offsets_size,
-                extra_buffers_size: extra,
-                is_async: !is_reply && data.flags & TF_ONE_WAY != 0,
-                pid: self.process.pid,
-            })
-            .map_err(|errno| match errno {
-                Errno::ESRCH => Failure::new(Return::DeadReply, -(Errno::ESRCH as i32)),
-                errno => errno.into(),
-            })?;
+        let request = Request {
+            data_size: data.data_size,
+            offsets_size: data.offsets_size,
+            extra_buffers_size: extra,
+            is_async: !is_reply && data.flags & TF_ONE_WAY != 0,
+            pid: self.process.pid,
+        };
+        let user = &self.process.user;
+        let buffer_charge = user.hold_record(quota::bytes::BUFFER)?;
+        let mut charge =
+            Charge { record: user.hold_record(quota::bytes::TRANSACTION)?, oneway: None };
+        let buffer = alloc.alloc_new_buf(&request).map_err(|errno| match errno {
+            Errno::ESRCH => {
+                let pid = target.process.pid;
+                user_error!(Kind::NotMapped, "cannot allocate buffer: no vma, process {pid}");
+                Failure::new(Return::DeadReply, -(Errno::ESRCH as i32))
+            }
+            errno => {
+                shortage::note(&errno);
+                errno.into()
+            }
+        })?;
+        if request.is_async {
+            let size = buffer.size();
+            let held = user.hold(quota::What::OnewayBytes, size);
+            charge.oneway = Some(held.inspect_err(|_| alloc.free_buf(&buffer))?);
+        }
         if data.flags & TF_CLEAR_BUF != 0 {
             alloc.set_clear_on_free(&buffer);
         }
@@ -387,7 +416,14 @@ impl Sender<'_> {
         match message.fill() {
             Ok(()) => {
                 let (held, fixups) = message.into_parts();
-                Ok(Filled { buffer, held, fixups, security_ctx: context_address })
+                Ok(Filled {
+                    buffer,
+                    held,
+                    fixups,
+                    security_ctx: context_address,
+                    charge,
+                    buffer_charge,
+                })
             }
             Err(errno) => {
                 let (held, fixups) = message.into_parts();
@@ -399,7 +435,10 @@ impl Sender<'_> {
                 Err(match errno {
                     // An object found the target's tables gone: it died meanwhile.
                     Errno::ESRCH => Failure::dead(),
-                    errno => errno.into(),
+                    errno => {
+                        shortage::note(&errno);
+                        errno.into()
+                    }
                 })
             }
         }
@@ -447,6 +486,7 @@ impl Sender<'_> {
                     target_node: target.node,
                     held: filled.held,
                     close_on_free: Vec::new(),
+                    charge: filled.buffer_charge,
                 },
             );
         }
@@ -473,6 +513,7 @@ impl Sender<'_> {
                 target_node: target.node,
                 fixups: filled.fixups,
                 security_ctx: filled.security_ctx,
+                charge: filled.charge,
             },
         );
         if let (Some(call), Some(caller)) = (target.in_reply_to, target.thread) {

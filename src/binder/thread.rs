@@ -10,6 +10,7 @@ use super::outbox::Effect;
 use super::read::{Answer, Parked};
 use super::returns::Return;
 use crate::Errno;
+use crate::quota::{Held, bytes};
 use bitflags::bitflags;
 
 bitflags! {
@@ -69,6 +70,8 @@ pub(crate) struct Thread {
     pub polled_in_vain: Option<u64>,
     /// Where the last read buffer lay that could be written to.
     pub known_read_buffer: Option<u64>,
+    #[expect(dead_code, reason = "held for its drop")]
+    pub charge: Held,
 }
 
 impl Graph {
@@ -88,6 +91,7 @@ impl Graph {
         if record.threads.len() >= self.limits.threads {
             return Err(Errno::ENOMEM);
         }
+        let charge = record.process.user.hold_record(bytes::THREAD)?;
         let id = ThreadId(self.next_id());
         self.created.threads += 1;
         self.threads.insert(
@@ -109,6 +113,7 @@ impl Graph {
                 delivering: None,
                 polled_in_vain: None,
                 known_read_buffer: None,
+                charge,
             },
         );
         if let Some(record) = self.processes.get_mut(&process) {

@@ -13,6 +13,7 @@ use super::process::BufferRecord;
 use super::returns::Return;
 use super::thread::ExtendedError;
 use super::{File, Process};
+use crate::quota;
 use crate::uapi::{TF_ONE_WAY, TF_UPDATE_TXN};
 use crate::wrong::{Rule, wrong};
 use std::sync::Arc;
@@ -69,6 +70,17 @@ pub(crate) struct Transaction {
     pub fixups: Vec<Fixup>,
     /// Address of the security context in the receiver's buffer, or 0.
     pub security_ctx: u64,
+    #[allow(dead_code, reason = "held for its drop")]
+    pub charge: Charge,
+}
+
+/// What of its sender's quota a transaction takes, until it is done.
+pub(crate) struct Charge {
+    #[allow(dead_code, reason = "held for its drop")]
+    pub record: quota::Held,
+    /// The bytes of a one-way call, which nobody waits for.
+    #[allow(dead_code, reason = "held for its drop")]
+    pub oneway: Option<quota::Held>,
 }
 
 impl Transaction {

@@ -7,6 +7,7 @@ use super::send::Sender;
 use super::thread::Looper;
 use super::wire::{TransactionData, WriteRead};
 use crate::Errno;
+use crate::client_log::{Kind, user_error};
 use crate::client_mem::ClientMemory;
 use std::cell::Cell;
 use std::sync::Arc;
@@ -73,12 +74,13 @@ impl Writer<'_> {
         while commands.next < commands.end && !self.has_return_error() {
             let number = u32::from_ne_bytes(*commands.take(4)?.first_chunk().ok_or(Errno::EFAULT)?);
             let size = Command::payload_size(number).ok_or_else(|| {
-                log::debug!("{}: unknown command {number:#x}", self.tid);
+                user_error!(Kind::BadCommand, "unknown command {number:#x}");
                 Errno::EINVAL
             })?;
             self.process.count_command(number);
             if number == crate::uapi::BC_ATTEMPT_ACQUIRE || number == crate::uapi::BC_ACQUIRE_RESULT
             {
+                user_error!(Kind::BadCommand, "command {number:#x} is not supported");
                 return Err(Errno::EINVAL);
             }
             let command = Command::decode(number, commands.take(size)?).ok_or(Errno::EINVAL)?;
@@ -160,7 +162,11 @@ impl Writer<'_> {
             Ok(buffer) => self.process.context.locked(|graph| {
                 graph.free_buffer(self.process.id, buffer.offset, Some(self.thread));
             }),
-            Err(errno) => log::debug!("{}: BC_FREE_BUFFER {address:#x}: {errno}", self.tid),
+            Err(Errno::EPERM) => user_error!(
+                Kind::BadFree,
+                "BC_FREE_BUFFER u{address:016x} matched a buffer that was not returned yet"
+            ),
+            Err(_) => user_error!(Kind::BadFree, "BC_FREE_BUFFER u{address:016x} no match"),
         }
     }
 
@@ -174,7 +180,7 @@ impl Writer<'_> {
                 && let Some(manager) = graph.manager
             {
                 if graph.manager_process() == Some(process) {
-                    log::debug!("{}: context manager tried to acquire handle 0", self.tid);
+                    user_error!(Kind::BadReference, "context manager tried to acquire desc 0");
                     return Err(Errno::EINVAL);
                 }
                 if graph.inc_ref_for_node(process, manager, strong, None).is_ok() {
@@ -182,7 +188,7 @@ impl Writer<'_> {
                 }
             }
             if graph.update_ref_for_handle(process, handle, increment, strong).is_err() {
-                log::debug!("{}: refcount change on invalid ref {handle}", self.tid);
+                user_error!(Kind::BadReference, "refcount change on invalid ref {handle}");
             }
             Ok(())
         })
@@ -205,10 +211,10 @@ impl Writer<'_> {
                 return;
             };
             if thread.looper.contains(Looper::ENTERED) {
-                log::debug!("{}: BC_REGISTER_LOOPER called after BC_ENTER_LOOPER", self.tid);
+                user_error!(Kind::BadLooper, "BC_REGISTER_LOOPER called after BC_ENTER_LOOPER");
                 thread.looper |= Looper::INVALID;
             } else if process.requested_threads == 0 {
-                log::debug!("{}: BC_REGISTER_LOOPER called without request", self.tid);
+                user_error!(Kind::BadLooper, "BC_REGISTER_LOOPER called without request");
                 thread.looper |= Looper::INVALID;
             } else {
                 process.requested_threads -= 1;
@@ -224,7 +230,7 @@ impl Writer<'_> {
                 return;
             };
             if thread.looper.contains(Looper::REGISTERED) {
-                log::debug!("{}: BC_ENTER_LOOPER called after BC_REGISTER_LOOPER", self.tid);
+                user_error!(Kind::BadLooper, "BC_ENTER_LOOPER called after BC_REGISTER_LOOPER");
                 thread.looper |= Looper::INVALID;
             }
             thread.looper |= Looper::ENTERED;

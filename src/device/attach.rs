@@ -13,12 +13,15 @@
 //! where we may not take the client's descriptor (no ptrace access) there is one with a name,
 //! after all, random and known to this client alone, who must be the one that connects to it.
 
+use super::Open;
 use super::client::thread_group;
 use super::files::Channel;
 use super::wire::Header;
-use super::{Open, warn_once};
 use crate::alloc::MAX_BUFFER_SIZE;
+use crate::client_log::{Kind, client_log};
 use crate::client_mem::getfd;
+use crate::mm_shim::{Verb, fault};
+use crate::shortage::is_shortage;
 use crate::{Errno, uapi};
 use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, SockaddrLike, UnixAddr,
@@ -84,6 +87,7 @@ impl Open {
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
             let rights = [ControlMessage::ScmRights(&descriptor)];
             let byte = [IoSlice::new(&[0])];
+            fault(Verb::Send)?;
             sendmsg::<UnixAddr>(socket.as_raw_fd(), &byte, &rights, flags, None)?;
         }
         self.client.set_channel(Channel::new(socket));
@@ -93,7 +97,8 @@ impl Open {
     fn take_socket(&self, tid: i32, fd: i32) -> Result<OwnedFd, Errno> {
         let socket = getfd(self.client.pidfd.as_fd(), tid, fd).inspect_err(|error| {
             if *error == Errno::EPERM {
-                warn_once!(
+                client_log!(
+                    Kind::AttachRefused,
                     "process {} cannot attach in the usual way: taking a descriptor from it is not permitted (it \
                      takes CAP_SYS_PTRACE, and Yama's kernel.yama.ptrace_scope below 3)",
                     self.client.pid
@@ -114,6 +119,7 @@ impl Open {
         }
         self.check_opener(header)?;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        fault(Verb::Descriptor)?;
         let listener = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
         let random = RandomState::new();
         let name = format!("fakebinder-{:016x}{:016x}", random.hash_one(0), random.hash_one(1));
@@ -130,7 +136,11 @@ impl Open {
     fn accept(&self) -> Result<OwnedFd, Errno> {
         let listener = self.listener.lock().take().ok_or(Errno::ENOTCONN)?;
         // Neither a connection nor an error is worth waiting for: the listener does not block.
-        let (socket, _) = listener.accept().map_err(|_| Errno::ENOTCONN)?;
+        fault(Verb::Descriptor)?;
+        let (socket, _) = listener.accept().map_err(|error| {
+            let errno = error.raw_os_error().map(Errno::from_raw);
+            errno.filter(|errno| is_shortage(*errno)).unwrap_or(Errno::ENOTCONN)
+        })?;
         match getsockopt(&socket, sockopt::PeerCredentials)?.pid() == self.client.pid {
             true => Ok(socket.into()),
             false => Err(Errno::EACCES),
@@ -144,7 +154,8 @@ impl Open {
         let (address, length) = match self.mm.mapping_at(mapped.address) {
             Err(Errno::ESRCH) => return Err(Errno::EINVAL),
             Err(Errno::EACCES) => {
-                warn_once!(
+                client_log!(
+                    Kind::AttachRefused,
                     "process {} cannot attach: looking at its mappings is not permitted (it takes CAP_SYS_PTRACE)",
                     self.client.pid
                 );

@@ -8,6 +8,7 @@
 
 use crate::binder::copies::Work;
 use crate::binder::{self, Binder};
+use crate::client_log::{Kind, client_log};
 use crate::lock_order::rank;
 use crate::sync::{Condvar, Mutex};
 use std::collections::VecDeque;
@@ -100,7 +101,7 @@ impl Shared {
         let thread = std::thread::Builder::new().name("carrier".into());
         if let Err(error) = thread.spawn(move || shared.work()) {
             // The work is done by the next thread that is free, or by the next that starts.
-            log::error!("starting a carrier: {error}");
+            client_log!(Kind::WorkersHeldUp, "starting a carrier: {error}");
             self.queue.lock().threads -= 1;
             self.more.notify_one();
         }

@@ -1,9 +1,14 @@
 //! The process behind an open file, as the engine reaches it.
 
+use super::security_context::SecurityContexts;
 use super::threads::{self, Threads};
-use super::{files::Channel, ids, warn_once};
+use super::{files::Channel, ids};
 use crate::binder::copies::{Allowance, COPIES, Carriers, Copies};
+use crate::client_log::{Caller, Kind, client_log, user_error};
 use crate::lock_order::rank;
+use crate::mm_shim::{Verb, fault};
+use crate::quota::{Held, Quotas, User, What};
+use crate::shortage::is_shortage;
 use crate::sync::Mutex;
 use crate::{Errno, binder, client_mem, uapi};
 use nix::sys::resource::{Resource, getrlimit};
@@ -20,6 +25,7 @@ pub struct TakenFile {
     /// There until this is dropped.
     file: Option<OwnedFd>,
     clients: Arc<Clients>,
+    _held: Held,
     /// Of the client that it was taken from.
     copies: Arc<Copies>,
 }
@@ -52,9 +58,12 @@ const COPIES_OF_A_USER: usize = 64;
 pub struct Client {
     /// The thread group.
     pub pid: i32,
+    /// The opener's, as the device's open tells it.
+    pub uid: u32,
+    pub user: Arc<User>,
     pub pidfd: Arc<OwnedFd>,
     /// As it was at the open, with its NUL: `binder_transaction` tells `proc->cred`, whoever calls.
-    security_context: Option<Vec<u8>>,
+    security_context: Result<Vec<u8>, Errno>,
     namespaces: OnceLock<Namespaces>,
     user_namespaces: ids::Namespaces,
     clients: Arc<Clients>,
@@ -111,6 +120,7 @@ pub(super) fn errno(error: std::io::Error) -> Errno {
 /// The thread group of a thread. The caller must know that the thread lives: it waits for a reply.
 /// ESRCH when it does not; EMFILE and ENFILE when this process has no descriptor left to look with.
 pub fn thread_group(tid: i32) -> Result<i32, Errno> {
+    fault(Verb::Descriptor)?;
     let status = fs::read_to_string(format!("/proc/{tid}/status")).map_err(errno)?;
     numbers(&status, "Tgid:").and_then(|mut numbers| numbers.next()).ok_or(Errno::ESRCH)
 }
@@ -123,20 +133,6 @@ fn most_taken() -> usize {
     })
 }
 
-/// The security context of a thread, with a NUL; none where there is no security module.
-fn security_context_of(tid: i32) -> Option<Vec<u8>> {
-    let mut context = fs::read(format!("/proc/{tid}/attr/current")).ok()?;
-    // SELinux ends it with a NUL, others with a newline.
-    while context.last().is_some_and(|byte| matches!(byte, 0 | b'\n')) {
-        context.pop();
-    }
-    if context.is_empty() {
-        return None;
-    }
-    context.push(0);
-    Some(context)
-}
-
 /// All clients, by thread group: who asks how a pid looks from elsewhere finds the answer here.
 pub struct Clients {
     threads: Threads,
@@ -145,10 +141,16 @@ pub struct Clients {
     carriers: Arc<dyn Carriers>,
     /// How many of our descriptors are files on their way from one to another.
     taken: AtomicUsize,
+    security_contexts: SecurityContexts,
+    quotas: Quotas,
 }
 
 impl Clients {
-    pub fn start(carriers: Arc<dyn Carriers>) -> std::io::Result<Arc<Clients>> {
+    pub fn start(
+        carriers: Arc<dyn Carriers>,
+        security_contexts: SecurityContexts,
+        quotas: Quotas,
+    ) -> std::io::Result<Arc<Clients>> {
         // A quarter of this process's descriptors may be those of threads.
         let threads = Threads::start(most_taken() / 2)?;
         Ok(Arc::new(Clients {
@@ -157,6 +159,8 @@ impl Clients {
             users: Mutex::default(),
             carriers,
             taken: AtomicUsize::new(0),
+            security_contexts,
+            quotas,
         }))
     }
 
@@ -180,13 +184,25 @@ impl Clients {
     /// The process of the thread `tid` of the user `uid`, which waits in an open.
     pub fn of_thread(self: &Arc<Self>, tid: i32, uid: u32) -> Result<Arc<Client>, Errno> {
         let pid = thread_group(tid)?;
-        let pidfd = Arc::new(client_mem::pidfd_open(pid)?);
+        // Open files of one process share a descriptor, as long as its number is its own.
+        let pidfd = match self.find(pid) {
+            Some(known) if binder::Client::has_pid(&*known) => known.pidfd.clone(),
+            _ => Arc::new(client_mem::pidfd_open(pid)?),
+        };
+        let security_context = self.security_contexts.of(tid, uid);
+        if let Err(errno) = security_context
+            && is_shortage(errno)
+        {
+            return Err(errno);
+        }
         let allowance = self.allowance(pid, uid);
         let copies = Copies::new(COPIES, allowance.clone(), self.carriers.clone());
         let client = Arc::new(Client {
             pid,
+            uid,
+            user: self.quotas.user(uid),
             pidfd,
-            security_context: security_context_of(tid),
+            security_context,
             namespaces: OnceLock::new(),
             user_namespaces: ids::Namespaces::default(),
             clients: self.clone(),
@@ -206,6 +222,11 @@ impl Clients {
 }
 
 impl Client {
+    /// For lines of the log that are about all of it, not about one request.
+    pub fn caller(&self) -> Caller {
+        Caller { uid: self.uid, pid: self.pid, tid: self.pid }
+    }
+
     pub fn set_channel(&self, channel: Channel) {
         *self.channel.lock() = Some(channel);
     }
@@ -239,25 +260,32 @@ impl Drop for Client {
 }
 
 impl binder::Client for Client {
+    fn user(&self) -> Arc<User> {
+        self.user.clone()
+    }
+
     fn take_file(&self, tid: i32, fd: i32) -> Result<Arc<dyn binder::File>, Errno> {
+        let held = self.user.hold(What::Descriptors, 1)?;
         let taken = self.clients.taken.fetch_add(1, Ordering::Relaxed);
         // Counted until it is dropped, and not at all if it does not come to be.
         let not_taken = |_: &Errno| _ = self.clients.taken.fetch_sub(1, Ordering::Relaxed);
         if taken >= most_taken() {
-            warn_once!(
+            client_log!(
+                Kind::FilesNotFetched,
                 "clients do not read the descriptors that they are sent: {taken} are on their way"
             );
             return Err(Errno::EMFILE).inspect_err(not_taken);
         }
         let file = client_mem::getfd(self.pidfd.as_fd(), tid, fd).inspect_err(not_taken)?;
         let (clients, copies) = (self.clients.clone(), self.copies.clone());
-        Ok(Arc::new(TakenFile { file: Some(file), clients, copies }))
+        Ok(Arc::new(TakenFile { file: Some(file), clients, copies, _held: held }))
     }
 
     fn accepts_files(&self) -> bool {
         let accepts = self.channel.lock().as_ref().is_some_and(Channel::receives);
         if !accepts && !self.said_no_channel.swap(true, Ordering::Relaxed) {
-            log::warn!(
+            client_log!(
+                Kind::NoWayForFiles,
                 "a transaction with descriptors to process {} was refused: it has no way to receive them \
                  (clients of the fakebinder-client library have, after Device::accept_files)",
                 self.pid
@@ -313,7 +341,13 @@ impl binder::Client for Client {
     }
 
     fn security_context(&self) -> Result<Vec<u8>, Errno> {
-        self.security_context.clone().ok_or(Errno::EOPNOTSUPP)
+        self.security_context.clone().inspect_err(|errno| {
+            user_error!(
+                Kind::NoSecurityContext,
+                "no security context for a node that asks for it ({errno}: this kernel's security module gives \
+                 none); fakebinderd --security-context LABEL gives one"
+            );
+        })
     }
 
     /// Where /proc does not say, the uid of the wire is one that the thread may take.
@@ -392,11 +426,16 @@ fn may_nice(tid: i32) -> bool {
 mod tests {
     use super::*;
     use crate::binder::Client as _;
+    use crate::quota::UserLimits;
+    use crate::shrinker::{Memory, MemoryConfig};
 
     #[test]
     fn a_thread_belongs_to_its_process() {
         let own = nix::unistd::getpid().as_raw();
-        let clients = Clients::start(Arc::new(binder::AtOnce)).unwrap();
+        let memory = Memory::new(MemoryConfig::default());
+        let quotas = Quotas::new(&memory, UserLimits::NONE);
+        let carriers = Arc::new(binder::AtOnce);
+        let clients = Clients::start(carriers, SecurityContexts::default(), quotas).unwrap();
         let seen = clients.clone();
         std::thread::spawn(move || {
             let tid = nix::unistd::gettid().as_raw();

@@ -5,6 +5,7 @@
 //! be moved to the number that its transaction tells. The numbers are chosen here, before the
 //! transaction is handed out, so that nothing in a buffer has to be patched by its receiver.
 
+use crate::mm_shim::{Verb, fault};
 use crate::{Errno, uapi};
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use std::collections::BTreeSet;
@@ -76,6 +77,7 @@ impl Channel {
         let rights = if files.is_empty() { &[] } else { &rights[..] };
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         let parts = [IoSlice::new(&message)];
+        fault(Verb::Send)?;
         match sendmsg::<UnixAddr>(self.socket.as_raw_fd(), &parts, rights, flags, None) {
             Ok(_) => Ok(()),
             Err(Errno::EAGAIN) => Err(Errno::ENOBUFS),

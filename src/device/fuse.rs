@@ -15,9 +15,11 @@ use super::session::{Door, MAJOR, MINOR, Responder, Session};
 use super::stale::Stale;
 use super::tree::{Node, Tree, added_name};
 use super::wire::{Forgotten, Header, Ioctl, Request};
-use super::{Device, Hub, Open, Opens, mounts, warn_once, workers};
+use super::{Device, Hub, Open, Opens, mounts, workers};
+use crate::client_log::{Kind, client_log};
 use crate::lock_order::rank;
-use crate::mm_shim::{BufferFile, MappingKind, create_memfd};
+use crate::mm_shim::{BufferFile, MappingKind, Verb, create_memfd, fault};
+use crate::shortage;
 use crate::sync::Mutex;
 use crate::{Errno, uapi};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -217,6 +219,7 @@ impl FuseDoor {
         match self.try_open(header, flags, (number, &device), mappable) {
             Ok(opened) => responder.value(&opened),
             Err(error) => {
+                shortage::note(&error);
                 self.vacate(header.node);
                 responder.error(error);
             }
@@ -252,7 +255,8 @@ impl FuseDoor {
                     Ok(false)
                 }
                 Busy::Mappable => {
-                    warn_once!(
+                    client_log!(
+                        Kind::OpenedTwice,
                         "{}: refused (EBUSY) to open one file a second time: who opened it first may have mapped it. \
                          A device is opened by its name, not by a descriptor of it (/proc/PID/fd/N); for a \
                          container bind its directory",
@@ -292,7 +296,8 @@ impl FuseDoor {
             }
         })?;
         if !mappable && self.passthrough.load(Ordering::Relaxed) {
-            warn_once!(
+            client_log!(
+                Kind::OpenedWithoutMapping,
                 "{}: process {} has opened {} through a bind mount of this one file, where it cannot be mapped: \
                  clients need fakebinder's client library or preload shim there; or bind the device's \
                  directory instead",
@@ -355,17 +360,19 @@ impl FuseDoor {
     /// 0 without passthrough. The number is given back at RELEASE: the opener's thread looks for
     /// it some time after our reply.
     fn backing(&self, file: &BufferFile) -> Result<i32, Errno> {
+        fault(Verb::Descriptor)?;
         if !self.passthrough.load(Ordering::Relaxed) {
             return Ok(0);
         }
         match self.session.backing_open(file.read_only.as_fd()) {
             Err(Errno::EPERM) => {
-                self.passthrough.store(false, Ordering::Relaxed);
-                warn_once!(
-                    "{}: passthrough needs CAP_SYS_ADMIN in the first user namespace; without it devices cannot be \
-                     mapped directly: clients need fakebinder's client library or preload shim",
-                    self.session.name()
-                );
+                if self.passthrough.swap(false, Ordering::Relaxed) {
+                    log::warn!(
+                        "{}: passthrough needs CAP_SYS_ADMIN in the first user namespace; without it devices \
+                         cannot be mapped directly: clients need fakebinder's client library or preload shim",
+                        self.session.name()
+                    );
+                }
                 Ok(0)
             }
             result => result,
@@ -461,7 +468,8 @@ impl FuseDoor {
         let done = move |made: Option<Result<(), Errno>>| {
             match made.unwrap_or_else(|| tree.add_device(&name).map(drop)) {
                 Ok(()) => {
-                    log::info!("{}: added {}", session.name(), String::from_utf8_lossy(&name));
+                    let name = String::from_utf8_lossy(&name);
+                    client_log!(Kind::DeviceAdded, "{}: added {name}", session.name());
                     // A regular file, not a node of some number.
                     (wanted.major, wanted.minor) = (0, 0);
                     responder.ioctl(0, uapi::bytes_of(&wanted));

@@ -14,6 +14,7 @@
 //! EFAULT, or its own bytes from elsewhere in its own memory.
 
 use crate::Errno;
+use crate::client_log::{Kind, client_log};
 use crate::client_mem::{ClientMemory, GatheredMemory};
 use crate::uapi::{self, fuse_ioctl_iovec as Range};
 
@@ -165,7 +166,8 @@ fn push(ranges: &mut Vec<Range>, others: usize, base: u64, len: u64) -> bool {
         return true;
     }
     if ranges.len() + others >= MOST_RANGES || len > MOST_BYTES - total {
-        super::warn_once!(
+        client_log!(
+            Kind::GatherTooLarge,
             "a client passes {len} bytes at once: beyond what can be copied without ptrace access"
         );
         return false;

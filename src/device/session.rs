@@ -21,8 +21,11 @@
 
 use super::signals;
 use super::wire::{self, Forgotten, Header, Ioctl, Request};
+use crate::client_log::{Caller, Kind, client_log};
 use crate::client_mem::ProcessMemory;
 use crate::lock_order::rank;
+use crate::mm_shim::{Verb, fault};
+use crate::shortage::{self, is_shortage};
 use crate::sync::Mutex;
 use crate::{Errno, uapi};
 use std::collections::HashMap;
@@ -31,6 +34,7 @@ use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 /// The protocol that this program speaks; the kernel speaks the older of both sides'.
 pub const MAJOR: u32 = uapi::FUSE_KERNEL_VERSION;
@@ -42,6 +46,12 @@ pub const BUFFER_SIZE: usize = 32 * 4096 + 8192;
 
 /// The bit by which the kernel names an INTERRUPT after the request that it is about.
 const INTERRUPT_BIT: u64 = 1;
+
+/// The kernel had no memory for us: a little later it may have.
+fn out_of_breath(errno: &Errno) {
+    shortage::note(errno);
+    std::thread::sleep(Duration::from_millis(1));
+}
 
 /// What requests are handed to. Called by several threads at once.
 pub trait Door: Send + Sync {
@@ -98,14 +108,23 @@ impl Session {
 
     /// Reads one message, waiting for it; none when the session has come to its end.
     pub fn receive<'a>(&self, buffer: &'a mut [u8]) -> Result<Option<&'a [u8]>, Errno> {
+        let mut patience = 100;
         loop {
-            match nix::unistd::read(&self.fd, buffer) {
+            let got = fault(Verb::Receive).and_then(|()| nix::unistd::read(&self.fd, buffer));
+            match got {
                 Ok(0) => return Ok(None),
                 Ok(length) => return Ok(Some(&buffer[..length])),
                 // ENOENT: the request was aborted while it was copied to us.
                 Err(Errno::EINTR | Errno::EAGAIN | Errno::ENOENT) => {}
+                // The request is still there.
+                Err(error) if is_shortage(error) => out_of_breath(&error),
                 // Unmounted, or aborted.
                 Err(Errno::ENODEV | Errno::ECONNABORTED | Errno::ENOTCONN) => return Ok(None),
+                // Whatever this is, it must not be the end of every client at once.
+                Err(error) if patience > 0 => {
+                    patience -= 1;
+                    out_of_breath(&error);
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -116,13 +135,14 @@ impl Session {
         let (header, request) = match wire::decode(message) {
             Ok(decoded) => decoded,
             Err(malformed) => {
-                log::error!("{}: malformed request: {malformed}", self.name);
+                client_log!(Kind::BadRequest, "{}: malformed request: {malformed}", self.name);
                 if let Some(unique) = malformed.unique() {
                     self.write(unique, -(Errno::EINVAL as i32), &[]);
                 }
                 return;
             }
         };
+        let _caller = Caller { uid: header.uid, pid: 0, tid: header.tid }.enter();
         if log::log_enabled!(log::Level::Trace) {
             self.trace(header.unique, header.tid, &request);
         }
@@ -234,7 +254,13 @@ impl Session {
             Err(Errno::ENOENT | Errno::ENODEV | Errno::ECONNABORTED | Errno::EPIPE) => {
                 log::debug!("{}: request {unique:#x} is gone", self.name);
             }
-            Err(error) => log::error!("{}: reply to request {unique:#x}: {error}", self.name),
+            Err(error) => {
+                client_log!(
+                    Kind::NotReplied,
+                    "{}: reply to request {unique:#x}: {error}",
+                    self.name
+                );
+            }
         }
     }
 
@@ -252,8 +278,13 @@ impl Session {
             *slice = IoSlice::new(part);
         }
         debug_assert!(parts.len() < PARTS);
+        // A notification that is not sent is lost; a reply, somebody waits for for ever.
+        let write = || {
+            fault(Verb::Reply)?;
+            nix::sys::uio::writev(&self.fd, &slices[..=parts.len()])
+        };
         loop {
-            match nix::sys::uio::writev(&self.fd, &slices[..=parts.len()]) {
+            match if unique == 0 { write() } else { shortage::retry(write) } {
                 Ok(_) => return Ok(()),
                 Err(Errno::EINTR) => {}
                 Err(error) => return Err(error),
@@ -387,7 +418,12 @@ impl Responder {
 impl Drop for Responder {
     fn drop(&mut self) {
         if self.unique != 0 {
-            log::error!("{}: request {:#x} was dropped", self.session.name, self.unique);
+            client_log!(
+                Kind::NotReplied,
+                "{}: request {:#x} was dropped",
+                self.session.name,
+                self.unique
+            );
             self.send(-(Errno::EIO as i32), &[]);
         }
     }

@@ -10,6 +10,7 @@
 
 use crate::Errno;
 use crate::binder::{Birth, Watching};
+use crate::client_log::{Kind, client_log};
 use crate::client_mem::{pidfd_open, pidfd_open_thread};
 use crate::lock_order::{assert_nothing_held, rank};
 use crate::sync::Mutex;
@@ -166,7 +167,7 @@ impl Shared {
                 self.listening.fetch_add(1, SeqCst);
                 if let Err(error) = self.clone().add_teller() {
                     self.listening.fetch_sub(1, SeqCst);
-                    log::error!("starting another thread: {error}");
+                    client_log!(Kind::WorkersHeldUp, "starting another thread: {error}");
                 }
             }
             ended();

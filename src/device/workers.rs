@@ -12,7 +12,9 @@
 //! for them ([`Session::answer_the_dying`]). In an idle pool all threads are asleep, it too.
 
 use super::session::{BUFFER_SIZE, Door, Session};
+use crate::client_log::{Kind, client_log};
 use crate::lock_order::rank;
+use crate::mm_shim::{Verb, fault};
 use crate::sync::{Condvar, Mutex};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -111,7 +113,9 @@ impl Pool {
         self.reading.fetch_add(1, SeqCst);
         let thread = std::thread::Builder::new().name("worker".into());
         let forgotten = slot.clone();
-        let started = thread.spawn(move || pool.work(&slot)).map(drop);
+        let started = fault(Verb::Thread)
+            .map_err(std::io::Error::from)
+            .and_then(|()| thread.spawn(move || pool.work(&slot)).map(drop));
         if started.is_err() {
             self.reading.fetch_sub(1, SeqCst);
             self.forget_worker(&forgotten);
@@ -228,13 +232,18 @@ impl Pool {
                 return;
             }
             if workers + 1 == self.limits.most {
-                log::warn!(
+                client_log!(
+                    Kind::WorkersHeldUp,
                     "{}: clients hold up {workers} threads; the next one is the last",
                     self.session.name()
                 );
             }
             if let Err(error) = self.add_worker() {
-                log::error!("{}: starting another thread: {error}", self.session.name());
+                client_log!(
+                    Kind::WorkersHeldUp,
+                    "{}: starting another thread: {error}",
+                    self.session.name()
+                );
                 return;
             }
         }

@@ -10,7 +10,8 @@
 use super::image::Image;
 use super::maps::{FileVma, Maps};
 use super::userfault::Userfault;
-use super::{Mm, NoVma, PAGE_SIZE, Page};
+use super::{Mm, NoVma, PAGE_SIZE, Page, Verb, fault};
+use crate::client_log::{Kind, client_log};
 use crate::client_mem::{ClientMemory, SharedSlice};
 use crate::lock_order::rank;
 use crate::sync::Mutex;
@@ -18,7 +19,7 @@ use crate::{Errno, alloc::MAX_BUFFER_SIZE};
 use nix::fcntl::{self, FallocateFlags, FcntlArg, OFlag, SealFlag};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::memfd::{self, MFdFlags};
-use nix::sys::mman::{self, MapFlags, ProtFlags};
+use nix::sys::mman::{self, MapFlags, MmapAdvise, ProtFlags};
 use nix::sys::stat::{self, Mode};
 use nix::sys::uio;
 use nix::unistd::{self, Whence};
@@ -55,6 +56,7 @@ pub struct BufferFile {
 ///
 /// Not sealed against future writes: that seal would keep us from punching holes too (EPERM).
 pub fn create_memfd(name: &str) -> Result<BufferFile, Errno> {
+    fault(Verb::Descriptor)?;
     // memfd_create takes 249 bytes; the name is for who reads /proc/PID/maps.
     let name: String = name.chars().take(60).collect();
     let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
@@ -81,8 +83,9 @@ pub struct ClientMm {
     pidfd: Arc<OwnedFd>,
     /// The program that the process executed when it opened the device.
     image: Image,
-    memfd: OwnedFd,
-    /// Our mapping of the whole of `memfd`.
+    /// The buffer file, where the mapping alone does not do: without userfaultfd.
+    memfd: Option<OwnedFd>,
+    /// Our mapping of the whole of the buffer file.
     base: NonNull<u8>,
     /// `None`: pages are added by writing to the file, and `page_table` makes that atomic.
     userfault: Option<&'static Userfault>,
@@ -122,7 +125,7 @@ static KEPT: AtomicUsize = AtomicUsize::new(0);
 
 /// So many may: opening costs as much as installing a page, and descriptors are few where clients
 /// are many.
-const MAX_KEPT: usize = 256;
+const MAX_KEPT: usize = 32;
 
 impl Users {
     /// Opens the maps of the process unless they are.
@@ -200,13 +203,15 @@ impl ClientMm {
         let size = NonZeroUsize::new(MAX_BUFFER_SIZE).expect("4 MiB");
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
+        fault(Verb::Mmap)?;
         // SAFETY: at an address of the kernel's choice, so nothing that exists is replaced.
         let base = unsafe { mman::mmap(None, size, protection, flags, &memfd, 0) }?.cast();
         let mm = ClientMm {
             pid,
             pidfd,
             image: Image::of(pid),
-            memfd,
+            // A descriptor less for each open file.
+            memfd: userfault.is_none().then_some(memfd),
             base,
             userfault,
             page_table: Mutex::new(()),
@@ -232,14 +237,21 @@ impl ClientMm {
     }
 
     fn punch(&self, offset: usize, len: usize) -> Result<(), Errno> {
+        let Some(memfd) = &self.memfd else {
+            let start = NonNull::new(self.at(offset, len)?).ok_or(Errno::EFAULT)?;
+            // SAFETY: within our mapping, of a file; nowhere is there a reference into it.
+            return unsafe { mman::madvise(start.cast(), len, MmapAdvise::MADV_REMOVE) };
+        };
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        fcntl::fallocate(&self.memfd, flags, offset as libc::off_t, len as libc::off_t)
+        fcntl::fallocate(memfd, flags, offset as libc::off_t, len as libc::off_t)
     }
 
     /// Whether the process has not exited, by its pidfd.
     fn alive(&self) -> bool {
         let mut poll = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
-        nix::poll::poll(&mut poll, PollTimeout::ZERO) == Ok(0)
+        let polled = fault(Verb::Poll).and_then(|()| nix::poll::poll(&mut poll, PollTimeout::ZERO));
+        // Whatever keeps us from knowing is not its end.
+        polled != Ok(1)
     }
 
     /// The mappings of the client as they are now. ESRCH: it has exited.
@@ -276,7 +288,7 @@ impl ClientMm {
 
     fn warn_once(&self, what: &str) {
         if !self.warned.swap(true, Ordering::Relaxed) {
-            log::warn!("{} {what}", self.pid);
+            client_log!(Kind::BadMapping, "{} {what}", self.pid);
         }
     }
 
@@ -358,7 +370,7 @@ impl Mm for ClientMm {
                 self.warn_once("does not let us see its mappings");
                 return Ok(page);
             }
-            Err(_) => return Err(NoVma::Unknown),
+            Err(errno) => return Err(NoVma::Unknown(errno)),
         };
         let offset = (index * PAGE_SIZE) as u64;
         let here = vma.start <= address && vma.offset + (address - vma.start) == offset;
@@ -391,13 +403,23 @@ impl Mm for ClientMm {
             return Err(Errno::EBUSY);
         }
         // Not fallocate: its pages are holes to lseek until they are written to.
-        uio::pwrite(&self.memfd, &[0], offset as libc::off_t).map(drop)
+        let memfd = self.memfd.as_ref().ok_or(Errno::EBADF)?;
+        uio::pwrite(memfd, &[0], offset as libc::off_t).map(drop)
     }
 
     /// Not mincore, which says whether a page is in memory: one that was swapped out is there, too.
     fn get_user_pages_remote(&self, index: usize) -> bool {
-        let offset = (index * PAGE_SIZE) as libc::off_t;
-        unistd::lseek(&self.memfd, offset, Whence::SeekData) == Ok(offset)
+        let offset = index * PAGE_SIZE;
+        if let Some(memfd) = &self.memfd {
+            let offset = offset as libc::off_t;
+            return unistd::lseek(memfd, offset, Whence::SeekData) == Ok(offset);
+        }
+        let Some(start) = self.at(offset, PAGE_SIZE).ok().and_then(NonNull::new) else {
+            return false;
+        };
+        // The kernel's own fault makes no page where userfaultfd waits for missing ones: EFAULT.
+        // SAFETY: the page is within our mapping, and nothing in it changes.
+        unsafe { mman::madvise(start.cast(), PAGE_SIZE, MmapAdvise::MADV_POPULATE_READ) }.is_ok()
     }
 
     fn zap_page(&self, index: usize) -> Result<Page, Errno> {
@@ -406,7 +428,11 @@ impl Mm for ClientMm {
 
     fn exit_mmap(&self) {
         if let Err(errno) = self.punch(0, MAX_BUFFER_SIZE) {
-            log::error!("{}: cannot empty the buffer file: {errno}", self.pid);
+            client_log!(
+                Kind::PageNotRemoved,
+                "{}: cannot empty the buffer file: {errno}",
+                self.pid
+            );
         }
     }
 

@@ -7,7 +7,9 @@
 //! alloc_page:pid=4711:delay=1ms
 //! ```
 //!
-//! A rule names a verb (`alloc_page`, `vm_insert_page`, `vma_lookup`, `mmget`, `zap`), then the
+//! A rule names a verb (those of the mm, `alloc_page`, `vm_insert_page`, `vma_lookup`, `mmget`, `zap`,
+//! or what the daemon asks of its own kernel: `descriptor`, `mmap`, `poll`, `read_memory`,
+//! `write_memory`, `send`, `record`, `receive`, `reply`, `thread`), then the
 //! calls it is about (`nth=N`: the N-th, from 1; `share=F`: that fraction of them, at random;
 //! neither: all of them; `pid=N`: and only those for transactions that this process sends, which
 //! are then counted alone), then what happens to them (`delay=1ms`, `errno=NAME`; with neither, the
@@ -17,8 +19,8 @@
 use crate::Errno;
 use std::cell::Cell;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use std::{fmt, thread};
 
@@ -30,23 +32,57 @@ pub enum Verb {
     VmaLookup,
     MmGet,
     Zap,
+    /// Whatever needs a new descriptor: pidfds, copies of a client's descriptors, buffer files,
+    /// sockets, files of `/proc`.
+    Descriptor,
+    /// The daemon's mapping of a buffer file.
+    Mmap,
+    /// Looking whether a process lives.
+    Poll,
+    ReadMemory,
+    WriteMemory,
+    /// A message to a client's socket.
+    Send,
+    /// Memory for a record: a thread, node, reference, link or transaction.
+    Record,
+    /// Reading a request from the kernel.
+    Receive,
+    /// Writing a reply to the kernel.
+    Reply,
+    /// Starting a thread.
+    Thread,
 }
 
 impl Verb {
-    const ALL: [(&'static str, Verb); 5] = [
+    pub const ALL: [(&'static str, Verb); 15] = [
         ("alloc_page", Verb::AllocPage),
         ("vm_insert_page", Verb::InsertPage),
         ("vma_lookup", Verb::VmaLookup),
         ("mmget", Verb::MmGet),
         ("zap", Verb::Zap),
+        ("descriptor", Verb::Descriptor),
+        ("mmap", Verb::Mmap),
+        ("poll", Verb::Poll),
+        ("read_memory", Verb::ReadMemory),
+        ("write_memory", Verb::WriteMemory),
+        ("send", Verb::Send),
+        ("record", Verb::Record),
+        ("receive", Verb::Receive),
+        ("reply", Verb::Reply),
+        ("thread", Verb::Thread),
     ];
 
     /// How it fails when nothing else is said.
     fn usual_errno(self) -> Errno {
         match self {
-            Verb::AllocPage => Errno::ENOMEM,
-            Verb::InsertPage => Errno::ENOMEM,
-            Verb::VmaLookup | Verb::MmGet => Errno::ESRCH,
+            Verb::AllocPage | Verb::InsertPage | Verb::Mmap | Verb::Poll | Verb::Record => {
+                Errno::ENOMEM
+            }
+            Verb::ReadMemory | Verb::WriteMemory | Verb::Receive | Verb::Reply => Errno::ENOMEM,
+            // Both look at `/proc/PID/maps`. (ESRCH, if it is asked for, says that the client is gone.)
+            Verb::VmaLookup | Verb::MmGet | Verb::Descriptor => Errno::EMFILE,
+            Verb::Send => Errno::ENOBUFS,
+            Verb::Thread => Errno::EAGAIN,
             Verb::Zap => Errno::EIO,
         }
     }
@@ -139,6 +175,23 @@ impl Rule {
     }
 }
 
+/// What [`inject_into_the_daemon`] was told.
+static DAEMON: OnceLock<Injector> = OnceLock::new();
+
+/// From now on the calls that this process makes for itself (`descriptor` and what follows it among
+/// the verbs) fail as the injector says; once. Those of an mm have an injector of their own.
+pub fn inject_into_the_daemon(injector: Injector) {
+    let _ = DAEMON.set(injector);
+}
+
+/// This process is about to do something for itself.
+pub(crate) fn fault(verb: Verb) -> Result<(), Errno> {
+    match DAEMON.get() {
+        Some(injector) => injector.at(verb),
+        None => Ok(()),
+    }
+}
+
 /// The `n`-th number of a repeatable sequence (splitmix64).
 fn random(seed: u64, n: u64) -> u64 {
     let mut z = seed.wrapping_add(n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
@@ -207,7 +260,7 @@ impl Injector {
     }
 }
 
-const ERRNOS: [(&str, Errno); 16] = [
+const ERRNOS: [(&str, Errno); 18] = [
     ("EAGAIN", Errno::EAGAIN),
     ("EBADF", Errno::EBADF),
     ("EBUSY", Errno::EBUSY),
@@ -217,6 +270,8 @@ const ERRNOS: [(&str, Errno); 16] = [
     ("EINVAL", Errno::EINVAL),
     ("EIO", Errno::EIO),
     ("EMFILE", Errno::EMFILE),
+    ("ENFILE", Errno::ENFILE),
+    ("ENOBUFS", Errno::ENOBUFS),
     ("ENODEV", Errno::ENODEV),
     ("ENOENT", Errno::ENOENT),
     ("ENOMEM", Errno::ENOMEM),
@@ -354,8 +409,9 @@ mod tests {
         assert_eq!(errno("vm_insert_page:errno=17", Verb::InsertPage), Err(Errno::EEXIST));
         assert_eq!(errno("alloc_page", Verb::AllocPage), Err(Errno::ENOMEM));
         assert_eq!(errno("vm_insert_page", Verb::InsertPage), Err(Errno::ENOMEM));
-        assert_eq!(errno("vma_lookup", Verb::VmaLookup), Err(Errno::ESRCH));
-        assert_eq!(errno("mmget", Verb::MmGet), Err(Errno::ESRCH));
+        assert_eq!(errno("vma_lookup", Verb::VmaLookup), Err(Errno::EMFILE));
+        assert_eq!(errno("mmget", Verb::MmGet), Err(Errno::EMFILE));
+        assert_eq!(errno("mmget:errno=ESRCH", Verb::MmGet), Err(Errno::ESRCH));
         assert_eq!(errno("zap", Verb::Zap), Err(Errno::EIO));
         assert_eq!(errno("zap:delay=1us", Verb::Zap), Ok(()));
         assert_eq!(errno("zap:nth=1:errno=EIO,zap:errno=EINVAL", Verb::Zap), Err(Errno::EIO));

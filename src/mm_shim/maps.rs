@@ -1,6 +1,7 @@
 //! The mappings of a process: `/proc/PID/maps`, asked by ioctl where the kernel has PROCMAP_QUERY
 //! (6.11) and read as text elsewhere.
 
+use super::{Verb, fault};
 use crate::Errno;
 use crate::lock_order::rank;
 use crate::sync::Mutex;
@@ -62,6 +63,7 @@ pub(super) struct Maps {
 impl Maps {
     /// ESRCH: there is no such process. `query`: whether PROCMAP_QUERY may be used.
     pub(super) fn open(pid: i32, query: bool) -> Result<Maps, Errno> {
+        fault(Verb::Descriptor)?;
         let file = File::open(format!("/proc/{pid}/maps")).map_err(errno)?;
         Ok(Maps { file, text: AtomicBool::new(!query), reading: Mutex::new(()) })
     }

@@ -8,6 +8,7 @@
 //! privileged client has punched it), a thread fills it, so nobody waits for ever.
 
 use crate::Errno;
+use crate::client_log::{Kind, client_log};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::OnceLock;
 use std::{io, mem, thread};
@@ -146,7 +147,8 @@ impl Userfault {
                 continue;
             }
             let address = message.address & !(PAGE_SIZE as u64 - 1);
-            log::warn!(
+            client_log!(
+                Kind::HolePunched,
                 "a page of a buffer was gone while in use: somebody has punched a hole into the file"
             );
             while let Err(errno) = self.zeropage(address) {

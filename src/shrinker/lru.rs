@@ -3,6 +3,8 @@
 use crate::lock_order::rank;
 use crate::sync::modelled::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
+// Not a part of the page protocol: the model check need not look at a counter.
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 /// Whoever owns pages on the LRU.
@@ -40,14 +42,30 @@ impl std::fmt::Debug for dyn Reclaim {
 struct Items {
     by_age: BTreeMap<LruKey, Item>,
     next: LruKey,
+    len: Arc<AtomicUsize>,
+}
+
+impl Items {
+    fn remove(&mut self, key: LruKey) -> bool {
+        let removed = self.by_age.remove(&key).is_some();
+        self.len.store(self.by_age.len(), Ordering::Relaxed);
+        removed
+    }
 }
 
 #[derive(Debug)]
-pub(super) struct ListLru(Mutex<Items, rank::Lru>);
+pub(super) struct ListLru {
+    items: Mutex<Items, rank::Lru>,
+    /// How long the list is, as of some moment ago, for who may not take the lock.
+    len: Arc<AtomicUsize>,
+}
 
 impl Default for ListLru {
     fn default() -> Self {
-        Self(Mutex::new(Items { by_age: BTreeMap::new(), next: LruKey(std::num::NonZeroU64::MIN) }))
+        let len = Arc::<AtomicUsize>::default();
+        let next = LruKey(std::num::NonZeroU64::MIN);
+        let items = Items { by_age: BTreeMap::new(), next, len: len.clone() };
+        Self { items: Mutex::new(items), len }
     }
 }
 
@@ -60,6 +78,7 @@ impl LruLocked<'_> {
         let key = self.0.next;
         self.0.next = LruKey(key.0.checked_add(1).expect("2^64 frees"));
         self.0.by_age.insert(key, Item { owner, index });
+        self.0.len.store(self.0.by_age.len(), Ordering::Relaxed);
         key
     }
 }
@@ -73,27 +92,31 @@ pub struct LruOne<'lru> {
 impl LruOne<'_> {
     /// `list_lru_isolate`, and drops the lock.
     pub fn isolate(mut self) {
-        self.items.by_age.remove(&self.key);
+        self.items.remove(self.key);
     }
 }
 
 impl ListLru {
     pub(super) fn lock(&self) -> LruLocked<'_> {
-        LruLocked(self.0.lock())
+        LruLocked(self.items.lock())
     }
 
     /// `list_lru_del`.
     pub(super) fn del(&self, mut keys: impl Iterator<Item = LruKey>) {
         let Some(first) = keys.next() else { return };
-        let mut items = self.0.lock();
+        let mut items = self.items.lock();
         for key in std::iter::once(first).chain(keys) {
-            let item = items.by_age.remove(&key);
-            debug_assert!(item.is_some(), "a page that its owner has on the LRU is not there");
+            let there = items.remove(key);
+            debug_assert!(there, "a page that its owner has on the LRU is not there");
         }
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.len.load(Ordering::Relaxed)
+    }
+
     pub(super) fn count(&self) -> usize {
-        self.0.lock().by_age.len()
+        self.items.lock().by_age.len()
     }
 
     /// `list_lru_walk`: comes to at most `nr_to_walk` pages, each once, oldest first, and returns
@@ -104,7 +127,7 @@ impl ListLru {
         let mut busy: Vec<Arc<dyn Reclaim>> = Vec::new();
         let mut isolated = 0;
         let mut from = LruKey(std::num::NonZeroU64::MIN);
-        let mut items = self.0.lock();
+        let mut items = self.items.lock();
         for _ in 0..nr_to_walk {
             let Some((&key, item)) = items.by_age.range(from..).next() else {
                 break;
@@ -117,7 +140,7 @@ impl ListLru {
             match owner.free_page(item.index, LruOne { items, key }) {
                 LruStatus::RemovedRetry => {
                     isolated += 1;
-                    items = self.0.lock();
+                    items = self.items.lock();
                 }
                 LruStatus::Skip(lru) => items = lru.items,
             }

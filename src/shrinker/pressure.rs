@@ -2,7 +2,7 @@
 //! whoever asks for it. (The third reason, a used-up page budget, is found by `Memory::charge`.)
 
 use super::Memory;
-use crate::mm_shim::block_signals;
+use crate::mm_shim::{block_signals, trim_heap};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::fs::{self, File, OpenOptions};
@@ -20,6 +20,11 @@ const MACHINE: &str = "/proc/pressure/memory";
 /// may ask for has a window of a multiple of 2 s.
 const TRIGGERS: [&str; 2] = ["some 100000 1000000", "some 200000 2000000"];
 
+/// After a release of many records the heap is trimmed so often, at such intervals in milliseconds:
+/// what was released is still being taken apart, and others may follow.
+const TRIMS: u32 = 4;
+const TRIM_INTERVAL: u16 = 500;
+
 /// The thread that reclaims pages. It waits in the kernel and costs nothing until something happens.
 #[derive(Debug)]
 pub struct Reclaimer {
@@ -31,6 +36,10 @@ pub struct Reclaimer {
 struct Shared {
     wake: EventFd,
     stop: AtomicBool,
+    /// Somebody has asked for every page.
+    kicked: AtomicBool,
+    /// The heap is to be trimmed.
+    trim: AtomicBool,
     rounds: AtomicUsize,
 }
 
@@ -59,8 +68,20 @@ impl Reclaimer {
 
     fn listen(memory: &Arc<Memory>, pressure: Option<File>) -> io::Result<Reclaimer> {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        let shared =
-            Arc::new(Shared { wake, stop: AtomicBool::new(false), rounds: AtomicUsize::new(0) });
+        let shared = Arc::new(Shared {
+            wake,
+            stop: AtomicBool::new(false),
+            kicked: AtomicBool::new(false),
+            trim: AtomicBool::new(false),
+            rounds: AtomicUsize::new(0),
+        });
+        let trimming = Arc::downgrade(&shared);
+        memory.set_trimmer(move || {
+            if let Some(shared) = trimming.upgrade() {
+                shared.trim.store(true, Ordering::SeqCst);
+                let _ = shared.wake.write(1);
+            }
+        });
         let (memory, theirs) = (memory.clone(), shared.clone());
         let thread = thread::Builder::new().name("shrinker".into());
         let thread = thread.spawn(move || run(&memory, &theirs, pressure))?;
@@ -69,6 +90,7 @@ impl Reclaimer {
 
     /// Asks for every page that is not in use to be reclaimed. May be called from a signal handler.
     pub fn kick(&self) {
+        self.shared.kicked.store(true, Ordering::SeqCst);
         let _ = self.shared.wake.write(1);
     }
 
@@ -90,11 +112,19 @@ impl Drop for Reclaimer {
 
 fn run(memory: &Memory, shared: &Shared, mut pressure: Option<File>) {
     block_signals();
+    let mut trims = 0;
     loop {
         let mut fds = vec![PollFd::new(shared.wake.as_fd(), PollFlags::POLLIN)];
         fds.extend(pressure.as_ref().map(|file| PollFd::new(file.as_fd(), PollFlags::POLLPRI)));
-        if poll(&mut fds, PollTimeout::NONE).is_err() {
-            continue;
+        let timeout = if trims > 0 { TRIM_INTERVAL.into() } else { PollTimeout::NONE };
+        match poll(&mut fds, timeout) {
+            Ok(0) => {
+                trims -= 1;
+                trim_heap();
+                continue;
+            }
+            Ok(_) => {}
+            Err(_) => continue,
         }
         let events =
             |at: usize| fds.get(at).and_then(PollFd::revents).unwrap_or(PollFlags::empty());
@@ -104,8 +134,13 @@ fn run(memory: &Memory, shared: &Shared, mut pressure: Option<File>) {
             if shared.stop.load(Ordering::SeqCst) {
                 return;
             }
-            let pages = memory.reclaim_all();
-            log::info!("reclaimed {pages} pages on request");
+            if shared.trim.swap(false, Ordering::SeqCst) {
+                trims = TRIMS;
+            }
+            if shared.kicked.swap(false, Ordering::SeqCst) {
+                let pages = memory.reclaim_all();
+                log::info!("reclaimed {pages} pages on request");
+            }
         }
         if pressed.contains(PollFlags::POLLPRI) {
             // Half of them: the others may be wanted again soon, and if the pressure stays, so
@@ -136,16 +171,6 @@ fn pressure_of_group(groups: &str, root: &Path) -> Option<PathBuf> {
 fn unified_group(groups: &str, root: &Path) -> Option<PathBuf> {
     let group = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
     (!group.is_empty()).then(|| root.join(group))
-}
-
-/// The hard limit of our control group's memory, in bytes, if it has one.
-///
-/// Past it the kernel kills: pages of buffers cannot be swapped out where there is no swap, and
-/// the kernel gives up too soon for a pressure event to be of use.
-pub fn group_limit() -> Option<u64> {
-    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let limit = unified_group(&groups, Path::new("/sys/fs/cgroup"))?.join("memory.max");
-    fs::read_to_string(limit).ok()?.trim().parse().ok()
 }
 
 fn subscribe(path: &Path) -> io::Result<File> {

@@ -8,9 +8,11 @@ use fakebinder::binder::command::Command;
 use fakebinder::binder::object::{BufferObject, FdArrayObject, FlatObject, Object};
 use fakebinder::binder::returns::Return;
 use fakebinder::binder::wire::HandleCookie;
+use fakebinder::quota::{User, UserLimits, What};
 use fakebinder::shrinker::MemoryConfig;
-use fakebinder::sim::{SimFile, World};
+use fakebinder::sim::{Sim, SimFile, World};
 use fakebinder::uapi;
+use std::sync::Arc;
 
 /// A manager that accepts descriptors, a client that will go too far, and one that will not.
 struct Crowd {
@@ -237,4 +239,101 @@ fn the_limits_are_generous_unless_told_otherwise() {
     assert!(limits.threads >= 10_000 && limits.nodes >= 100_000 && limits.refs >= 100_000);
     assert!(limits.links >= limits.refs, "one for every reference");
     assert!(limits.files_per_transaction <= limits.files_in_flight);
+}
+
+/// A user whose records are limited.
+fn user(what: What, most: usize) -> Arc<User> {
+    let mut limits = UserLimits::NONE;
+    limits.set(what, most);
+    User::with_limits(limits)
+}
+
+fn open_for(world: &World, user: &Arc<User>, pid: i32) -> Sim {
+    let sim = world.open_for(user.clone(), "binder", pid);
+    sim.mmap(128 << 10).unwrap();
+    introduce(sim.main());
+    sim
+}
+
+#[test]
+fn records_are_counted_over_all_files_of_a_user_and_given_back() {
+    let crowd = crowd(Limits::default());
+    let world = &crowd.pair.world;
+    let user = user(What::Records, 40);
+    let (first, second) = (open_for(world, &user, 400), open_for(world, &user, 500));
+    let offers = |sim: &Sim, ptr: u64| post_with(sim.main(), 0, &[binder(ptr)]);
+    let sent = |returns: Vec<Return>| returns.contains(&Return::TransactionComplete);
+    let made = (1..100).take_while(|n| sent(offers(&first, n * 16)));
+    let made = made.count();
+    assert!((10..40).contains(&made), "{made} nodes");
+    assert_eq!(error(first.main()), failed(Errno::ENOMEM));
+    assert_eq!(offers(&second, 16), [Return::FailedReply]);
+    assert_eq!(error(second.main()), failed(Errno::ENOMEM));
+    assert!(user.held(What::Records) > 35);
+    // Threads are records, too.
+    let asks = |tid| second.thread(tid).call(uapi::BINDER_VERSION, &[0; 4]);
+    assert!((501..506).any(|tid| asks(tid) == Err(Errno::ENOMEM)));
+    first.process.release();
+    let free_all = || {
+        while let Some(Return::Transaction(data)) = crowd.pair.manager.main().drain().pop() {
+            free(&crowd.pair.manager, &data);
+        }
+    };
+    // What others still hold of a user is the user's.
+    free_all();
+    assert!(sent(offers(&second, 16)));
+    second.process.release();
+    free_all();
+    crowd.end();
+    assert_eq!(user.held(What::Records), 0);
+}
+
+#[test]
+fn one_way_bytes_that_nobody_has_read_are_counted_for_their_sender() {
+    let crowd = crowd(Limits::default());
+    let Pair { world, manager, .. } = &crowd.pair;
+    let user = user(What::OnewayBytes, 1000);
+    let client = open_for(world, &user, 400);
+    assert_eq!(post(client.main(), 0, 1, &[0; 600]), [Return::TransactionComplete]);
+    assert_eq!(user.held(What::OnewayBytes), 600);
+    assert_eq!(post(client.main(), 0, 1, &[0; 600]), [Return::FailedReply]);
+    assert_eq!(error(client.main()), failed(Errno::ENOMEM));
+    // The calls of others, and those that somebody waits for, are not concerned.
+    assert_eq!(post(crowd.modest.main(), 0, 1, &[0; 600]), [Return::TransactionComplete]);
+    for _ in 0..2 {
+        free(manager, &take(manager.main()));
+    }
+    assert_eq!(user.held(What::OnewayBytes), 0);
+    assert_eq!(post(client.main(), 0, 1, &[0; 600]), [Return::TransactionComplete]);
+    client.process.release();
+    crowd.end();
+    assert_eq!((user.held(What::OnewayBytes), user.held(What::Records)), (0, 0));
+}
+
+#[test]
+fn pages_are_counted_for_the_user_whose_buffer_they_are_in() {
+    let crowd = crowd(Limits::default());
+    let user = user(What::Pages, 4);
+    let server = open_for(&crowd.pair.world, &user, 400);
+    let request = |data_size| fakebinder::alloc::Request {
+        data_size,
+        offsets_size: 0,
+        extra_buffers_size: 0,
+        is_async: false,
+        pid: 1,
+    };
+    let buffer = server.alloc.alloc_new_buf(&request(3 * 4096)).unwrap();
+    assert_eq!(user.held(What::Pages), 3);
+    assert_eq!(server.alloc.alloc_new_buf(&request(2 * 4096)), Err(Errno::ENOMEM));
+    server.alloc.free_buf(&buffer);
+    // Pages that are not in use make room.
+    let other = open_for(&crowd.pair.world, &user, 500);
+    let buffer = other.alloc.alloc_new_buf(&request(4 * 4096)).unwrap();
+    assert_eq!(user.held(What::Pages), 4);
+    other.alloc.free_buf(&buffer);
+    server.process.release();
+    other.process.release();
+    drop((server, other));
+    crowd.end();
+    assert_eq!(user.held(What::Pages), 0);
 }

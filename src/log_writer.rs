@@ -1,0 +1,173 @@
+//! Writes the log from a thread of its own, so that nobody else ever waits for it.
+//!
+//! Standard error may be a pipe that nobody reads, or a file on a disk that is busy; a line is
+//! written wherever something is to be said, under whatever lock. So a line goes into a queue of a
+//! bounded size, and what does not fit is counted and told.
+
+#![allow(clippy::disallowed_types, reason = "a leaf that may be taken under any lock")]
+
+use crate::client_log;
+use nix::sys::signal::{SigSet, SigmaskHow};
+use parking_lot::{Condvar, Mutex};
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use std::{mem, thread};
+
+/// Bytes that may wait to be written.
+const QUEUE: usize = 1 << 20;
+
+/// How long the end waits for what is still to be written.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Default)]
+struct Queue {
+    bytes: Vec<u8>,
+    /// Lines that found no room.
+    lost: u64,
+    /// The thread is writing what it took out.
+    writing: bool,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    /// There is something to write.
+    filled: Condvar,
+    /// All was written.
+    emptied: Condvar,
+}
+
+/// Where the logger writes to: never waits.
+#[derive(Debug)]
+pub struct LogWriter(Arc<Shared>);
+
+/// Dropped, it waits (not for ever) until all is written.
+#[derive(Debug)]
+pub struct Drain(Arc<Shared>);
+
+/// A writer that hands what it gets to `out`, on a thread of its own.
+pub fn start(out: impl Write + Send + 'static) -> io::Result<(LogWriter, Drain)> {
+    let shared = Arc::<Shared>::default();
+    let theirs = shared.clone();
+    // The thread must not take a signal that others wait for: it begins with all of them blocked.
+    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    let started = thread::Builder::new().name("log".into()).spawn(move || theirs.write_to(out));
+    before.thread_set_mask()?;
+    started?;
+    Ok((LogWriter(shared.clone()), Drain(shared)))
+}
+
+impl Write for LogWriter {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let mut queue = self.0.queue.lock();
+        if queue.bytes.len() + line.len() > QUEUE {
+            queue.lost += 1;
+        } else {
+            queue.bytes.extend_from_slice(line);
+            self.0.filled.notify_one();
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Drain {
+    fn drop(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut queue = self.0.queue.lock();
+        while queue.writing || !queue.bytes.is_empty() {
+            if self.0.emptied.wait_until(&mut queue, deadline).timed_out() {
+                return;
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn write_to(&self, mut out: impl Write) {
+        // When the client log has something to tell that no line has told.
+        let mut summary = None;
+        loop {
+            let mut queue = self.queue.lock();
+            queue.writing = false;
+            while queue.bytes.is_empty() {
+                self.emptied.notify_all();
+                match summary {
+                    None => self.filled.wait(&mut queue),
+                    Some(at) => {
+                        if self.filled.wait_until(&mut queue, at).timed_out() {
+                            break;
+                        }
+                    }
+                }
+            }
+            let (bytes, lost) = (mem::take(&mut queue.bytes), mem::take(&mut queue.lost));
+            queue.writing = true;
+            drop(queue);
+            // There is nobody to tell that the log cannot be written.
+            let _ = out.write_all(&bytes);
+            if lost > 0 {
+                let _ = writeln!(out, "{lost} lines of the log were lost: they came too fast");
+            }
+            let _ = out.flush();
+            summary = client_log::log_summary().map(|after| Instant::now() + after);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    /// Takes what it is given once it is allowed to.
+    struct Gate {
+        open: mpsc::Receiver<()>,
+        taken: Arc<Mutex<Vec<u8>>>,
+    }
+
+    impl Write for Gate {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let _ = self.open.recv();
+            self.taken.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn nobody_waits_for_a_log_that_is_not_read_and_what_was_lost_is_told() {
+        let (open_gate, open) = mpsc::channel();
+        let taken = Arc::<Mutex<Vec<u8>>>::default();
+        let gate = Gate { open, taken: taken.clone() };
+        let (mut writer, drain) = start(gate).expect("a thread");
+        let line = [b'x'; 1024];
+        let lines = 3 * QUEUE / line.len();
+        for _ in 0..lines {
+            writer.write_all(&line).expect("never fails");
+        }
+        assert!(writer.0.queue.lock().bytes.len() <= QUEUE);
+        drop(open_gate);
+        drop(drain);
+        let taken = taken.lock();
+        let told = String::from_utf8_lossy(&taken);
+        assert!(told.contains("lines of the log were lost"), "{} bytes", taken.len());
+        assert!(taken.len() <= 2 * QUEUE + 100);
+    }
+
+    #[test]
+    fn the_end_does_not_wait_for_ever() {
+        let (_never, open) = mpsc::channel();
+        let (mut writer, drain) = start(Gate { open, taken: Arc::default() }).expect("a thread");
+        writer.write_all(b"stuck\n").expect("never fails");
+        let start = Instant::now();
+        drop(drain);
+        assert!(start.elapsed() >= PATIENCE);
+    }
+}
