@@ -8,8 +8,8 @@
 
 use crate::stage::trace;
 use fakebinder::binder::Stats;
-use fakebinder::device::session::{Door, Session};
 use fakebinder::device::options::MountOptions;
+use fakebinder::device::session::{Door, Session};
 use fakebinder::device::tree::Permissions;
 use fakebinder::device::wire::{Request, decode};
 use fakebinder::device::{Hub, cuse, fuse};

@@ -60,7 +60,7 @@ impl Stale {
                     queue.waiting.pop_front();
                     MutexGuard::unlocked(&mut queue, || drop_name(node));
                 }
-                Some((since, _)) => _ = self.wake.wait_until(&mut queue, since + AGE),
+                Some((since, _)) => self.wake.wait_until(&mut queue, since + AGE),
             }
         }
     }

@@ -189,7 +189,8 @@ fn inodes_tell(pidfd: BorrowedFd<'_>) -> bool {
 
 fn birth_of(pidfd: BorrowedFd<'_>, tid: i32) -> Option<Birth> {
     match inodes_tell(pidfd) {
-        true => fstat(pidfd).ok().map(|it| Birth(it.st_ino)),
+        #[allow(clippy::unnecessary_cast, reason = "in a 32-bit process it is narrower")]
+        true => fstat(pidfd).ok().map(|it| Birth(it.st_ino as u64)),
         false => stat_of(tid).ok().map(|(_, start)| Birth(start)),
     }
 }
