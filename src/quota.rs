@@ -177,6 +177,11 @@ impl Quotas {
         Quotas { limits, memory: memory.clone(), users: Mutex::default() }
     }
 
+    /// The most that a user may have of something: root is bounded by the whole only.
+    pub fn limit(&self, uid: u32, what: What) -> usize {
+        if uid == 0 { usize::MAX } else { self.limits.get(what) }
+    }
+
     pub fn user(&self, uid: u32) -> Arc<User> {
         let mut users = self.users.lock();
         if let Some(user) = users.by_uid.get(&uid).and_then(Weak::upgrade) {

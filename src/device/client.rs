@@ -51,9 +51,6 @@ impl binder::File for TakenFile {
 /// stall, and hold a thread each.
 const COPIES_OF_A_PROCESS: usize = 32;
 
-/// The same for all processes of a user other than root.
-const COPIES_OF_A_USER: usize = 64;
-
 /// A process that has opened a device: its thread group, seen from the daemon's pid namespace.
 pub struct Client {
     /// The thread group.
@@ -173,8 +170,7 @@ impl Clients {
         let mut users = self.users.lock();
         let user = users.get(&uid).and_then(Weak::upgrade).unwrap_or_else(|| {
             users.retain(|_, user| user.strong_count() > 0);
-            let most = if uid == 0 { usize::MAX } else { COPIES_OF_A_USER };
-            let user = Allowance::new(most, None);
+            let user = Allowance::new(self.quotas.limit(uid, What::StalledCopies), None);
             users.insert(uid, Arc::downgrade(&user));
             user
         });
