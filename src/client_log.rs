@@ -9,7 +9,7 @@
 //! 2. a user, over all kinds: half of what there is for all (but for root, who has the machine);
 //! 3. all users together: [`TOGETHER`].
 //!
-//! The next line of a kind says how many were suppressed, and when none comes, a [`summary`] does.
+//! The next line of a kind says how many were suppressed, and when none comes, a summary does.
 //!
 //! The user is the one whose request is being served ([`Caller`]): who writes a line need not
 //! know. The lock here is a leaf, and the logger behind it must not block (the daemon's hands its

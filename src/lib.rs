@@ -15,7 +15,7 @@
 //! - [`mm_shim`]: the kernel's memory management as the allocator sees it, over real pages of
 //!   real clients, or over plain memory.
 //! - [`shrinker`]: the LRU of reclaimable pages over all clients, and what drives reclaim.
-//! - [`client_log`], [`log_writer`]: what clients can have logged, and the thread that writes the log.
+//! - [`mod@client_log`], [`log_writer`]: what clients can have logged, and the thread that writes the log.
 //! - [`client_mem`]: reading and writing the memory of a client.
 //! - [`quota`]: what one user may make the daemon hold.
 //! - [`shortage`]: what the daemon itself runs out of.

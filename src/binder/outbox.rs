@@ -1,6 +1,6 @@
 //! The outbox: what the driver has decided and still has to do in the world.
 //!
-//! A section under a context's lock only decides. What becomes due ([`Effect`]) is posted once the
+//! A section under a context's lock only decides. What becomes due (`Effect`) is posted once the
 //! lock is dropped. What touches no client's memory is done right then; an answer to another
 //! client's read goes into the outbox, one item each, and is carried out by whichever thread gets
 //! to it first: mostly the one that has posted it, after its own caller has been answered or

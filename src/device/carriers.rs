@@ -3,7 +3,7 @@
 //! and what lies in the outbox while the thread that put it there is held up.
 //!
 //! There are none until there is work, one more whenever work finds all of them busy, at most
-//! [`MOST`], and each leaves when it has had nothing to do for [`IDLE`]. How many can be held up
+//! `MOST`, and each leaves when it has had nothing to do for `IDLE`. How many can be held up
 //! is bounded where places are given out.
 
 use crate::binder::copies::Work;

@@ -16,7 +16,7 @@
 //! Nothing is stored for a node: its number says what it is, and names that are looked up and
 //! never opened cost nothing here. Lookups are only counted for each device, which is kept while
 //! the kernel knows it. An entry of `.open` is valid for no time at all, and dropped when it is
-//! [stale](super::stale). Neither are a device's attributes: another of its nodes may be changed.
+//! stale (`device::stale`). Neither are a device's attributes: another of its nodes may be changed.
 //!
 //! What binderfs allows in its directories is allowed here, and refused with its errors
 //! (`binderfs_unlink`, `binderfs_rename`), but for renaming its directories.
