@@ -11,7 +11,7 @@
 
 use crate::lock_order::rank;
 use crate::sync::modelled::Mutex;
-use crate::sync::modelled::atomic::{AtomicUsize, Ordering::SeqCst};
+use crate::sync::modelled::atomic::{AtomicUsize, Ordering::SeqCst, fence};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -112,6 +112,8 @@ impl Allowance {
 
     fn give_back(&self) {
         self.all().for_each(Allowance::give_one_back);
+        // Either this thread sees who starves, or that one sees what was given back.
+        fence(SeqCst);
     }
 
     fn has_room(&self) -> bool {
@@ -121,6 +123,7 @@ impl Allowance {
     fn starve(&self, client: &Arc<Copies>) {
         self.starved.lock().push_back(client.clone());
         self.starving.fetch_add(1, SeqCst);
+        fence(SeqCst);
     }
 
     fn is_wanted(&self) -> bool {

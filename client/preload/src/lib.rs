@@ -6,7 +6,7 @@
 //!   without asking the daemon is looked at as the driver does (not writable, not another process's,
 //!   not a child's);
 //! - `ioctl`: when the kernel answers EFAULT on the FUSE door, the program gets what the driver would
-//!   have said ([`argument`]);
+//!   have said (`argument`);
 //! - `syscall`, for programs that make these two calls through it.
 //!
 //! In all other cases the program gets what the kernel said, and other files are left alone. There
