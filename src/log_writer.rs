@@ -75,8 +75,9 @@ impl Write for LogWriter {
     }
 }
 
-impl Drop for Drain {
-    fn drop(&mut self) {
+impl Drain {
+    /// Waits, not for ever, until what has been logged so far is written.
+    pub fn wait(&self) {
         let deadline = Instant::now() + PATIENCE;
         let mut queue = self.0.queue.lock();
         while queue.writing || !queue.bytes.is_empty() {
@@ -84,6 +85,12 @@ impl Drop for Drain {
                 return;
             }
         }
+    }
+}
+
+impl Drop for Drain {
+    fn drop(&mut self) {
+        self.wait();
     }
 }
 

@@ -245,7 +245,7 @@ fn main() -> ExitCode {
     };
     let result = must_be_root().and_then(|()| match options.daemonize {
         true => daemonize(&options),
-        false => run(&options),
+        false => run(&options, &drain),
     });
     drop(drain);
     match result {
@@ -313,7 +313,7 @@ fn must_be_root() -> Result<(), Box<dyn Error>> {
         .into())
 }
 
-fn run(options: &Options) -> Result<(), Box<dyn Error>> {
+fn run(options: &Options, log: &log_writer::Drain) -> Result<(), Box<dyn Error>> {
     if options.detached {
         nix::unistd::setsid()?;
         std::env::set_current_dir("/")?;
@@ -354,6 +354,8 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
             }
         }
     })?;
+    // Whoever waits for that line may look at what the doors have said before it.
+    log.wait();
     ready();
 
     let mut open = opened.doors;

@@ -130,17 +130,20 @@ impl Shared {
     fn watch(self: Arc<Self>, binder: &Weak<Binder>) {
         let (mut calm, mut seen) = (CALM, None);
         loop {
-            let mut watch = self.watch.lock();
             if calm >= CALM {
                 self.asleep.store(true, SeqCst);
-                // What was put there before it was known that nobody looks.
+                // What was put there before it was known that nobody looks. With no lock held: this
+                // may be the last who holds the driver.
                 let waits = binder.upgrade().is_some_and(|it| it.outbox_progress().is_some());
+                let mut watch = self.watch.lock();
                 while !waits && !watch.woken && !watch.ended {
                     self.wake.wait(&mut watch);
                 }
+                drop(watch);
                 self.asleep.store(false, SeqCst);
                 (calm, seen) = (0, None);
             }
+            let mut watch = self.watch.lock();
             watch.woken = false;
             if watch.ended {
                 return;
