@@ -442,7 +442,13 @@ impl Graph {
 
     /// Who keeps a node on its owner's side: transactions to it, objects in the owner's buffers,
     /// notices that the owner has not confirmed, and being the context manager's.
+    ///
+    /// Not while the owner is being released, which takes several holds of the lock: it is no
+    /// context manager any more before its nodes go.
     fn check_local_refs(&self, id: NodeId, node: &Node, record: &ProcessRecord) -> Checked {
+        if record.is_dead {
+            return Ok(());
+        }
         let manager = u64::from(self.manager == Some(id));
         let mut strong = manager + u64::from(node.pending_strong_ref);
         let mut weak = manager + u64::from(node.pending_weak_ref);
