@@ -5,7 +5,7 @@
 mod common;
 
 use common::unfilled::Unfilled;
-use common::{Daemon, Door, PATIENCE, Target, alone, in_time, open, skip, wait_until};
+use common::{Daemon, PATIENCE, Target, in_time, on_doors, open, wait_until};
 use fakebinder_client::{
     Call, Command, Device, Errno, Object, Parcel, Reply, Return, Returns, Thread, uapi,
 };
@@ -20,21 +20,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const STOP: u32 = 99;
-
-/// A daemon of one's own, on each door.
-fn on_doors(scene: impl Fn(&Target, &Daemon)) {
-    let _alone = alone();
-    let here: Vec<_> = [Door::Fuse, Door::Cuse].into_iter().filter(|door| door.is_here()).collect();
-    if here.is_empty() {
-        skip("neither /dev/fuse nor /dev/cuse is here");
-    }
-    for door in here {
-        let daemon = Daemon::start(door);
-        let path = if door == Door::Cuse { daemon.cuse() } else { daemon.fuse() };
-        let target = Target::private(path, daemon);
-        scene(&target, target.daemon.as_ref().unwrap());
-    }
-}
 
 /// A server and a client that mean no harm.
 struct Bystanders {

@@ -7,7 +7,7 @@ mod common;
 use common::forked::Forked;
 use common::never_read::NeverRead;
 use common::unfilled::Unfilled;
-use common::{Daemon, Door, PATIENCE, alone, open, skip, wait_until};
+use common::{PATIENCE, on_doors, open, skip, wait_until};
 use fakebinder::binder::copies::COPIES;
 use fakebinder_client::{Call, Command, Device, Reply, Return, Thread, uapi};
 use nix::sys::wait::WaitStatus;
@@ -20,21 +20,6 @@ use std::time::{Duration, Instant};
 /// What a caller exits with.
 const DEAD: i32 = 3;
 const FAILED: i32 = 4;
-
-/// A daemon of one's own on each door that is here.
-fn on_doors(scene: impl Fn(&Path, &Daemon)) {
-    let _alone = alone();
-    let here: Vec<_> = [Door::Fuse, Door::Cuse].into_iter().filter(|door| door.is_here()).collect();
-    if here.is_empty() {
-        skip("neither /dev/fuse nor /dev/cuse is here");
-    }
-    for door in here {
-        let daemon = Daemon::start(door);
-        let path = if door == Door::Cuse { daemon.cuse() } else { daemon.fuse() };
-        scene(&path, &daemon);
-        daemon.stop();
-    }
-}
 
 /// How soon a process is gone after SIGKILL: a hundred milliseconds, or what
 /// `FAKEBINDER_KILL_LIMIT_MS` says, for the machine's other work many times that.
@@ -139,7 +124,8 @@ fn dies_at_once(process: &mut Forked) {
 #[test]
 fn callers_of_a_server_whose_memory_stalls_can_be_killed_and_hear_of_its_death() {
     const THREADS: usize = 12;
-    on_doors(|path, daemon| {
+    on_doors(|target, daemon| {
+        let path = &*target.path;
         let before = daemon.threads();
         let mut manager = manager_whose_buffers_go(path, THREADS);
         let mut callers: Vec<Forked> = (0..THREADS).map(|_| caller(path)).collect();
@@ -172,7 +158,8 @@ fn callers_of_a_server_whose_memory_stalls_can_be_killed_and_hear_of_its_death()
 /// stalls.
 #[test]
 fn a_notice_of_death_does_not_queue_behind_memory_that_stalls() {
-    on_doors(|path, _| {
+    on_doors(|target, _| {
+        let path = &*target.path;
         let (mut ready, mut tell) = nix::unistd::pipe().map(pipe_ends).unwrap();
         let server_path = path.to_owned();
         let mut server = Forked::start(move || {
@@ -250,7 +237,8 @@ fn mourn(path: &Path, stalls: bool) -> i32 {
 #[test]
 fn three_hundred_threads_on_a_file_that_is_never_read_stop_nobody() {
     const THREADS: usize = 300;
-    on_doors(|path, daemon| {
+    on_doors(|target, daemon| {
+        let path = &*target.path;
         let mount = daemon.mount.with_extension("never");
         let Some(file) = NeverRead::mount(&mount) else {
             return skip("no FUSE file system can be mounted here");

@@ -292,6 +292,21 @@ impl Target {
     }
 }
 
+/// Plays a scene on a daemon of its own, on each door that is here.
+pub fn on_doors(scene: impl Fn(&Target, &Daemon)) {
+    let _alone = alone();
+    let here: Vec<_> = [Door::Fuse, Door::Cuse].into_iter().filter(|door| door.is_here()).collect();
+    if here.is_empty() {
+        skip("neither /dev/fuse nor /dev/cuse is here");
+    }
+    for door in here {
+        let daemon = Daemon::start(door);
+        let path = if door == Door::Cuse { daemon.cuse() } else { daemon.fuse() };
+        let target = Target::private(path, daemon);
+        scene(&target, target.daemon.as_ref().unwrap());
+    }
+}
+
 /// Identity and cookie of the server's node in a [`Pair`].
 pub const NODE: u64 = 0x1000;
 pub const COOKIE: u64 = 0x2000;
