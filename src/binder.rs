@@ -12,6 +12,7 @@
 //! |---|---|
 //! | `ioctl` | the ioctls |
 //! | `write`, `read` | the two halves of BINDER_WRITE_READ |
+//! | `section` | a stay under the lock, from one command to the next |
 //! | `command`, `returns`, `object`, `wire` | `BC_*`, `BR_*`, the objects, other records: from and to bytes |
 //! | `send`, `message` | `binder_transaction`: finding the target; filling the buffer |
 //! | `delivery` | how what is read gets to its client; a drawing of a call's way |
@@ -47,6 +48,7 @@ mod process;
 mod read;
 mod reference;
 pub mod returns;
+mod section;
 mod send;
 mod stats;
 mod thread;
@@ -61,7 +63,7 @@ pub use stats::Stats;
 
 use crate::lock_order::rank;
 use crate::quota::User;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, MutexGuard};
 use crate::{Errno, alloc::Alloc, client_mem::ClientMemory};
 use copies::Subject;
 use graph::{Graph, ProcessId};
@@ -159,9 +161,9 @@ pub trait Client: Send + Sync {
     /// NUL. EOPNOTSUPP where there is no security module.
     fn security_context(&self) -> Result<Vec<u8>, Errno>;
 
-    /// The effective uid of a thread that calls as `uid`, in the daemon's user namespace.
-    fn euid(&self, _tid: i32, uid: u32) -> u32 {
-        uid
+    /// Who a thread is that is in an ioctl, and calls as `uid`.
+    fn identity(&self, _tid: i32, uid: u32) -> Identity {
+        Identity { euid: uid, is_opener: false }
     }
 
     /// A uid of the daemon's user namespace as the thread `tid`, which waits in a read, names it;
@@ -206,6 +208,16 @@ pub trait Client: Send + Sync {
     ) -> Watching {
         Watching::Untold
     }
+}
+
+/// Who a calling thread is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// Its effective uid, in the daemon's user namespace.
+    pub euid: u32,
+    /// It is a thread of the process that has opened the device, which has its pid, then, as long
+    /// as the thread waits. False too where that is not certain.
+    pub is_opener: bool,
 }
 
 /// What tells a thread from another one that had, or will have, its number.
@@ -502,6 +514,11 @@ impl Context {
         process
     }
 
+    /// How often its lock was taken to change something.
+    pub fn sections(&self) -> u64 {
+        self.with_graph(|graph| graph.sections)
+    }
+
     /// What this context holds.
     pub fn stats(&self) -> Stats {
         self.with_graph(Stats::of)
@@ -517,11 +534,17 @@ impl Context {
     fn locked<R>(&self, f: impl FnOnce(&mut Graph) -> R) -> R {
         let mut graph = self.graph.lock();
         let result = f(&mut graph);
+        self.leave(graph);
+        result
+    }
+
+    /// Ends a section.
+    fn leave(&self, mut graph: MutexGuard<'_, Graph>) {
+        graph.sections += 1;
         graph.settle();
         let effects = std::mem::take(&mut graph.effects);
         drop(graph);
         self.shared.post(effects);
-        result
     }
 }
 

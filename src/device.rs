@@ -133,6 +133,11 @@ pub struct Open {
 }
 
 impl Device {
+    /// The context behind it.
+    pub fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
     /// It has been removed: [`Hub::device`] makes another one of this name.
     fn forget_name(&self) {
         self.hub.binder.forget_context(&self.context);

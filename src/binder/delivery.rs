@@ -76,29 +76,32 @@ pub(crate) struct Delivered {
     pub id: TransactionId,
     pub buffer: Buffer,
     pub fixups: Vec<Fixup>,
+    /// The graph has it that the client has the transaction.
+    pub settled: bool,
     pub is_reply: bool,
     /// Where `sender_pid` lies in the bytes, and `sender_euid` behind it.
     pub sender_pid_at: usize,
     pub sender_euid: u32,
-    /// The process that waits for a reply, by its pid here.
-    pub sender: Option<(i32, Arc<dyn Client>)>,
+    /// The process that waits for a reply.
+    pub sender: Option<SenderPid>,
     /// The sender's nice value and the node's minimum, for a call.
     pub priority: Option<(i32, i32)>,
     pub oneway: bool,
     pub saved_priority: Arc<AtomicI32>,
 }
 
+/// The pid that a transaction is shown with.
+pub(crate) struct SenderPid {
+    /// In the daemon's pid namespace.
+    pub pid: i32,
+    /// Who has to be asked whether the pid is still its own; nobody, where one of its threads waits
+    /// for the answer.
+    pub client: Option<Arc<dyn Client>>,
+}
+
 impl Graph {
     /// The client has a transaction: a call goes on the thread's stack, anything else is done.
-    fn settle_transaction(&mut self, thread_id: ThreadId, id: TransactionId, arrays: Vec<i32>) {
-        self.no_longer_delivering(thread_id);
-        let Some(transaction) = self.transactions.get_mut(&id) else {
-            return;
-        };
-        let place = transaction.to_process.zip(transaction.buffer);
-        if let Some(buffer) = place.and_then(|(process, offset)| self.buffer_mut(process, offset)) {
-            buffer.close_on_free = arrays;
-        }
+    pub fn settle_transaction(&mut self, thread_id: ThreadId, id: TransactionId) {
         let Some(transaction) = self.transactions.get_mut(&id) else {
             return;
         };
@@ -112,6 +115,34 @@ impl Graph {
                 transaction.to_thread = Some(thread_id);
             }
             None => self.cleanup_transaction(id, Return::DeadReply),
+        }
+    }
+
+    /// The client has a transaction that came with descriptors; those of `arrays` are closed with
+    /// its buffer.
+    fn settle_files(&mut self, thread: ThreadId, id: TransactionId, arrays: Vec<i32>) {
+        self.no_longer_delivering(thread);
+        let Some(transaction) = self.transactions.get(&id) else {
+            return;
+        };
+        let place = transaction.to_process.zip(transaction.buffer);
+        if let Some(buffer) = place.and_then(|(process, offset)| self.buffer_mut(process, offset)) {
+            buffer.close_on_free = arrays;
+        }
+        self.settle_transaction(thread, id);
+    }
+
+    /// A call that was settled did not reach its thread after all.
+    fn unsettle_call(&mut self, thread: ThreadId, id: TransactionId) {
+        let Some(transaction) = self.transactions.get_mut(&id) else {
+            return;
+        };
+        let parent = transaction.to_parent.take();
+        if transaction.to_thread.take() == Some(thread)
+            && let Some(thread) = self.threads.get_mut(&thread)
+            && thread.transaction_stack == Some(id)
+        {
+            thread.transaction_stack = parent;
         }
     }
 
@@ -156,6 +187,9 @@ impl Graph {
             self.tell_shortage(delivered.id, errno);
             if delivered.is_reply && is_shortage(errno) {
                 self.reply_lost(delivery.thread, delivered.id, errno);
+            }
+            if delivered.settled {
+                self.unsettle_call(delivery.thread, delivered.id);
             }
             self.cleanup_transaction(delivered.id, Return::FailedReply);
         }
@@ -300,9 +334,11 @@ impl Delivery {
         }
         if let Some(delivered) = &self.transaction {
             process.alloc.set_allow_user_free(&delivered.buffer, true);
-            process.context.locked(|graph| {
-                graph.settle_transaction(self.thread, delivered.id, arrays);
-            });
+            if !delivered.settled {
+                process.context.locked(|graph| {
+                    graph.settle_files(self.thread, delivered.id, arrays);
+                });
+            }
         }
         if self.unattended {
             process.attend_thread(self.thread);
@@ -362,8 +398,8 @@ impl Delivery {
             return;
         };
         let client = &self.read.process.client;
-        if let Some((pid, sender)) = &delivered.sender
-            && sender.has_pid()
+        if let Some(SenderPid { pid, client: sender }) = &delivered.sender
+            && sender.as_ref().is_none_or(|sender| sender.has_pid())
         {
             let pid = client.pid_as_seen(*pid);
             self.bytes[delivered.sender_pid_at..][..4].copy_from_slice(&pid.to_ne_bytes());

@@ -20,6 +20,7 @@
 
 use super::graph::{Graph, ProcessId, ThreadId, Work};
 use super::outbox::Effect;
+use super::section::Section;
 use super::thread::{Looper, Thread};
 use super::{Birth, Process, Watching};
 use crate::Errno;
@@ -66,23 +67,29 @@ enum Attention {
 impl Process {
     /// The record of a calling thread, made at its first call (`binder_get_thread`). ESRCH: the
     /// file has been released; ENOMEM: too many of them ([`Limits`](super::Limits)).
-    pub(crate) fn calling_thread(self: &Arc<Self>, tid: i32) -> Result<ThreadId, Errno> {
-        match self.context.locked(|graph| graph.find_thread(self.id, tid))? {
+    pub(crate) fn calling_thread(
+        self: &Arc<Self>,
+        section: &mut Section<'_>,
+        tid: i32,
+    ) -> Result<ThreadId, Errno> {
+        match section.graph().find_thread(self.id, tid)? {
             Found::Thread(id) => return Ok(id),
             Found::Unsure(id, birth) => {
+                section.leave();
                 if self.watch_thread(id, tid, birth) {
                     return Ok(id);
                 }
             }
-            Found::None => {}
+            Found::None => section.leave(),
         }
         let birth = self.client.thread_birth(tid);
-        let added = self.context.locked(|graph| graph.new_thread(self.id, tid, birth, false));
+        let added = section.graph().new_thread(self.id, tid, birth, false);
         if added != Err(Errno::EAGAIN) {
             return added;
         }
+        section.leave();
         self.forget_gone_threads();
-        self.context.locked(|graph| graph.new_thread(self.id, tid, birth, true))
+        section.graph().new_thread(self.id, tid, birth, true)
     }
 
     /// Somebody is about to wait for that thread, which may be in its program, or gone. False

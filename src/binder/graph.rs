@@ -113,6 +113,8 @@ pub(crate) struct Graph {
     pub effects: Vec<Effect>,
     pub limits: Limits,
     pub created: Created,
+    /// How many sections there have been.
+    pub sections: u64,
     ids: Arc<AtomicU64>,
     sequence: u64,
 }
@@ -133,6 +135,7 @@ impl Graph {
             effects: Vec::new(),
             limits,
             created: Created::default(),
+            sections: 0,
             ids,
             sequence: 0,
         }

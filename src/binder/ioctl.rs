@@ -6,14 +6,14 @@ use super::object::FlatObject;
 use super::outbox::Effect;
 use super::read::{Answer, Parked};
 use super::returns::Return;
+use super::section::Section;
 use super::thread::ExtendedError;
 use super::wire::{Put, Reader, WriteRead};
-use super::write::Writer;
+use super::write::{Known, Writer};
 use super::{Call, Due, Finish, Process};
 use crate::Errno;
 use crate::client_log::{Caller, Kind, user_error};
 use crate::uapi::*;
-use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,103 +32,112 @@ impl Process {
     }
 
     fn serve(self: &Arc<Self>, call: Call) {
-        let thread = match self.calling_thread(call.tid) {
-            Ok(thread) => thread,
-            Err(errno) => return call.reply.send(Err(errno), &call.arg),
-        };
+        let mut section = Section::new(self, call.tid);
         if call.cmd == BINDER_WRITE_READ {
-            return self.write_read(thread, call);
+            return self.write_read(section, call);
         }
+        let thread = match section.enter() {
+            Ok((_, thread)) => thread,
+            Err(errno) => {
+                section.leave();
+                return call.reply.send(Err(errno), &call.arg);
+            }
+        };
+        section.leave();
         if call.cmd == BINDER_FREEZE {
             return self.freeze(thread, call);
         }
         let answer = self.simple_ioctl(thread, &call);
-        self.ioctl_done(thread);
+        self.context.locked(|graph| graph.ioctl_done(thread));
         match answer {
             Ok(out) => call.reply.send(Ok(0), &out),
             Err(errno) => call.reply.send(Err(errno), &call.arg),
         }
     }
 
-    /// A new or flushed thread has been back to its program.
-    fn ioctl_done(&self, thread: ThreadId) {
-        self.context.locked(|graph| {
-            if let Some(thread) = graph.threads.get_mut(&thread) {
-                thread.looper_need_return = false;
-            }
-        });
-    }
-
     /// BINDER_WRITE_READ: first the write part, then the read part. Consumed counts are copied
     /// back on errors and signals too.
-    fn write_read(self: &Arc<Self>, thread: ThreadId, call: Call) {
+    fn write_read(self: &Arc<Self>, mut section: Section<'_>, call: Call) {
         if call.arg.len() != WriteRead::SIZE {
             return call.reply.send(Err(Errno::EINVAL), &call.arg);
         }
         let mut data = WriteRead::decode(&call.arg);
         let mut result = Ok(());
-        let mut nice = None;
+        let mut known = Known::default();
         if data.write_size > 0 {
-            let writer = Writer {
-                process: self,
-                thread,
-                tid: call.tid,
+            let mut writer = Writer {
+                section: &mut section,
                 uid: call.uid,
                 memory: &*call.memory,
-                euid: Cell::default(),
-                nice: Cell::default(),
+                known: &mut known,
             };
             result = writer.write(&mut data);
-            nice = writer.nice.get();
             if result.is_err() {
                 data.read_consumed = 0;
             }
+        } else if data.read_size > 0 {
+            // It will be asked for: outside the section, then.
+            known.nice(self, call.tid);
         }
         if result.is_ok() && data.read_size > 0 {
-            result = self.begin_read(thread, &call, &data, nice);
-            if result.is_ok() {
+            result = self.begin_read(&mut section, &call, &data, &mut known);
+            if result.is_ok()
+                && let Ok((graph, thread)) = section.enter()
+            {
                 let Call { nonblock, memory, reply, .. } = call;
                 let read = Parked::new(self.clone(), data, memory, nonblock, reply);
-                let answer = self.context.locked(|graph| graph.resume_read(thread, read));
+                let answer = graph.resume_read(thread, read);
+                section.leave();
                 return answer.into_iter().for_each(Answer::give);
             }
-            self.context.locked(|graph| graph.wakeup_leftover(self.id));
+            if section.has_thread() {
+                section.graph().wakeup_leftover(self.id);
+            }
         }
-        self.ioctl_done(thread);
-        call.reply.send(result.map(|()| 0), &data.encode());
+        let entered = section.enter().map(|(graph, thread)| graph.ioctl_done(thread));
+        section.leave();
+        match entered {
+            Ok(()) => call.reply.send(result.map(|()| 0), &data.encode()),
+            // Nothing was done: there is no thread that could have done it.
+            Err(errno) => call.reply.send(Err(errno), &call.arg),
+        }
     }
 
     /// What a read does before it waits: a thread that waits for the process's work has the
     /// process's own priority, and a read buffer that cannot be written to is refused before
     /// anything is taken for it. Buffers that were good before are not tried again: mostly a
-    /// thread reads to the same place for ever. `nice` is the thread's nice value, if it is known.
+    /// thread reads to the same place for ever.
     fn begin_read(
-        &self,
-        id: ThreadId,
+        self: &Arc<Self>,
+        section: &mut Section<'_>,
         call: &Call,
         data: &WriteRead,
-        nice: Option<i32>,
+        known: &mut Known,
     ) -> Result<(), Errno> {
-        let (known, available) = self.context.locked(|graph| {
-            graph.threads.get(&id).map_or((true, false), |thread| {
-                let known = thread.known_read_buffer == Some(data.read_buffer);
-                (known, graph.available_for_process_work(thread))
-            })
+        let (graph, id) = section.enter()?;
+        let (is_good, available) = graph.threads.get(&id).map_or((true, false), |thread| {
+            let is_good = thread.known_read_buffer == Some(data.read_buffer);
+            (is_good, graph.available_for_process_work(thread))
         });
-        if available && nice.unwrap_or_else(|| self.client.nice(call.tid)) != self.default_nice {
-            self.client.set_nice(call.tid, self.default_nice);
+        if available {
+            if !known.has_nice() {
+                section.leave();
+            }
+            if known.nice(self, call.tid) != self.default_nice {
+                section.leave();
+                self.client.set_nice(call.tid, self.default_nice);
+            }
         }
-        if known || data.read_consumed != 0 {
+        if is_good || data.read_consumed != 0 {
             return Ok(());
         }
+        section.leave();
         let mut noop = Vec::with_capacity(4);
         Return::Noop.encode(&mut noop);
         call.memory.write(data.read_buffer, &noop)?;
-        self.context.locked(|graph| {
-            if let Some(thread) = graph.threads.get_mut(&id) {
-                thread.known_read_buffer = Some(data.read_buffer);
-            }
-        });
+        if let Some(thread) = section.graph().threads.get_mut(&id) {
+            thread.known_read_buffer = Some(data.read_buffer);
+        }
         Ok(())
     }
 
@@ -153,7 +162,7 @@ impl Process {
                 } else {
                     FlatObject::default()
                 };
-                let euid = self.client.euid(call.tid, call.uid);
+                let euid = self.client.identity(call.tid, call.uid).euid;
                 self.context.locked(|graph| graph.set_context_manager(self.id, euid, &object))?;
                 Ok(unchanged())
             }
@@ -261,17 +270,17 @@ impl Process {
         let (pid, enable, timeout_ms) = (arg.i32(), arg.u32(), arg.u32());
         let targets = self.context.shared.processes_of(self.pid_from_client(pid));
         if targets.is_empty() {
-            self.ioctl_done(thread);
+            self.context.locked(|graph| graph.ioctl_done(thread));
             return call.reply.send(Err(Errno::EINVAL), &call.arg);
         }
         if enable == 0 {
             for target in targets {
                 target.context.locked(|graph| graph.unfreeze(target.id));
             }
-            self.ioctl_done(thread);
+            self.context.locked(|graph| graph.ioctl_done(thread));
             return call.reply.send(Ok(0), &call.arg);
         }
-        self.ioctl_done(thread);
+        self.context.locked(|graph| graph.ioctl_done(thread));
         let process = self.clone();
         let answer = self.freeze_next(FreezeWait {
             ticket: self.context.shared.next_id(),

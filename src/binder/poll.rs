@@ -11,6 +11,7 @@
 
 use super::graph::{Graph, ProcessId, ThreadId};
 use super::outbox::Effect;
+use super::section::Section;
 use super::thread::{Looper, Thread};
 use super::{Due, Poller, Process};
 use crate::Errno;
@@ -198,9 +199,9 @@ impl Process {
         poller: Option<Arc<dyn Poller>>,
     ) -> (Result<bool, Errno>, Due<'_>) {
         self.alloc.owner_calls();
-        let ready = self
-            .calling_thread(tid)
-            .and_then(|id| self.context.locked(|graph| graph.poll(self.id, id, poller)));
+        let mut section = Section::new(self, tid);
+        let ready = section.enter().and_then(|(graph, thread)| graph.poll(self.id, thread, poller));
+        section.leave();
         (ready, self.due())
     }
 }

@@ -4,7 +4,7 @@
 //! the graph's lock the returns are put together, and the read has an [`Answer`]. What becomes of
 //! the answer without the lock is told in [`super::delivery`].
 
-use super::delivery::{Delivered, Delivery};
+use super::delivery::{Delivered, Delivery, SenderPid};
 use super::graph::{Graph, Queue, ThreadId, TransactionId, Work};
 use super::returns::Return;
 use super::wire::{PtrCookie, TransactionData, WriteRead, align8};
@@ -165,7 +165,8 @@ impl Graph {
             && looper.is_looper();
         record.requested_threads += u32::from(spawn_looper);
         if let Some(thread) = self.threads.get_mut(&id) {
-            thread.delivering = transaction.as_ref().map(|delivered| delivered.id);
+            let unsettled = transaction.as_ref().filter(|delivered| !delivered.settled);
+            thread.delivering = unsettled.map(|delivered| delivered.id);
         }
         self.wakeup_leftover(process);
         Answer::Deliver(Box::new(Delivery {
@@ -276,7 +277,7 @@ impl Graph {
             }
             match work {
                 Work::Transaction(transaction) => {
-                    if let Some(delivered) = self.take_transaction(transaction, bytes) {
+                    if let Some(delivered) = self.take_transaction(id, transaction, bytes) {
                         return Collected::Transaction(delivered);
                     }
                 }
@@ -339,14 +340,23 @@ impl Graph {
         }
     }
 
-    /// Appends BR_TRANSACTION or BR_REPLY. The transaction stays in no list until the client has it.
-    fn take_transaction(&mut self, id: TransactionId, bytes: &mut Vec<u8>) -> Option<Delivered> {
+    /// Appends BR_TRANSACTION or BR_REPLY. Where it carries descriptors, the transaction stays in
+    /// no list until the client has it.
+    fn take_transaction(
+        &mut self,
+        thread: ThreadId,
+        id: TransactionId,
+        bytes: &mut Vec<u8>,
+    ) -> Option<Delivered> {
         let transaction = self.transactions.get(&id)?;
         let (process, offset) = transaction.to_process.zip(transaction.buffer)?;
         let buffer = self.processes.get(&process)?.buffers.get(&offset)?.buffer;
         let node = transaction.target_node.and_then(|node| self.nodes.get(&node));
         let sender = self.sender_process(transaction);
-        let sender = sender.map(|process| (process.pid, process.client.clone()));
+        let sender = sender.map(|process| SenderPid {
+            pid: process.pid,
+            client: (!transaction.sender_is_opener).then(|| process.client.clone()),
+        });
         let data = TransactionData {
             target: node.map_or(0, |node| node.ptr),
             cookie: node.map_or(0, |node| node.cookie),
@@ -365,6 +375,7 @@ impl Graph {
             id,
             buffer,
             fixups: Vec::new(),
+            settled: false,
             is_reply: transaction.is_reply,
             sender_pid_at,
             sender_euid: transaction.sender_euid,
@@ -383,6 +394,11 @@ impl Graph {
         if let Some(record) = self.processes.get_mut(&process) {
             record.files_in_flight = record.files_in_flight.saturating_sub(fixups.len());
         }
-        Some(Delivered { fixups, ..delivered })
+        // With descriptors it may fail in a way of its own.
+        let settled = fixups.is_empty();
+        if settled {
+            self.settle_transaction(thread, id);
+        }
+        Some(Delivered { fixups, settled, ..delivered })
     }
 }

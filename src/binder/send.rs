@@ -6,16 +6,18 @@
 //!
 //! Whatever fails on the way is undone, and the sender reads why; the rest of the world goes on.
 
-use super::Process;
 use super::graph::{Graph, NodeId, ProcessId, ThreadId, TransactionId, Work};
 use super::message::Message;
 use super::outbox::Effect;
 use super::process::BufferRecord;
 use super::returns::Return;
+use super::section::Section;
 use super::thread::ExtendedError;
 use super::traffic::Entry;
 use super::transaction::{Charge, Fixup, Held, Transaction};
 use super::wire::{TransactionData, align8};
+use super::write::Known;
+use super::{Identity, Process};
 use crate::Errno;
 use crate::alloc::{Buffer, Request};
 use crate::client_log::{Kind, user_error};
@@ -57,8 +59,17 @@ pub(crate) struct Sender<'a> {
     pub process: &'a Arc<Process>,
     pub thread: ThreadId,
     pub tid: i32,
-    pub euid: u32,
+    /// As the device was told it.
+    pub uid: u32,
     pub memory: &'a dyn ClientMemory,
+}
+
+/// A transaction, and who sends it.
+struct Sent {
+    id: TransactionId,
+    /// The thread's nice value.
+    priority: i32,
+    from: Identity,
 }
 
 /// Where a transaction goes, as the first look under the lock found it.
@@ -103,40 +114,42 @@ pub(crate) struct Filled {
 }
 
 impl Sender<'_> {
-    fn locked<R>(&self, f: impl FnOnce(&mut Graph) -> R) -> R {
-        self.process.context.locked(f)
-    }
-
     /// Carries out one BC_TRANSACTION, BC_REPLY or their scatter-gather forms. Never fails as a
-    /// command: what goes wrong is read by the sender. Returns the thread's nice value.
-    pub fn send(&self, data: &TransactionData, is_reply: bool, extra_buffers_size: u64) -> i32 {
-        let mut priority = self.process.client.nice(self.tid);
+    /// command: what goes wrong is read by the sender. The section is left while the message is
+    /// made, and entered again to queue it.
+    pub fn send(
+        &self,
+        section: &mut Section<'_>,
+        known: &mut Known,
+        data: &TransactionData,
+        is_reply: bool,
+        extra_buffers_size: u64,
+    ) {
         let mut own = None;
-        let found = self.locked(|graph| {
-            let id = TransactionId(graph.next_id());
-            let no_error = ExtendedError { id: id.0 as u32, ..ExtendedError::NONE };
-            graph.set_extended_error(self.thread, no_error);
-            let target = if is_reply {
-                self.reply_target(graph, &mut own)
-            } else {
-                self.call_target(graph, data).map_err(NoTarget::from)
-            };
-            match target {
-                Ok(target) => Some((id, target)),
-                Err(none) => {
-                    self.log(id, None, data, is_reply, Some(none.failure));
-                    self.fail(graph, id, none.in_reply_to, none.failure);
-                    None
-                }
-            }
-        });
-        if let Some(own) = own.filter(|own| *own != priority) {
-            self.process.client.set_nice(self.tid, own);
-            priority = own;
-        }
-        let Some((id, mut target)) = found else {
-            return priority;
+        let graph = section.graph();
+        let id = TransactionId(graph.next_id());
+        let no_error = ExtendedError { id: id.0 as u32, ..ExtendedError::NONE };
+        graph.set_extended_error(self.thread, no_error);
+        let target = if is_reply {
+            self.reply_target(graph, &mut own)
+        } else {
+            self.call_target(graph, data).map_err(NoTarget::from)
         };
+        if let Err(none) = &target {
+            self.log(id, None, data, is_reply, Some(none.failure));
+            self.fail(graph, id, none.in_reply_to, none.failure);
+        }
+        if target.is_ok() || own.is_some() {
+            section.leave();
+        }
+        let priority = if target.is_ok() { known.nice(self.process, self.tid) } else { 0 };
+        if let Some(own) = own {
+            known.set_nice(self.process, self.tid, own);
+        }
+        let Ok(mut target) = target else {
+            return;
+        };
+        let from = known.identity(self.process, self.tid, self.uid);
         if target.unattended
             && let Some(thread) = target.thread
             && !target.process.attend_thread(thread)
@@ -144,23 +157,21 @@ impl Sender<'_> {
             (target.thread, target.thread_id) = (None, None);
         }
         let filled = self.fill(&target, data, is_reply, extra_buffers_size);
-        self.locked(|graph| {
-            let result =
-                filled.and_then(|filled| self.queue(graph, id, &target, filled, data, priority));
-            if let Some(node) = target.node {
-                if result.is_err() {
-                    graph.dec_node(node, true, false);
-                }
-                graph.dec_node_tmpref(node);
+        let graph = section.graph();
+        let sent = Sent { id, priority, from };
+        let result = filled.and_then(|filled| self.queue(graph, &sent, &target, filled, data));
+        if let Some(node) = target.node {
+            if result.is_err() {
+                graph.dec_node(node, true, false);
             }
-            self.log(id, Some(&target), data, is_reply, result.err());
-            if let Err(failure) = result {
-                self.fail(graph, id, target.in_reply_to, failure);
-            }
-            // Not under the lock: this may be the last that holds a released target.
-            graph.effects.push(Effect::DropProcess(target.process));
-        });
-        priority
+            graph.dec_node_tmpref(node);
+        }
+        self.log(id, Some(&target), data, is_reply, result.err());
+        if let Err(failure) = result {
+            self.fail(graph, id, target.in_reply_to, failure);
+        }
+        // Not under the lock: this may be the last that holds a released target.
+        graph.effects.push(Effect::DropProcess(target.process));
     }
 
     /// Notes the transaction for `transaction_log`, and for that of the failed ones if it failed.
@@ -322,7 +333,7 @@ impl Sender<'_> {
                 );
                 return Err(Errno::EPROTO.into());
             }
-            target.thread = self.nested_target(graph, thread.transaction_stack, owner)?;
+            target.thread = nested_target(graph, self.thread, owner)?;
             target.thread_id =
                 target.thread.and_then(|id| graph.threads.get(&id)).map(|thread| thread.tid);
             target.unattended = target.thread.is_some_and(|id| graph.is_unattended(id));
@@ -330,33 +341,6 @@ impl Sender<'_> {
         graph.inc_node(node_id, true, false, None)?;
         graph.inc_node_tmpref(node_id);
         Ok(target)
-    }
-
-    /// The thread of the target that waits, further up, for this very thread: a nested call
-    /// back into a process lands there.
-    fn nested_target(
-        &self,
-        graph: &Graph,
-        stack: Option<TransactionId>,
-        target: ProcessId,
-    ) -> Result<Option<ThreadId>, Failure> {
-        let Some(top) = stack.and_then(|id| graph.transactions.get(&id)) else {
-            return Ok(None);
-        };
-        if top.to_thread != Some(self.thread) {
-            user_error!(Kind::BadCallStack, "got new transaction with bad transaction stack");
-            return Err(Errno::EPROTO.into());
-        }
-        let mut next = Some(top);
-        while let Some(transaction) = next {
-            if let Some(from) = transaction.from
-                && graph.threads.get(&from).is_some_and(|thread| thread.process == target)
-            {
-                return Ok(Some(from));
-            }
-            next = transaction.from_parent.and_then(|id| graph.transactions.get(&id));
-        }
-        Ok(None)
     }
 
     /// Takes a buffer in the target and fills it. What fails leaves nothing behind.
@@ -427,7 +411,7 @@ impl Sender<'_> {
             }
             Err(errno) => {
                 let (held, fixups) = message.into_parts();
-                self.locked(|graph| {
+                self.process.context.locked(|graph| {
                     graph.release_held(target.process.id, None, held);
                     graph.effects.push(Effect::DropFiles(fixups));
                 });
@@ -448,15 +432,16 @@ impl Sender<'_> {
     fn queue(
         &self,
         graph: &mut Graph,
-        id: TransactionId,
+        sent: &Sent,
         target: &Target,
         filled: Filled,
         data: &TransactionData,
-        priority: i32,
     ) -> Result<(), Failure> {
+        let Sent { id, priority, from } = *sent;
+        let thread = self.thread;
         let start = self.process.context.shared.timers.now();
         let process = target.process.id;
-        let alive = graph.threads.contains_key(&self.thread)
+        let alive = graph.threads.contains_key(&thread)
             && graph.processes.contains_key(&process)
             && target.in_reply_to.is_none_or(|_| {
                 target.thread.is_some_and(|thread| graph.threads.contains_key(&thread))
@@ -495,7 +480,7 @@ impl Sender<'_> {
         graph.transactions.insert(
             id,
             Transaction {
-                from: (!is_reply && !oneway).then_some(self.thread),
+                from: (!is_reply && !oneway).then_some(thread),
                 from_parent: None,
                 from_pid: self.process.pid,
                 from_tid: self.tid,
@@ -505,7 +490,8 @@ impl Sender<'_> {
                 is_reply,
                 code: data.code,
                 flags: data.flags,
-                sender_euid: self.euid,
+                sender_euid: from.euid,
+                sender_is_opener: from.is_opener,
                 priority,
                 start,
                 saved_priority: Arc::new(AtomicI32::new(priority)),
@@ -517,7 +503,7 @@ impl Sender<'_> {
             },
         );
         if let (Some(call), Some(caller)) = (target.in_reply_to, target.thread) {
-            graph.enqueue_thread_work(self.thread, complete);
+            graph.enqueue_thread_work(thread, complete);
             graph.pop_transaction(caller, call);
             graph.enqueue_thread_work(caller, Work::Transaction(id));
             if let Some(record) = graph.processes.get_mut(&process) {
@@ -532,24 +518,24 @@ impl Sender<'_> {
                 if frozen {
                     complete = Work::TransactionPending;
                 }
-                graph.enqueue_thread_work(self.thread, complete);
+                graph.enqueue_thread_work(thread, complete);
             })
         } else {
             // Deferred: the sender is not woken for it, but reads it with the reply.
             let place = if wrong(Rule::CallCompletesAtOnce) {
-                graph.enqueue_thread_work(self.thread, complete)
+                graph.enqueue_thread_work(thread, complete)
             } else {
-                graph.enqueue_deferred_thread_work(self.thread, complete)
+                graph.enqueue_deferred_thread_work(thread, complete)
             };
             let parent = graph
                 .threads
-                .get_mut(&self.thread)
+                .get_mut(&thread)
                 .and_then(|thread| thread.transaction_stack.replace(id));
             if let Some(transaction) = graph.transactions.get_mut(&id) {
                 transaction.from_parent = parent;
             }
             graph.queue_transaction(id, process, target.thread).map(|_| ()).inspect_err(|_| {
-                graph.pop_transaction(self.thread, id);
+                graph.pop_transaction(thread, id);
                 if let Some(place) = place {
                     graph.dequeue(place);
                 }
@@ -567,4 +553,31 @@ impl Sender<'_> {
             Failure::new(error, 0)
         })
     }
+}
+
+/// The thread of the target that waits, further up, for this very thread: a nested call back into
+/// a process lands there.
+fn nested_target(
+    graph: &Graph,
+    thread: ThreadId,
+    target: ProcessId,
+) -> Result<Option<ThreadId>, Failure> {
+    let stack = graph.threads.get(&thread).and_then(|thread| thread.transaction_stack);
+    let Some(top) = stack.and_then(|id| graph.transactions.get(&id)) else {
+        return Ok(None);
+    };
+    if top.to_thread != Some(thread) {
+        user_error!(Kind::BadCallStack, "got new transaction with bad transaction stack");
+        return Err(Errno::EPROTO.into());
+    }
+    let mut next = Some(top);
+    while let Some(transaction) = next {
+        if let Some(from) = transaction.from
+            && graph.threads.get(&from).is_some_and(|thread| thread.process == target)
+        {
+            return Ok(Some(from));
+        }
+        next = transaction.from_parent.and_then(|id| graph.transactions.get(&id));
+    }
+    Ok(None)
 }

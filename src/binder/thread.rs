@@ -213,6 +213,13 @@ impl Graph {
         self.end_parked_read(id, Errno::EINTR);
     }
 
+    /// A new or flushed thread goes back to its program.
+    pub fn ioctl_done(&mut self, thread: ThreadId) {
+        if let Some(thread) = self.threads.get_mut(&thread) {
+            thread.looper_need_return = false;
+        }
+    }
+
     /// Ends a parked read without giving it anything.
     pub fn end_parked_read(&mut self, id: ThreadId, errno: Errno) {
         let Some(thread) = self.threads.get_mut(&id) else {

@@ -146,7 +146,7 @@ impl TransactionLog {
 
 /// How many records of a kind there have ever been.
 #[derive(Debug, Default, Clone, Copy)]
-pub(super) struct Created {
+pub(crate) struct Created {
     pub processes: u64,
     pub threads: u64,
     pub nodes: u64,

@@ -58,6 +58,8 @@ pub(crate) struct Transaction {
     pub code: u32,
     pub flags: u32,
     pub sender_euid: u32,
+    /// The sender was a thread of the process that has opened the device.
+    pub sender_is_opener: bool,
     /// The sender's nice value.
     pub priority: i32,
     /// When it was queued, by the device's clock.

@@ -347,8 +347,14 @@ impl binder::Client for Client {
     }
 
     /// Where /proc does not say, the uid of the wire is one that the thread may take.
-    fn euid(&self, tid: i32, uid: u32) -> u32 {
-        ids::euid(tid).unwrap_or(uid)
+    fn identity(&self, tid: i32, uid: u32) -> binder::Identity {
+        match ids::euid_of_thread(self.pid, tid) {
+            Ok(euid) => binder::Identity { euid, is_opener: true },
+            Err(_) => {
+                let euid = ids::euid(tid).unwrap_or(uid);
+                binder::Identity { euid, is_opener: false }
+            }
+        }
     }
 
     fn uid_as_seen(&self, tid: i32, uid: u32) -> u32 {

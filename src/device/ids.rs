@@ -11,10 +11,12 @@ use crate::Errno;
 use crate::lock_order::rank;
 use crate::sync::Mutex;
 use std::collections::HashMap;
-use std::fs;
+use std::ffi::CStr;
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+use std::{fmt, fs};
 
 /// (uid_t)-1: whoever has no name.
 pub const NOBODY: u32 = u32::MAX;
@@ -30,8 +32,21 @@ const REMEMBERED: usize = 256;
 /// that, by an old promise of the kernel's (`task_dump_owner`); the status says it too, at ten times the
 /// price. Never remembered: a thread may change its effective uid and keep the one of the wire.
 pub fn euid(tid: i32) -> Result<u32, Errno> {
-    let directory = fs::metadata(format!("/proc/{tid}"));
-    directory.map(|it| it.uid()).map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))
+    owner(format_args!("/proc/{tid}"))
+}
+
+/// The same, of a thread of the process `pid`. ENOENT: it is one of another process.
+pub fn euid_of_thread(pid: i32, tid: i32) -> Result<u32, Errno> {
+    owner(format_args!("/proc/{pid}/task/{tid}"))
+}
+
+/// The owner of a file whose name is short: asked at every call, so nothing is allocated for it.
+fn owner(path: fmt::Arguments<'_>) -> Result<u32, Errno> {
+    let mut name = [0; 64];
+    let mut rest = &mut name[..];
+    rest.write_fmt(path).map_err(|_| Errno::ENAMETOOLONG)?;
+    let name = CStr::from_bytes_until_nul(&name).map_err(|_| Errno::ENAMETOOLONG)?;
+    nix::sys::stat::stat(name).map(|it| it.st_uid)
 }
 
 /// The names that users have in a user namespace.

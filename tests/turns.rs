@@ -1,0 +1,217 @@
+//! What one call costs the daemon in turns: sections of the context's lock, allocations and system
+//! calls, of an empty synchronous call between two plain programs (benches/ping.c). Counted, not
+//! timed: the same on a busy machine.
+//!
+//! Needs root and /dev/fuse, and for the system calls strace; where they are missing each test says
+//! so and does nothing.
+
+mod common;
+
+use common::{Daemon, Door, Killed, alone, skip, unique_name};
+use fakebinder::device::options::MountOptions;
+use fakebinder::device::tree::Permissions;
+use fakebinder::device::{Hub, fuse};
+use fakebinder::shrinker::{Memory, MemoryConfig};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Counts what is allocated in this process, by all its threads.
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+// SAFETY: the system's allocator does all of it; what is counted beside it changes nothing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller keeps the promises that `System` asks for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: as above.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const CALLS: u64 = 1000;
+
+fn possible() -> bool {
+    let possible = nix::unistd::geteuid().is_root() && Door::Fuse.is_here();
+    if !possible {
+        skip("it takes root and /dev/fuse");
+    }
+    possible
+}
+
+/// A program that says a line, and goes on when it is told one.
+struct Stepping {
+    child: Killed,
+    lines: BufReader<std::process::ChildStdout>,
+}
+
+impl Stepping {
+    fn start(ping: &Path, arguments: &[&str]) -> Stepping {
+        let mut command = Command::new(ping);
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap());
+        let mut started = Stepping { child: Killed(child), lines };
+        assert_eq!(started.line(), "ready", "{arguments:?}");
+        started
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    fn go_on(&mut self) {
+        self.child.0.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    }
+}
+
+/// A directory of this test's own.
+fn directory() -> PathBuf {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(unique_name());
+    std::fs::create_dir_all(&directory).unwrap();
+    directory
+}
+
+/// A server and a caller of the device, who has called it some times.
+fn pair(device: &Path) -> (Stepping, Stepping) {
+    let ping = directory().join("ping");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/ping.c");
+    let built = Command::new("gcc").args(["-O2", "-pthread", "-o"]).arg(&ping).arg(source).status();
+    assert!(built.expect("gcc is here").success(), "benches/ping.c builds");
+    let device = device.to_str().unwrap();
+    let server = Stepping::start(&ping, &[device, "serve"]);
+    let caller = Stepping::start(&ping, &[device, "call", &CALLS.to_string()]);
+    (server, caller)
+}
+
+/// A FUSE mount that is gone when this is dropped.
+struct Mount<'a>(&'a Path);
+
+impl Drop for Mount<'_> {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn an_empty_call_takes_few_sections_and_allocations() {
+    if !possible() {
+        return;
+    }
+    let _alone = alone();
+    let directory = directory();
+    let hub = Hub::new(Memory::new(MemoryConfig::default())).unwrap();
+    let device = hub.device("turns");
+    let context = device.context().clone();
+    let options = MountOptions::new(Permissions { mode: 0o666, uid: 0, gid: 0 });
+    let on_end = Box::new(|| {});
+    fuse::open(&directory, &hub, vec![device], &options, on_end).unwrap();
+    let mount = Mount(&directory);
+    let (_server, mut caller) = pair(&mount.0.join("turns"));
+
+    let before = (context.sections(), ALLOCATIONS.load(Ordering::Relaxed));
+    caller.go_on();
+    let times = caller.line();
+    let after = (context.sections(), ALLOCATIONS.load(Ordering::Relaxed));
+    let per_call = |before, after| (after - before) as f64 / CALLS as f64;
+    let sections = per_call(before.0, after.0);
+    let allocations = per_call(before.1, after.1);
+    println!("a call: {sections:.2} sections, {allocations:.2} allocations ({times})");
+    assert!((3.0..=6.1).contains(&sections), "{sections} sections a call");
+    assert!((0.0..=4.1).contains(&allocations), "{allocations} allocations a call");
+}
+
+/// Calls of the system that a process makes until it is told to stop, by name.
+struct Traced {
+    strace: Child,
+    table: PathBuf,
+}
+
+impl Traced {
+    fn start(pid: u32) -> Traced {
+        let table = directory().join("table");
+        let mut command = Command::new("strace");
+        command.args(["-f", "-c", "-U", "calls,name", "-o"]).arg(&table);
+        command.args(["-p", &pid.to_string()]).stderr(Stdio::piped());
+        let mut strace = command.spawn().unwrap();
+        // It says when it is there, for each thread.
+        let mut said = BufReader::new(strace.stderr.take().unwrap());
+        said.read_line(&mut String::new()).unwrap();
+        std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        Traced { strace, table }
+    }
+
+    fn stop(mut self) -> BTreeMap<String, u64> {
+        let pid = nix::unistd::Pid::from_raw(self.strace.id() as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+        self.strace.wait().unwrap();
+        let table = std::fs::read_to_string(&self.table).unwrap();
+        let rows = table.lines().filter_map(|line| {
+            let mut words = line.split_ascii_whitespace();
+            Some((words.next()?.parse().ok()?, words.next()?.to_owned()))
+        });
+        rows.filter(|(_, name)| name != "total")
+            .map(|(calls, name): (u64, _)| (name, calls))
+            .collect()
+    }
+}
+
+#[test]
+fn an_empty_call_takes_few_system_calls() {
+    if !possible() {
+        return;
+    }
+    if Command::new("strace").arg("-V").output().is_err() {
+        return skip("it takes strace");
+    }
+    let _alone = alone();
+    let daemon = Daemon::start_as(&unique_name(), Door::Fuse);
+    let (_server, mut caller) = pair(&daemon.fuse());
+    let traced = Traced::start(daemon.pid());
+    caller.go_on();
+    caller.line();
+    let calls = traced.stop();
+    let of = |name: &str| calls.get(name).copied().unwrap_or(0) as f64 / CALLS as f64;
+    println!(
+        "a call: {:.2} system calls: {calls:?}",
+        calls.values().sum::<u64>() as f64 / CALLS as f64
+    );
+    // Three requests are read and answered, and five times a client's memory is touched: both
+    // programs' commands, what the server reads twice, what the caller reads.
+    for (name, most) in [
+        ("read", 3.1),
+        ("writev", 3.1),
+        ("process_vm_readv", 2.1),
+        ("process_vm_writev", 3.1),
+        // Whose uid it is, of who calls and of who replies.
+        ("newfstatat", 2.1),
+        // The nice values of who calls, of who is called, before the wait and after the reply.
+        ("getpriority", 4.1),
+        ("pidfd_send_signal", 0.1),
+        ("setpriority", 0.1),
+    ] {
+        assert!(of(name) <= most, "{name}: {} a call", of(name));
+    }
+    assert!(of("read") >= 2.9, "the calls were not seen");
+}
