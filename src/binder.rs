@@ -75,6 +75,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use traffic::{Created, Traffic, TransactionLog};
+use wire::FewBytes;
 
 /// An ioctl that a client waits in. The engine consumes it once: at once, or when another
 /// client's work, a signal or a release completes it.
@@ -109,7 +110,7 @@ pub struct Call {
     pub cmd: u32,
     /// The argument as copied in: `ioc_size(cmd)` bytes when the ioctl copies in, else zeros of
     /// that length.
-    pub arg: Vec<u8>,
+    pub arg: FewBytes,
     /// The caller's memory.
     pub memory: Arc<dyn ClientMemory>,
     pub reply: Box<dyn Reply>,
@@ -255,7 +256,7 @@ pub(crate) struct Finish {
     pub process: Arc<Process>,
     pub reply: Box<dyn Reply>,
     pub result: Result<i32, Errno>,
-    pub out: Vec<u8>,
+    pub out: FewBytes,
 }
 
 impl Finish {
@@ -542,6 +543,9 @@ impl Context {
     fn leave(&self, mut graph: MutexGuard<'_, Graph>) {
         graph.sections += 1;
         graph.settle();
+        if graph.effects.is_empty() {
+            return;
+        }
         let effects = std::mem::take(&mut graph.effects);
         drop(graph);
         self.shared.post(effects);

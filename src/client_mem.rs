@@ -96,9 +96,14 @@ impl ProcessMemory {
         self.given_up.store(true, Ordering::SeqCst);
     }
 
+    /// Whether [`ProcessMemory::give_up`] was called.
+    pub fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::SeqCst)
+    }
+
     fn before_copy(&self) -> Result<(), Errno> {
         assert_nothing_held();
-        match self.given_up.load(Ordering::SeqCst) {
+        match self.is_given_up() {
             true => Err(Errno::ESRCH),
             false => Ok(()),
         }

@@ -42,6 +42,7 @@ use self::session::Responder;
 use self::wire::{Header, Ioctl, Request};
 use crate::alloc::Alloc;
 use crate::binder::copies::{Place, Subject, Turn};
+use crate::binder::wire::FewBytes;
 use crate::binder::{self, Binder, Call, Context, Limits, Process, Reply};
 use crate::client_log::{Kind, client_log};
 use crate::client_mem::ClientMemory;
@@ -262,8 +263,8 @@ impl Open {
                     responder.error(Errno::EINVAL);
                     return None;
                 }
-                true => ioctl.input.to_vec(),
-                false => vec![0; size],
+                true => FewBytes::from_slice(ioctl.input),
+                false => FewBytes::from_elem(0, size),
             };
             let out = match uapi::ioc_copies_out(ioctl.cmd) {
                 true => CopyOut::Message { size: ioctl.out_size },
@@ -274,7 +275,7 @@ impl Open {
         if self.gathered.load(Ordering::Relaxed) {
             return self.gather(header, ioctl, responder);
         }
-        let mut argument = vec![0; size];
+        let mut argument = FewBytes::from_elem(0, size);
         if reads_argument(ioctl.cmd) {
             match memory.read(ioctl.arg, &mut argument) {
                 Ok(()) => {}
@@ -321,7 +322,7 @@ impl Open {
             Ok(Step::Ready { argument, memory, output, read_size }) => {
                 let memory = Arc::new(memory);
                 let out = CopyOut::Gathered { memory: memory.clone(), output, read_size };
-                self.call(header, ioctl.cmd, argument, memory, responder, out)
+                self.call(header, ioctl.cmd, argument.into(), memory, responder, out)
             }
             Err(error) => {
                 responder.ioctl(-(error as i32), &[]);
@@ -334,7 +335,7 @@ impl Open {
         &self,
         header: &Header,
         cmd: u32,
-        argument: Vec<u8>,
+        argument: FewBytes,
         memory: Arc<dyn ClientMemory>,
         responder: Responder,
         out: CopyOut,

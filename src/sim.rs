@@ -631,6 +631,7 @@ impl SimThread<'_> {
         let arg = arg.to_vec();
         move || {
             let reply = Box::new(SimReply(Arc::default()));
+            let arg = arg.into();
             process.ioctl(Call { tid, uid, nonblock, cmd, arg, memory, reply });
         }
     }
@@ -644,7 +645,7 @@ impl SimThread<'_> {
             uid: self.sim.euid,
             nonblock: self.nonblock,
             cmd,
-            arg: arg.to_vec(),
+            arg: arg.into(),
             memory: self.sim.arena.clone(),
             reply: Box::new(SimReply(slot.clone())),
         });

@@ -138,7 +138,9 @@ fn an_empty_call_takes_few_sections_and_allocations() {
     let allocations = per_call(before.1, after.1);
     println!("a call: {sections:.2} sections, {allocations:.2} allocations ({times})");
     assert!((3.0..=6.1).contains(&sections), "{sections} sections a call");
-    assert!((0.0..=4.1).contains(&allocations), "{allocations} allocations a call");
+    // The check of the lock order, in a debug build, allocates by itself.
+    let most = if cfg!(debug_assertions) { 5.0 } else { 4.1 };
+    assert!((0.0..=most).contains(&allocations), "{allocations} allocations a call");
 }
 
 /// Calls of the system that a process makes until it is told to stop, by name.
@@ -200,18 +202,20 @@ fn an_empty_call_takes_few_system_calls() {
     // Three requests are read and answered, and five times a client's memory is touched: both
     // programs' commands, what the server reads twice, what the caller reads.
     for (name, most) in [
-        ("read", 3.1),
-        ("writev", 3.1),
-        ("process_vm_readv", 2.1),
-        ("process_vm_writev", 3.1),
-        // Whose uid it is, of who calls and of who replies.
-        ("newfstatat", 2.1),
+        ("read", 3),
+        ("writev", 3),
+        ("process_vm_readv", 2),
+        ("process_vm_writev", 3),
+        // Whose uid it is, of who calls and of who replies; once a millisecond, by what name the
+        // receiver knows it.
+        ("newfstatat", 3),
         // The nice values of who calls, of who is called, before the wait and after the reply.
-        ("getpriority", 4.1),
-        ("pidfd_send_signal", 0.1),
-        ("setpriority", 0.1),
+        ("getpriority", 4),
+        ("pidfd_send_signal", 0),
+        ("setpriority", 0),
     ] {
-        assert!(of(name) <= most, "{name}: {} a call", of(name));
+        // A few come from what is done beside the calls, and more of them on a busy machine.
+        assert!(of(name) <= f64::from(most) + 0.3, "{name}: {} a call", of(name));
     }
     assert!(of("read") >= 2.9, "the calls were not seen");
 }

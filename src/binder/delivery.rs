@@ -43,7 +43,7 @@ use super::returns::Return;
 use super::thread::ExtendedError;
 use super::traffic::returns_in;
 use super::transaction::Fixup;
-use super::wire::TransactionData;
+use super::wire::{FewBytes, TransactionData};
 use super::{Client, Process};
 use crate::Errno;
 use crate::alloc::Buffer;
@@ -59,7 +59,7 @@ pub(crate) struct Delivery {
     pub tid: i32,
     pub read: Parked,
     /// What goes to `read_buffer + read_consumed`.
-    pub bytes: Vec<u8>,
+    pub bytes: FewBytes,
     /// The first word of the read buffer becomes BR_SPAWN_LOOPER.
     pub spawn_looper: bool,
     /// The thread could take the process's work when it began to wait.
@@ -87,7 +87,7 @@ pub(crate) struct Delivered {
     /// The sender's nice value and the node's minimum, for a call.
     pub priority: Option<(i32, i32)>,
     pub oneway: bool,
-    pub saved_priority: Arc<AtomicI32>,
+    pub saved_priority: Option<Arc<AtomicI32>>,
 }
 
 /// The pid that a transaction is shown with.
@@ -207,7 +207,7 @@ impl Graph {
     /// A transaction's descriptors could not be installed in its receiver: the transaction fails,
     /// its buffer is freed, and the thread reads on; where it was a reply, it reads
     /// BR_FAILED_REPLY instead.
-    fn files_undelivered(&mut self, mut delivery: Box<Delivery>, errno: Errno) -> Option<Answer> {
+    fn files_undelivered(&mut self, mut delivery: Delivery, errno: Errno) -> Option<Answer> {
         self.no_longer_delivering(delivery.thread);
         self.spawn_unrequested(&delivery);
         let delivered = delivery.transaction.take()?;
@@ -223,7 +223,7 @@ impl Graph {
         self.cleanup_transaction(delivered.id, Return::FailedReply);
         self.free_buffer(process, delivered.buffer.offset, Some(delivery.thread));
         delivery.bytes.truncate(delivered.sender_pid_at - TransactionData::SENDER_PID - 4);
-        let Delivery { thread, read, mut bytes, for_process, .. } = *delivery;
+        let Delivery { thread, read, mut bytes, for_process, .. } = delivery;
         if delivered.is_reply {
             // In the place of the reply, and the end of the read as that is.
             Return::FailedReply.encode(&mut bytes);
@@ -302,7 +302,7 @@ impl Answer {
 impl Delivery {
     /// Writes the returns to the client and ends its ioctl; or, after a step, goes on with what is
     /// to be read next.
-    fn carry_out(mut self: Box<Self>) -> Option<Answer> {
+    fn carry_out(mut self) -> Option<Answer> {
         let process = self.read.process.clone();
         let arrays = match self.install_files() {
             Ok(arrays) => arrays,
@@ -326,11 +326,11 @@ impl Delivery {
             process.count_return(uapi::BR_SPAWN_LOOPER);
         }
         if self.is_step {
-            let Delivery { thread, mut read, bytes, for_process, .. } = *self;
+            let Delivery { thread, mut read, bytes, for_process, .. } = self;
             read.call.read_consumed += bytes.len() as u64;
             return process
                 .context
-                .locked(|graph| graph.continue_read(thread, read, Vec::new(), for_process));
+                .locked(|graph| graph.continue_read(thread, read, FewBytes::new(), for_process));
         }
         if let Some(delivered) = &self.transaction {
             process.alloc.set_allow_user_free(&delivered.buffer, true);
@@ -350,7 +350,7 @@ impl Delivery {
     }
 
     /// The returns did not reach the client: its read fails, and with it the transaction that came.
-    fn fail(mut self: Box<Self>, errno: Errno) {
+    fn fail(mut self, errno: Errno) {
         let context = self.read.process.context.clone();
         shortage::note(&errno);
         context.locked(|graph| graph.transaction_undelivered(&self, errno));
@@ -410,7 +410,9 @@ impl Delivery {
             return;
         };
         let own = client.nice(self.tid);
-        delivered.saved_priority.store(own, Ordering::Relaxed);
+        if let Some(saved) = &delivered.saved_priority {
+            saved.store(own, Ordering::Relaxed);
+        }
         let wanted = if sender < least && !delivered.oneway {
             sender
         } else if !delivered.oneway || own > least {

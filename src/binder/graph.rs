@@ -11,7 +11,7 @@ use super::death::Death;
 use super::freeze::Freeze;
 use super::limits::Limits;
 use super::node::Node;
-use super::outbox::Effect;
+use super::outbox::{Effect, Effects};
 use super::poll::Notice;
 use super::process::ProcessRecord;
 use super::thread::{Looper, Thread};
@@ -80,7 +80,7 @@ pub(crate) type WorkList = BTreeMap<u64, Work>;
 /// first: one client may have very many.
 pub(crate) type Cookies = BTreeSet<(u64, u64)>;
 
-fn shrink<K, V>(table: &mut FxHashMap<K, V>, effects: &mut Vec<Effect>)
+fn shrink<K, V>(table: &mut FxHashMap<K, V>, effects: &mut Effects)
 where
     K: Eq + std::hash::Hash + Send + 'static,
     V: Send + 'static,
@@ -110,7 +110,7 @@ pub(crate) struct Graph {
     pub woken: Vec<ThreadId>,
     /// Those who are to be told, when the lock is dropped, that there may be something to read.
     pub told: Vec<Notice>,
-    pub effects: Vec<Effect>,
+    pub effects: Effects,
     pub limits: Limits,
     pub created: Created,
     /// How many sections there have been.
@@ -132,7 +132,7 @@ impl Graph {
             manager_uid: None,
             woken: Vec::new(),
             told: Vec::new(),
-            effects: Vec::new(),
+            effects: Effects::new(),
             limits,
             created: Created::default(),
             sections: 0,

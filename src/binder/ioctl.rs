@@ -8,12 +8,13 @@ use super::read::{Answer, Parked};
 use super::returns::Return;
 use super::section::Section;
 use super::thread::ExtendedError;
-use super::wire::{Put, Reader, WriteRead};
+use super::wire::{FewBytes, Put, Reader, WriteRead};
 use super::write::{Known, Writer};
 use super::{Call, Due, Finish, Process};
 use crate::Errno;
 use crate::client_log::{Caller, Kind, user_error};
 use crate::uapi::*;
+use smallvec::smallvec;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -132,7 +133,7 @@ impl Process {
             return Ok(());
         }
         section.leave();
-        let mut noop = Vec::with_capacity(4);
+        let mut noop = FewBytes::new();
         Return::Noop.encode(&mut noop);
         call.memory.write(data.read_buffer, &noop)?;
         if let Some(thread) = section.graph().threads.get_mut(&id) {
@@ -143,7 +144,7 @@ impl Process {
 
     /// Every ioctl that neither waits nor touches the caller's memory beyond its argument.
     /// The answer is the argument as it is copied out.
-    fn simple_ioctl(self: &Arc<Self>, thread: ThreadId, call: &Call) -> Result<Vec<u8>, Errno> {
+    fn simple_ioctl(self: &Arc<Self>, thread: ThreadId, call: &Call) -> Result<FewBytes, Errno> {
         let mut arg = Reader(&call.arg);
         let unchanged = || call.arg.clone();
         match call.cmd {
@@ -170,7 +171,9 @@ impl Process {
                 self.context.locked(|graph| graph.release_thread(thread));
                 Ok(unchanged())
             }
-            BINDER_VERSION => Ok(BINDER_CURRENT_PROTOCOL_VERSION.to_ne_bytes().to_vec()),
+            BINDER_VERSION => {
+                Ok(FewBytes::from_slice(&BINDER_CURRENT_PROTOCOL_VERSION.to_ne_bytes()))
+            }
             BINDER_GET_NODE_INFO_FOR_REF => self.node_info_for_ref(&call.arg),
             BINDER_GET_NODE_DEBUG_INFO => Ok(self.node_debug_info(arg.u64())),
             BINDER_GET_FROZEN_INFO => self.frozen_info(arg.u32()),
@@ -189,7 +192,7 @@ impl Process {
                     Some(std::mem::replace(&mut thread.extended_error, ExtendedError::NONE))
                 });
                 let error = error.unwrap_or(ExtendedError::NONE);
-                let mut out = Vec::with_capacity(12);
+                let mut out = FewBytes::new();
                 out.put_u32(error.id);
                 out.put_u32(error.command);
                 out.put_u32(error.param as u32);
@@ -204,7 +207,7 @@ impl Process {
 
     /// BINDER_GET_NODE_INFO_FOR_REF. EINVAL: anything but the handle is set, or no such strong
     /// handle; EPERM: not the context manager.
-    fn node_info_for_ref(&self, arg: &[u8]) -> Result<Vec<u8>, Errno> {
+    fn node_info_for_ref(&self, arg: &[u8]) -> Result<FewBytes, Errno> {
         let mut arg = Reader(arg);
         let handle = arg.u32();
         if [arg.u32(), arg.u32(), arg.u32(), arg.u32(), arg.u32()].iter().any(|field| *field != 0) {
@@ -218,7 +221,7 @@ impl Process {
             let node = graph.nodes.get(&reference.node).ok_or(Errno::EINVAL)?;
             Ok((node.local_strong_refs + node.internal_strong_refs, node.local_weak_refs))
         })?;
-        let mut out = Vec::with_capacity(24);
+        let mut out = FewBytes::new();
         for field in [handle, strong as u32, weak as u32, 0, 0, 0] {
             out.put_u32(field);
         }
@@ -226,13 +229,13 @@ impl Process {
     }
 
     /// BINDER_GET_NODE_DEBUG_INFO: zeros when there is no node behind the given pointer.
-    fn node_debug_info(&self, ptr: u64) -> Vec<u8> {
+    fn node_debug_info(&self, ptr: u64) -> FewBytes {
         let (ptr, cookie, strong, weak) = self.context.locked(|graph| {
             graph.next_node(self.id, ptr).map_or((0, 0, 0, 0), |node| {
                 (node.ptr, node.cookie, node.has_strong_ref.into(), node.has_weak_ref.into())
             })
         });
-        let mut out = Vec::with_capacity(24);
+        let mut out = FewBytes::new();
         out.put_u64(ptr);
         out.put_u64(cookie);
         out.put_u32(strong);
@@ -241,7 +244,7 @@ impl Process {
     }
 
     /// BINDER_GET_FROZEN_INFO. EINVAL: no open file of that pid.
-    fn frozen_info(&self, pid: u32) -> Result<Vec<u8>, Errno> {
+    fn frozen_info(&self, pid: u32) -> Result<FewBytes, Errno> {
         let targets = self.context.shared.processes_of(self.pid_from_client(pid as i32));
         if targets.is_empty() {
             return Err(Errno::EINVAL);
@@ -256,7 +259,7 @@ impl Process {
                 }
             });
         }
-        let mut out = Vec::with_capacity(12);
+        let mut out = FewBytes::new();
         for field in [pid, sync, asynchronous] {
             out.put_u32(field);
         }
@@ -362,7 +365,7 @@ impl Process {
         match (wait, end) {
             (None, _) => {}
             (Some(wait), FreezeEnd::Interrupted) => {
-                self.context.shared.post(vec![Effect::Answer(Answer::Restart(wait.finish))]);
+                self.context.shared.post(smallvec![Effect::Answer(Answer::Restart(wait.finish))]);
             }
             (Some(wait), FreezeEnd::TimedOut) => self.freeze_waited(wait),
         }

@@ -17,6 +17,7 @@ use crate::alloc::Buffer;
 use crate::lock_order::rank;
 use crate::sync::modelled::Mutex;
 use crate::sync::modelled::atomic::{AtomicU64, AtomicUsize, Ordering};
+use smallvec::SmallVec;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -41,6 +42,9 @@ pub(crate) enum Effect {
     /// What is left of its record, which may be large.
     DropRecord(Box<ProcessRecord>),
 }
+
+/// What a section leaves to be done: mostly one thing or two.
+pub(crate) type Effects = SmallVec<[Effect; 2]>;
 
 /// What may have to wait for a client's memory, or may lead to more that does.
 pub(crate) enum Item {
@@ -99,7 +103,7 @@ impl<I> Outbox<I> {
 
 impl Shared {
     /// Does what touches no client's memory, and puts the rest into the outbox.
-    pub fn post(&self, effects: Vec<Effect>) {
+    pub fn post(&self, effects: Effects) {
         for effect in effects {
             match effect {
                 Effect::Answer(answer) => self.post_item(Item::Answer(answer)),

@@ -7,7 +7,7 @@
 use super::delivery::{Delivered, Delivery, SenderPid};
 use super::graph::{Graph, Queue, ThreadId, TransactionId, Work};
 use super::returns::Return;
-use super::wire::{PtrCookie, TransactionData, WriteRead, align8};
+use super::wire::{FewBytes, PtrCookie, TransactionData, WriteRead, align8};
 use super::{Finish, Process, Reply};
 use crate::Errno;
 use crate::client_mem::ClientMemory;
@@ -59,9 +59,10 @@ impl Parked {
 }
 
 /// What a read has come to.
+#[allow(clippy::large_enum_variant, reason = "nearly all of them are deliveries")]
 pub(crate) enum Answer {
     /// Returns, to be written to the client.
-    Deliver(Box<Delivery>),
+    Deliver(Delivery),
     /// Nothing but the end of its ioctl (not only a read: a freeze that was waited for, too).
     Finish(Finish),
     /// The end of an ioctl that is called again after the signal's handler.
@@ -84,7 +85,7 @@ impl Graph {
     /// Begins or resumes a read with nothing collected. None: there is nothing to give, and the
     /// read is parked.
     pub fn resume_read(&mut self, id: ThreadId, read: Parked) -> Option<Answer> {
-        let mut bytes = Vec::with_capacity(128);
+        let mut bytes = FewBytes::new();
         if read.call.read_consumed == 0 {
             Return::Noop.encode(&mut bytes);
         }
@@ -92,7 +93,7 @@ impl Graph {
     }
 
     /// Gives a read what there is, or parks it. It has nothing yet but perhaps BR_NOOP.
-    fn wait_for_work(&mut self, id: ThreadId, read: Parked, mut bytes: Vec<u8>) -> Option<Answer> {
+    fn wait_for_work(&mut self, id: ThreadId, read: Parked, mut bytes: FewBytes) -> Option<Answer> {
         loop {
             let Some(thread) = self.threads.get(&id) else {
                 return Some(self.finish_read(id, read, Errno::ESRCH));
@@ -126,7 +127,7 @@ impl Graph {
         &mut self,
         id: ThreadId,
         read: Parked,
-        mut bytes: Vec<u8>,
+        mut bytes: FewBytes,
         for_process: bool,
     ) -> Option<Answer> {
         match self.collect(id, &read, for_process, &mut bytes) {
@@ -144,7 +145,7 @@ impl Graph {
         &mut self,
         id: ThreadId,
         read: Parked,
-        bytes: Vec<u8>,
+        bytes: FewBytes,
         for_process: bool,
         transaction: Option<Delivered>,
     ) -> Answer {
@@ -169,7 +170,7 @@ impl Graph {
             thread.delivering = unsettled.map(|delivered| delivered.id);
         }
         self.wakeup_leftover(process);
-        Answer::Deliver(Box::new(Delivery {
+        Answer::Deliver(Delivery {
             thread: id,
             tid,
             read,
@@ -179,7 +180,7 @@ impl Graph {
             transaction,
             is_step: false,
             unattended,
-        }))
+        })
     }
 
     /// One return goes to the client; the read goes on when it has it.
@@ -187,13 +188,13 @@ impl Graph {
         &mut self,
         id: ThreadId,
         read: Parked,
-        bytes: Vec<u8>,
+        bytes: FewBytes,
         for_process: bool,
     ) -> Answer {
         let Some(tid) = self.threads.get(&id).map(|thread| thread.tid) else {
             return self.finish_read(id, read, Errno::ESRCH);
         };
-        Answer::Deliver(Box::new(Delivery {
+        Answer::Deliver(Delivery {
             thread: id,
             tid,
             read,
@@ -203,7 +204,7 @@ impl Graph {
             transaction: None,
             is_step: true,
             unattended: false,
-        }))
+        })
     }
 
     fn park(&mut self, id: ThreadId, read: Parked, for_process: bool) {
@@ -233,7 +234,7 @@ impl Graph {
         id: ThreadId,
         read: &Parked,
         for_process: bool,
-        bytes: &mut Vec<u8>,
+        bytes: &mut FewBytes,
     ) -> Collected {
         let call = &read.call;
         let before = bytes.len();
@@ -346,7 +347,7 @@ impl Graph {
         &mut self,
         thread: ThreadId,
         id: TransactionId,
-        bytes: &mut Vec<u8>,
+        bytes: &mut FewBytes,
     ) -> Option<Delivered> {
         let transaction = self.transactions.get(&id)?;
         let (process, offset) = transaction.to_process.zip(transaction.buffer)?;

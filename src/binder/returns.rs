@@ -66,7 +66,7 @@ impl Return {
     }
 
     /// Appends number and payload, as they stand in a read buffer.
-    pub fn encode(&self, out: &mut Vec<u8>) {
+    pub fn encode(&self, out: &mut impl Put) {
         match *self {
             // What the driver puts: the number alone, although the macro speaks of an int.
             Return::Error(_) => out.put_u32(self.number()),

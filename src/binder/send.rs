@@ -255,7 +255,7 @@ impl Sender<'_> {
             return Err(Failure::from(Errno::EPROTO).into());
         }
         thread.transaction_stack = call.to_parent;
-        *own = Some(call.saved_priority.load(Ordering::Relaxed));
+        *own = call.saved_priority.as_ref().map(|own| own.load(Ordering::Relaxed));
         let accepts_fds = call.flags & TF_ACCEPT_FDS != 0;
         let none = |failure, in_reply_to| NoTarget { failure, in_reply_to };
         let Some(caller) = call.from else {
@@ -494,7 +494,7 @@ impl Sender<'_> {
                 sender_is_opener: from.is_opener,
                 priority,
                 start,
-                saved_priority: Arc::new(AtomicI32::new(priority)),
+                saved_priority: (!is_reply && !oneway).then(|| Arc::new(AtomicI32::new(priority))),
                 buffer: Some(offset),
                 target_node: target.node,
                 fixups: filled.fixups,

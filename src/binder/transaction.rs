@@ -64,8 +64,8 @@ pub(crate) struct Transaction {
     pub priority: i32,
     /// When it was queued, by the device's clock.
     pub start: Duration,
-    /// The receiver's own nice value, to be restored at the reply.
-    pub saved_priority: Arc<AtomicI32>,
+    /// The receiver's own nice value, to be restored at the reply; of a synchronous call.
+    pub saved_priority: Option<Arc<AtomicI32>>,
     /// Offset of the buffer in the receiver's mapping.
     pub buffer: Option<usize>,
     pub target_node: Option<NodeId>,

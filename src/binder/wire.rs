@@ -3,6 +3,7 @@
 //! copies these records from and to any address.
 
 use crate::uapi;
+use smallvec::SmallVec;
 
 /// Takes integers from the front of a byte slice. A slice that is too short gives zeros and
 /// marks the reader as having run out; decoders check the length first.
@@ -32,6 +33,20 @@ impl Reader<'_> {
 pub trait Put {
     fn put_u32(&mut self, value: u32);
     fn put_u64(&mut self, value: u64);
+}
+
+/// Bytes that are mostly few, and then lie where the value itself lies: the argument of an ioctl,
+/// the returns of a read.
+pub type FewBytes = SmallVec<[u8; 128]>;
+
+impl Put for FewBytes {
+    fn put_u32(&mut self, value: u32) {
+        self.extend_from_slice(&value.to_ne_bytes());
+    }
+
+    fn put_u64(&mut self, value: u64) {
+        self.extend_from_slice(&value.to_ne_bytes());
+    }
 }
 
 impl Put for Vec<u8> {
@@ -85,7 +100,7 @@ impl TransactionData {
         }
     }
 
-    pub fn encode(&self, out: &mut Vec<u8>) {
+    pub fn encode(&self, out: &mut impl Put) {
         out.put_u64(self.target);
         out.put_u64(self.cookie);
         out.put_u32(self.code);
@@ -144,8 +159,8 @@ impl WriteRead {
         }
     }
 
-    pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(Self::SIZE);
+    pub fn encode(&self) -> FewBytes {
+        let mut out = FewBytes::new();
         for field in [
             self.write_size,
             self.write_consumed,

@@ -11,6 +11,7 @@ use crate::Errno;
 use crate::alloc::Buffer;
 use crate::client_log::{Kind, user_error};
 use crate::client_mem::ClientMemory;
+use smallvec::SmallVec;
 
 /// Bytes of a write buffer that are fetched at once.
 const WINDOW: usize = 512;
@@ -21,7 +22,7 @@ struct Commands<'a> {
     memory: &'a dyn ClientMemory,
     next: u64,
     end: u64,
-    window: Vec<u8>,
+    window: SmallVec<[u8; WINDOW]>,
     /// What of the window was taken.
     taken: usize,
 }
@@ -33,7 +34,7 @@ impl<'a> Commands<'a> {
             memory,
             next: call.write_buffer.wrapping_add(call.write_consumed),
             end: call.write_buffer.wrapping_add(call.write_size),
-            window: Vec::new(),
+            window: SmallVec::new(),
             taken: 0,
         }
     }

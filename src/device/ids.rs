@@ -10,10 +10,10 @@
 use crate::Errno;
 use crate::lock_order::rank;
 use crate::sync::Mutex;
+use nix::sys::stat::FileStat;
 use std::collections::HashMap;
 use std::ffi::CStr;
 use std::io::Write;
-use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use std::{fmt, fs};
@@ -32,29 +32,29 @@ const REMEMBERED: usize = 256;
 /// that, by an old promise of the kernel's (`task_dump_owner`); the status says it too, at ten times the
 /// price. Never remembered: a thread may change its effective uid and keep the one of the wire.
 pub fn euid(tid: i32) -> Result<u32, Errno> {
-    owner(format_args!("/proc/{tid}"))
+    stat(format_args!("/proc/{tid}")).map(|it| it.st_uid)
 }
 
 /// The same, of a thread of the process `pid`. ENOENT: it is one of another process.
 pub fn euid_of_thread(pid: i32, tid: i32) -> Result<u32, Errno> {
-    owner(format_args!("/proc/{pid}/task/{tid}"))
+    stat(format_args!("/proc/{pid}/task/{tid}")).map(|it| it.st_uid)
 }
 
-/// The owner of a file whose name is short: asked at every call, so nothing is allocated for it.
-fn owner(path: fmt::Arguments<'_>) -> Result<u32, Errno> {
+/// Of a file whose name is short: asked at every call, so nothing is allocated for it.
+fn stat(path: fmt::Arguments<'_>) -> Result<FileStat, Errno> {
     let mut name = [0; 64];
     let mut rest = &mut name[..];
     rest.write_fmt(path).map_err(|_| Errno::ENAMETOOLONG)?;
     let name = CStr::from_bytes_until_nul(&name).map_err(|_| Errno::ENAMETOOLONG)?;
-    nix::sys::stat::stat(name).map(|it| it.st_uid)
+    nix::sys::stat::stat(name)
 }
 
 /// The names that users have in a user namespace.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Names {
     /// The daemon's own namespace.
     Ours,
-    Of(UidMap),
+    Of(Arc<UidMap>),
 }
 
 /// `/proc/PID/uid_map`, read from outside.
@@ -92,27 +92,34 @@ impl UidMap {
 }
 
 /// The inode of a user namespace. EACCES without ptrace access to a thread of another user.
-fn user_namespace(who: &str) -> std::io::Result<u64> {
-    fs::metadata(format!("/proc/{who}/ns/user")).map(|it| it.ino())
+fn user_namespace(who: impl fmt::Display) -> Result<u64, Errno> {
+    stat(format_args!("/proc/{who}/ns/user")).map(|it| it.st_ino)
 }
 
 impl Names {
+    fn name_of(&self, uid: u32) -> u32 {
+        match self {
+            Names::Ours => uid,
+            Names::Of(map) => map.name_of(uid),
+        }
+    }
+
     /// Those that a thread which waits for us goes by.
     fn of(tid: i32) -> std::io::Result<Names> {
         static OURS: OnceLock<Option<u64>> = OnceLock::new();
         let ours = *OURS.get_or_init(|| user_namespace("self").ok());
         let map = |who: &str| fs::read_to_string(format!("/proc/{who}/uid_map"));
-        match user_namespace(&tid.to_string()) {
+        match user_namespace(tid) {
             Ok(theirs) if Some(theirs) == ours => Ok(Names::Ours),
-            Ok(_) => Ok(Names::Of(UidMap::parse(&map(&tid.to_string())?))),
-            Err(error) if error.raw_os_error() == Some(Errno::EACCES as i32) => {
+            Ok(_) => Ok(Names::Of(Arc::new(UidMap::parse(&map(&tid.to_string())?)))),
+            Err(Errno::EACCES) => {
                 let theirs = map(&tid.to_string())?;
                 match theirs == map("self")? {
                     true => Ok(Names::Ours),
-                    false => Ok(Names::Of(UidMap::parse(&theirs))),
+                    false => Ok(Names::Of(Arc::new(UidMap::parse(&theirs)))),
                 }
             }
-            Err(error) => Err(error),
+            Err(error) => Err(error.into()),
         }
     }
 }
@@ -125,7 +132,7 @@ pub struct Namespaces {
 
 struct Seen {
     at: Instant,
-    names: Arc<Names>,
+    names: Names,
 }
 
 impl Namespaces {
@@ -138,25 +145,22 @@ impl Namespaces {
             .lock()
             .get(&tid)
             .and_then(|seen| (now.duration_since(seen.at) < FRESH).then(|| seen.names.clone()));
-        let names = match known.map_or_else(|| Names::of(tid).map(Arc::new), Ok) {
+        if let Some(names) = known {
+            return names.name_of(uid);
+        }
+        let names = match Names::of(tid) {
             Ok(names) => names,
             Err(error) => {
                 log::debug!("thread {tid}: its user namespace: {error}");
                 return NOBODY;
             }
         };
-        let name = match &*names {
-            Names::Ours => uid,
-            Names::Of(map) => map.name_of(uid),
-        };
+        let name = names.name_of(uid);
         let mut by_thread = self.by_thread.lock();
         if by_thread.len() >= REMEMBERED && !by_thread.contains_key(&tid) {
             by_thread.clear();
         }
-        let seen = by_thread.entry(tid).or_insert_with(|| Seen { at: now, names: names.clone() });
-        if !Arc::ptr_eq(&seen.names, &names) {
-            *seen = Seen { at: now, names };
-        }
+        by_thread.insert(tid, Seen { at: now, names });
         name
     }
 }

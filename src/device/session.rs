@@ -72,6 +72,34 @@ struct InFlight {
     interrupted: bool,
 }
 
+/// The requests that have been read and not been answered.
+#[derive(Default)]
+struct InFlightTable {
+    by_unique: HashMap<u64, InFlight>,
+    /// The memory of threads that have called before: they call again and again.
+    memories: HashMap<i32, Arc<ProcessMemory>>,
+}
+
+/// How many threads' memories are remembered.
+const REMEMBERED: usize = 1024;
+
+impl InFlightTable {
+    /// The memory of a thread that waits in an ioctl.
+    fn memory_of(&mut self, tid: i32) -> Arc<ProcessMemory> {
+        if let Some(memory) = self.memories.get(&tid)
+            && !memory.is_given_up()
+        {
+            return memory.clone();
+        }
+        if self.memories.len() >= REMEMBERED {
+            self.memories.clear();
+        }
+        let memory = Arc::new(ProcessMemory::new(tid));
+        self.memories.insert(tid, memory.clone());
+        memory
+    }
+}
+
 /// Who waits in an ioctl.
 struct Waiting {
     /// The open file.
@@ -84,7 +112,7 @@ pub struct Session {
     fd: OwnedFd,
     /// For log lines: "fakebinder (FUSE)".
     name: String,
-    in_flight: Mutex<HashMap<u64, InFlight>, rank::InFlight>,
+    in_flight: Mutex<InFlightTable, rank::InFlight>,
     /// Requests that an interrupt did not end at once, and their threads.
     held_up: Mutex<Vec<(u64, i32)>, rank::HeldUp>,
     /// How many they are.
@@ -146,19 +174,30 @@ impl Session {
         if log::log_enabled!(log::Level::Trace) {
             self.trace(header.unique, header.tid, &request);
         }
-        let (waiting, memory) = match request {
+        let waits_on = match request {
             // No reply is expected.
             Request::Forget(forgotten) => return door.forget(&forgotten),
             Request::Interrupt { unique } => return self.interrupt(header.unique, unique, door),
-            Request::Ioctl(Ioctl { fh, .. }) => {
-                let memory = Arc::new(ProcessMemory::new(header.tid));
-                (Some(Waiting { fh, tid: header.tid, memory: memory.clone() }), Some(memory))
-            }
-            _ => (None, None),
+            Request::Ioctl(Ioctl { fh, .. }) => Some(fh),
+            _ => None,
         };
-        self.in_flight.lock().insert(header.unique, InFlight { waiting, interrupted: false });
+        let memory = self.begin(&header, waits_on);
         let responder = Responder { session: self.clone(), unique: header.unique, memory };
         door.request(header, request, responder);
+    }
+
+    /// A request is in flight from now on. For an ioctl on the open file `waits_on`: the caller's
+    /// memory.
+    fn begin(&self, header: &Header, waits_on: Option<u64>) -> Option<Arc<ProcessMemory>> {
+        let mut in_flight = self.in_flight.lock();
+        let memory = waits_on.map(|_| in_flight.memory_of(header.tid));
+        let waiting = waits_on.zip(memory.clone()).map(|(fh, memory)| Waiting {
+            fh,
+            tid: header.tid,
+            memory,
+        });
+        in_flight.by_unique.insert(header.unique, InFlight { waiting, interrupted: false });
+        memory
     }
 
     /// What `fakebinderd -vv` logs of every request: not the bytes that came with it.
@@ -174,7 +213,7 @@ impl Session {
     fn interrupt(&self, own_unique: u64, unique: u64, door: &dyn Door) {
         let waiting = {
             let mut in_flight = self.in_flight.lock();
-            match in_flight.get_mut(&unique) {
+            match in_flight.by_unique.get_mut(&unique) {
                 Some(request) => {
                     request.interrupted = true;
                     request.waiting.as_ref().map(|waiting| (waiting.fh, waiting.tid))
@@ -190,14 +229,14 @@ impl Session {
         };
         let Some((fh, tid)) = waiting else { return };
         door.interrupt(fh, tid);
-        if self.in_flight.lock().contains_key(&unique) {
+        if self.in_flight.lock().by_unique.contains_key(&unique) {
             self.held_up.lock().push((unique, tid));
             self.held_up_count.fetch_add(1, Ordering::SeqCst);
         }
     }
 
     fn is_interrupted(&self, unique: u64) -> bool {
-        self.in_flight.lock().get(&unique).is_some_and(|request| request.interrupted)
+        self.in_flight.lock().by_unique.get(&unique).is_some_and(|request| request.interrupted)
     }
 
     /// Whether there are requests that an interrupt has not ended.
@@ -211,7 +250,7 @@ impl Session {
         let mut held_up = std::mem::take(&mut *self.held_up.lock());
         let before = held_up.len();
         held_up.retain(|(unique, tid)| {
-            let in_flight = self.in_flight.lock().contains_key(unique);
+            let in_flight = self.in_flight.lock().by_unique.contains_key(unique);
             if in_flight && signals::is_dying(*tid) {
                 self.answer_without(*unique);
                 return false;
@@ -225,7 +264,7 @@ impl Session {
 
     /// Answers a request that somebody is still at work for.
     fn answer_without(&self, unique: u64) {
-        let Some(request) = self.in_flight.lock().remove(&unique) else { return };
+        let Some(request) = self.in_flight.lock().by_unique.remove(&unique) else { return };
         // First: with the answer the thread's number may become another's.
         if let Some(waiting) = request.waiting {
             waiting.memory.give_up();
@@ -407,7 +446,7 @@ impl Responder {
     fn send(&mut self, error: i32, parts: &[&[u8]]) {
         let unique = std::mem::take(&mut self.unique);
         // First out of the table: once the reply is written, the kernel may use the number again.
-        let waited_for = self.session.in_flight.lock().remove(&unique).is_some();
+        let waited_for = self.session.in_flight.lock().by_unique.remove(&unique).is_some();
         // Else its thread is dead, and was answered (`answer_the_dying`).
         if waited_for {
             self.session.write(unique, error, parts);
@@ -528,7 +567,7 @@ mod tests {
         assert_eq!((unique, error), (10, 0));
         let out: uapi::fuse_ioctl_out = uapi::parse(&body).unwrap();
         assert_eq!((out.result, &body[16..]), (-512, &[1, 2, 3][..]));
-        assert!(scene.session.in_flight.lock().is_empty());
+        assert!(scene.session.in_flight.lock().by_unique.is_empty());
     }
 
     #[test]
