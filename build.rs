@@ -7,9 +7,66 @@
 //! Whoever builds without `make` has not run `scripts/install-deps`: whatever is missing ends the
 //! build with one line that says what, and which package brings it.
 
+use bindgen::callbacks::{DeriveInfo, ParseCallbacks};
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::{env, panic, process};
+
+/// What travels as bytes. The compiler refuses one that has padding.
+const RECORDS: [&str; 37] = [
+    "binder_extended_error",
+    "binder_freeze_info",
+    "binder_frozen_status_info",
+    "binder_node_debug_info",
+    "binder_node_info_for_ref",
+    "binder_version",
+    "binder_write_read",
+    "cuse_init_in",
+    "cuse_init_out",
+    "fuse_attr",
+    "fuse_attr_out",
+    "fuse_batch_forget_in",
+    "fuse_entry_out",
+    "fuse_flush_in",
+    "fuse_forget_in",
+    "fuse_forget_one",
+    "fuse_in_header",
+    "fuse_init_in",
+    "fuse_interrupt_in",
+    "fuse_ioctl_in",
+    "fuse_ioctl_iovec",
+    "fuse_ioctl_out",
+    "fuse_kstatfs",
+    "fuse_mknod_in",
+    "fuse_notify_inval_entry_out",
+    "fuse_notify_poll_wakeup_out",
+    "fuse_open_in",
+    "fuse_out_header",
+    "fuse_poll_in",
+    "fuse_poll_out",
+    "fuse_read_in",
+    "fuse_release_in",
+    "fuse_rename2_in",
+    "fuse_rename_in",
+    "fuse_setattr_in",
+    "fuse_statfs_out",
+    "fuse_write_in",
+];
+
+/// Has them turned into bytes and back by a crate that checks what it promises.
+#[derive(Debug)]
+struct Records;
+
+impl ParseCallbacks for Records {
+    fn add_derives(&self, info: &DeriveInfo<'_>) -> Vec<String> {
+        match RECORDS.contains(&info.name) {
+            true => ["FromBytes", "IntoBytes", "Immutable", "KnownLayout"]
+                .map(|derived| format!("zerocopy::{derived}"))
+                .to_vec(),
+            false => Vec::new(),
+        }
+    }
+}
 
 const HEADERS: [&str; 2] = ["linux/fuse.h", "linux/android/binder.h"];
 
@@ -57,6 +114,7 @@ fn generate() -> Result<bindgen::Bindings, String> {
         .default_enum_style(bindgen::EnumVariation::Consts)
         .prepend_enum_name(false)
         .derive_default(true)
+        .parse_callbacks(Box::new(Records))
         .layout_tests(true)
         .wrap_unsafe_ops(true)
         .generate_comments(false);

@@ -13,7 +13,6 @@
 //! | `ioctl` | the ioctls |
 //! | `write`, `read` | the two halves of BINDER_WRITE_READ |
 //! | `section` | a stay under the lock, from one command to the next |
-//! | `command`, `returns`, `object`, `wire` | `BC_*`, `BR_*`, the objects, other records: from and to bytes |
 //! | `send`, `message` | `binder_transaction`: finding the target; filling the buffer |
 //! | `delivery` | how what is read gets to its client; a drawing of a call's way |
 //! | `outbox` | what was decided under the lock and is still to be done |
@@ -28,7 +27,6 @@
 //! | `invariants` | what holds of all of it between two ioctls |
 #![forbid(unsafe_code)]
 
-pub mod command;
 pub mod copies;
 mod death;
 mod delivery;
@@ -41,20 +39,17 @@ mod limits;
 mod logs;
 mod message;
 mod node;
-pub mod object;
 pub mod outbox;
 mod poll;
 mod process;
 mod read;
 mod reference;
-pub mod returns;
 mod section;
 mod send;
 mod stats;
 mod thread;
 mod traffic;
 mod transaction;
-pub mod wire;
 mod write;
 
 pub use copies::{AtOnce, Carriers, Copies};
@@ -62,6 +57,7 @@ pub use limits::Limits;
 pub use stats::Stats;
 
 use crate::lock_order::rank;
+use crate::protocol::record::Put;
 use crate::quota::User;
 use crate::sync::{Mutex, MutexGuard};
 use crate::{Errno, alloc::Alloc, client_mem::ClientMemory};
@@ -70,12 +66,22 @@ use graph::{Graph, ProcessId};
 use outbox::{Item, Outbox};
 use process::ProcessRecord;
 use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use traffic::{Created, Traffic, TransactionLog};
-use wire::FewBytes;
+
+/// Bytes that are mostly few, and then lie where the value itself lies: the argument of an ioctl,
+/// the returns of a read.
+pub type FewBytes = SmallVec<[u8; 128]>;
+
+impl Put for FewBytes {
+    fn put_bytes(&mut self, bytes: &[u8]) {
+        self.extend_from_slice(bytes);
+    }
+}
 
 /// An ioctl that a client waits in. The engine consumes it once: at once, or when another
 /// client's work, a signal or a release completes it.

@@ -62,6 +62,7 @@ pub mod device;
 pub mod lock_order;
 pub mod log_writer;
 pub mod mm_shim;
+pub mod protocol;
 pub mod quota;
 pub mod shortage;
 pub mod shrinker;

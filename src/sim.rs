@@ -7,10 +7,6 @@
 
 use crate::Errno;
 use crate::alloc::Alloc;
-use crate::binder::command::Command;
-use crate::binder::object::Object;
-use crate::binder::returns::Return;
-use crate::binder::wire::{TransactionData, WriteRead};
 use crate::binder::{
     Binder, Birth, Call, Client, Context, File, Limits, Poller, Process, Reply, Stats, Timers,
     Watching,
@@ -18,6 +14,12 @@ use crate::binder::{
 use crate::client_mem::{ClientMemory, SharedSlice};
 use crate::lock_order::{assert_nothing_held, rank};
 use crate::mm_shim::HeapMm;
+use crate::protocol::command::Command;
+use crate::protocol::object::Object;
+use crate::protocol::record::IntoBytes;
+use crate::protocol::record::Record;
+use crate::protocol::record::{TransactionData, WriteRead};
+use crate::protocol::returns::Return;
 use crate::quota::User;
 use crate::shrinker::{Memory, MemoryConfig};
 use crate::sync::Mutex;
@@ -589,7 +591,7 @@ impl Pending {
 
     /// What the read buffer of an ended BINDER_WRITE_READ holds, as far as it was consumed.
     pub fn read_so_far(&self, ended: &Ended) -> Vec<Return> {
-        let call = WriteRead::decode(&ended.out);
+        let call = WriteRead::at(&ended.out).unwrap_or_default();
         let mut bytes = vec![0; call.read_consumed as usize];
         self.arena.read(call.read_buffer, &mut bytes).expect("the read buffer");
         let mut rest = &bytes[..];
@@ -666,7 +668,7 @@ impl SimThread<'_> {
 
     /// BINDER_WRITE_READ with a record of one's own.
     pub fn write_read(&self, call: WriteRead) -> Pending {
-        self.ioctl(uapi::BINDER_WRITE_READ, &call.encode())
+        self.ioctl(uapi::BINDER_WRITE_READ, call.as_bytes())
     }
 
     /// Writes commands, reads nothing. The result and how many bytes were consumed.
@@ -675,7 +677,7 @@ impl SimThread<'_> {
         let (address, size) = self.encode(commands);
         let call = WriteRead { write_size: size, write_buffer: address, ..Default::default() };
         let ended = self.write_read(call).ended().expect("a write does not wait");
-        (ended.result, WriteRead::decode(&ended.out).write_consumed)
+        (ended.result, WriteRead::at(&ended.out).unwrap_or_default().write_consumed)
     }
 
     /// Writes commands that are expected to be accepted.

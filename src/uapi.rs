@@ -21,6 +21,7 @@ mod generated {
 }
 
 use std::mem::{offset_of, size_of};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 // ---------------------------------------------------------------- ioctl numbers
 
@@ -85,7 +86,7 @@ pub const BINDER_GET_EXTENDED_ERROR: u32 = iowr::<binder_extended_error>(b'b', 1
 
 /// Argument of [`BINDER_CTL_ADD`] (`<linux/android/binderfs.h>`).
 #[repr(C)]
-#[derive(Debug, Clone, Copy)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Clone, Copy)]
 pub struct binderfs_device {
     /// In: the device's name, up to the first NUL; the last byte counts as one.
     pub name: [u8; 256],
@@ -107,7 +108,7 @@ pub const BINDER_CTL_ADD: u32 = iowr::<binderfs_device>(b'b', 1);
 
 /// What `BR_FROZEN_BINDER` carries: whose state changed, and to what.
 #[repr(C)]
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Default, Clone, Copy)]
 pub struct binder_frozen_state_info {
     pub cookie: u64,
     pub is_frozen: u32,
@@ -136,7 +137,7 @@ pub const FUSE2_PASSTHROUGH: u32 = 1 << 5;
 
 /// What INIT is answered with, as of 7.40 (`max_stack_depth` lies in what was unused before).
 #[repr(C)]
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Default, Clone, Copy)]
 pub struct fuse_init_out {
     pub major: u32,
     pub minor: u32,
@@ -156,7 +157,7 @@ pub struct fuse_init_out {
 
 /// What OPEN is answered with, as of 7.40 (`backing_id` was padding before).
 #[repr(C)]
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Default, Clone, Copy)]
 pub struct fuse_open_out {
     pub fh: u64,
     pub open_flags: u32,
@@ -165,7 +166,7 @@ pub struct fuse_open_out {
 
 /// Argument of `FUSE_DEV_IOC_BACKING_OPEN`.
 #[repr(C)]
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Default, Clone, Copy)]
 pub struct fuse_backing_map {
     pub fd: i32,
     pub flags: u32,
@@ -182,7 +183,7 @@ pub const FAKEBINDER_ATTACH_VERSION: u32 = 1;
 
 /// Argument of [`FAKEBINDER_ATTACH`].
 #[repr(C)]
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Default, Clone, Copy)]
 pub struct fakebinder_attach {
     /// In: [`FAKEBINDER_ATTACH_VERSION`]. Out: the version that the daemon speaks.
     pub version: u32,
@@ -203,7 +204,7 @@ pub const FAKEBINDER_ATTACH_NATIVE_MMAP: u32 = 1;
 
 /// Argument of [`FAKEBINDER_MAPPED`].
 #[repr(C)]
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Default, Clone, Copy)]
 pub struct fakebinder_mapped {
     /// Where the caller has mapped the descriptor that the attach brought.
     pub address: u64,
@@ -213,7 +214,7 @@ pub struct fakebinder_mapped {
 
 /// Argument of [`FAKEBINDER_ATTACH_NAME`].
 #[repr(C)]
-#[derive(Debug, Clone, Copy)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Clone, Copy)]
 pub struct fakebinder_attach_name {
     /// In: [`FAKEBINDER_ATTACH_VERSION`]. Out: the version that the daemon speaks.
     pub version: u32,
@@ -241,50 +242,20 @@ pub const FAKEBINDER_MAPPED: u32 = iow::<fakebinder_mapped>(b'F', 2);
 
 // ---------------------------------------------------------------- structures as bytes
 
-/// A structure of the kernel's interface as it travels: plain bytes.
-///
-/// # Safety
-/// Every bit pattern must be a value of the type, and the type must have no padding.
-pub unsafe trait Plain: Copy + Default {}
-
-macro_rules! plain {
-    ($($name:ident)*) => {
-        // SAFETY: `repr(C)` structures of integers, whose padding the kernel spells out as fields.
-        $(unsafe impl Plain for $name {})*
-    };
-}
-
-plain! {
-    u32 u64
-    fuse_in_header fuse_out_header fuse_init_in fuse_init_out cuse_init_in cuse_init_out
-    fuse_entry_out fuse_attr_out fuse_setattr_in fuse_open_in fuse_open_out
-    fuse_read_in fuse_write_in fuse_release_in fuse_flush_in fuse_statfs_out
-    fuse_mknod_in fuse_rename_in fuse_rename2_in
-    fuse_forget_in fuse_batch_forget_in fuse_forget_one fuse_interrupt_in
-    fuse_ioctl_in fuse_ioctl_out fuse_ioctl_iovec fuse_poll_in fuse_poll_out
-    fuse_notify_poll_wakeup_out fuse_notify_inval_entry_out
-    binder_write_read fakebinder_attach fakebinder_attach_name fakebinder_mapped fakebinder_slots
-    fakebinder_stats binderfs_device
-}
-
 /// The structure at the start of `bytes`; none when they are too few.
-pub fn parse<T: Plain>(bytes: &[u8]) -> Option<T> {
-    if bytes.len() < size_of::<T>() {
-        return None;
-    }
-    // SAFETY: there are enough bytes, and every bit pattern is a `T`.
-    Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+pub fn parse<T: FromBytes>(bytes: &[u8]) -> Option<T> {
+    T::read_from_prefix(bytes).ok().map(|(value, _)| value)
 }
 
-/// The bytes of a structure.
-pub fn bytes_of<T: Plain>(value: &T) -> &[u8] {
-    // SAFETY: `T` has no padding, so all of its bytes are initialised.
-    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast::<u8>(), size_of::<T>()) }
+/// The bytes of a structure. That it has none without meaning (padding) is checked when it is
+/// compiled.
+pub fn bytes_of<T: IntoBytes + Immutable>(value: &T) -> &[u8] {
+    value.as_bytes()
 }
 
 /// Argument of [`FAKEBINDER_SLOTS`].
 #[repr(C)]
-#[derive(Debug, Clone, Copy)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Clone, Copy)]
 pub struct fakebinder_slots {
     /// How many of `numbers` count.
     pub count: u32,
@@ -307,7 +278,9 @@ pub const FAKEBINDER_SLOTS: u32 = iow::<fakebinder_slots>(b'F', 3);
 /// What [`FAKEBINDER_STATS`] tells: what the daemon holds, over all devices and clients, the
 /// asking file included.
 #[repr(C)]
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(
+    FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Default, Clone, Copy, PartialEq, Eq,
+)]
 pub struct fakebinder_stats {
     pub processes: u64,
     pub threads: u64,

@@ -1,8 +1,8 @@
 //! Writes the seeds of target `wire` into a directory: the messages by which a client opens a
 //! device at each door, asks its version, sends, waits, is interrupted, polls and leaves.
 
-use fakebinder::binder::command::Command;
-use fakebinder::binder::wire::{TransactionData, WriteRead};
+use fakebinder::protocol::command::Command;
+use fakebinder::protocol::record::{TransactionData, WriteRead};
 use fakebinder::uapi::*;
 use fakebinder_fuzz::wire::SHARED;
 

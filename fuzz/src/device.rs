@@ -9,14 +9,16 @@
 //!
 //! It needs /dev/fuse with passthrough, and root; the mount is in a namespace of its own.
 
+use fakebinder::protocol::record::IntoBytes;
+use fakebinder::protocol::record::Record;
 use crate::grammar::{Command, Ioctl, Message, Object, Pick, Program, Read, Size, Step, Strength};
 use crate::ledger::Ledger;
 use crate::stage::trace;
 use fakebinder::Errno;
-use fakebinder::binder::command::Command as Bc;
-use fakebinder::binder::object::{FlatObject, Object as BcObject};
-use fakebinder::binder::returns::Return;
-use fakebinder::binder::wire::{HandleCookie, PtrCookie, TransactionData, WriteRead};
+use fakebinder::protocol::command::Command as Bc;
+use fakebinder::protocol::object::{FlatObject, Object as BcObject};
+use fakebinder::protocol::returns::Return;
+use fakebinder::protocol::record::{HandleCookie, PtrCookie, TransactionData, WriteRead};
 use fakebinder::binder::{Context, Stats};
 use fakebinder::device::options::MountOptions;
 use fakebinder::device::tree::Permissions;
@@ -508,7 +510,7 @@ impl Stage<'_> {
             read_buffer: (client.region + READ_BUFFER) as u64,
             ..WriteRead::default()
         };
-        client.write(ARGUMENT, &call.encode());
+        client.write(ARGUMENT, call.as_bytes());
         let cmd = BINDER_WRITE_READ as usize;
         client.order(libc::SYS_ioctl, [fd, cmd, client.region + ARGUMENT, 0]);
         self.roles[role].reading = true;
@@ -655,7 +657,7 @@ impl Stage<'_> {
         }
         let mut record = [0; WriteRead::SIZE];
         client.read(ARGUMENT, &mut record);
-        let call = WriteRead::decode(&record);
+        let call = WriteRead::at(&record).unwrap_or_default();
         assert!(call.read_consumed <= 256, "{call:?}");
         let mut bytes = vec![0; call.read_consumed as usize];
         client.read(READ_BUFFER, &mut bytes);

@@ -7,16 +7,17 @@ mod listen;
 mod role;
 pub mod write_buffer;
 
+use fakebinder::protocol::record::IntoBytes;
 use crate::grammar::*;
 use crate::ledger::{Ledger, Receiver, Sent, SentObject};
 use crate::stage::{Actress, Answer, Gate, Idle, Paper, Slot, View, panic_at_errors, trace};
 use compose::node_flags;
 use fakebinder::Errno;
 use fakebinder::alloc::Alloc;
-use fakebinder::binder::command::Command as Bc;
-use fakebinder::binder::object::{BufferObject, FdArrayObject, FlatObject, Object as BcObject};
-use fakebinder::binder::returns::Return;
-use fakebinder::binder::wire::{HandleCookie, PtrCookie, Put, TransactionData, WriteRead};
+use fakebinder::protocol::command::Command as Bc;
+use fakebinder::protocol::object::{BufferObject, FdArrayObject, FlatObject, Object as BcObject};
+use fakebinder::protocol::returns::Return;
+use fakebinder::protocol::record::{HandleCookie, PtrCookie, Put, TransactionData, WriteRead};
 use fakebinder::binder::{Binder, Call, Context, Stats};
 use fakebinder::client_mem::ClientMemory;
 use fakebinder::mm_shim::{HeapMm, Injector, PAGE_SIZE, Rule, Verb};
@@ -608,7 +609,7 @@ impl Stage {
             Read::Unmapped => (call.read_size, call.read_buffer) = (256, 0x10),
         }
         let kind = Kind::WriteRead { done };
-        self.begin(role, thread, BINDER_WRITE_READ, call.encode(), view, nonblock, kind);
+        self.begin(role, thread, BINDER_WRITE_READ, call.as_bytes().to_vec(), view, nonblock, kind);
         // Who waits in the read has all commands behind it.
         let mut all = Vec::new();
         if let Some(Running { slot, kind: Kind::WriteRead { done } }) =

@@ -3,8 +3,8 @@
 use crate::stage::Actress;
 use fakebinder::Errno;
 use fakebinder::binder::Process;
-use fakebinder::binder::object::Object;
-use fakebinder::binder::wire::TransactionData;
+use fakebinder::protocol::object::Object;
+use fakebinder::protocol::record::TransactionData;
 use fakebinder::mm_shim::HeapMm;
 use fakebinder::uapi::{TF_ONE_WAY, TF_UPDATE_TXN};
 

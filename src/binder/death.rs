@@ -5,9 +5,9 @@
 //! notice back: the holder reads it, and the confirmation of the clearing after it.
 
 use super::graph::{DeathId, Graph, NodeId, Place, ProcessId, Queue, ThreadId, Work};
-use super::returns::Return;
-use super::wire::HandleCookie;
 use crate::client_log::{Kind, user_error};
+use crate::protocol::record::HandleCookie;
+use crate::protocol::returns::Return;
 use crate::quota::{Held, bytes};
 use crate::wrong::{Rule, wrong};
 
@@ -33,11 +33,12 @@ impl Graph {
     /// BC_REQUEST_DEATH_NOTIFICATION. A handle that is none, or one that has a link already, is
     /// ignored as in the driver; with too many links the thread reads BR_ERROR.
     pub fn request_death(&mut self, process: ProcessId, thread: ThreadId, request: HandleCookie) {
-        let Some(reference) = self.find_ref(process, request.handle, false) else {
+        let HandleCookie { handle, cookie } = request;
+        let Some(reference) = self.find_ref(process, handle, false) else {
             user_error!(
                 Kind::BadDeathNotification,
                 "BC_REQUEST_DEATH_NOTIFICATION invalid ref {}",
-                request.handle
+                handle
             );
             return;
         };
@@ -52,7 +53,7 @@ impl Graph {
         let holder = self.processes.get(&process).filter(|p| p.deaths < self.limits.links);
         let charge = holder.and_then(|p| p.process.user.hold_record(bytes::LINK).ok());
         let Some(charge) = charge else {
-            self.set_return_error(thread, Return::Error(0));
+            self.set_return_error(thread, Return::Error);
             return;
         };
         let id = DeathId(self.next_id());
@@ -62,15 +63,9 @@ impl Graph {
         self.created.deaths += 1;
         self.deaths.insert(
             id,
-            Death {
-                holder: process,
-                cookie: request.cookie,
-                work: DeathWork::DeadBinder,
-                place: None,
-                charge,
-            },
+            Death { holder: process, cookie, work: DeathWork::DeadBinder, place: None, charge },
         );
-        if let Some(reference) = self.find_ref_mut(process, request.handle) {
+        if let Some(reference) = self.find_ref_mut(process, handle) {
             reference.death = Some(id);
         }
         if self.nodes.get(&node).is_none_or(|node| node.process.is_none()) {
@@ -80,11 +75,12 @@ impl Graph {
 
     /// BC_CLEAR_DEATH_NOTIFICATION.
     pub fn clear_death(&mut self, process: ProcessId, thread: ThreadId, request: HandleCookie) {
-        let Some(reference) = self.find_ref_mut(process, request.handle) else {
+        let HandleCookie { handle, cookie } = request;
+        let Some(reference) = self.find_ref_mut(process, handle) else {
             user_error!(
                 Kind::BadDeathNotification,
                 "BC_CLEAR_DEATH_NOTIFICATION invalid ref {}",
-                request.handle
+                handle
             );
             return;
         };
@@ -98,12 +94,12 @@ impl Graph {
         let Some(death) = self.deaths.get_mut(&id) else {
             return;
         };
-        if death.cookie != request.cookie && !wrong(Rule::DeathIsClearedByAnyCookie) {
+        if death.cookie != cookie && !wrong(Rule::DeathIsClearedByAnyCookie) {
             user_error!(
                 Kind::BadDeathNotification,
                 "BC_CLEAR_DEATH_NOTIFICATION death notification cookie mismatch {:016x} != {:016x}",
                 death.cookie,
-                request.cookie
+                cookie
             );
             return;
         }
@@ -112,7 +108,7 @@ impl Graph {
         } else {
             self.confirm_clear(id, process, thread);
         }
-        if let Some(reference) = self.find_ref_mut(process, request.handle) {
+        if let Some(reference) = self.find_ref_mut(process, handle) {
             reference.death = None;
         }
     }

@@ -39,19 +39,20 @@ use super::copies::{Subject, Turn};
 use super::graph::{Graph, ThreadId, TransactionId, Work};
 use super::outbox::Effect;
 use super::read::{Answer, Parked};
-use super::returns::Return;
 use super::thread::ExtendedError;
 use super::traffic::returns_in;
 use super::transaction::Fixup;
-use super::wire::{FewBytes, TransactionData};
-use super::{Client, Process};
+use super::{Client, FewBytes, Process};
 use crate::Errno;
 use crate::alloc::Buffer;
 use crate::client_log::{Kind, client_log};
+use crate::protocol::record::TransactionData;
+use crate::protocol::returns::Return;
 use crate::shortage::{self, is_shortage};
 use crate::uapi;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
+use zerocopy::IntoBytes;
 
 /// Returns on their way to a client.
 pub(crate) struct Delivery {
@@ -344,8 +345,7 @@ impl Delivery {
             process.attend_thread(self.thread);
         }
         self.read.call.read_consumed += self.bytes.len() as u64;
-        let out = self.read.call.encode();
-        self.read.reply.send(Ok(0), &out);
+        self.read.reply.send(Ok(0), self.read.call.as_bytes());
         None
     }
 
@@ -355,8 +355,7 @@ impl Delivery {
         shortage::note(&errno);
         context.locked(|graph| graph.transaction_undelivered(&self, errno));
         self.read.call.read_consumed = self.read.start;
-        let out = self.read.call.encode();
-        self.read.reply.send(Err(errno), &out);
+        self.read.reply.send(Err(errno), self.read.call.as_bytes());
     }
 
     /// Installs a transaction's descriptors in the client and writes their numbers into the

@@ -6,11 +6,11 @@
 
 use super::graph::{FreezeId, Graph, Place, ProcessId, Queue, Work};
 use super::outbox::Effect;
-use super::returns::Return;
-use super::wire::HandleCookie;
 use super::{Finish, Process};
 use crate::Errno;
 use crate::client_log::{Kind, user_error};
+use crate::protocol::record::HandleCookie;
+use crate::protocol::returns::Return;
 use crate::quota::{Held, bytes};
 use crate::wrong::{Rule, wrong};
 use std::sync::Arc;
@@ -55,15 +55,16 @@ impl Graph {
         process: ProcessId,
         request: HandleCookie,
     ) -> Result<(), Errno> {
+        let HandleCookie { handle, cookie } = request;
         let refuse = |why: &str| {
             user_error!(
                 Kind::BadFreezeNotification,
                 "BC_REQUEST_FREEZE_NOTIFICATION {why}, handle {}",
-                request.handle
+                handle
             );
             Err(Errno::EINVAL)
         };
-        let Some(reference) = self.find_ref(process, request.handle, false) else {
+        let Some(reference) = self.find_ref(process, handle, false) else {
             return refuse("invalid ref");
         };
         if reference.freeze.is_some() {
@@ -84,7 +85,7 @@ impl Graph {
             id,
             Freeze {
                 holder: process,
-                cookie: request.cookie,
+                cookie,
                 is_frozen: is_frozen.unwrap_or(false),
                 sent: false,
                 resend: false,
@@ -93,7 +94,7 @@ impl Graph {
                 charge,
             },
         );
-        if let Some(reference) = self.find_ref_mut(process, request.handle) {
+        if let Some(reference) = self.find_ref_mut(process, handle) {
             reference.freeze = Some(id);
         }
         if is_frozen.is_some() {
@@ -104,15 +105,16 @@ impl Graph {
 
     /// BC_CLEAR_FREEZE_NOTIFICATION. EINVAL: no such handle, no link, or another cookie.
     pub fn clear_freeze(&mut self, process: ProcessId, request: HandleCookie) -> Result<(), Errno> {
+        let HandleCookie { handle, cookie } = request;
         let refuse = |why: &str| {
             user_error!(
                 Kind::BadFreezeNotification,
                 "BC_CLEAR_FREEZE_NOTIFICATION {why}, handle {}",
-                request.handle
+                handle
             );
             Err(Errno::EINVAL)
         };
-        let Some(reference) = self.find_ref(process, request.handle, false) else {
+        let Some(reference) = self.find_ref(process, handle, false) else {
             return refuse("invalid ref");
         };
         let Some(id) = reference.freeze else {
@@ -121,7 +123,7 @@ impl Graph {
         let Some(freeze) = self.freezes.get_mut(&id) else {
             return refuse("not active");
         };
-        if freeze.cookie != request.cookie {
+        if freeze.cookie != cookie {
             return refuse("cookie mismatch");
         }
         freeze.work = FreezeWork::Clear;
@@ -130,7 +132,7 @@ impl Graph {
         } else if freeze.sent {
             freeze.resend = true;
         }
-        if let Some(reference) = self.find_ref_mut(process, request.handle) {
+        if let Some(reference) = self.find_ref_mut(process, handle) {
             reference.freeze = None;
         }
         Ok(())

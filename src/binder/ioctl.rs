@@ -2,21 +2,27 @@
 
 use super::freeze::FreezeWait;
 use super::graph::ThreadId;
-use super::object::FlatObject;
 use super::outbox::Effect;
 use super::read::{Answer, Parked};
-use super::returns::Return;
 use super::section::Section;
 use super::thread::ExtendedError;
-use super::wire::{FewBytes, Put, Reader, WriteRead};
 use super::write::{Known, Writer};
-use super::{Call, Due, Finish, Process};
+use super::{Call, Due, FewBytes, Finish, Process};
 use crate::Errno;
 use crate::client_log::{Caller, Kind, user_error};
+use crate::protocol::object::FlatObject;
+use crate::protocol::record::{Record, WriteRead};
+use crate::protocol::returns::Return;
 use crate::uapi::*;
 use smallvec::smallvec;
 use std::sync::Arc;
 use std::time::Duration;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// A structure as an ioctl's argument.
+fn record(record: &(impl IntoBytes + Immutable)) -> FewBytes {
+    FewBytes::from_slice(record.as_bytes())
+}
 
 impl Process {
     /// Serves one ioctl; consumes `call.reply`, at once or later. When this returns, the caller has
@@ -59,10 +65,9 @@ impl Process {
     /// BINDER_WRITE_READ: first the write part, then the read part. Consumed counts are copied
     /// back on errors and signals too.
     fn write_read(self: &Arc<Self>, mut section: Section<'_>, call: Call) {
-        if call.arg.len() != WriteRead::SIZE {
+        let Ok(mut data) = WriteRead::read_from_bytes(&call.arg) else {
             return call.reply.send(Err(Errno::EINVAL), &call.arg);
-        }
-        let mut data = WriteRead::decode(&call.arg);
+        };
         let mut result = Ok(());
         let mut known = Known::default();
         if data.write_size > 0 {
@@ -98,7 +103,7 @@ impl Process {
         let entered = section.enter().map(|(graph, thread)| graph.ioctl_done(thread));
         section.leave();
         match entered {
-            Ok(()) => call.reply.send(result.map(|()| 0), &data.encode()),
+            Ok(()) => call.reply.send(result.map(|()| 0), data.as_bytes()),
             // Nothing was done: there is no thread that could have done it.
             Err(errno) => call.reply.send(Err(errno), &call.arg),
         }
@@ -145,11 +150,11 @@ impl Process {
     /// Every ioctl that neither waits nor touches the caller's memory beyond its argument.
     /// The answer is the argument as it is copied out.
     fn simple_ioctl(self: &Arc<Self>, thread: ThreadId, call: &Call) -> Result<FewBytes, Errno> {
-        let mut arg = Reader(&call.arg);
+        let word = || u32::at(&call.arg).unwrap_or_default();
         let unchanged = || call.arg.clone();
         match call.cmd {
             BINDER_SET_MAX_THREADS => {
-                let max_threads = arg.u32();
+                let max_threads = word();
                 self.context.locked(|graph| {
                     if let Some(record) = graph.processes.get_mut(&self.id) {
                         record.max_threads = max_threads;
@@ -171,14 +176,16 @@ impl Process {
                 self.context.locked(|graph| graph.release_thread(thread));
                 Ok(unchanged())
             }
-            BINDER_VERSION => {
-                Ok(FewBytes::from_slice(&BINDER_CURRENT_PROTOCOL_VERSION.to_ne_bytes()))
-            }
+            BINDER_VERSION => Ok(record(&binder_version {
+                protocol_version: BINDER_CURRENT_PROTOCOL_VERSION as i32,
+            })),
             BINDER_GET_NODE_INFO_FOR_REF => self.node_info_for_ref(&call.arg),
-            BINDER_GET_NODE_DEBUG_INFO => Ok(self.node_debug_info(arg.u64())),
-            BINDER_GET_FROZEN_INFO => self.frozen_info(arg.u32()),
+            BINDER_GET_NODE_DEBUG_INFO => {
+                Ok(self.node_debug_info(u64::at(&call.arg).unwrap_or_default()))
+            }
+            BINDER_GET_FROZEN_INFO => self.frozen_info(word()),
             BINDER_ENABLE_ONEWAY_SPAM_DETECTION => {
-                let enable = arg.u32() != 0;
+                let enable = word() != 0;
                 self.context.locked(|graph| {
                     if let Some(record) = graph.processes.get_mut(&self.id) {
                         record.oneway_spam_detection = enable;
@@ -192,11 +199,8 @@ impl Process {
                     Some(std::mem::replace(&mut thread.extended_error, ExtendedError::NONE))
                 });
                 let error = error.unwrap_or(ExtendedError::NONE);
-                let mut out = FewBytes::new();
-                out.put_u32(error.id);
-                out.put_u32(error.command);
-                out.put_u32(error.param as u32);
-                Ok(out)
+                let ExtendedError { id, command, param } = error;
+                Ok(record(&binder_extended_error { id, command, param }))
             }
             _ => {
                 user_error!(Kind::BadIoctl, "unknown ioctl {:#x}", call.cmd);
@@ -208,9 +212,10 @@ impl Process {
     /// BINDER_GET_NODE_INFO_FOR_REF. EINVAL: anything but the handle is set, or no such strong
     /// handle; EPERM: not the context manager.
     fn node_info_for_ref(&self, arg: &[u8]) -> Result<FewBytes, Errno> {
-        let mut arg = Reader(arg);
-        let handle = arg.u32();
-        if [arg.u32(), arg.u32(), arg.u32(), arg.u32(), arg.u32()].iter().any(|field| *field != 0) {
+        let asked = binder_node_info_for_ref::at(arg).ok_or(Errno::EINVAL)?;
+        let handle = asked.handle;
+        let only_handle = binder_node_info_for_ref { handle, ..Default::default() };
+        if asked.as_bytes() != only_handle.as_bytes() {
             return Err(Errno::EINVAL);
         }
         let (strong, weak) = self.context.locked(|graph| {
@@ -221,26 +226,25 @@ impl Process {
             let node = graph.nodes.get(&reference.node).ok_or(Errno::EINVAL)?;
             Ok((node.local_strong_refs + node.internal_strong_refs, node.local_weak_refs))
         })?;
-        let mut out = FewBytes::new();
-        for field in [handle, strong as u32, weak as u32, 0, 0, 0] {
-            out.put_u32(field);
-        }
-        Ok(out)
+        Ok(record(&binder_node_info_for_ref {
+            handle,
+            strong_count: strong as u32,
+            weak_count: weak as u32,
+            ..Default::default()
+        }))
     }
 
     /// BINDER_GET_NODE_DEBUG_INFO: zeros when there is no node behind the given pointer.
     fn node_debug_info(&self, ptr: u64) -> FewBytes {
-        let (ptr, cookie, strong, weak) = self.context.locked(|graph| {
-            graph.next_node(self.id, ptr).map_or((0, 0, 0, 0), |node| {
-                (node.ptr, node.cookie, node.has_strong_ref.into(), node.has_weak_ref.into())
+        let info = self.context.locked(|graph| {
+            graph.next_node(self.id, ptr).map(|node| binder_node_debug_info {
+                ptr: node.ptr,
+                cookie: node.cookie,
+                has_strong_ref: node.has_strong_ref.into(),
+                has_weak_ref: node.has_weak_ref.into(),
             })
         });
-        let mut out = FewBytes::new();
-        out.put_u64(ptr);
-        out.put_u64(cookie);
-        out.put_u32(strong);
-        out.put_u32(weak);
-        out
+        record(&info.unwrap_or_default())
     }
 
     /// BINDER_GET_FROZEN_INFO. EINVAL: no open file of that pid.
@@ -259,19 +263,17 @@ impl Process {
                 }
             });
         }
-        let mut out = FewBytes::new();
-        for field in [pid, sync, asynchronous] {
-            out.put_u32(field);
-        }
-        Ok(out)
+        Ok(record(&binder_frozen_status_info { pid, sync_recv: sync, async_recv: asynchronous }))
     }
 
     /// BINDER_FREEZE: each open file of a pid in turn; the first that fails ends it. EINVAL: no
     /// open file of that pid; EAGAIN: transactions are still pending after the timeout.
     fn freeze(self: &Arc<Self>, thread: ThreadId, call: Call) {
-        let mut arg = Reader(&call.arg);
-        let (pid, enable, timeout_ms) = (arg.i32(), arg.u32(), arg.u32());
-        let targets = self.context.shared.processes_of(self.pid_from_client(pid));
+        let Some(asked) = binder_freeze_info::at(&call.arg) else {
+            return call.reply.send(Err(Errno::EINVAL), &call.arg);
+        };
+        let binder_freeze_info { pid, enable, timeout_ms } = asked;
+        let targets = self.context.shared.processes_of(self.pid_from_client(pid as i32));
         if targets.is_empty() {
             self.context.locked(|graph| graph.ioctl_done(thread));
             return call.reply.send(Err(Errno::EINVAL), &call.arg);

@@ -8,13 +8,13 @@
 //! buffers, security context.
 
 use super::File;
-use super::object::{BufferObject, FdArrayObject, FlatObject, Object};
 use super::send::{Sender, Target};
 use super::transaction::{Fixup, Held};
-use super::wire::{TransactionData, align8};
 use crate::Errno;
 use crate::alloc::Buffer;
 use crate::client_log::{Kind, user_error};
+use crate::protocol::object::{BufferObject, FdArrayObject, FlatObject, Object};
+use crate::protocol::record::{TransactionData, align8};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -234,8 +234,8 @@ impl<'a> Message<'a> {
                 user_error!(
                     Kind::BadCookie,
                     "sending u{:016x}: cookie mismatch {:016x}",
-                    flat.binder,
-                    flat.cookie
+                    { flat.binder },
+                    { flat.cookie }
                 );
                 Err(Errno::EINVAL)
             };
@@ -337,7 +337,7 @@ impl<'a> Message<'a> {
         if size > parent.length || array.parent_offset > parent.length - size {
             return Err(invalid(format_args!(
                 "an fd array that does not fit in its buffer, {} fds",
-                array.num_fds
+                { array.num_fds }
             )));
         }
         let offset = parent.buffer - self.buffer.user_data + array.parent_offset;
@@ -364,7 +364,7 @@ impl<'a> Message<'a> {
     /// parent is fixed up (`BINDER_TYPE_PTR`, `binder_fixup_parent`).
     fn translate_buffer(&mut self, offset: u64, mut object: BufferObject) -> Result<Object, Errno> {
         if object.length > self.sg_end.saturating_sub(self.sg_offset) {
-            return Err(invalid(format_args!("too large buffer, {} bytes", object.length)));
+            return Err(invalid(format_args!("too large buffer, {} bytes", { object.length })));
         }
         self.copies.push(Copy {
             offset: self.sg_offset,

@@ -7,9 +7,9 @@
 //! `has_strong_ref` and `has_weak_ref` are what the owner has been told (BR_ACQUIRE, BR_INCREFS).
 
 use super::graph::{Graph, NodeId, Place, ProcessId, Queue, ThreadId, TransactionId, Work};
-use super::object::FlatObject;
 use crate::Errno;
 use crate::client_log::{Kind, user_error};
+use crate::protocol::object::FlatObject;
 use crate::quota::{Held, bytes};
 use crate::uapi;
 use std::collections::{BTreeMap, VecDeque};
@@ -308,7 +308,7 @@ impl Graph {
     pub fn release_first_async(&mut self, id: NodeId) -> bool {
         let first = self.nodes.get_mut(&id).and_then(|node| node.async_todo.pop_front());
         if let Some(transaction) = first {
-            self.cleanup_transaction(transaction, super::returns::Return::DeadReply);
+            self.cleanup_transaction(transaction, crate::protocol::returns::Return::DeadReply);
         }
         first.is_some()
     }

@@ -6,14 +6,15 @@
 
 use super::delivery::{Delivered, Delivery, SenderPid};
 use super::graph::{Graph, Queue, ThreadId, TransactionId, Work};
-use super::returns::Return;
-use super::wire::{FewBytes, PtrCookie, TransactionData, WriteRead, align8};
-use super::{Finish, Process, Reply};
+use super::{FewBytes, Finish, Process, Reply};
 use crate::Errno;
 use crate::client_mem::ClientMemory;
+use crate::protocol::record::{PtrCookie, TransactionData, WriteRead, align8};
+use crate::protocol::returns::Return;
 use crate::uapi;
 use crate::wrong::{Rule, wrong};
 use std::sync::Arc;
+use zerocopy::IntoBytes;
 
 /// The least room in a read buffer for one more return: the largest there is, with its number.
 const ROOM: u64 = 4 + size_of::<uapi::binder_transaction_data_secctx>() as u64;
@@ -45,7 +46,7 @@ impl Parked {
 
     /// Ends it without giving it anything.
     pub fn finish(self, errno: Errno) -> Finish {
-        let out = self.call.encode();
+        let out = self.call.as_bytes().into();
         Finish { process: self.process, reply: self.reply, result: Err(errno), out }
     }
 

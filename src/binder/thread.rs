@@ -8,8 +8,8 @@ use super::exit::Life;
 use super::graph::{Graph, ProcessId, Queue, ThreadId, TransactionId, Work, WorkList};
 use super::outbox::Effect;
 use super::read::{Answer, Parked};
-use super::returns::Return;
 use crate::Errno;
+use crate::protocol::returns::Return;
 use crate::quota::{Held, bytes};
 use bitflags::bitflags;
 

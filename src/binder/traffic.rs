@@ -3,6 +3,7 @@
 
 use super::send::Failure;
 use crate::lock_order::rank;
+use crate::protocol::returns::Return;
 use crate::sync::Mutex;
 use crate::uapi;
 use std::collections::VecDeque;
@@ -101,7 +102,7 @@ pub(super) fn returns_in(mut bytes: &[u8]) -> impl Iterator<Item = u32> {
     std::iter::from_fn(move || {
         let (number, rest) = bytes.split_first_chunk()?;
         let number = u32::from_ne_bytes(*number);
-        bytes = rest.get(uapi::ioc_size(number)..).unwrap_or_default();
+        bytes = rest.get(Return::payload_size(number)..).unwrap_or_default();
         Some(number)
     })
     .filter(|number| *number != uapi::BR_NOOP)
@@ -177,8 +178,8 @@ impl Add for Created {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::binder::returns::Return;
-    use crate::binder::wire::PtrCookie;
+    use crate::protocol::record::PtrCookie;
+    use crate::protocol::returns::Return;
 
     #[test]
     fn returns_are_counted_by_their_names() {

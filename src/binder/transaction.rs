@@ -10,9 +10,9 @@
 use super::graph::{Graph, NodeId, ProcessId, Queue, ThreadId, TransactionId, Work};
 use super::outbox::Effect;
 use super::process::BufferRecord;
-use super::returns::Return;
 use super::thread::ExtendedError;
 use super::{File, Process};
+use crate::protocol::returns::Return;
 use crate::quota;
 use crate::uapi::{TF_ONE_WAY, TF_UPDATE_TXN};
 use crate::wrong::{Rule, wrong};

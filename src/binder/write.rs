@@ -1,16 +1,16 @@
 //! Writing: the commands of a BINDER_WRITE_READ, one after the other (`binder_thread_write`).
 
-use super::command::Command;
 use super::graph::{Graph, ProcessId, ThreadId};
 use super::section::Section;
 use super::send::Sender;
 use super::thread::Looper;
-use super::wire::{TransactionData, WriteRead};
 use super::{Identity, Process};
 use crate::Errno;
 use crate::alloc::Buffer;
 use crate::client_log::{Kind, user_error};
 use crate::client_mem::ClientMemory;
+use crate::protocol::command::Command;
+use crate::protocol::record::{TransactionData, WriteRead};
 use smallvec::SmallVec;
 
 /// Bytes of a write buffer that are fetched at once.

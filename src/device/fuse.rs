@@ -31,6 +31,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
+use zerocopy::{Immutable, IntoBytes};
 
 /// The type of our mounts, in `/proc/mounts`.
 pub const FILE_SYSTEM: &str = "fuse.fakebinder";
@@ -495,7 +496,7 @@ impl FuseDoor {
 }
 
 /// ENOENT: the node is gone.
-fn answer<T: uapi::Plain>(value: Option<T>, responder: Responder) {
+fn answer<T: IntoBytes + Immutable>(value: Option<T>, responder: Responder) {
     match value {
         Some(value) => responder.value(&value),
         None => responder.error(Errno::ENOENT),

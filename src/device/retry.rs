@@ -16,6 +16,9 @@
 use crate::Errno;
 use crate::client_log::{Kind, client_log};
 use crate::client_mem::{ClientMemory, GatheredMemory};
+use crate::protocol::command::Command;
+use crate::protocol::object::Object;
+use crate::protocol::record::{Record, WriteRead};
 use crate::uapi::{self, fuse_ioctl_iovec as Range};
 
 /// What comes: nothing, argument, commands, data and offsets, scatter-gather buffers.
@@ -109,7 +112,7 @@ fn ready(cmd: u32, addr: u64, memory: GatheredMemory, needs: Needs) -> Step {
     }
     let mut read_size = None;
     if cmd == uapi::BINDER_WRITE_READ
-        && let Some(bwr) = uapi::parse::<uapi::binder_write_read>(&argument)
+        && let Some(bwr) = WriteRead::at(&argument)
     {
         // The engine must not give more than the kernel will carry; the client sees its own number again.
         let room = needs.output.get(1).map_or(0, |range| range.len);
@@ -121,7 +124,10 @@ fn ready(cmd: u32, addr: u64, memory: GatheredMemory, needs: Needs) -> Step {
 }
 
 /// Where `read_size` lies in a `binder_write_read`.
-pub const READ_SIZE: std::ops::Range<usize> = 24..32;
+pub const READ_SIZE: std::ops::Range<usize> = {
+    let start = std::mem::offset_of!(WriteRead, read_size);
+    start..start + size_of::<u64>()
+};
 
 /// Everything that the ioctl will look at, as far as what was gathered tells.
 fn needs(cmd: u32, addr: u64, memory: &GatheredMemory) -> Needs {
@@ -140,7 +146,7 @@ fn needs(cmd: u32, addr: u64, memory: &GatheredMemory) -> Needs {
     if memory.read(addr, &mut argument).is_err() {
         return needs;
     }
-    let Some(bwr) = uapi::parse::<uapi::binder_write_read>(&argument) else { return needs };
+    let Some(bwr) = WriteRead::at(&argument) else { return needs };
 
     if bwr.read_size > bwr.read_consumed {
         let room = (bwr.read_size - bwr.read_consumed).min(MOST_READ);
@@ -179,27 +185,22 @@ fn push(ranges: &mut Vec<Range>, others: usize, base: u64, len: u64) -> bool {
 fn push_transactions(needs: &mut Needs, mut commands: &[u8], memory: &GatheredMemory) {
     let outputs = needs.output.len();
     let mut messages = Vec::new();
-    while let Some(command) = uapi::parse::<u32>(commands) {
-        let Some(payload) = commands[4..].get(..uapi::ioc_size(command)) else { break };
-        commands = &commands[4 + payload.len()..];
-        // Past an unknown command nothing is carried out.
-        if uapi::ioc_type(command) != b'c' {
-            break;
-        }
-        let carries_data = matches!(
-            command,
-            uapi::BC_TRANSACTION | uapi::BC_REPLY | uapi::BC_TRANSACTION_SG | uapi::BC_REPLY_SG
-        );
-        if !carries_data {
+    // Past an unknown command nothing is carried out.
+    while let Some((command, rest)) = Command::take(commands) {
+        commands = rest;
+        let (Command::Transaction(transaction)
+        | Command::Reply(transaction)
+        | Command::TransactionSg(transaction, _)
+        | Command::ReplySg(transaction, _)) = command
+        else {
             continue;
-        }
-        let field = |at: usize| uapi::parse::<u64>(&payload[at..]).unwrap_or(0);
-        let (data_size, offsets_size) = (field(32), field(40));
-        let (data, offsets) = (field(48), field(56));
-        if push(&mut needs.input, outputs, data, data_size)
-            && push(&mut needs.input, outputs, offsets, offsets_size)
+        };
+        let data = (transaction.buffer, transaction.data_size);
+        let offsets = (transaction.offsets, transaction.offsets_size);
+        if push(&mut needs.input, outputs, data.0, data.1)
+            && push(&mut needs.input, outputs, offsets.0, offsets.1)
         {
-            messages.push(((data, data_size), (offsets, offsets_size)));
+            messages.push((data, offsets));
         }
     }
     // Not before all of it is here: the ranges of a round begin with those of the round before.
@@ -221,14 +222,10 @@ fn gathered(memory: &GatheredMemory, (base, len): (u64, u64)) -> Option<Vec<u8>>
 /// The scatter-gather buffers that the objects of a transaction point to.
 fn push_buffers(needs: &mut Needs, data: &[u8], offsets: &[u8]) {
     let outputs = needs.output.len();
-    for offset in offsets.chunks_exact(8).filter_map(uapi::parse::<u64>) {
-        let Some(object) = usize::try_from(offset).ok().and_then(|start| data.get(start..)) else {
-            continue;
-        };
-        const SIZE: usize = 40;
-        if object.len() >= SIZE && uapi::parse::<u32>(object) == Some(uapi::BINDER_TYPE_PTR) {
-            let field = |at: usize| uapi::parse::<u64>(&object[at..]).unwrap_or(0);
-            push(&mut needs.input, outputs, field(8), field(16));
+    for offset in offsets.chunks_exact(8).filter_map(u64::at) {
+        // The engine says what is wrong with one that cannot be read.
+        if let Some(Object::Buffer(buffer)) = Object::read(data, offset) {
+            push(&mut needs.input, outputs, buffer.buffer, buffer.length);
         }
     }
 }

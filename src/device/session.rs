@@ -35,6 +35,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use zerocopy::{Immutable, IntoBytes};
 
 /// The protocol that this program speaks; the kernel speaks the older of both sides'.
 pub const MAJOR: u32 = uapi::FUSE_KERNEL_VERSION;
@@ -405,7 +406,7 @@ impl Responder {
         self.finish(0, &[]);
     }
 
-    pub fn value<T: uapi::Plain>(self, value: &T) {
+    pub fn value<T: IntoBytes + Immutable>(self, value: &T) {
         self.finish(0, &[uapi::bytes_of(value)]);
     }
 
@@ -414,7 +415,7 @@ impl Responder {
     }
 
     /// The second message of CUSE_INIT is the device's name; other replies have no second part.
-    pub fn value_and_bytes<T: uapi::Plain>(self, value: &T, bytes: &[u8]) {
+    pub fn value_and_bytes<T: IntoBytes + Immutable>(self, value: &T, bytes: &[u8]) {
         self.finish(0, &[uapi::bytes_of(value), bytes]);
     }
 

@@ -310,7 +310,7 @@ pub fn push_dirent(
 #[cfg(test)]
 pub mod tests {
     use super::*;
-    use crate::uapi::{Plain, bytes_of};
+    use crate::uapi::bytes_of;
 
     /// A request as the kernel would write it.
     pub fn message(opcode: u32, unique: u64, node: u64, tid: u32, body: &[&[u8]]) -> Vec<u8> {
@@ -329,8 +329,10 @@ pub mod tests {
     }
 
     fn all_fixed_requests() -> Vec<Vec<u8>> {
-        fn with<T: Plain>(opcode: u32) -> Vec<u8> {
-            message(opcode, 2, 1, 7, &[bytes_of(&T::default())])
+        fn with<T: zerocopy::FromZeros + zerocopy::IntoBytes + zerocopy::Immutable>(
+            opcode: u32,
+        ) -> Vec<u8> {
+            message(opcode, 2, 1, 7, &[bytes_of(&T::new_zeroed())])
         }
         vec![
             with::<uapi::cuse_init_in>(uapi::CUSE_INIT),

@@ -2,9 +2,9 @@
 
 use crate::support::*;
 use fakebinder::Errno;
-use fakebinder::binder::command::Command;
-use fakebinder::binder::object::{BufferObject, Object};
-use fakebinder::binder::returns::Return;
+use fakebinder::protocol::command::Command;
+use fakebinder::protocol::object::{BufferObject, Object};
+use fakebinder::protocol::returns::Return;
 use fakebinder::sim::MAPPING;
 use fakebinder::uapi::{self, TF_CLEAR_BUF};
 
@@ -108,7 +108,8 @@ fn sizes_that_overflow_are_einval() {
         [(huge, 0, 0), (0, huge, 0), (0, 0, huge), (1 << 63, 1 << 63, 0), (1 << 63, 8, 1 << 63)]
     {
         let data = client.message(0, 1, b"", &[]);
-        let data = fakebinder::binder::wire::TransactionData { data_size, offsets_size, ..data };
+        let data =
+            fakebinder::protocol::record::TransactionData { data_size, offsets_size, ..data };
         let sent = client.main().write_and_read(&[Command::TransactionSg(data, extra)]);
         assert_eq!(news(&sent), [Return::FailedReply]);
         assert_eq!(error(client.main()), failed(Errno::EINVAL), "{data_size} {offsets_size}");

@@ -2,9 +2,10 @@
 
 use crate::support::*;
 use fakebinder::Errno;
-use fakebinder::binder::command::Command;
-use fakebinder::binder::object::{FlatObject, Object};
-use fakebinder::binder::returns::Return;
+use fakebinder::protocol::command::Command;
+use fakebinder::protocol::object::{FlatObject, Object};
+use fakebinder::protocol::record::Record;
+use fakebinder::protocol::returns::Return;
 use fakebinder::sim::Sim;
 use fakebinder::uapi::{self, TF_ONE_WAY};
 
@@ -77,7 +78,7 @@ fn a_nested_call_lands_on_the_waiting_thread() {
     end(&world, [client, manager]);
 }
 
-fn client_data(sim: &Sim, data: &fakebinder::binder::wire::TransactionData) -> Vec<u8> {
+fn client_data(sim: &Sim, data: &fakebinder::protocol::record::TransactionData) -> Vec<u8> {
     sim.data(data)
 }
 
@@ -147,7 +148,7 @@ fn a_signal_ends_a_blocked_read_with_eintr_and_keeps_what_was_written() {
     reading.interrupt();
     let ended = reading.ended().unwrap();
     assert_eq!((ended.result, ended.restarts), (Err(Errno::EINTR), false));
-    let call = fakebinder::binder::wire::WriteRead::decode(&ended.out);
+    let call = fakebinder::protocol::record::WriteRead::at(&ended.out).unwrap_or_default();
     assert_eq!((call.write_consumed, call.read_consumed), (4, 0));
     end(&world, [client, manager]);
 }

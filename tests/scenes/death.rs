@@ -1,9 +1,9 @@
 //! Death notifications: asking, hearing, clearing and confirming, in every order.
 
 use crate::support::*;
-use fakebinder::binder::command::Command;
-use fakebinder::binder::returns::Return;
-use fakebinder::binder::wire::HandleCookie;
+use fakebinder::protocol::command::Command;
+use fakebinder::protocol::record::HandleCookie;
+use fakebinder::protocol::returns::Return;
 use fakebinder::sim::{Sim, World};
 use fakebinder::uapi;
 

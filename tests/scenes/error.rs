@@ -2,9 +2,9 @@
 
 use crate::support::*;
 use fakebinder::Errno;
-use fakebinder::binder::command::Command;
-use fakebinder::binder::returns::Return;
-use fakebinder::binder::wire::Reader;
+use fakebinder::protocol::command::Command;
+use fakebinder::protocol::record::Reader;
+use fakebinder::protocol::returns::Return;
 use fakebinder::sim::SimThread;
 use fakebinder::uapi;
 

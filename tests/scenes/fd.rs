@@ -3,10 +3,10 @@
 use crate::support::*;
 use fakebinder::Errno;
 use fakebinder::binder::Client;
-use fakebinder::binder::command::Command;
-use fakebinder::binder::object::{BufferObject, FdArrayObject, FlatObject, Object};
-use fakebinder::binder::returns::Return;
-use fakebinder::binder::wire::{PtrCookie, TransactionData};
+use fakebinder::protocol::command::Command;
+use fakebinder::protocol::object::{BufferObject, FdArrayObject, FlatObject, Object};
+use fakebinder::protocol::record::{PtrCookie, TransactionData};
+use fakebinder::protocol::returns::Return;
 use fakebinder::sim::{Sim, SimFile, SimThread, World};
 use fakebinder::uapi::{self, BINDER_BUFFER_FLAG_HAS_PARENT, FLAT_BINDER_FLAG_ACCEPTS_FDS};
 use std::sync::Arc;

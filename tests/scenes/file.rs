@@ -3,10 +3,11 @@
 use crate::support::*;
 use fakebinder::Errno;
 use fakebinder::alloc::MAX_BUFFER_SIZE;
-use fakebinder::binder::command::Command;
-use fakebinder::binder::object::Object;
-use fakebinder::binder::returns::Return;
-use fakebinder::binder::wire::HandleCookie;
+use fakebinder::protocol::command::Command;
+use fakebinder::protocol::object::Object;
+use fakebinder::protocol::record::HandleCookie;
+use fakebinder::protocol::record::Record;
+use fakebinder::protocol::returns::Return;
 use fakebinder::shrinker::MemoryConfig;
 use fakebinder::sim::{MAPPING, Sim, World};
 use fakebinder::uapi;
@@ -219,7 +220,7 @@ fn with_o_nonblock_eagain_keeps_what_was_written() {
     let Pair { world, manager, client } = pair();
     let reading = client.main().nonblock().write_and_read(&[Command::EnterLooper]);
     let ended = reading.ended().unwrap();
-    let out = fakebinder::binder::wire::WriteRead::decode(&ended.out);
+    let out = fakebinder::protocol::record::WriteRead::at(&ended.out).unwrap_or_default();
     assert_eq!((ended.result, out.write_consumed, out.read_consumed), (Err(Errno::EAGAIN), 4, 0));
     end(&world, [client, manager]);
 }

@@ -2,8 +2,8 @@
 
 use crate::support::*;
 use fakebinder::Errno;
-use fakebinder::binder::command::Command;
-use fakebinder::binder::returns::Return;
+use fakebinder::protocol::command::Command;
+use fakebinder::protocol::returns::Return;
 use fakebinder::sim::{Pending, Sim};
 use fakebinder::uapi::{self, TF_UPDATE_TXN};
 

@@ -2,9 +2,9 @@
 
 use crate::support::*;
 use fakebinder::Errno;
-use fakebinder::binder::command::Command;
-use fakebinder::binder::returns::Return;
-use fakebinder::binder::wire::HandleCookie;
+use fakebinder::protocol::command::Command;
+use fakebinder::protocol::record::HandleCookie;
+use fakebinder::protocol::returns::Return;
 use fakebinder::sim::{Sim, World};
 use fakebinder::uapi;
 

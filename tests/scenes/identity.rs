@@ -2,9 +2,9 @@
 
 use crate::support::*;
 use fakebinder::Errno;
-use fakebinder::binder::command::Command;
-use fakebinder::binder::returns::Return;
-use fakebinder::binder::wire::TransactionData;
+use fakebinder::protocol::command::Command;
+use fakebinder::protocol::record::TransactionData;
+use fakebinder::protocol::returns::Return;
 use fakebinder::uapi;
 
 /// A sender that claims to be somebody else in its record.

@@ -4,10 +4,10 @@
 use crate::support::*;
 use fakebinder::Errno;
 use fakebinder::binder::Limits;
-use fakebinder::binder::command::Command;
-use fakebinder::binder::object::{BufferObject, FdArrayObject, FlatObject, Object};
-use fakebinder::binder::returns::Return;
-use fakebinder::binder::wire::HandleCookie;
+use fakebinder::protocol::command::Command;
+use fakebinder::protocol::object::{BufferObject, FdArrayObject, FlatObject, Object};
+use fakebinder::protocol::record::HandleCookie;
+use fakebinder::protocol::returns::Return;
 use fakebinder::quota::{User, UserLimits, What};
 use fakebinder::shrinker::MemoryConfig;
 use fakebinder::sim::{Sim, SimFile, World};
@@ -131,7 +131,7 @@ fn too_many_death_notifications_read_br_error() {
     let third = Command::RequestDeathNotification(request(held[2]));
     let (result, consumed) = manager.main().try_write(&[third, Command::EnterLooper]);
     assert_eq!((result, consumed), (Ok(0), 16), "what is behind it waits");
-    assert_eq!(manager.main().drain(), [Return::Error(0)]);
+    assert_eq!(manager.main().drain(), [Return::Error]);
     assert_eq!(world.stats().deaths, 2);
     // Cleared, and the confirmation read, it is one less.
     manager.main().write(&[Command::ClearDeathNotification(request(held[0]))]);

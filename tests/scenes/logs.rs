@@ -2,8 +2,8 @@
 //! are the driver's is seen in the VM (tests/binderfs.rs).
 
 use crate::support::*;
-use fakebinder::binder::command::Command;
-use fakebinder::binder::wire::HandleCookie;
+use fakebinder::protocol::command::Command;
+use fakebinder::protocol::record::HandleCookie;
 use fakebinder::sim::World;
 use fakebinder::uapi;
 

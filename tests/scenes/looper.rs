@@ -1,9 +1,9 @@
 //! Threads: loopers and their misuse, BR_SPAWN_LOOPER, BINDER_THREAD_EXIT.
 
 use crate::support::*;
-use fakebinder::binder::command::Command;
-use fakebinder::binder::returns::Return;
-use fakebinder::binder::wire::{HandleCookie, WriteRead};
+use fakebinder::protocol::command::Command;
+use fakebinder::protocol::record::{HandleCookie, WriteRead};
+use fakebinder::protocol::returns::Return;
 use fakebinder::sim::{Pending, Sim, SimThread};
 use fakebinder::uapi;
 

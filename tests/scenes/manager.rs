@@ -2,9 +2,9 @@
 
 use crate::support::*;
 use fakebinder::Errno;
-use fakebinder::binder::command::Command;
-use fakebinder::binder::object::{FlatObject, Object};
-use fakebinder::binder::returns::Return;
+use fakebinder::protocol::command::Command;
+use fakebinder::protocol::object::{FlatObject, Object};
+use fakebinder::protocol::returns::Return;
 use fakebinder::sim::{Sim, World};
 use fakebinder::uapi;
 

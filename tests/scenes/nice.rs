@@ -1,8 +1,8 @@
 //! Priorities: the nice value under which a call is served (`t->priority`, `saved_priority`).
 
 use crate::support::*;
-use fakebinder::binder::object::{FlatObject, Object};
-use fakebinder::binder::returns::Return;
+use fakebinder::protocol::object::{FlatObject, Object};
+use fakebinder::protocol::returns::Return;
 
 const NICE_NODE: u32 = 10;
 
@@ -100,7 +100,7 @@ fn a_reply_sets_the_nice_value_that_the_server_had_before_the_call() {
     assert_eq!(manager.nice(101), 0, "the caller's");
     manager.set_nice(101, 9);
     let data = manager.message(0, 0, b"", &[]);
-    manager.thread(101).write(&[fakebinder::binder::command::Command::Reply(data)]);
+    manager.thread(101).write(&[fakebinder::protocol::command::Command::Reply(data)]);
     assert_eq!(manager.nice(101), 4);
     end(&world, [client, manager]);
 }
@@ -114,7 +114,7 @@ fn a_reply_to_a_dead_caller_restores_the_nice_value_too() {
     client.release();
     assert_eq!(manager.nice(100), -5);
     let data = manager.message(0, 0, b"", &[]);
-    manager.main().write(&[fakebinder::binder::command::Command::Reply(data)]);
+    manager.main().write(&[fakebinder::protocol::command::Command::Reply(data)]);
     assert_eq!(manager.nice(100), 0);
     assert_eq!(manager.main().drain(), [Return::TransactionComplete]);
     end(&world, [manager]);

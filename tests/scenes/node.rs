@@ -2,10 +2,10 @@
 
 use crate::support::*;
 use fakebinder::Errno;
-use fakebinder::binder::command::Command;
-use fakebinder::binder::object::{FlatObject, Object};
-use fakebinder::binder::returns::Return;
-use fakebinder::binder::wire::{PtrCookie, Reader};
+use fakebinder::protocol::command::Command;
+use fakebinder::protocol::object::{FlatObject, Object};
+use fakebinder::protocol::record::{PtrCookie, Reader};
+use fakebinder::protocol::returns::Return;
 use fakebinder::sim::SimThread;
 use fakebinder::uapi;
 

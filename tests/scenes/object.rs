@@ -2,10 +2,10 @@
 
 use crate::support::*;
 use fakebinder::Errno;
-use fakebinder::binder::command::Command;
-use fakebinder::binder::object::{FlatObject, Object};
-use fakebinder::binder::returns::Return;
-use fakebinder::binder::wire::{Put, TransactionData};
+use fakebinder::protocol::command::Command;
+use fakebinder::protocol::object::{FlatObject, Object};
+use fakebinder::protocol::record::{Put, TransactionData};
+use fakebinder::protocol::returns::Return;
 use fakebinder::sim::{Sim, SimThread};
 
 /// Sends data with offsets of one's own; what the sender's extended error says.

@@ -2,7 +2,7 @@
 
 use crate::support::*;
 use fakebinder::Errno;
-use fakebinder::binder::returns::Return;
+use fakebinder::protocol::returns::Return;
 use fakebinder::sim::{Sim, SimThread};
 use fakebinder::uapi;
 

@@ -1,8 +1,8 @@
 //! Polling: who is woken, and when there is something to read.
 
 use crate::support::*;
-use fakebinder::binder::command::Command;
-use fakebinder::binder::returns::Return;
+use fakebinder::protocol::command::Command;
+use fakebinder::protocol::returns::Return;
 use fakebinder::uapi;
 use std::sync::atomic::Ordering;
 

@@ -2,9 +2,10 @@
 
 use crate::support::*;
 use fakebinder::alloc::Request;
-use fakebinder::binder::command::Command;
-use fakebinder::binder::returns::Return;
-use fakebinder::binder::wire::{TransactionData, WriteRead};
+use fakebinder::protocol::command::Command;
+use fakebinder::protocol::record::IntoBytes;
+use fakebinder::protocol::record::{TransactionData, WriteRead};
+use fakebinder::protocol::returns::Return;
 use fakebinder::sim::{MAPPING, Pending, Sim, SimThread, World};
 use fakebinder::uapi;
 use std::sync::Barrier;
@@ -74,7 +75,7 @@ fn a_handle_that_goes_while_a_call_is_copied_was_good_enough() {
         write_buffer: manager.arena.push(&commands),
         ..Default::default()
     };
-    let let_go = manager.thread(101).ioctl_later(uapi::BINDER_WRITE_READ, &write.encode());
+    let let_go = manager.thread(101).ioctl_later(uapi::BINDER_WRITE_READ, write.as_bytes());
     let data = one_way(trapped(&manager, held, let_go));
     manager.main().write(&[Command::Transaction(data)]);
     assert_eq!(world.stats().references, 1, "only what the message brings");

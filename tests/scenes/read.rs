@@ -2,10 +2,11 @@
 
 use crate::support::*;
 use fakebinder::Errno;
-use fakebinder::binder::command::Command;
-use fakebinder::binder::returns::Return;
-use fakebinder::binder::wire::{HandleCookie, TransactionData, WriteRead};
 use fakebinder::client_mem::ClientMemory;
+use fakebinder::protocol::command::Command;
+use fakebinder::protocol::record::Record;
+use fakebinder::protocol::record::{HandleCookie, TransactionData, WriteRead};
+use fakebinder::protocol::returns::Return;
 use fakebinder::sim::{Pending, SimThread};
 use fakebinder::uapi::TF_ONE_WAY;
 
@@ -31,7 +32,7 @@ fn a_read_that_goes_on_behind_what_was_consumed_has_no_br_noop() {
     let read_buffer = client.arena.push(&[0; 256]);
     let call = WriteRead { read_size: 256, read_consumed: 8, read_buffer, ..Default::default() };
     let ended = client.main().write_read(call).ended().unwrap();
-    assert_eq!(WriteRead::decode(&ended.out).read_consumed, 12);
+    assert_eq!(WriteRead::at(&ended.out).unwrap_or_default().read_consumed, 12);
     let mut bytes = [0; 12];
     client.arena.read(read_buffer, &mut bytes).unwrap();
     assert_eq!(bytes[..8], [0; 8]);
@@ -139,7 +140,7 @@ fn a_read_buffer_too_small_for_br_noop_is_no_limit() {
     let read_buffer = manager.arena.push(&[0; 256]);
     let call = WriteRead { read_size: 1, read_buffer, ..Default::default() };
     let ended = manager.main().write_read(call).ended().unwrap();
-    assert_eq!(WriteRead::decode(&ended.out).read_consumed, 4 + 4 + 64);
+    assert_eq!(WriteRead::at(&ended.out).unwrap_or_default().read_consumed, 4 + 4 + 64);
     end(&world, [client, manager]);
 }
 
@@ -151,7 +152,7 @@ fn a_read_buffer_outside_of_memory_is_efault_and_takes_nothing() {
     let call = WriteRead { read_size: 256, read_buffer: 8, ..Default::default() };
     let ended = manager.main().write_read(call).ended().unwrap();
     assert_eq!(ended.result, Err(Errno::EFAULT));
-    assert_eq!(WriteRead::decode(&ended.out).read_consumed, 0);
+    assert_eq!(WriteRead::at(&ended.out).unwrap_or_default().read_consumed, 0);
     assert!(calling.is_blocked());
     assert_eq!(take(manager.main()).code, 1);
     end(&world, [client, manager]);
@@ -179,7 +180,7 @@ fn a_call_that_cannot_be_written_to_its_server_fails() {
     let call = WriteRead { read_size: 256, read_buffer, ..Default::default() };
     let ended = manager.main().write_read(call).ended().unwrap();
     assert_eq!(ended.result, Err(Errno::EFAULT));
-    assert_eq!(WriteRead::decode(&ended.out).read_consumed, 0);
+    assert_eq!(WriteRead::at(&ended.out).unwrap_or_default().read_consumed, 0);
     assert_eq!(news(&calling), [Return::TransactionComplete, Return::FailedReply]);
     assert!(manager.main().read().is_blocked(), "the server has no call to answer");
     end(&world, [client, manager]);
@@ -224,7 +225,7 @@ fn a_signal_ends_a_blocked_read_and_the_call_goes_on() {
     let calling = call(client.main(), 0, 1, b"");
     calling.interrupt();
     let ended = calling.ended().unwrap();
-    let out = WriteRead::decode(&ended.out);
+    let out = WriteRead::at(&ended.out).unwrap_or_default();
     assert_eq!((ended.result, ended.restarts), (Err(Errno::EINTR), false));
     assert_eq!((out.write_consumed, out.read_consumed), (68, 0));
     take(manager.main());
@@ -286,7 +287,10 @@ fn a_read_that_goes_on_may_give_nothing() {
     let read_buffer = manager.arena.push(&[0; 256]);
     let call = WriteRead { read_size: 256, read_consumed: 8, read_buffer, ..Default::default() };
     let ended = manager.main().write_read(call).ended().unwrap();
-    assert_eq!((ended.result, WriteRead::decode(&ended.out).read_consumed), (Ok(0), 8));
+    assert_eq!(
+        (ended.result, WriteRead::at(&ended.out).unwrap_or_default().read_consumed),
+        (Ok(0), 8)
+    );
     end(&world, [client, manager]);
 }
 
@@ -360,7 +364,7 @@ fn only_the_return_that_meets_a_hole_is_lost() {
     let call = WriteRead { read_size: 256, read_buffer: next_page - 8, ..Default::default() };
     let ended = client.main().write_read(call).ended().unwrap();
     assert_eq!(ended.result, Err(Errno::EFAULT));
-    assert_eq!(WriteRead::decode(&ended.out).read_consumed, 0);
+    assert_eq!(WriteRead::at(&ended.out).unwrap_or_default().read_consumed, 0);
     assert_eq!(client.main().read().returns(), [Return::Noop, Return::TransactionComplete]);
     assert!(client.main().read().is_blocked());
     end(&world, [client, manager]);

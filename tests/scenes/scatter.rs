@@ -2,10 +2,10 @@
 
 use crate::support::*;
 use fakebinder::Errno;
-use fakebinder::binder::command::Command;
-use fakebinder::binder::object::{BufferObject, Object};
-use fakebinder::binder::returns::Return;
-use fakebinder::binder::wire::TransactionData;
+use fakebinder::protocol::command::Command;
+use fakebinder::protocol::object::{BufferObject, Object};
+use fakebinder::protocol::record::TransactionData;
+use fakebinder::protocol::returns::Return;
 use fakebinder::sim::{Sim, SimThread};
 use fakebinder::uapi::BINDER_BUFFER_FLAG_HAS_PARENT;
 
@@ -65,8 +65,8 @@ fn scatter_gather_buffers_arrive_behind_the_offsets() {
     let received = take(manager.main());
     let got = buffers(&manager, &received);
     assert_eq!((&got[0].1[..], &got[1].1[..]), (&b"first"[..], &b"second one"[..]));
-    assert_eq!(got[0].0.buffer, received.offsets + 16);
-    assert_eq!(got[1].0.buffer, got[0].0.buffer + 8);
+    assert_eq!({ got[0].0.buffer }, received.offsets + 16);
+    assert_eq!({ got[1].0.buffer }, got[0].0.buffer + 8);
     end(&world, [client, manager]);
 }
 
@@ -99,7 +99,7 @@ fn pointers_of_a_tree_are_fixed_up_on_every_level() {
     let got = buffers(&manager, &received);
     let pointer = |bytes: &[u8], at: usize| u64::from_ne_bytes(*bytes[at..].first_chunk().unwrap());
     for (parent, at, pointee) in [(0, 0, 1), (0, 16, 2), (2, 8, 3), (0, 32, 4)] {
-        assert_eq!(pointer(&got[parent].1, at), got[pointee].0.buffer, "to {pointee}");
+        assert_eq!(pointer(&got[parent].1, at), { got[pointee].0.buffer }, "to {pointee}");
     }
     assert_eq!((pointer(&got[0].1, 8), pointer(&got[0].1, 24)), (0, 0));
     end(&world, [client, manager]);

@@ -1,9 +1,9 @@
 //! What one client has very much of is not gone through under the lock that all others wait for.
 
 use crate::support::*;
-use fakebinder::binder::command::Command;
-use fakebinder::binder::returns::Return;
-use fakebinder::binder::wire::HandleCookie;
+use fakebinder::protocol::command::Command;
+use fakebinder::protocol::record::HandleCookie;
+use fakebinder::protocol::returns::Return;
 use fakebinder::sim::{ARENA, Sim};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

@@ -1,10 +1,10 @@
 //! What scenes have in common: a manager, its clients, and words for the usual exchanges.
 
 use fakebinder::binder::Stats;
-use fakebinder::binder::command::Command;
-use fakebinder::binder::object::{FlatObject, Object};
-use fakebinder::binder::returns::Return;
-use fakebinder::binder::wire::{PtrCookie, Reader, TransactionData};
+use fakebinder::protocol::command::Command;
+use fakebinder::protocol::object::{FlatObject, Object};
+use fakebinder::protocol::record::{PtrCookie, Reader, TransactionData};
+use fakebinder::protocol::returns::Return;
 use fakebinder::sim::{Pending, Sim, SimThread, World};
 use fakebinder::uapi::{self, TF_ONE_WAY};
 

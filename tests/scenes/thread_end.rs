@@ -4,9 +4,9 @@
 use crate::support::*;
 use fakebinder::Errno;
 use fakebinder::binder::Limits;
-use fakebinder::binder::command::Command;
-use fakebinder::binder::returns::Return;
-use fakebinder::binder::wire::WriteRead;
+use fakebinder::protocol::command::Command;
+use fakebinder::protocol::record::WriteRead;
+use fakebinder::protocol::returns::Return;
 use fakebinder::shrinker::MemoryConfig;
 use fakebinder::sim::{Pending, Sim, SimThread, World};
 use fakebinder::uapi;

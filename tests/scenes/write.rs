@@ -3,10 +3,11 @@
 
 use crate::support::*;
 use fakebinder::Errno;
-use fakebinder::binder::command::Command;
-use fakebinder::binder::returns::Return;
-use fakebinder::binder::wire::{HandleCookie, WriteRead};
 use fakebinder::client_mem::ClientMemory;
+use fakebinder::protocol::command::Command;
+use fakebinder::protocol::record::Record;
+use fakebinder::protocol::record::{HandleCookie, WriteRead};
+use fakebinder::protocol::returns::Return;
 use fakebinder::sim::{ARENA, SimThread};
 use fakebinder::uapi;
 
@@ -19,7 +20,7 @@ fn write_bytes(thread: SimThread<'_>, bytes: &[u8]) -> (Result<i32, Errno>, u64)
 fn write_at(thread: SimThread<'_>, address: u64, size: u64) -> (Result<i32, Errno>, u64) {
     let call = WriteRead { write_buffer: address, write_size: size, ..Default::default() };
     let ended = thread.write_read(call).ended().unwrap();
-    (ended.result, WriteRead::decode(&ended.out).write_consumed)
+    (ended.result, WriteRead::at(&ended.out).unwrap_or_default().write_consumed)
 }
 
 fn bytes_of(commands: &[Command]) -> Vec<u8> {
@@ -140,7 +141,7 @@ fn a_write_begins_behind_what_was_consumed() {
     for consumed in [bytes.len() as u64, 1 << 40] {
         let nothing = WriteRead { write_consumed: consumed, ..call };
         let ended = client.main().write_read(nothing).ended().unwrap();
-        assert_eq!(WriteRead::decode(&ended.out).write_consumed, consumed);
+        assert_eq!(WriteRead::at(&ended.out).unwrap_or_default().write_consumed, consumed);
     }
     assert_eq!(world.stats().references, 0);
     end(&world, [client, manager]);
@@ -181,7 +182,7 @@ fn a_failed_write_reads_nothing() {
         .ended()
         .unwrap();
     assert_eq!(ended.result, Err(Errno::EFAULT));
-    assert_eq!(WriteRead::decode(&ended.out).read_consumed, 0);
+    assert_eq!(WriteRead::at(&ended.out).unwrap_or_default().read_consumed, 0);
     let mut first = [0; 4];
     client.arena.read(read_buffer, &mut first).unwrap();
     assert_eq!(first, [0xee; 4]);
@@ -193,7 +194,7 @@ fn an_empty_write_read_does_nothing() {
     let Pair { world, manager, client } = pair();
     let call = WriteRead { write_consumed: 3, read_consumed: 5, ..Default::default() };
     let ended = client.main().write_read(call).ended().unwrap();
-    assert_eq!((ended.result, WriteRead::decode(&ended.out)), (Ok(0), call));
+    assert_eq!((ended.result, WriteRead::at(&ended.out).unwrap_or_default()), (Ok(0), call));
     end(&world, [client, manager]);
 }
 

@@ -6,7 +6,7 @@ use crate::stage::{Actress, Slot, View};
 use fakebinder::Errno;
 use fakebinder::alloc::Alloc;
 use fakebinder::binder::Process;
-use fakebinder::binder::wire::{HandleCookie, PtrCookie};
+use fakebinder::protocol::record::{HandleCookie, PtrCookie};
 use fakebinder::mm_shim::HeapMm;
 use fakebinder::sim::Arena;
 use std::sync::Arc;

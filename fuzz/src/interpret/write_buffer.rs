@@ -1,5 +1,6 @@
 //! Target `write_buffer`: any bytes, written by a client in the middle of things.
 
+use fakebinder::protocol::record::IntoBytes;
 use super::*;
 
 /// A scene with something of everything for `writer` (process 1, thread 0) to get hold of: it
@@ -88,7 +89,7 @@ pub fn play(bytes: &[u8]) {
         debug_assert_eq!(call.write_buffer, WRITE_BUFFER);
         let view = role.view.clone();
         let kind = Kind::WriteRead { done: Vec::new() };
-        stage.begin(1, 0, BINDER_WRITE_READ, call.encode(), view, true, kind);
+        stage.begin(1, 0, BINDER_WRITE_READ, call.as_bytes().to_vec(), view, true, kind);
         stage.attend();
         stage.check();
         for by in [0x00, 0x10, 0x02] {

@@ -1,12 +1,13 @@
 //! The returns that a client reads (`BR_*`), each with its payload.
 
-use super::wire::{PtrCookie, Put, Reader, TransactionData};
+use super::record::{FrozenState, PtrCookie, Put, Record, TransactionData, TransactionDataSecCtx};
 use crate::uapi::*;
 
 /// One return in a read buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Return {
-    Error(i32),
+    /// The kernel's header gives it a number of bytes; the driver puts none.
+    Error,
     Ok,
     Transaction(TransactionData),
     /// With the address of the sender's security context in the buffer.
@@ -39,7 +40,7 @@ impl Return {
     /// The return's number.
     pub fn number(&self) -> u32 {
         match self {
-            Return::Error(_) => BR_ERROR,
+            Return::Error => BR_ERROR,
             Return::Ok => BR_OK,
             Return::Transaction(_) => BR_TRANSACTION,
             Return::TransactionSecCtx(..) => BR_TRANSACTION_SEC_CTX,
@@ -65,45 +66,36 @@ impl Return {
         }
     }
 
+    /// Bytes of the payload behind a return's number, known or not: its number says so.
+    pub fn payload_size(number: u32) -> usize {
+        match number {
+            // What the driver puts: the number alone, although the macro speaks of an int.
+            BR_ERROR => 0,
+            number => ioc_size(number),
+        }
+    }
+
     /// Appends number and payload, as they stand in a read buffer.
     pub fn encode(&self, out: &mut impl Put) {
+        out.put(self.number());
         match *self {
-            // What the driver puts: the number alone, although the macro speaks of an int.
-            Return::Error(_) => out.put_u32(self.number()),
-            Return::Transaction(data) | Return::Reply(data) => {
-                out.put_u32(self.number());
-                data.encode(out);
+            Return::Transaction(data) | Return::Reply(data) => out.put(data),
+            Return::TransactionSecCtx(data, secctx) => {
+                out.put(TransactionDataSecCtx { data, secctx });
             }
-            Return::TransactionSecCtx(data, context) => {
-                out.put_u32(self.number());
-                data.encode(out);
-                out.put_u64(context);
-            }
-            Return::AcquireResult(value) => {
-                out.put_u32(self.number());
-                out.put_u32(value as u32);
-            }
+            Return::AcquireResult(value) => out.put(value),
             Return::Increfs(node)
             | Return::Acquire(node)
             | Return::Release(node)
-            | Return::Decrefs(node) => {
-                out.put_u32(self.number());
-                out.put_u64(node.ptr);
-                out.put_u64(node.cookie);
-            }
+            | Return::Decrefs(node) => out.put(node),
             Return::DeadBinder(cookie)
             | Return::ClearDeathNotificationDone(cookie)
-            | Return::ClearFreezeNotificationDone(cookie) => {
-                out.put_u32(self.number());
-                out.put_u64(cookie);
-            }
+            | Return::ClearFreezeNotificationDone(cookie) => out.put(cookie),
             Return::FrozenBinder { cookie, is_frozen } => {
-                out.put_u32(self.number());
-                out.put_u64(cookie);
-                out.put_u32(is_frozen.into());
-                out.put_u32(0);
+                out.put(FrozenState { cookie, is_frozen: is_frozen.into(), reserved: 0 });
             }
-            Return::Ok
+            Return::Error
+            | Return::Ok
             | Return::DeadReply
             | Return::TransactionComplete
             | Return::Noop
@@ -112,50 +104,51 @@ impl Return {
             | Return::FailedReply
             | Return::FrozenReply
             | Return::OnewaySpamSuspect
-            | Return::TransactionPendingFrozen => out.put_u32(self.number()),
+            | Return::TransactionPendingFrozen => {}
         }
     }
 
     /// Takes one return from the front of `bytes` and says how many bytes it took; nothing when
     /// the number is unknown or the payload is cut short.
     pub fn decode(bytes: &[u8]) -> Option<(Return, usize)> {
-        let number = u32::from_ne_bytes(*bytes.first_chunk()?);
-        let payload = match number {
-            BR_ERROR => 0,
-            BR_TRANSACTION_PENDING_FROZEN => 0,
-            number => ioc_size(number),
-        };
-        let mut reader = Reader(bytes.get(4..4 + payload)?);
-        let b = &mut reader;
-        let ptr_cookie = |b: &mut Reader<'_>| PtrCookie { ptr: b.u64(), cookie: b.u64() };
+        let (number, rest) = u32::take(bytes)?;
+        let payload = rest.get(..Self::payload_size(number))?;
         let decoded = match number {
-            BR_ERROR => Return::Error(0),
+            BR_ERROR => Return::Error,
             BR_OK => Return::Ok,
-            BR_TRANSACTION => Return::Transaction(TransactionData::decode(b)),
+            BR_TRANSACTION => Return::Transaction(Record::at(payload)?),
             BR_TRANSACTION_SEC_CTX => {
-                Return::TransactionSecCtx(TransactionData::decode(b), b.u64())
+                let TransactionDataSecCtx { data, secctx } = Record::at(payload)?;
+                Return::TransactionSecCtx(data, secctx)
             }
-            BR_REPLY => Return::Reply(TransactionData::decode(b)),
-            BR_ACQUIRE_RESULT => Return::AcquireResult(b.i32()),
+            BR_REPLY => Return::Reply(Record::at(payload)?),
+            BR_ACQUIRE_RESULT => Return::AcquireResult(Record::at(payload)?),
             BR_DEAD_REPLY => Return::DeadReply,
             BR_TRANSACTION_COMPLETE => Return::TransactionComplete,
-            BR_INCREFS => Return::Increfs(ptr_cookie(b)),
-            BR_ACQUIRE => Return::Acquire(ptr_cookie(b)),
-            BR_RELEASE => Return::Release(ptr_cookie(b)),
-            BR_DECREFS => Return::Decrefs(ptr_cookie(b)),
+            BR_INCREFS => Return::Increfs(Record::at(payload)?),
+            BR_ACQUIRE => Return::Acquire(Record::at(payload)?),
+            BR_RELEASE => Return::Release(Record::at(payload)?),
+            BR_DECREFS => Return::Decrefs(Record::at(payload)?),
             BR_NOOP => Return::Noop,
             BR_SPAWN_LOOPER => Return::SpawnLooper,
             BR_FINISHED => Return::Finished,
-            BR_DEAD_BINDER => Return::DeadBinder(b.u64()),
-            BR_CLEAR_DEATH_NOTIFICATION_DONE => Return::ClearDeathNotificationDone(b.u64()),
+            BR_DEAD_BINDER => Return::DeadBinder(Record::at(payload)?),
+            BR_CLEAR_DEATH_NOTIFICATION_DONE => {
+                Return::ClearDeathNotificationDone(Record::at(payload)?)
+            }
             BR_FAILED_REPLY => Return::FailedReply,
             BR_FROZEN_REPLY => Return::FrozenReply,
             BR_ONEWAY_SPAM_SUSPECT => Return::OnewaySpamSuspect,
             BR_TRANSACTION_PENDING_FROZEN => Return::TransactionPendingFrozen,
-            BR_FROZEN_BINDER => Return::FrozenBinder { cookie: b.u64(), is_frozen: b.u32() != 0 },
-            BR_CLEAR_FREEZE_NOTIFICATION_DONE => Return::ClearFreezeNotificationDone(b.u64()),
+            BR_FROZEN_BINDER => {
+                let FrozenState { cookie, is_frozen, .. } = Record::at(payload)?;
+                Return::FrozenBinder { cookie, is_frozen: is_frozen != 0 }
+            }
+            BR_CLEAR_FREEZE_NOTIFICATION_DONE => {
+                Return::ClearFreezeNotificationDone(Record::at(payload)?)
+            }
             _ => return None,
         };
-        Some((decoded, 4 + payload))
+        Some((decoded, 4 + payload.len()))
     }
 }

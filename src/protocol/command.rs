@@ -1,6 +1,8 @@
 //! The commands that a client writes (`BC_*`), each with its payload.
 
-use super::wire::{HandleCookie, PtrCookie, Put, Reader, TransactionData};
+use super::record::{
+    HandleCookie, PriorityHandle, PtrCookie, Put, Record, TransactionData, TransactionDataSg,
+};
 use crate::uapi::*;
 
 /// One command of a write buffer.
@@ -23,7 +25,9 @@ pub enum Command {
     AcquireDone(PtrCookie),
     /// Not supported, as in the driver.
     AttemptAcquire {
+        /// Of the caller.
         priority: i32,
+        /// A reference.
         handle: u32,
     },
     RegisterLooper,
@@ -74,35 +78,52 @@ impl Command {
         if payload.len() != Self::payload_size(number)? {
             return None;
         }
-        let mut bytes = Reader(payload);
-        let b = &mut bytes;
-        let handle_cookie = |b: &mut Reader<'_>| HandleCookie { handle: b.u32(), cookie: b.u64() };
-        let ptr_cookie = |b: &mut Reader<'_>| PtrCookie { ptr: b.u64(), cookie: b.u64() };
         Some(match number {
-            BC_TRANSACTION => Command::Transaction(TransactionData::decode(b)),
-            BC_REPLY => Command::Reply(TransactionData::decode(b)),
-            BC_TRANSACTION_SG => Command::TransactionSg(TransactionData::decode(b), b.u64()),
-            BC_REPLY_SG => Command::ReplySg(TransactionData::decode(b), b.u64()),
-            BC_ACQUIRE_RESULT => Command::AcquireResult(b.i32()),
-            BC_FREE_BUFFER => Command::FreeBuffer(b.u64()),
-            BC_INCREFS => Command::Increfs(b.u32()),
-            BC_ACQUIRE => Command::Acquire(b.u32()),
-            BC_RELEASE => Command::Release(b.u32()),
-            BC_DECREFS => Command::Decrefs(b.u32()),
-            BC_INCREFS_DONE => Command::IncrefsDone(ptr_cookie(b)),
-            BC_ACQUIRE_DONE => Command::AcquireDone(ptr_cookie(b)),
-            BC_ATTEMPT_ACQUIRE => Command::AttemptAcquire { priority: b.i32(), handle: b.u32() },
+            BC_TRANSACTION => Command::Transaction(Record::at(payload)?),
+            BC_REPLY => Command::Reply(Record::at(payload)?),
+            BC_TRANSACTION_SG => {
+                let TransactionDataSg { data, buffers_size } = Record::at(payload)?;
+                Command::TransactionSg(data, buffers_size)
+            }
+            BC_REPLY_SG => {
+                let TransactionDataSg { data, buffers_size } = Record::at(payload)?;
+                Command::ReplySg(data, buffers_size)
+            }
+            BC_ACQUIRE_RESULT => Command::AcquireResult(Record::at(payload)?),
+            BC_FREE_BUFFER => Command::FreeBuffer(Record::at(payload)?),
+            BC_INCREFS => Command::Increfs(Record::at(payload)?),
+            BC_ACQUIRE => Command::Acquire(Record::at(payload)?),
+            BC_RELEASE => Command::Release(Record::at(payload)?),
+            BC_DECREFS => Command::Decrefs(Record::at(payload)?),
+            BC_INCREFS_DONE => Command::IncrefsDone(Record::at(payload)?),
+            BC_ACQUIRE_DONE => Command::AcquireDone(Record::at(payload)?),
+            BC_ATTEMPT_ACQUIRE => {
+                let PriorityHandle { priority, handle } = Record::at(payload)?;
+                Command::AttemptAcquire { priority, handle }
+            }
             BC_REGISTER_LOOPER => Command::RegisterLooper,
             BC_ENTER_LOOPER => Command::EnterLooper,
             BC_EXIT_LOOPER => Command::ExitLooper,
-            BC_REQUEST_DEATH_NOTIFICATION => Command::RequestDeathNotification(handle_cookie(b)),
-            BC_CLEAR_DEATH_NOTIFICATION => Command::ClearDeathNotification(handle_cookie(b)),
-            BC_DEAD_BINDER_DONE => Command::DeadBinderDone(b.u64()),
-            BC_REQUEST_FREEZE_NOTIFICATION => Command::RequestFreezeNotification(handle_cookie(b)),
-            BC_CLEAR_FREEZE_NOTIFICATION => Command::ClearFreezeNotification(handle_cookie(b)),
-            BC_FREEZE_NOTIFICATION_DONE => Command::FreezeNotificationDone(b.u64()),
+            BC_REQUEST_DEATH_NOTIFICATION => {
+                Command::RequestDeathNotification(Record::at(payload)?)
+            }
+            BC_CLEAR_DEATH_NOTIFICATION => Command::ClearDeathNotification(Record::at(payload)?),
+            BC_DEAD_BINDER_DONE => Command::DeadBinderDone(Record::at(payload)?),
+            BC_REQUEST_FREEZE_NOTIFICATION => {
+                Command::RequestFreezeNotification(Record::at(payload)?)
+            }
+            BC_CLEAR_FREEZE_NOTIFICATION => Command::ClearFreezeNotification(Record::at(payload)?),
+            BC_FREEZE_NOTIFICATION_DONE => Command::FreezeNotificationDone(Record::at(payload)?),
             _ => return None,
         })
+    }
+
+    /// Takes one command, number and payload, off the front of `bytes`; nothing for an unknown
+    /// number, or where its payload is cut short.
+    pub fn take(bytes: &[u8]) -> Option<(Command, &[u8])> {
+        let (number, rest) = u32::take(bytes)?;
+        let (payload, rest) = rest.split_at_checked(Self::payload_size(number)?)?;
+        Some((Self::decode(number, payload)?, rest))
     }
 
     /// The command's number.
@@ -134,38 +155,30 @@ impl Command {
     }
 
     /// Appends number and payload, as they stand in a write buffer.
-    pub fn encode(&self, out: &mut Vec<u8>) {
-        out.put_u32(self.number());
+    pub fn encode(&self, out: &mut impl Put) {
+        out.put(self.number());
         match *self {
-            Command::Transaction(data) | Command::Reply(data) => data.encode(out),
-            Command::TransactionSg(data, size) | Command::ReplySg(data, size) => {
-                data.encode(out);
-                out.put_u64(size);
+            Command::Transaction(data) | Command::Reply(data) => out.put(data),
+            Command::TransactionSg(data, buffers_size) | Command::ReplySg(data, buffers_size) => {
+                out.put(TransactionDataSg { data, buffers_size });
             }
-            Command::AcquireResult(value) => out.put_u32(value as u32),
+            Command::AcquireResult(value) => out.put(value),
             Command::FreeBuffer(value)
             | Command::DeadBinderDone(value)
-            | Command::FreezeNotificationDone(value) => out.put_u64(value),
+            | Command::FreezeNotificationDone(value) => out.put(value),
             Command::Increfs(handle)
             | Command::Acquire(handle)
             | Command::Release(handle)
-            | Command::Decrefs(handle) => out.put_u32(handle),
-            Command::IncrefsDone(node) | Command::AcquireDone(node) => {
-                out.put_u64(node.ptr);
-                out.put_u64(node.cookie);
-            }
+            | Command::Decrefs(handle) => out.put(handle),
+            Command::IncrefsDone(node) | Command::AcquireDone(node) => out.put(node),
             Command::AttemptAcquire { priority, handle } => {
-                out.put_u32(priority as u32);
-                out.put_u32(handle);
+                out.put(PriorityHandle { priority, handle });
             }
             Command::RegisterLooper | Command::EnterLooper | Command::ExitLooper => {}
             Command::RequestDeathNotification(request)
             | Command::ClearDeathNotification(request)
             | Command::RequestFreezeNotification(request)
-            | Command::ClearFreezeNotification(request) => {
-                out.put_u32(request.handle);
-                out.put_u64(request.cookie);
-            }
+            | Command::ClearFreezeNotification(request) => out.put(request),
         }
     }
 }
