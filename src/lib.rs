@@ -52,21 +52,36 @@
 #![warn(clippy::disallowed_types)]
 
 /// The kernel's error numbers, as every layer of this crate returns them.
+#[cfg(feature = "daemon")]
 pub use nix::errno::Errno;
 
+#[cfg(feature = "daemon")]
 pub mod alloc;
+#[cfg(feature = "daemon")]
 pub mod binder;
+#[cfg(feature = "daemon")]
 pub mod client_log;
+#[cfg(feature = "daemon")]
 pub mod client_mem;
+#[cfg(feature = "daemon")]
 pub mod device;
+#[cfg(feature = "daemon")]
 pub mod lock_order;
+#[cfg(feature = "daemon")]
 pub mod log_writer;
+#[cfg(feature = "daemon")]
 pub mod mm_shim;
 pub mod protocol;
+#[cfg(feature = "daemon")]
 pub mod quota;
+#[cfg(feature = "daemon")]
 pub mod shortage;
+#[cfg(feature = "daemon")]
 pub mod shrinker;
+#[cfg(feature = "daemon")]
 pub mod sim;
+#[cfg(feature = "daemon")]
 pub mod sync;
 pub mod uapi;
+#[cfg(feature = "daemon")]
 pub mod wrong;

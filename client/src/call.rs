@@ -2,7 +2,7 @@
 
 use crate::parcel::Parcel;
 use crate::uapi;
-use crate::wire::{put_i32, put_u32, put_u64};
+use fakebinder::protocol::record::{Put, TransactionData};
 
 /// What is sent with `BC_TRANSACTION`, `BC_REPLY` and their scatter-gather forms
 /// (`struct binder_transaction_data`, 64 bytes, and `buffers_size`).
@@ -67,19 +67,26 @@ impl<'a> Call<'a> {
         Call { data, ..self }
     }
 
+    /// As it is sent, with the addresses of the borrowed data and offsets in it.
+    pub(crate) fn record(&self) -> TransactionData {
+        TransactionData {
+            target: self.handle.into(),
+            cookie: self.cookie,
+            code: self.code,
+            flags: self.flags,
+            sender_pid: 0,
+            sender_euid: 0,
+            data_size: self.data.len() as u64,
+            offsets_size: size_of_val(self.offsets) as u64,
+            buffer: address(self.data),
+            offsets: address(self.offsets),
+        }
+    }
+
     /// Appends the 64 bytes of `struct binder_transaction_data`, with the addresses of the
     /// borrowed data and offsets in it.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        put_u64(out, u64::from(self.handle));
-        put_u64(out, self.cookie);
-        put_u32(out, self.code);
-        put_u32(out, self.flags);
-        put_i32(out, 0);
-        put_u32(out, 0);
-        put_u64(out, self.data.len() as u64);
-        put_u64(out, size_of_val(self.offsets) as u64);
-        put_u64(out, address(self.data));
-        put_u64(out, address(self.offsets));
+        out.put(self.record());
     }
 }
 

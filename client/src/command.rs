@@ -1,8 +1,8 @@
 //! What a client writes: `BC_*`.
 
 use crate::call::Call;
-use crate::uapi;
-use crate::wire::{put_i32, put_u32, put_u64};
+use fakebinder::protocol::command::Command as Bc;
+use fakebinder::protocol::record::{HandleCookie, PtrCookie};
 
 /// A command, with its payload.
 ///
@@ -113,89 +113,49 @@ impl<'a> Command<'a> {
     /// Data and offsets of a [`Call`] are not copied: the bytes hold their addresses, and are
     /// good for as long as what they point to.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        match *self {
-            Command::Transaction(call) => {
-                put_u32(out, uapi::BC_TRANSACTION);
-                call.encode(out);
-            }
-            Command::Reply(call) => {
-                put_u32(out, uapi::BC_REPLY);
-                call.encode(out);
-            }
-            Command::TransactionSg(call) => {
-                put_u32(out, uapi::BC_TRANSACTION_SG);
-                call.encode(out);
-                put_u64(out, call.buffers_size);
-            }
-            Command::ReplySg(call) => {
-                put_u32(out, uapi::BC_REPLY_SG);
-                call.encode(out);
-                put_u64(out, call.buffers_size);
-            }
-            Command::AcquireResult(result) => {
-                put_u32(out, uapi::BC_ACQUIRE_RESULT);
-                put_i32(out, result);
-            }
-            Command::FreeBuffer(address) => with_u64(out, uapi::BC_FREE_BUFFER, address),
-            Command::Increfs(handle) => with_u32(out, uapi::BC_INCREFS, handle),
-            Command::Acquire(handle) => with_u32(out, uapi::BC_ACQUIRE, handle),
-            Command::Release(handle) => with_u32(out, uapi::BC_RELEASE, handle),
-            Command::Decrefs(handle) => with_u32(out, uapi::BC_DECREFS, handle),
-            Command::IncrefsDone { ptr, cookie } => {
-                with_u64(out, uapi::BC_INCREFS_DONE, ptr);
-                put_u64(out, cookie);
-            }
-            Command::AcquireDone { ptr, cookie } => {
-                with_u64(out, uapi::BC_ACQUIRE_DONE, ptr);
-                put_u64(out, cookie);
-            }
-            Command::AttemptAcquire { priority, handle } => {
-                put_u32(out, uapi::BC_ATTEMPT_ACQUIRE);
-                put_i32(out, priority);
-                put_u32(out, handle);
-            }
-            Command::RegisterLooper => put_u32(out, uapi::BC_REGISTER_LOOPER),
-            Command::EnterLooper => put_u32(out, uapi::BC_ENTER_LOOPER),
-            Command::ExitLooper => put_u32(out, uapi::BC_EXIT_LOOPER),
+        let node = |ptr, cookie| PtrCookie { ptr, cookie };
+        let request = |handle, cookie| HandleCookie { handle, cookie };
+        let command = match *self {
+            Command::Transaction(call) => Bc::Transaction(call.record()),
+            Command::Reply(call) => Bc::Reply(call.record()),
+            Command::TransactionSg(call) => Bc::TransactionSg(call.record(), call.buffers_size),
+            Command::ReplySg(call) => Bc::ReplySg(call.record(), call.buffers_size),
+            Command::AcquireResult(result) => Bc::AcquireResult(result),
+            Command::FreeBuffer(address) => Bc::FreeBuffer(address),
+            Command::Increfs(handle) => Bc::Increfs(handle),
+            Command::Acquire(handle) => Bc::Acquire(handle),
+            Command::Release(handle) => Bc::Release(handle),
+            Command::Decrefs(handle) => Bc::Decrefs(handle),
+            Command::IncrefsDone { ptr, cookie } => Bc::IncrefsDone(node(ptr, cookie)),
+            Command::AcquireDone { ptr, cookie } => Bc::AcquireDone(node(ptr, cookie)),
+            Command::AttemptAcquire { priority, handle } => Bc::AttemptAcquire { priority, handle },
+            Command::RegisterLooper => Bc::RegisterLooper,
+            Command::EnterLooper => Bc::EnterLooper,
+            Command::ExitLooper => Bc::ExitLooper,
             Command::RequestDeathNotification { handle, cookie } => {
-                with_handle_cookie(out, uapi::BC_REQUEST_DEATH_NOTIFICATION, handle, cookie);
+                Bc::RequestDeathNotification(request(handle, cookie))
             }
             Command::ClearDeathNotification { handle, cookie } => {
-                with_handle_cookie(out, uapi::BC_CLEAR_DEATH_NOTIFICATION, handle, cookie);
+                Bc::ClearDeathNotification(request(handle, cookie))
             }
-            Command::DeadBinderDone(cookie) => with_u64(out, uapi::BC_DEAD_BINDER_DONE, cookie),
+            Command::DeadBinderDone(cookie) => Bc::DeadBinderDone(cookie),
             Command::RequestFreezeNotification { handle, cookie } => {
-                with_handle_cookie(out, uapi::BC_REQUEST_FREEZE_NOTIFICATION, handle, cookie);
+                Bc::RequestFreezeNotification(request(handle, cookie))
             }
             Command::ClearFreezeNotification { handle, cookie } => {
-                with_handle_cookie(out, uapi::BC_CLEAR_FREEZE_NOTIFICATION, handle, cookie);
+                Bc::ClearFreezeNotification(request(handle, cookie))
             }
-            Command::FreezeNotificationDone(cookie) => {
-                with_u64(out, uapi::BC_FREEZE_NOTIFICATION_DONE, cookie);
-            }
-            Command::Raw(bytes) => out.extend_from_slice(bytes),
-        }
+            Command::FreezeNotificationDone(cookie) => Bc::FreezeNotificationDone(cookie),
+            Command::Raw(bytes) => return out.extend_from_slice(bytes),
+        };
+        command.encode(out);
     }
-}
-
-fn with_u32(out: &mut Vec<u8>, number: u32, value: u32) {
-    put_u32(out, number);
-    put_u32(out, value);
-}
-
-fn with_u64(out: &mut Vec<u8>, number: u32, value: u64) {
-    put_u32(out, number);
-    put_u64(out, value);
-}
-
-fn with_handle_cookie(out: &mut Vec<u8>, number: u32, handle: u32, cookie: u64) {
-    with_u32(out, number, handle);
-    put_u64(out, cookie);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::uapi;
 
     /// A command's number holds the size of its payload: the encoding must agree with it.
     #[test]

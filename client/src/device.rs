@@ -7,7 +7,7 @@ use crate::files::Files;
 use crate::mapping::Mapping;
 use crate::object::Object;
 use crate::returns::Returns;
-use crate::sys::{self, Plain, Region};
+use crate::sys::{self, Region};
 use crate::transaction::{Contents, Transaction};
 use crate::{Errno, uapi};
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
@@ -16,6 +16,7 @@ use nix::sys::mman::{MapFlags, ProtFlags};
 use nix::sys::stat::Mode;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use zerocopy::{FromBytes, IntoBytes};
 
 /// One open of a device: a process, in binder's eyes.
 ///
@@ -316,13 +317,10 @@ impl Device {
     ///
     /// Errors: EBUSY, EPERM.
     pub fn set_context_manager_ext(&self, ptr: u64, cookie: u64, flags: u32) -> Result<()> {
-        let kind = Object::Binder { ptr, cookie, flags }.kind();
-        let mut node = uapi::flat_binder_object {
-            hdr: uapi::binder_object_header { type_: kind },
-            flags,
-            __bindgen_anon_1: uapi::flat_binder_object__bindgen_ty_1 { binder: ptr },
-            cookie,
-        };
+        let mut bytes = Vec::new();
+        Object::Binder { ptr, cookie, flags }.encode(&mut bytes);
+        let mut node = [0; size_of::<uapi::flat_binder_object>()];
+        node.copy_from_slice(&bytes);
         self.ioctl("BINDER_SET_CONTEXT_MGR_EXT", uapi::BINDER_SET_CONTEXT_MGR_EXT, &mut node)
     }
 
@@ -411,7 +409,12 @@ impl Device {
         Ok(error)
     }
 
-    fn ioctl<T: Plain>(&self, name: &'static str, cmd: u32, arg: &mut T) -> Result<()> {
+    fn ioctl<T: FromBytes + IntoBytes>(
+        &self,
+        name: &'static str,
+        cmd: u32,
+        arg: &mut T,
+    ) -> Result<()> {
         sys::ioctl(self.as_fd(), cmd, arg).map(drop).map_err(|e| Error::new(&self.path, name, e))
     }
 }

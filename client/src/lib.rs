@@ -59,7 +59,6 @@ mod returns;
 mod sys;
 mod thread;
 mod transaction;
-mod wire;
 
 pub use attach::{KernelMapping, attach, kernel_copies_arguments, kernel_mapping, must_attach};
 pub use call::Call;

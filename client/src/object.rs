@@ -1,7 +1,6 @@
 //! Binder objects in the data of a transaction.
 
-use crate::uapi;
-use crate::wire::{Fields, put_u32, put_u64};
+use fakebinder::protocol::object::{self as protocol, BufferObject, FdArrayObject, FlatObject};
 
 /// An object as it lies in a transaction's data, at an offset that the offsets array names.
 ///
@@ -81,91 +80,79 @@ pub enum Object {
 impl Object {
     /// The object's type word (`BINDER_TYPE_*`).
     pub fn kind(&self) -> u32 {
-        match self {
-            Object::Binder { .. } => uapi::BINDER_TYPE_BINDER,
-            Object::WeakBinder { .. } => uapi::BINDER_TYPE_WEAK_BINDER,
-            Object::Handle { .. } => uapi::BINDER_TYPE_HANDLE,
-            Object::WeakHandle { .. } => uapi::BINDER_TYPE_WEAK_HANDLE,
-            Object::Fd { .. } => uapi::BINDER_TYPE_FD,
-            Object::Buffer { .. } => uapi::BINDER_TYPE_PTR,
-            Object::FdArray { .. } => uapi::BINDER_TYPE_FDA,
-        }
+        self.record().kind()
     }
 
     /// Length of the object in the data: 24 bytes, 40 for a buffer, 32 for a descriptor array.
     pub fn size(&self) -> usize {
-        match self {
-            Object::Buffer { .. } => 40,
-            Object::FdArray { .. } => 32,
-            _ => 24,
-        }
+        self.record().size()
     }
 
     /// Appends the object's bytes.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        put_u32(out, self.kind());
-        match *self {
-            Object::Binder { ptr, cookie, flags } | Object::WeakBinder { ptr, cookie, flags } => {
-                put_u32(out, flags);
-                put_u64(out, ptr);
-                put_u64(out, cookie);
-            }
-            Object::Handle { handle, cookie, flags }
-            | Object::WeakHandle { handle, cookie, flags } => {
-                put_u32(out, flags);
-                put_u64(out, u64::from(handle));
-                put_u64(out, cookie);
-            }
-            Object::Fd { fd, cookie } => {
-                put_u32(out, 0);
-                put_u64(out, u64::from(fd));
-                put_u64(out, cookie);
-            }
-            Object::Buffer { buffer, length, flags, parent, parent_offset } => {
-                put_u32(out, flags);
-                put_u64(out, buffer);
-                put_u64(out, length);
-                put_u64(out, parent);
-                put_u64(out, parent_offset);
-            }
-            Object::FdArray { num_fds, parent, parent_offset } => {
-                put_u32(out, 0);
-                put_u64(out, num_fds);
-                put_u64(out, parent);
-                put_u64(out, parent_offset);
-            }
-        }
+        self.record().encode(out);
     }
 
     /// The object at the beginning of `bytes`; `None` for an unknown type or too few bytes.
     pub fn decode(bytes: &[u8]) -> Option<Object> {
-        let mut fields = Fields(bytes);
-        let kind = fields.u32()?;
-        let flags = fields.u32()?;
-        let value = fields.u64()?;
-        let second = fields.u64()?;
-        // The union of a pointer and a 32-bit handle or descriptor: its first four bytes.
-        let handle = u32::from_ne_bytes(bytes[8..12].try_into().ok()?);
-        Some(match kind {
-            uapi::BINDER_TYPE_BINDER => Object::Binder { ptr: value, cookie: second, flags },
-            uapi::BINDER_TYPE_WEAK_BINDER => {
-                Object::WeakBinder { ptr: value, cookie: second, flags }
+        protocol::Object::decode(bytes).map(Object::from)
+    }
+
+    /// As it is encoded.
+    fn record(&self) -> protocol::Object {
+        let flat = |flags, binder, cookie| FlatObject { flags, binder, cookie };
+        match *self {
+            Object::Binder { ptr, cookie, flags } => {
+                protocol::Object::Binder { strong: true, flat: flat(flags, ptr, cookie) }
             }
-            uapi::BINDER_TYPE_HANDLE => Object::Handle { handle, cookie: second, flags },
-            uapi::BINDER_TYPE_WEAK_HANDLE => Object::WeakHandle { handle, cookie: second, flags },
-            uapi::BINDER_TYPE_FD => Object::Fd { fd: handle, cookie: second },
-            uapi::BINDER_TYPE_PTR => Object::Buffer {
-                buffer: value,
-                length: second,
-                flags,
-                parent: fields.u64()?,
-                parent_offset: fields.u64()?,
-            },
-            uapi::BINDER_TYPE_FDA => {
-                Object::FdArray { num_fds: value, parent: second, parent_offset: fields.u64()? }
+            Object::WeakBinder { ptr, cookie, flags } => {
+                protocol::Object::Binder { strong: false, flat: flat(flags, ptr, cookie) }
             }
-            _ => return None,
-        })
+            Object::Handle { handle, cookie, flags } => {
+                protocol::Object::Handle { strong: true, flat: flat(flags, handle.into(), cookie) }
+            }
+            Object::WeakHandle { handle, cookie, flags } => {
+                protocol::Object::Handle { strong: false, flat: flat(flags, handle.into(), cookie) }
+            }
+            Object::Fd { fd, cookie } => protocol::Object::Fd { pad_flags: 0, fd, cookie },
+            Object::Buffer { buffer, length, flags, parent, parent_offset } => {
+                let buffer = BufferObject { flags, buffer, length, parent, parent_offset };
+                protocol::Object::Buffer(buffer)
+            }
+            Object::FdArray { num_fds, parent, parent_offset } => {
+                let array = FdArrayObject { pad: 0, num_fds, parent, parent_offset };
+                protocol::Object::FdArray(array)
+            }
+        }
+    }
+}
+
+impl From<protocol::Object> for Object {
+    fn from(object: protocol::Object) -> Object {
+        match object {
+            protocol::Object::Binder { strong, flat } => {
+                let FlatObject { flags, binder: ptr, cookie } = flat;
+                match strong {
+                    true => Object::Binder { ptr, cookie, flags },
+                    false => Object::WeakBinder { ptr, cookie, flags },
+                }
+            }
+            protocol::Object::Handle { strong, flat } => {
+                let (handle, FlatObject { flags, cookie, .. }) = (flat.handle(), flat);
+                match strong {
+                    true => Object::Handle { handle, cookie, flags },
+                    false => Object::WeakHandle { handle, cookie, flags },
+                }
+            }
+            protocol::Object::Fd { fd, cookie, .. } => Object::Fd { fd, cookie },
+            protocol::Object::Buffer(buffer) => {
+                let BufferObject { flags, buffer, length, parent, parent_offset } = buffer;
+                Object::Buffer { buffer, length, flags, parent, parent_offset }
+            }
+            protocol::Object::FdArray(FdArrayObject { num_fds, parent, parent_offset, .. }) => {
+                Object::FdArray { num_fds, parent, parent_offset }
+            }
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::object::Object;
 use crate::uapi;
-use crate::wire::{put_i32, put_u32, put_u64};
+use fakebinder::protocol::record::Put;
 
 /// Bytes and objects to be sent, with the offsets array and the scatter-gather buffers.
 ///
@@ -38,19 +38,19 @@ impl Parcel {
 
     /// Appends four bytes, native-endian.
     pub fn u32(&mut self, value: u32) -> &mut Parcel {
-        put_u32(&mut self.data, value);
+        self.data.put_u32(value);
         self
     }
 
     /// Appends four bytes, native-endian.
     pub fn i32(&mut self, value: i32) -> &mut Parcel {
-        put_i32(&mut self.data, value);
+        self.data.put::<i32>(value);
         self
     }
 
     /// Appends eight bytes, native-endian.
     pub fn u64(&mut self, value: u64) -> &mut Parcel {
-        put_u64(&mut self.data, value);
+        self.data.put_u64(value);
         self
     }
 

@@ -1,8 +1,8 @@
 //! What a client reads: `BR_*`.
 
 use crate::transaction::Transaction;
-use crate::uapi;
-use crate::wire::Fields;
+use fakebinder::protocol::record::{PtrCookie, Record};
+use fakebinder::protocol::returns::Return as Br;
 
 /// A return, with its payload.
 ///
@@ -10,8 +10,8 @@ use crate::wire::Fields;
 /// begins with `Noop` (or `SpawnLooper` in its place).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Return {
-    /// `BR_ERROR`: a negative errno.
-    Error(i32),
+    /// `BR_ERROR`: the driver could not do what was asked, and says no more.
+    Error,
     /// `BR_OK`.
     Ok,
     /// `BR_TRANSACTION_SEC_CTX`: a transaction for a node that asks for the sender's context.
@@ -49,15 +49,6 @@ pub enum Return {
     },
     /// `BR_DECREFS`: nobody else has a weak reference any more.
     Decrefs {
-        /// Identity of the node.
-        ptr: u64,
-        /// Cookie of the node.
-        cookie: u64,
-    },
-    /// `BR_ATTEMPT_ACQUIRE`: not used by the driver.
-    AttemptAcquire {
-        /// Priority.
-        priority: i32,
         /// Identity of the node.
         ptr: u64,
         /// Cookie of the node.
@@ -102,7 +93,7 @@ impl Return {
     /// Its name in `<linux/android/binder.h>`.
     pub fn name(&self) -> &'static str {
         match self {
-            Return::Error(_) => "BR_ERROR",
+            Return::Error => "BR_ERROR",
             Return::Ok => "BR_OK",
             Return::TransactionSecCtx(_) => "BR_TRANSACTION_SEC_CTX",
             Return::Transaction(_) => "BR_TRANSACTION",
@@ -114,7 +105,6 @@ impl Return {
             Return::Acquire { .. } => "BR_ACQUIRE",
             Return::Release { .. } => "BR_RELEASE",
             Return::Decrefs { .. } => "BR_DECREFS",
-            Return::AttemptAcquire { .. } => "BR_ATTEMPT_ACQUIRE",
             Return::Noop => "BR_NOOP",
             Return::SpawnLooper => "BR_SPAWN_LOOPER",
             Return::Finished => "BR_FINISHED",
@@ -147,64 +137,61 @@ impl Iterator for Returns<'_> {
     type Item = Return;
 
     fn next(&mut self) -> Option<Return> {
-        if self.0.is_empty() {
-            return None;
+        let bytes = std::mem::take(&mut self.0);
+        let Some((number, rest)) = u32::take(bytes) else {
+            return (!bytes.is_empty()).then_some(Return::Truncated);
+        };
+        if let Some((decoded, size)) = Br::decode(bytes) {
+            self.0 = &bytes[size..];
+            return Some(decoded.into());
         }
-        let mut fields = Fields(self.0);
-        let decoded = decode(&mut fields);
-        self.0 = if decoded.is_some() { fields.0 } else { &[] };
-        Some(decoded.unwrap_or(Return::Truncated))
+        // Where all of it is there, it is its number that is not known.
+        let Some(rest) = rest.get(Br::payload_size(number)..) else {
+            return Some(Return::Truncated);
+        };
+        self.0 = rest;
+        Some(Return::Unknown(number))
     }
 }
 
-fn decode(fields: &mut Fields<'_>) -> Option<Return> {
-    let number = fields.u32()?;
-    let payload = &mut Fields(fields.bytes(uapi::ioc_size(number))?);
-    Some(match number {
-        uapi::BR_ERROR => Return::Error(payload.i32()?),
-        uapi::BR_OK => Return::Ok,
-        uapi::BR_TRANSACTION_SEC_CTX => {
-            let transaction = Transaction::decode(payload)?;
-            Return::TransactionSecCtx(Transaction { secctx: payload.u64()?, ..transaction })
+impl From<Br> for Return {
+    fn from(decoded: Br) -> Return {
+        match decoded {
+            Br::Error => Return::Error,
+            Br::Ok => Return::Ok,
+            Br::Transaction(data) => Return::Transaction(Transaction::new(data, 0)),
+            Br::TransactionSecCtx(data, secctx) => {
+                Return::TransactionSecCtx(Transaction::new(data, secctx))
+            }
+            Br::Reply(data) => Return::Reply(Transaction::new(data, 0)),
+            Br::AcquireResult(result) => Return::AcquireResult(result),
+            Br::DeadReply => Return::DeadReply,
+            Br::TransactionComplete => Return::TransactionComplete,
+            Br::Increfs(PtrCookie { ptr, cookie }) => Return::Increfs { ptr, cookie },
+            Br::Acquire(PtrCookie { ptr, cookie }) => Return::Acquire { ptr, cookie },
+            Br::Release(PtrCookie { ptr, cookie }) => Return::Release { ptr, cookie },
+            Br::Decrefs(PtrCookie { ptr, cookie }) => Return::Decrefs { ptr, cookie },
+            Br::Noop => Return::Noop,
+            Br::SpawnLooper => Return::SpawnLooper,
+            Br::Finished => Return::Finished,
+            Br::DeadBinder(cookie) => Return::DeadBinder(cookie),
+            Br::ClearDeathNotificationDone(cookie) => Return::ClearDeathNotificationDone(cookie),
+            Br::FailedReply => Return::FailedReply,
+            Br::FrozenReply => Return::FrozenReply,
+            Br::OnewaySpamSuspect => Return::OnewaySpamSuspect,
+            Br::TransactionPendingFrozen => Return::TransactionPendingFrozen,
+            Br::FrozenBinder { cookie, is_frozen } => {
+                Return::FrozenBinder { cookie, is_frozen: is_frozen.into() }
+            }
+            Br::ClearFreezeNotificationDone(cookie) => Return::ClearFreezeNotificationDone(cookie),
         }
-        uapi::BR_TRANSACTION => Return::Transaction(Transaction::decode(payload)?),
-        uapi::BR_REPLY => Return::Reply(Transaction::decode(payload)?),
-        uapi::BR_ACQUIRE_RESULT => Return::AcquireResult(payload.i32()?),
-        uapi::BR_DEAD_REPLY => Return::DeadReply,
-        uapi::BR_TRANSACTION_COMPLETE => Return::TransactionComplete,
-        uapi::BR_INCREFS => Return::Increfs { ptr: payload.u64()?, cookie: payload.u64()? },
-        uapi::BR_ACQUIRE => Return::Acquire { ptr: payload.u64()?, cookie: payload.u64()? },
-        uapi::BR_RELEASE => Return::Release { ptr: payload.u64()?, cookie: payload.u64()? },
-        uapi::BR_DECREFS => Return::Decrefs { ptr: payload.u64()?, cookie: payload.u64()? },
-        uapi::BR_ATTEMPT_ACQUIRE => {
-            let priority = payload.i32()?;
-            payload.u32()?;
-            Return::AttemptAcquire { priority, ptr: payload.u64()?, cookie: payload.u64()? }
-        }
-        uapi::BR_NOOP => Return::Noop,
-        uapi::BR_SPAWN_LOOPER => Return::SpawnLooper,
-        uapi::BR_FINISHED => Return::Finished,
-        uapi::BR_DEAD_BINDER => Return::DeadBinder(payload.u64()?),
-        uapi::BR_CLEAR_DEATH_NOTIFICATION_DONE => {
-            Return::ClearDeathNotificationDone(payload.u64()?)
-        }
-        uapi::BR_FAILED_REPLY => Return::FailedReply,
-        uapi::BR_FROZEN_REPLY => Return::FrozenReply,
-        uapi::BR_ONEWAY_SPAM_SUSPECT => Return::OnewaySpamSuspect,
-        uapi::BR_TRANSACTION_PENDING_FROZEN => Return::TransactionPendingFrozen,
-        uapi::BR_FROZEN_BINDER => {
-            Return::FrozenBinder { cookie: payload.u64()?, is_frozen: payload.u32()? }
-        }
-        uapi::BR_CLEAR_FREEZE_NOTIFICATION_DONE => {
-            Return::ClearFreezeNotificationDone(payload.u64()?)
-        }
-        unknown => Return::Unknown(unknown),
-    })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::uapi;
 
     #[test]
     fn a_read_buffer_is_taken_apart() {

@@ -8,40 +8,14 @@ use std::ffi::c_void;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
-
-/// An ioctl argument without pointers in it.
-///
-/// # Safety
-/// Every bit pattern must be a valid value, as the kernel writes over it.
-pub(crate) unsafe trait Plain: Copy {}
-
-macro_rules! plain {
-    ($($kind:ty),* $(,)?) => {
-        // SAFETY: integers, and structs of nothing but integers (a union of integers in one).
-        $(unsafe impl Plain for $kind {})*
-    };
-}
-
-plain!(
-    u32,
-    i32,
-    i64,
-    uapi::binder_version,
-    uapi::binder_node_debug_info,
-    uapi::binder_node_info_for_ref,
-    uapi::binder_freeze_info,
-    uapi::binder_frozen_status_info,
-    uapi::binder_extended_error,
-    uapi::flat_binder_object,
-    uapi::fakebinder_attach,
-    uapi::fakebinder_mapped,
-    uapi::fakebinder_slots,
-    uapi::fakebinder_stats,
-    u64,
-);
+use zerocopy::{FromBytes, IntoBytes};
 
 /// An ioctl whose argument is `arg` and nothing that it points to.
-pub(crate) fn ioctl<T: Plain>(fd: BorrowedFd<'_>, cmd: u32, arg: &mut T) -> Result<i32, Errno> {
+pub(crate) fn ioctl<T: FromBytes + IntoBytes>(
+    fd: BorrowedFd<'_>,
+    cmd: u32,
+    arg: &mut T,
+) -> Result<i32, Errno> {
     assert!(uapi::ioc_size(cmd) <= size_of::<T>() && cmd != uapi::BINDER_WRITE_READ);
     let arg: *mut T = arg;
     // SAFETY: the kernel touches no more than _IOC_SIZE(cmd) bytes, which `arg` has, and any

@@ -1,7 +1,7 @@
 //! A received transaction or reply.
 
 use crate::object::Object;
-use crate::wire::Fields;
+use fakebinder::protocol::record::TransactionData;
 
 /// What `BR_TRANSACTION`, `BR_TRANSACTION_SEC_CTX` and `BR_REPLY` carry: where the data lies in
 /// this process's mapping, and who sent it. Its buffer is occupied until
@@ -39,21 +39,21 @@ impl Transaction {
         self.flags & crate::uapi::TF_ONE_WAY != 0
     }
 
-    /// Takes the 64 bytes of `struct binder_transaction_data` off the front.
-    pub(crate) fn decode(fields: &mut Fields<'_>) -> Option<Transaction> {
-        Some(Transaction {
-            target: fields.u64()?,
-            cookie: fields.u64()?,
-            code: fields.u32()?,
-            flags: fields.u32()?,
-            sender_pid: fields.i32()?,
-            sender_euid: fields.u32()?,
-            data_size: fields.u64()?,
-            offsets_size: fields.u64()?,
-            buffer: fields.u64()?,
-            offsets: fields.u64()?,
-            secctx: 0,
-        })
+    /// What came as `data`, with the address of a security context or 0.
+    pub(crate) fn new(data: TransactionData, secctx: u64) -> Transaction {
+        Transaction {
+            target: data.target,
+            cookie: data.cookie,
+            code: data.code,
+            flags: data.flags,
+            sender_pid: data.sender_pid,
+            sender_euid: data.sender_euid,
+            data_size: data.data_size,
+            offsets_size: data.offsets_size,
+            buffer: data.buffer,
+            offsets: data.offsets,
+            secctx,
+        }
     }
 }
 

@@ -9,20 +9,20 @@
 //!
 //! It needs /dev/fuse with passthrough, and root; the mount is in a namespace of its own.
 
-use fakebinder::protocol::record::IntoBytes;
-use fakebinder::protocol::record::Record;
 use crate::grammar::{Command, Ioctl, Message, Object, Pick, Program, Read, Size, Step, Strength};
 use crate::ledger::Ledger;
 use crate::stage::trace;
 use fakebinder::Errno;
-use fakebinder::protocol::command::Command as Bc;
-use fakebinder::protocol::object::{FlatObject, Object as BcObject};
-use fakebinder::protocol::returns::Return;
-use fakebinder::protocol::record::{HandleCookie, PtrCookie, TransactionData, WriteRead};
 use fakebinder::binder::{Context, Stats};
 use fakebinder::device::options::MountOptions;
 use fakebinder::device::tree::Permissions;
 use fakebinder::device::{Hub, fuse};
+use fakebinder::protocol::command::Command as Bc;
+use fakebinder::protocol::object::{FlatObject, Object as BcObject};
+use fakebinder::protocol::record::IntoBytes;
+use fakebinder::protocol::record::Record;
+use fakebinder::protocol::record::{HandleCookie, PtrCookie, TransactionData, WriteRead};
+use fakebinder::protocol::returns::Return;
 use fakebinder::shrinker::{Memory, MemoryConfig};
 use fakebinder::uapi::*;
 use nix::mount::{MsFlags, mount};

@@ -7,20 +7,20 @@ mod listen;
 mod role;
 pub mod write_buffer;
 
-use fakebinder::protocol::record::IntoBytes;
 use crate::grammar::*;
 use crate::ledger::{Ledger, Receiver, Sent, SentObject};
 use crate::stage::{Actress, Answer, Gate, Idle, Paper, Slot, View, panic_at_errors, trace};
 use compose::node_flags;
 use fakebinder::Errno;
 use fakebinder::alloc::Alloc;
-use fakebinder::protocol::command::Command as Bc;
-use fakebinder::protocol::object::{BufferObject, FdArrayObject, FlatObject, Object as BcObject};
-use fakebinder::protocol::returns::Return;
-use fakebinder::protocol::record::{HandleCookie, PtrCookie, Put, TransactionData, WriteRead};
 use fakebinder::binder::{Binder, Call, Context, Stats};
 use fakebinder::client_mem::ClientMemory;
 use fakebinder::mm_shim::{HeapMm, Injector, PAGE_SIZE, Rule, Verb};
+use fakebinder::protocol::command::Command as Bc;
+use fakebinder::protocol::object::{BufferObject, FdArrayObject, FlatObject, Object as BcObject};
+use fakebinder::protocol::record::IntoBytes;
+use fakebinder::protocol::record::{HandleCookie, PtrCookie, Put, TransactionData, WriteRead};
+use fakebinder::protocol::returns::Return;
 use fakebinder::shrinker::{Memory, MemoryConfig, PageInstall};
 use fakebinder::sim::{ARENA, Arena, MAPPING, ManualTimers};
 use fakebinder::uapi::*;
@@ -528,7 +528,7 @@ impl Stage {
             uid: role.euid(),
             nonblock,
             cmd,
-            arg,
+            arg: arg.into(),
             memory: view,
             reply: Box::new(Answer(slot)),
         });

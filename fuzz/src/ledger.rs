@@ -3,9 +3,9 @@
 use crate::stage::Actress;
 use fakebinder::Errno;
 use fakebinder::binder::Process;
+use fakebinder::mm_shim::HeapMm;
 use fakebinder::protocol::object::Object;
 use fakebinder::protocol::record::TransactionData;
-use fakebinder::mm_shim::HeapMm;
 use fakebinder::uapi::{TF_ONE_WAY, TF_UPDATE_TXN};
 
 /// A node's pointer and cookie: what tells it from others, everywhere.
@@ -228,9 +228,9 @@ impl Receiver<'_> {
                 let own = Some((flat.binder, flat.cookie));
                 assert!(identity.is_none() || own == *identity, "message {number}: {own:x?}");
                 assert!(
-                    flat.binder == 0 || self.nodes.contains(&flat.binder),
+                    flat.binder == 0 || self.nodes.contains(&{ flat.binder }),
                     "message {number}: u{:x} is somebody else's",
-                    flat.binder
+                    { flat.binder }
                 );
             }
             (SentObject::File { number: file }, Object::Fd { fd, .. }) => {
@@ -256,7 +256,7 @@ impl Receiver<'_> {
                     self.mm.peek(place, &mut pointer).expect("inside the mapping");
                     assert_eq!(
                         u64::from_ne_bytes(pointer),
-                        arrived.buffer,
+                        { arrived.buffer },
                         "message {number}: the pointer in the parent"
                     );
                 }

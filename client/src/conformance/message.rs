@@ -4,7 +4,8 @@ use super::sys::Arena;
 use crate::command::Command;
 use crate::object::Object;
 use crate::uapi;
-use crate::wire::{put_i32, put_u32, put_u64};
+use fakebinder::protocol::command as protocol;
+use fakebinder::protocol::record::TransactionData;
 
 /// One command of a write buffer. Data of transactions is owned, and gets its address when the
 /// command is laid out in the memory of the process that writes it.
@@ -206,28 +207,23 @@ pub(super) fn lay_out(batch: &Batch, arena: &Arena, mut at: usize) -> Vec<u8> {
                     message.offsets.iter().flat_map(|offset| offset.to_ne_bytes()).collect();
                 let data_at = place(&data);
                 let offsets_at = place(&offsets);
-                put_u32(
-                    &mut out,
-                    match (message.reply, message.buffers_size) {
-                        (false, None) => uapi::BC_TRANSACTION,
-                        (false, Some(_)) => uapi::BC_TRANSACTION_SG,
-                        (true, None) => uapi::BC_REPLY,
-                        (true, Some(_)) => uapi::BC_REPLY_SG,
-                    },
-                );
-                put_u64(&mut out, u64::from(message.handle));
-                put_u64(&mut out, 0);
-                put_u32(&mut out, message.code);
-                put_u32(&mut out, message.flags);
-                put_i32(&mut out, 0);
-                put_u32(&mut out, 0);
-                put_u64(&mut out, message.data_size.unwrap_or(data.len() as u64));
-                put_u64(&mut out, message.offsets_size.unwrap_or(offsets.len() as u64));
-                put_u64(&mut out, message.data_at.unwrap_or(data_at));
-                put_u64(&mut out, message.offsets_at.unwrap_or(offsets_at));
-                if let Some(size) = message.buffers_size {
-                    put_u64(&mut out, size);
-                }
+                let data = TransactionData {
+                    target: message.handle.into(),
+                    code: message.code,
+                    flags: message.flags,
+                    data_size: message.data_size.unwrap_or(data.len() as u64),
+                    offsets_size: message.offsets_size.unwrap_or(offsets.len() as u64),
+                    buffer: message.data_at.unwrap_or(data_at),
+                    offsets: message.offsets_at.unwrap_or(offsets_at),
+                    ..TransactionData::default()
+                };
+                let command = match (message.reply, message.buffers_size) {
+                    (false, None) => protocol::Command::Transaction(data),
+                    (false, Some(size)) => protocol::Command::TransactionSg(data, size),
+                    (true, None) => protocol::Command::Reply(data),
+                    (true, Some(size)) => protocol::Command::ReplySg(data, size),
+                };
+                command.encode(&mut out);
             }
         }
     }

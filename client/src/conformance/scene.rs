@@ -416,9 +416,6 @@ pub(super) fn in_words(what: &Return) -> String {
         Return::FrozenBinder { cookie, is_frozen } => {
             let _ = write!(text, "({cookie},{is_frozen})");
         }
-        Return::Error(errno) => {
-            let _ = write!(text, "({errno})");
-        }
         Return::Unknown(number) => {
             let _ = write!(text, "({number:#x})");
         }

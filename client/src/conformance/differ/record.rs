@@ -119,7 +119,7 @@ mod tests {
             steps: 60,
             unmap: false,
             seeds: vec![
-                Seed { seed: 7, hashes: (0..30).map(|n| n * 0x1234_5678).collect() },
+                Seed { seed: 7, hashes: (0..30u32).map(|n| n.wrapping_mul(0x1234_5678)).collect() },
                 Seed { seed: 9, hashes: vec![1] },
             ],
         };
