@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Daemon, Door, Pair, Target, in_time, library, open, skip};
+use common::{Daemon, Door, Pair, Target, in_time, library, open, skip, wait_until};
 use fakebinder::client_log::PER_KIND;
 use fakebinder_client::{Call, Command, Device, Object, Parcel, Reply, Return, Thread};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -10,6 +10,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command as Program;
+use std::time::Duration;
 
 /// Serves `calls` calls, each byte plus one.
 fn serving(device: Device, calls: usize) -> std::thread::JoinHandle<()> {
@@ -295,6 +296,8 @@ fn a_file_that_may_be_mapped_is_opened_once() {
     let file = std::fs::File::open(daemon.fuse()).unwrap();
     let again = std::fs::File::open(format!("/proc/self/fd/{}", file.as_raw_fd()));
     assert_eq!(again.unwrap_err().raw_os_error(), Some(libc::EBUSY));
-    assert!(daemon.log().contains("bind its directory"), "{}", daemon.log());
+    // A thread of its own writes the log.
+    let said = || daemon.log().contains("bind its directory");
+    assert!(wait_until(Duration::from_secs(20), said), "{}", daemon.log());
     daemon.stop();
 }
