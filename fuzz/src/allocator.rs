@@ -11,7 +11,7 @@ use fakebinder::Errno;
 use fakebinder::alloc::{Alloc, Buffer, PageState, Request};
 use fakebinder::mm_shim::{HeapMm, Injector, PAGE_SIZE, Rule, Verb};
 use fakebinder::shrinker::{Memory, MemoryConfig, PageInstall};
-use fakebinder::sim::MAPPING;
+use fakebinder_sim::MAPPING;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 

@@ -4,7 +4,7 @@
 use fakebinder::Errno;
 use fakebinder::binder::{Client, File, Poller, Reply};
 use fakebinder::client_mem::{ClientMemory, SharedSlice};
-use fakebinder::sim::Arena;
+use fakebinder_sim::Arena;
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};

@@ -8,7 +8,7 @@ use fakebinder::alloc::Alloc;
 use fakebinder::binder::Process;
 use fakebinder::protocol::record::{HandleCookie, PtrCookie};
 use fakebinder::mm_shim::HeapMm;
-use fakebinder::sim::Arena;
+use fakebinder_sim::Arena;
 use std::sync::Arc;
 
 /// What tells the cookies of nodes from their pointers.

@@ -5,25 +5,23 @@
 //! descriptor table of its own; a [`SimThread`] is one of its threads. A read that finds nothing
 //! is not waited for: it is a [`Pending`] that somebody else's call may complete.
 
-use crate::Errno;
-use crate::alloc::Alloc;
-use crate::binder::{
+use fakebinder::Errno;
+use fakebinder::alloc::Alloc;
+use fakebinder::binder::{
     Binder, Birth, Call, Client, Context, File, Limits, Poller, Process, Reply, Stats, Timers,
     Watching,
 };
-use crate::client_mem::{ClientMemory, SharedSlice};
-use crate::lock_order::{assert_nothing_held, rank};
-use crate::mm_shim::HeapMm;
-use crate::protocol::command::Command;
-use crate::protocol::object::Object;
-use crate::protocol::record::IntoBytes;
-use crate::protocol::record::Record;
-use crate::protocol::record::{TransactionData, WriteRead};
-use crate::protocol::returns::Return;
-use crate::quota::User;
-use crate::shrinker::{Memory, MemoryConfig};
-use crate::sync::Mutex;
-use crate::uapi;
+use fakebinder::client_mem::{ClientMemory, SharedSlice};
+use fakebinder::lock_order::assert_nothing_held;
+use fakebinder::mm_shim::HeapMm;
+use fakebinder::protocol::command::Command;
+use fakebinder::protocol::object::Object;
+use fakebinder::protocol::record::{IntoBytes, Record, TransactionData, WriteRead};
+use fakebinder::protocol::returns::Return;
+use fakebinder::quota::User;
+use fakebinder::shrinker::{Memory, MemoryConfig};
+use fakebinder::uapi;
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -40,9 +38,9 @@ pub const MAPPING: u64 = 0x7000_0000_0000;
 /// unmapped of it, is EFAULT.
 #[derive(Default)]
 pub struct Arena {
-    bytes: Mutex<Vec<u8>, rank::Simulated>,
-    holes: Mutex<Vec<Range<u64>>, rank::Simulated>,
-    traps: Mutex<Vec<(u64, Trap)>, rank::Simulated>,
+    bytes: Mutex<Vec<u8>>,
+    holes: Mutex<Vec<Range<u64>>>,
+    traps: Mutex<Vec<(u64, Trap)>>,
 }
 
 /// What happens to the world while somebody's memory is being copied.
@@ -147,15 +145,15 @@ impl File for SimFile {
 /// What the engine may ask of a simulated client, with no lock held.
 #[derive(Default)]
 pub struct SimClient {
-    files: Mutex<BTreeMap<i32, Arc<dyn File>>, rank::Simulated>,
-    nice: Mutex<BTreeMap<i32, i32>, rank::Simulated>,
+    files: Mutex<BTreeMap<i32, Arc<dyn File>>>,
+    nice: Mutex<BTreeMap<i32, i32>>,
     no_files: AtomicBool,
-    user: Mutex<Option<Arc<User>>, rank::Simulated>,
+    user: Mutex<Option<Arc<User>>>,
     /// The process has ended and was waited for; a child goes on with its open file.
     reaped: AtomicBool,
-    security_context: Mutex<Option<Vec<u8>>, rank::Simulated>,
+    security_context: Mutex<Option<Vec<u8>>>,
     /// How many files may still be installed; for tests of a full descriptor table.
-    room: Mutex<Option<usize>, rank::Simulated>,
+    room: Mutex<Option<usize>>,
     threads: SimThreads,
 }
 
@@ -163,8 +161,8 @@ pub struct SimClient {
 #[derive(Default)]
 struct SimThreads {
     /// How many threads of a number have ended.
-    ended: Mutex<BTreeMap<i32, u64>, rank::Simulated>,
-    watches: Arc<Mutex<Watches, rank::Simulated>>,
+    ended: Mutex<BTreeMap<i32, u64>>,
+    watches: Arc<Mutex<Watches>>,
     last: AtomicU64,
     /// As on a kernel that does not tell of the end of threads.
     cannot_watch: AtomicBool,
@@ -178,7 +176,7 @@ impl SimThreads {
 
 /// Ends a watch when it is dropped.
 struct SimWatch {
-    watches: Arc<Mutex<Watches, rank::Simulated>>,
+    watches: Arc<Mutex<Watches>>,
     ticket: u64,
 }
 
@@ -233,6 +231,7 @@ impl Client for SimClient {
     }
 
     fn user(&self) -> Arc<User> {
+        assert_nothing_held();
         self.user.lock().clone().unwrap_or_else(User::unlimited)
     }
 
@@ -283,7 +282,7 @@ type Fire = Box<dyn FnOnce() + Send>;
 /// Timers that fire when the test says so.
 #[derive(Default)]
 pub struct ManualTimers {
-    waiting: Mutex<BTreeMap<u64, (Duration, Fire)>, rank::Timers>,
+    waiting: Mutex<BTreeMap<u64, (Duration, Fire)>>,
 }
 
 impl ManualTimers {
@@ -304,10 +303,12 @@ impl ManualTimers {
 
 impl Timers for ManualTimers {
     fn after(&self, ticket: u64, delay: Duration, fire: Fire) {
+        assert_nothing_held();
         self.waiting.lock().insert(ticket, (delay, fire));
     }
 
     fn cancel(&self, ticket: u64) {
+        assert_nothing_held();
         self.waiting.lock().remove(&ticket);
     }
 }
@@ -530,7 +531,7 @@ pub struct Ended {
 
 #[derive(Default)]
 struct Slot {
-    ended: Mutex<Option<Ended>, rank::Simulated>,
+    ended: Mutex<Option<Ended>>,
     interrupted: AtomicBool,
 }
 
@@ -538,6 +539,7 @@ struct SimReply(Arc<Slot>);
 
 impl SimReply {
     fn end(&self, ended: Ended) {
+        assert_nothing_held();
         let before = self.0.ended.lock().replace(ended);
         assert!(before.is_none(), "an ioctl ended twice: {before:?}");
     }
