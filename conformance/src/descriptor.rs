@@ -32,7 +32,7 @@ group! { "descriptor", files: true;
 
 const FDS: u32 = uapi::FLAT_BINDER_FLAG_ACCEPTS_FDS;
 
-/// A pipe in a puppet: its ends' numbers.
+/// A pipe in a child: its ends' numbers.
 pub(super) fn pipe(thread: &Thread) -> [i32; 2] {
     let address = thread.put(&[0; 8]);
     thread.syscall(libc::SYS_pipe2, &[address, libc::O_NONBLOCK as u64]).expect("pipe2");

@@ -42,7 +42,7 @@ const EDGE: u32 = IN | libc::EPOLLET as u32;
 const ONCE: u32 = IN | libc::EPOLLONESHOT as u32;
 const EXCLUSIVE: u32 = IN | libc::EPOLLEXCLUSIVE as u32;
 
-/// An epoll of a puppet.
+/// An epoll of a child.
 struct Epoll(u64);
 
 impl Epoll {

@@ -119,7 +119,7 @@ fn mmap_of_no_bytes_is_refused(scene: &Scene) {
 }
 
 fn mmap_by_another_process_is_refused(scene: &Scene) {
-    let process = scene.puppet(1, 1);
+    let process = scene.bare_with(1, 1);
     process.open();
     let child = process.fork().with_file_of(&process);
     assert_eq!(child.map_with(MAPPING, PROT_READ, PRIVATE), Err(Errno::EINVAL));
@@ -163,7 +163,7 @@ fn mapping_cannot_be_made_writable(scene: &Scene) {
 }
 
 fn mapping_is_not_inherited(scene: &Scene) {
-    let manager = scene.puppet(1, 1);
+    let manager = scene.bare_with(1, 1);
     manager.open();
     manager.map(MAPPING);
     manager.become_manager_with(0);
@@ -246,7 +246,7 @@ fn two_opens_are_two_processes(scene: &Scene) {
 
 fn a_forked_child_is_a_thread_of_its_parents_process(scene: &Scene) {
     let manager = scene.manager();
-    let parent = scene.puppet(1, 1);
+    let parent = scene.bare_with(1, 1);
     parent.open();
     parent.map(MAPPING);
     let child = parent.fork().with_file_of(&parent);

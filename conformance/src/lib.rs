@@ -4,28 +4,31 @@
 //! A test is a scene: several processes that do one system call at a time, all told to
 //! by one script, so that a scene reads from top to bottom and always goes the same way.
 //!
-//! - `sys`: fork, shared memory, any system call: all unsafe code
-//! - `puppet`: a process that does what it is told
+//! - `library`: what its processes (`fakebinder_sim::child`) do besides system calls
 //! - `message`: what processes write
-//! - `scene`: processes, threads, files; what they read, in words
+//! - `scene`: processes; `thread`: their threads and open files; `exchange`: what they say to the
+//!   driver; `reads`: what they read, in words
+//! - `door`: which kind of device it is
 //! - `uring`: polling by io_uring
 //! - `runner`: each test in its own processes, with a time limit; TAP and JUnit
 //! - [`differ`]: random programs on two devices
 //! - the rest: the tests, one noun of binder each
 
 #![deny(missing_docs)]
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("scenes make system calls with all of their 64-bit arguments: build for 64 bits");
 
 pub mod differ;
+mod door;
+mod exchange;
+mod library;
 mod message;
-mod puppet;
+mod reads;
 mod runner;
 mod scene;
-#[allow(unsafe_code, reason = "processes and system calls that are wrong on purpose")]
-mod sys;
+mod thread;
 
 mod buffer;
 mod call;

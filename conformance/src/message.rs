@@ -1,9 +1,9 @@
 //! What a scene's processes write: commands, and transactions with their data.
 
-use super::sys::Arena;
 use fakebinder_client::Command;
 use fakebinder_client::Object;
 use fakebinder_client::uapi;
+use fakebinder_sim::child::SharedMemory;
 
 /// One command of a write buffer. Data of transactions is owned, and gets its address when the
 /// command is laid out in the memory of the process that writes it.
@@ -182,14 +182,14 @@ impl From<Vec<Bc>> for Batch {
 }
 
 /// Lays commands out: returns the bytes of the write buffer, and puts what they point to into
-/// the arena, from `at` on.
-pub(super) fn lay_out(batch: &Batch, arena: &Arena, mut at: usize) -> Vec<u8> {
+/// the shared memory, from `at` on.
+pub(super) fn lay_out(batch: &Batch, memory: &SharedMemory, mut at: usize) -> Vec<u8> {
     let mut out = Vec::new();
     let mut place = |bytes: &[u8]| -> u64 {
         let here = at;
-        arena.put(here, bytes);
+        memory.put(here, bytes);
         at = (at + bytes.len()).next_multiple_of(8);
-        arena.address(here)
+        memory.address(here)
     };
     for command in &batch.0 {
         match command {

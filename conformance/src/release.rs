@@ -102,7 +102,7 @@ fn a_duplicate_keeps_the_process(scene: &Scene) {
 
 fn a_child_keeps_the_process(scene: &Scene) {
     let manager = scene.manager();
-    let owner = scene.puppet(1, 1);
+    let owner = scene.bare_with(1, 1);
     owner.open();
     owner.map(MAPPING);
     let handle = scene.introduce(&owner, &manager, 1, 2);

@@ -1,8 +1,8 @@
 //! Runs tests, each in a process group of its own, and reports.
 
 use super::scene::{Door, Scene, door};
-use super::sys::fork;
 use super::{Act, GROUPS, Group};
+use fakebinder_sim::child::fork;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::waitpid;
@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -158,14 +158,13 @@ fn start(name: String, test: Test, device: PathBuf, timeout: Duration) -> nix::R
     let patience = timeout.mul_f32(if known { 0.1 } else { 0.8 });
     let scene = Scene { device: device.clone(), patience, blocking: false, files: test.files };
     let began = Instant::now();
-    let group = fork(|| {
+    let group = fork(move || {
         let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
-        perform(test, &scene, ours.as_fd().as_raw_fd());
+        perform(test, &scene, &ours);
         0
     })?;
     // Also here: whichever of the two comes first.
     let _ = setpgid(group, group);
-    drop::<OwnedFd>(ours);
     Ok(Running { name, group, result: File::from(result), device, began })
 }
 
@@ -177,7 +176,7 @@ thread_local! {
     static WHERE: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-fn perform(test: Test, scene: &Scene, result: i32) {
+fn perform(test: Test, scene: &Scene, result: &OwnedFd) {
     std::panic::set_hook(Box::new(|info| {
         WHERE.with_borrow_mut(|place| {
             if place.is_empty() {
@@ -200,7 +199,6 @@ fn perform(test: Test, scene: &Scene, result: i32) {
             }
         }
     };
-    let result = super::sys::borrow(result);
     let _ = nix::unistd::write(result, text.as_bytes());
 }
 

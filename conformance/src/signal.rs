@@ -2,9 +2,9 @@
 
 use super::message::*;
 use super::scene::*;
-use super::sys::Catch;
 use super::{Scene, group};
 use fakebinder_client::{Errno, uapi};
+use fakebinder_sim::child::Catch;
 use nix::sys::signal::Signal;
 
 group! { "signal":

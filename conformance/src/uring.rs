@@ -1,4 +1,4 @@
-//! io_uring's poll, by raw system calls: rings that lie in a puppet's arena.
+//! io_uring's poll, by raw system calls: rings that lie in a child's shared memory.
 
 use super::runner::Skip;
 use super::scene::Thread;
@@ -16,7 +16,7 @@ const SQ_OFF: usize = 40;
 const CQ_OFF: usize = 80;
 const USER_ADDR: usize = 32;
 
-/// The rings of one thread of a puppet.
+/// The rings of one thread of a child.
 pub(super) struct Uring<'a> {
     thread: &'a Thread,
     fd: u64,

@@ -53,7 +53,7 @@ pub(super) struct Stage {
 impl Actor {
     /// A process with its pipes, which has not opened the device.
     fn new(scene: &Scene, index: usize, names: &mut BTreeMap<String, String>) -> Actor {
-        let process = scene.puppet(THREADS, 0);
+        let process = scene.bare_with(THREADS, 0);
         let mut files = Vec::new();
         for pipe in 0..PIPES {
             for fd in super::super::descriptor::pipe(&process) {
@@ -145,7 +145,7 @@ impl Stage {
             actor.leave();
         }
         for actor in self.actors.iter().filter(|actor| actor.alive) {
-            self.witness.until("a release to begin", || self.is_gone(actor.process.pid));
+            self.witness.until("a release to begin", || self.is_gone(actor.process.child.pid()));
         }
         self.names.retain(|_, name| name != "the device");
         self.reached.clear();
@@ -172,10 +172,10 @@ impl Stage {
     fn bury(&self, index: usize) {
         let dead = &self.actors[index].process;
         dead.kill();
-        self.witness.until("a release to begin", || self.is_gone(dead.pid));
+        self.witness.until("a release to begin", || self.is_gone(dead.child.pid()));
         self.broom.open();
         self.broom.close();
-        self.witness.until("a release to end", || self.is_gone(self.broom.pid));
+        self.witness.until("a release to end", || self.is_gone(self.broom.child.pid()));
     }
 
     /// Performs a step, and says what came of it.

@@ -4,9 +4,9 @@
 //! that it drives: they talk by turns, and to wake one up on another CPU takes longer than what it
 //! is woken for. A worker tells what it found as lines of JSON.
 
-use super::super::sys;
 use super::record::{Recording, hash};
 use super::{Differ, Difference, Host};
+use fakebinder_sim::child::{fork, stay_on};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -159,12 +159,12 @@ struct Worker {
 impl Worker {
     fn start(options: &Options, index: usize) -> nix::Result<Worker> {
         let (out, ours) = pipe()?;
-        let pid = sys::fork(|| {
+        let pid = fork(move || {
             let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
             let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-            sys::stay_on(index % cpus);
+            stay_on(index % cpus);
             std::panic::set_hook(Box::new(|_| {}));
-            let mut out = File::from(sys::adopt(ours.as_raw_fd()));
+            let mut out = File::from(ours);
             work(options, index, |outcome| {
                 let mut line = serde_json::to_vec(&outcome).unwrap_or_default();
                 line.push(b'\n');
