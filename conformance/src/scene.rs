@@ -79,12 +79,12 @@ impl Scene {
             carry_out: library::carry_out,
             ..Plan::default()
         };
-        let child = Child::start(&plan).expect("a child process");
+        let mut child = Child::start(&plan).expect("a child process");
         let files = self.files && self.door() != Door::Kernel;
         let file = Rc::new(File::new(self.blocking, files));
-        let threads =
-            child.threads.iter().map(|thread| Thread::new(thread.clone(), file.clone(), self));
-        Process { threads: threads.collect(), scene: self.clone(), child }
+        let threads = std::mem::take(&mut child.threads).into_iter();
+        let threads = threads.map(|thread| Thread::new(thread, file.clone(), self)).collect();
+        Process { threads, scene: self.clone(), child }
     }
 
     /// Kills a process and waits until the driver has released it, in the eyes of a witness.
@@ -188,6 +188,7 @@ impl Process {
     /// all.
     #[track_caller]
     pub(super) fn fork(&self) -> Thread {
-        Thread::new(Rc::new(self.child.fork()), self.threads[0].file.clone(), &self.scene)
+        let parent = &self.threads[0];
+        Thread::new(self.child.fork(&parent.child), parent.file.clone(), &self.scene)
     }
 }

@@ -59,9 +59,9 @@ pub(super) struct Thread {
 }
 
 impl Thread {
-    pub(super) fn new(child: Rc<child::Thread>, file: Rc<File>, scene: &Scene) -> Thread {
+    pub(super) fn new(child: child::Thread, file: Rc<File>, scene: &Scene) -> Thread {
         child.memory().put(PATH, scene.device.as_os_str().as_bytes());
-        Thread { child, file, patience: scene.patience }
+        Thread { child: Rc::new(child), file, patience: scene.patience }
     }
 
     pub(super) fn tid(&self) -> i32 {

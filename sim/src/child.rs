@@ -31,7 +31,6 @@ use nix::unistd::Pid;
 use std::cell::{Cell, RefCell};
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::rc::Rc;
 use std::time::Duration;
 
 /// What a child is to have.
@@ -70,7 +69,7 @@ impl Default for Plan<'_> {
 #[derive(Debug)]
 pub struct Child {
     /// Its threads; the first one's end is the process's.
-    pub threads: Vec<Rc<Thread>>,
+    pub threads: Vec<Thread>,
     /// The numbers that the files of its [`Plan`] have in it.
     pub files: Vec<RawFd>,
     pid: Pid,
@@ -107,9 +106,8 @@ impl Child {
         let files = sys::places(&keep).split_off(plan.threads + plan.spares);
         ours.iter().for_each(|thread| thread.pid.set(pid));
         let spares = ours.split_off(plan.threads);
-        let threads = ours.into_iter().map(Rc::new).collect();
-        let child =
-            Child { threads, files, pid, spares: RefCell::new(spares), gone: Cell::new(false) };
+        let (spares, gone) = (RefCell::new(spares), Cell::new(false));
+        let child = Child { threads: ours, files, pid, spares, gone };
         for thread in &child.threads {
             thread.tid.set(thread.finish() as i32);
         }
@@ -129,16 +127,16 @@ impl Child {
         }
     }
 
-    /// A child of the child, which has what its parent has at this moment: its open files above
-    /// all.
+    /// Has one of its threads make a child of the child, which has what its parent has at this
+    /// moment: its open files above all.
     ///
     /// # Panics
     /// When there is no spare left, or the fork fails.
     #[track_caller]
-    pub fn fork(&self) -> Thread {
+    pub fn fork(&self, by: &Thread) -> Thread {
         let grandchild = self.spares.borrow_mut().pop().expect("a spare");
         let index = self.spares.borrow().len();
-        let pid = self.threads[0].request(Request::Fork(index));
+        let pid = by.request(Request::Fork(index));
         assert!(pid > 0, "fork gave {pid}");
         grandchild.pid.set(Pid::from_raw(pid as i32));
         grandchild.tid.set(grandchild.finish() as i32);

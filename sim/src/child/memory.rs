@@ -16,6 +16,9 @@ pub struct SharedMemory {
     end: Cell<usize>,
 }
 
+// SAFETY: the mapping is this value's alone, and no reference ever covers it.
+unsafe impl Send for SharedMemory {}
+
 impl SharedMemory {
     /// `len` bytes, a multiple of the page size, and the forbidden page. Errors: those of mmap(2).
     pub fn new(len: usize) -> nix::Result<SharedMemory> {
