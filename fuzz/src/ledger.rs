@@ -3,9 +3,9 @@
 use crate::stage::Actress;
 use fakebinder::Errno;
 use fakebinder::binder::Process;
+use fakebinder::mm_shim::HeapMm;
 use fakebinder::protocol::object::Object;
 use fakebinder::protocol::record::TransactionData;
-use fakebinder::mm_shim::HeapMm;
 use fakebinder::uapi::{TF_ONE_WAY, TF_UPDATE_TXN};
 
 /// A node's pointer and cookie: what tells it from others, everywhere.

@@ -1,7 +1,7 @@
 //! What somebody else does while the driver is at work for a client, outside of its lock.
 
-use fakebinder::protocol::record::IntoBytes;
 use super::*;
+use fakebinder::protocol::record::IntoBytes;
 
 impl Stage {
     /// Something small that somebody else does while the driver is at work.
@@ -79,14 +79,26 @@ impl Stage {
                 let write_size = bytes.len() as u64;
                 let call = WriteRead { write_size, write_buffer, ..WriteRead::default() };
                 let kind = Kind::WriteRead { done };
-                self.aside_ioctl(other, other_thread, BINDER_WRITE_READ, call.as_bytes().to_vec(), kind)
+                self.aside_ioctl(
+                    other,
+                    other_thread,
+                    BINDER_WRITE_READ,
+                    call.as_bytes().to_vec(),
+                    kind,
+                )
             }
             Aside::ReadNow { by } => {
                 let (other, other_thread) = self.bystander((role, thread), *by)?;
                 let read_buffer = read_buffer(other_thread);
                 let call = WriteRead { read_size: 256, read_buffer, ..WriteRead::default() };
                 let kind = Kind::WriteRead { done: Vec::new() };
-                self.aside_ioctl(other, other_thread, BINDER_WRITE_READ, call.as_bytes().to_vec(), kind)
+                self.aside_ioctl(
+                    other,
+                    other_thread,
+                    BINDER_WRITE_READ,
+                    call.as_bytes().to_vec(),
+                    kind,
+                )
             }
         })
     }

@@ -1,8 +1,8 @@
 //! What comes back: clients take note of what their commands did and what they have read, and
 //! compare it with what was sent.
 
-use fakebinder::protocol::record::Record;
 use super::*;
+use fakebinder::protocol::record::Record;
 
 impl Stage {
     /// Gives every client what its ioctls that have ended brought.

@@ -6,8 +6,8 @@ use crate::stage::{Actress, Slot, View};
 use fakebinder::Errno;
 use fakebinder::alloc::Alloc;
 use fakebinder::binder::Process;
-use fakebinder::protocol::record::{HandleCookie, PtrCookie};
 use fakebinder::mm_shim::HeapMm;
+use fakebinder::protocol::record::{HandleCookie, PtrCookie};
 use fakebinder_sim::Arena;
 use std::sync::Arc;
 

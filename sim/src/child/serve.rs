@@ -41,8 +41,12 @@ pub(super) fn live(keep: &[RawFd], threads: usize, spares: usize, carry_out: Car
 fn serve(socket: &OwnedFd, spares: &[RawFd], carry_out: CarryOut) {
     let mut answer = i64::from(nix::unistd::gettid().as_raw());
     loop {
-        if send(socket.as_raw_fd(), &answer.to_ne_bytes(), MsgFlags::MSG_NOSIGNAL).is_err() {
-            return;
+        while let Err(errno) =
+            send(socket.as_raw_fd(), &answer.to_ne_bytes(), MsgFlags::MSG_NOSIGNAL)
+        {
+            if errno != Errno::EINTR {
+                return;
+            }
         }
         let mut packet = [0; _];
         let length = loop {
