@@ -2,7 +2,7 @@
 //! device at each door, asks its version, sends, waits, is interrupted, polls and leaves.
 
 use fakebinder::protocol::command::Command;
-use fakebinder::protocol::record::{TransactionData, WriteRead};
+use fakebinder::protocol::record::{IntoBytes, TransactionData, WriteRead};
 use fakebinder::uapi::*;
 use fakebinder_fuzz::wire::SHARED;
 
@@ -64,17 +64,17 @@ impl Seed {
         let (header, record) = (2 + 40 + 32, WriteRead::SIZE);
         if self.0[0].is_multiple_of(2) {
             call.write_buffer = (SHARED + self.0.len() + header + record) as u64;
-            let input = call.encode();
+            let input = call.as_bytes().to_vec();
             // A restricted ioctl has just its argument: the commands go in a message of their own.
             let after = 2 + 40;
             call.write_buffer = (SHARED + self.0.len() + header + record + after) as u64;
-            let input = if bytes.is_empty() { input } else { call.encode() };
+            let input = if bytes.is_empty() { input } else { call.as_bytes().to_vec() };
             let seed = self.ioctl(client, fh, BINDER_WRITE_READ, 0, &input);
             return if bytes.is_empty() { seed } else { seed.message(client, 9999, 0, &bytes) };
         }
         let at = (SHARED + self.0.len() + 2 + 40) as u64;
         call.write_buffer = at + record as u64;
-        let mut body = call.encode();
+        let mut body = call.as_bytes().to_vec();
         body.extend(bytes);
         let seed = self.message(client, 9999, 0, &body);
         seed.ioctl(client, fh, BINDER_WRITE_READ, at, &[])

@@ -5,7 +5,7 @@
 //! [`HeapMm`], which counts everybody who comes for a page that is not there.
 
 use crate::grammar::{Fault, Install, List, MmVerb, Pick, grammar};
-use crate::stage::{panic_at_errors, trace};
+use crate::trace::{panic_at_errors, trace};
 use arbitrary::{Arbitrary, Result, Unstructured};
 use fakebinder::Errno;
 use fakebinder::alloc::{Alloc, Buffer, PageState, Request};

@@ -14,7 +14,7 @@ mod listen;
 mod machine;
 
 use crate::grammar::{Command, Ioctl, Pick, Program, Read, Step};
-use crate::stage::trace;
+use crate::trace::trace;
 use fakebinder::binder::Stats;
 use fakebinder::protocol::record::{HandleCookie, IntoBytes, PtrCookie, WriteRead};
 use fakebinder::uapi::*;

@@ -11,5 +11,6 @@ pub mod world;
 
 #[cfg(feature = "world")]
 pub use world::{
-    ARENA, Arena, Ended, MAPPING, ManualTimers, Pending, Sim, SimClient, SimFile, SimThread, World,
+    ARENA, Arena, Ended, MAPPING, ManualTimers, Pending, Sim, SimClient, SimFile, SimReply,
+    SimThread, Slot, World,
 };

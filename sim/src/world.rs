@@ -15,7 +15,7 @@ mod timers;
 pub use arena::{ARENA, Arena};
 pub use client::{SimClient, SimFile};
 pub use open::{MAPPING, Sim};
-pub use pending::{Ended, Pending};
+pub use pending::{Ended, Pending, SimReply, Slot};
 pub use thread::SimThread;
 pub use timers::ManualTimers;
 

@@ -2,7 +2,7 @@
 
 use super::Stage;
 use super::machine::{ARGUMENT, READ_BUFFER};
-use crate::stage::trace;
+use crate::trace::trace;
 use fakebinder::protocol::object::Object as BcObject;
 use fakebinder::protocol::record::{Record, TransactionData, WriteRead};
 use fakebinder::protocol::returns::Return;

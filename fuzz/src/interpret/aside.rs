@@ -1,7 +1,6 @@
 //! What somebody else does while the driver is at work for a client, outside of its lock.
 
 use super::*;
-use fakebinder::protocol::record::IntoBytes;
 
 impl Stage {
     /// Something small that somebody else does while the driver is at work.
@@ -33,7 +32,7 @@ impl Stage {
                 let (process, tid) = (role.process.clone(), role.tid(actor.thread() % THREADS));
                 Box::new(move || {
                     if let Some(slot) = slot {
-                        slot.interrupted.store(true, Ordering::Relaxed);
+                        slot.set_interrupted(true);
                     }
                     process.interrupt(tid);
                 })
@@ -140,9 +139,9 @@ impl Stage {
             uid: role.euid(),
             nonblock: true,
             cmd,
-            arg,
+            arg: arg.into(),
             memory: role.view.clone(),
-            reply: Box::new(Answer(slot)),
+            reply: Box::new(SimReply(slot)),
         };
         let process = role.process.clone();
         Box::new(move || drop(process.ioctl(call)))

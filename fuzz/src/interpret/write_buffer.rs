@@ -1,7 +1,6 @@
 //! Target `write_buffer`: any bytes, written by a client in the middle of things.
 
 use super::*;
-use fakebinder::protocol::record::IntoBytes;
 
 /// A scene with something of everything for `writer` (process 1, thread 0) to get hold of: it
 /// serves a call of the manager's, waits for nobody, has handles, buffers, links and notices.

@@ -6,8 +6,8 @@ use fakebinder::lock_order::assert_nothing_held;
 use fakebinder::quota::User;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// A file that clients pass on, told from others by its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,16 +22,74 @@ impl File for SimFile {
 /// What the engine may ask of a simulated client, with no lock held.
 #[derive(Default)]
 pub struct SimClient {
+    /// What happens whenever the driver reaches out to this client.
+    at_reach: OnceLock<Hook>,
     pub(super) files: Mutex<BTreeMap<i32, Arc<dyn File>>>,
     pub(super) nice: Mutex<BTreeMap<i32, i32>>,
-    pub(super) no_files: AtomicBool,
+    no_files: AtomicBool,
     pub(super) user: Mutex<Option<Arc<User>>>,
     /// The process has ended and was waited for; a child goes on with its open file.
     pub(super) reaped: AtomicBool,
-    pub(super) security_context: Mutex<Option<Vec<u8>>>,
+    security_context: Mutex<Option<Vec<u8>>>,
     /// How many files may still be installed; for tests of a full descriptor table.
-    pub(super) room: Mutex<Option<usize>>,
+    room: Mutex<Option<usize>>,
     pub(super) threads: SimThreads,
+}
+
+/// What happens where the driver has left its locks: what another client may do at that moment.
+type Hook = Box<dyn Fn() + Send + Sync>;
+
+impl SimClient {
+    /// Does something whenever the driver asks this client for a file, a nice value or its
+    /// security context, or gives it files.
+    ///
+    /// # Panics
+    /// When it does something already.
+    pub fn at_reach(&self, happens: impl Fn() + Send + Sync + 'static) {
+        assert!(self.at_reach.set(Box::new(happens)).is_ok(), "it has a hook already");
+    }
+
+    /// The driver reaches out.
+    fn reach(&self) {
+        assert_nothing_held();
+        self.at_reach.get().into_iter().for_each(|happens| happens());
+    }
+
+    /// Puts a file at the lowest free number.
+    ///
+    /// # Panics
+    /// When no number is free.
+    pub fn add_file(&self, file: Arc<dyn File>) -> i32 {
+        let mut table = self.files.lock();
+        let free = (3..).find(|fd| !table.contains_key(fd)).expect("a free number");
+        table.insert(free, file);
+        free
+    }
+
+    /// The file behind a descriptor.
+    pub fn file(&self, fd: i32) -> Option<Arc<dyn File>> {
+        self.files.lock().get(&fd).cloned()
+    }
+
+    /// Every descriptor in use.
+    pub fn fds(&self) -> Vec<i32> {
+        self.files.lock().keys().copied().collect()
+    }
+
+    /// Whether files cannot be passed to it.
+    pub fn refuse_files(&self, refuse: bool) {
+        self.no_files.store(refuse, Ordering::Relaxed);
+    }
+
+    /// Lets only so many more files in.
+    pub fn limit_files(&self, room: Option<usize>) {
+        *self.room.lock() = room;
+    }
+
+    /// Its security context, if it has one.
+    pub fn set_security_context(&self, context: Option<Vec<u8>>) {
+        *self.security_context.lock() = context;
+    }
 }
 
 /// Which threads of a client there have been.
@@ -66,7 +124,7 @@ impl Drop for SimWatch {
 
 impl Client for SimClient {
     fn take_file(&self, _tid: i32, fd: i32) -> Result<Arc<dyn File>, Errno> {
-        assert_nothing_held();
+        self.reach();
         self.files.lock().get(&fd).cloned().ok_or(Errno::EBADF)
     }
 
@@ -75,30 +133,23 @@ impl Client for SimClient {
     }
 
     fn install_files(&self, _tid: i32, files: Vec<Arc<dyn File>>) -> Result<Vec<i32>, Errno> {
-        assert_nothing_held();
+        self.reach();
         if let Some(room) = self.room.lock().as_mut() {
             *room = room.checked_sub(files.len()).ok_or(Errno::EMFILE)?;
         }
-        let mut table = self.files.lock();
-        let mut numbers = Vec::new();
-        for file in files {
-            let free = (3..).find(|fd| !table.contains_key(fd)).ok_or(Errno::EMFILE)?;
-            table.insert(free, file);
-            numbers.push(free);
-        }
-        Ok(numbers)
+        Ok(files.into_iter().map(|file| self.add_file(file)).collect())
     }
 
     fn close_files(&self, fds: &[i32]) {
         assert_nothing_held();
         let mut table = self.files.lock();
         for fd in fds {
-            table.remove(fd);
+            assert!(table.remove(fd).is_some(), "descriptor {fd} is closed twice");
         }
     }
 
     fn nice(&self, tid: i32) -> i32 {
-        assert_nothing_held();
+        self.reach();
         self.nice.lock().get(&tid).copied().unwrap_or(0)
     }
 
@@ -113,7 +164,7 @@ impl Client for SimClient {
     }
 
     fn security_context(&self) -> Result<Vec<u8>, Errno> {
-        assert_nothing_held();
+        self.reach();
         self.security_context.lock().clone().ok_or(Errno::EOPNOTSUPP)
     }
 

@@ -60,7 +60,7 @@ impl Sim {
 
     /// The file behind a descriptor.
     pub fn file(&self, fd: i32) -> Option<SimFile> {
-        self.client.files.lock().get(&fd)?.as_any().downcast_ref().copied()
+        self.client.file(fd)?.as_any().downcast_ref().copied()
     }
 
     /// Descriptors in use.
@@ -70,12 +70,12 @@ impl Sim {
 
     /// No file can be passed to it from now on.
     pub fn refuse_files(&self) {
-        self.client.no_files.store(true, Ordering::Relaxed);
+        self.client.refuse_files(true);
     }
 
     /// Lets only so many more files in.
     pub fn limit_files(&self, room: usize) {
-        *self.client.room.lock() = Some(room);
+        self.client.limit_files(Some(room));
     }
 
     /// Sets a thread's nice value.
@@ -122,7 +122,7 @@ impl Sim {
 
     /// Its security context, which it had none of before.
     pub fn set_security_context(&self, context: &[u8]) {
-        *self.client.security_context.lock() = Some(context.to_vec());
+        self.client.set_security_context(Some(context.to_vec()));
     }
 
     /// What the client reads in its mapping.

@@ -22,19 +22,46 @@ pub struct Ended {
     pub restarts: bool,
 }
 
-#[derive(Default)]
-pub(super) struct Slot {
+/// An ioctl: running, or ended.
+#[derive(Debug, Default)]
+pub struct Slot {
     ended: Mutex<Option<Ended>>,
-    pub(super) interrupted: AtomicBool,
+    has_ended: AtomicBool,
+    interrupted: AtomicBool,
 }
 
-pub(super) struct SimReply(pub(super) Arc<Slot>);
+impl Slot {
+    /// How it ended, if it has.
+    pub fn ended(&self) -> Option<Ended> {
+        // Most have not, and are asked often.
+        self.has_ended().then(|| self.ended.lock().clone()).flatten()
+    }
+
+    /// The same, which is then somebody's.
+    pub fn take(&self) -> Option<Ended> {
+        self.has_ended().then(|| self.ended.lock().take()).flatten()
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::SeqCst)
+    }
+
+    /// A signal is pending for its thread, or none is.
+    pub fn set_interrupted(&self, interrupted: bool) {
+        self.interrupted.store(interrupted, Ordering::SeqCst);
+    }
+}
+
+/// The driver's end of a [`Slot`].
+#[derive(Debug)]
+pub struct SimReply(pub Arc<Slot>);
 
 impl SimReply {
     fn end(&self, ended: Ended) {
         assert_nothing_held();
-        let before = self.0.ended.lock().replace(ended);
-        assert!(before.is_none(), "an ioctl ended twice: {before:?}");
+        *self.0.ended.lock() = Some(ended);
+        assert!(!self.0.has_ended.swap(true, Ordering::SeqCst), "an ioctl ended twice");
     }
 }
 
@@ -63,17 +90,17 @@ pub struct Pending {
 impl Pending {
     /// How it ended, if it has.
     pub fn ended(&self) -> Option<Ended> {
-        self.slot.ended.lock().clone()
+        self.slot.ended()
     }
 
     /// Whether it has not ended.
     pub fn is_blocked(&self) -> bool {
-        self.slot.ended.lock().is_none()
+        !self.slot.has_ended()
     }
 
     /// A signal arrives for the thread.
     pub fn interrupt(&self) {
-        self.slot.interrupted.store(true, Ordering::SeqCst);
+        self.slot.set_interrupted(true);
         self.process.interrupt(self.tid);
     }
 

@@ -50,7 +50,7 @@ impl SimThread<'_> {
     /// Calls any ioctl.
     pub fn ioctl(&self, cmd: u32, arg: &[u8]) -> Pending {
         let slot = Arc::new(Slot::default());
-        slot.interrupted.store(self.signalled, Ordering::SeqCst);
+        slot.set_interrupted(self.signalled);
         self.sim.process.ioctl(Call {
             tid: self.tid,
             uid: self.sim.euid,
