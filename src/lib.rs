@@ -20,7 +20,6 @@
 //! - [`quota`]: what one user may make the daemon hold.
 //! - [`shortage`]: what the daemon itself runs out of.
 //! - [`uapi`]: the kernel's structures and constants.
-//! - [`sim`]: clients in plain memory, for tests and fuzz targets.
 //! - [`sync`], [`lock_order`]: the locks, and the check of their order.
 //! - [`mod@wrong`]: rules that a test build can break on purpose.
 //!
@@ -78,8 +77,6 @@ pub mod quota;
 pub mod shortage;
 #[cfg(feature = "daemon")]
 pub mod shrinker;
-#[cfg(feature = "daemon")]
-pub mod sim;
 #[cfg(feature = "daemon")]
 pub mod sync;
 pub mod uapi;

@@ -123,8 +123,6 @@ ranks! {
     Latency,
     /// What is to be copied back by the kernel into a client.
     Gathered,
-    /// A simulated client: its memory, its descriptors, its ioctl's end.
-    Simulated,
     /// A context's object graph.
     Graph,
     /// The requests of a session that have not been answered.
@@ -166,8 +164,8 @@ impl Rank {
             SharedContexts | Attributes | Making | Stale | Created | Opens | Files | Listener
             | Channel | Clients | WatchedThreads | UserNamespaces | Allowances | Starved
             | Carriers | Watcher | Outbox | Slots | HeldUp | Supervisor | SessionEnd | Timers
-            | FreezeCallers | Missed | Latency | Gathered | Simulated | InFlight
-            | TransactionLog | Lru | MmUsers | Maps | PageTable => &[],
+            | FreezeCallers | Missed | Latency | Gathered | InFlight | TransactionLog | Lru
+            | MmUsers | Maps | PageTable => &[],
         }
     }
 }

@@ -15,14 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use support::{ByProcessVm, Client, request};
 
-const CLIENT: [&str; 4] = ["--ignored", "--exact", "client_process", "--nocapture"];
 const PAGE: usize = 4096;
-
-#[test]
-#[ignore = "what a client process runs"]
-fn client_process() {
-    support::client_main();
-}
 
 fn seconds() -> Duration {
     let seconds = std::env::var("FAKEBINDER_STRESS_SECONDS").ok().and_then(|s| s.parse().ok());
@@ -119,7 +112,7 @@ fn use_until_gone(memory: &Arc<Memory>, stop: &AtomicBool) -> usize {
     let mut rounds = 0;
     let mut random = Random(99);
     while !stop.load(Ordering::Relaxed) {
-        let mut client = Client::start(&CLIENT, 1 << 20, memory);
+        let mut client = Client::start(1 << 20, memory);
         let alloc = client.alloc.clone();
         let gone = Arc::new(AtomicBool::new(false));
         let user = {
@@ -173,10 +166,10 @@ fn stress(time: Duration, page_install: PageInstall, inject: &str, page_budget: 
     let memory =
         Memory::new(MemoryConfig { page_install, inject, page_budget, ..MemoryConfig::default() });
     // The userfaultfd is there from the first client on.
-    drop(Client::start(&CLIENT, 1 << 20, &memory));
+    drop(Client::start(1 << 20, &memory));
     let descriptors = open_descriptors();
 
-    let clients: Vec<Client> = (0..2).map(|_| Client::start(&CLIENT, 512 << 10, &memory)).collect();
+    let clients: Vec<Client> = (0..2).map(|_| Client::start(512 << 10, &memory)).collect();
     let (stop, reclaimed) = (AtomicBool::new(false), AtomicUsize::new(0));
     let (mut buffers, mut rounds) = (0, 0);
     thread::scope(|scope| {

@@ -20,13 +20,6 @@ use support::skip::skip;
 use support::{ByProcessVm, Bytes, Client, KERNELS, request, resident};
 
 const PAGE: usize = 4096;
-const CLIENT: [&str; 4] = ["--ignored", "--exact", "client_process", "--nocapture"];
-
-#[test]
-#[ignore = "what a client process runs"]
-fn client_process() {
-    support::client_main();
-}
 
 fn memory() -> Arc<Memory> {
     Memory::new(MemoryConfig::default())
@@ -39,7 +32,7 @@ fn pattern(len: usize) -> Vec<u8> {
 #[test]
 fn what_is_copied_to_a_buffer_is_what_the_client_reads() {
     let memory = memory();
-    let mut client = Client::start(&CLIENT, 1 << 20, &memory);
+    let mut client = Client::start(1 << 20, &memory);
     let bytes = pattern(3 * PAGE + 100);
     let buffer = client.alloc.alloc_new_buf(&request(bytes.len())).expect("room");
     client
@@ -63,7 +56,7 @@ fn what_is_copied_to_a_buffer_is_what_the_client_reads() {
 fn installed_pages_are_in_the_clients_memory_and_ours_and_zapped_ones_in_neither() {
     for kernel in KERNELS {
         let memory = memory();
-        let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory, kernel);
+        let mut client = Client::start_unknown(1 << 20, &memory, kernel);
         let us = std::process::id();
         assert_eq!((client.resident(), client.rss_in(us), client.rss_in(client.pid())), (0, 0, 0));
 
@@ -104,7 +97,7 @@ fn a_buffer_file_has_its_size_and_mode_for_good() {
 #[test]
 fn a_mapping_is_found_in_the_client_and_only_a_read_only_one_of_our_file() {
     for kernel in KERNELS {
-        let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory(), kernel);
+        let mut client = Client::start_unknown(1 << 20, &memory(), kernel);
         assert_eq!(client.mm.pid(), client.pid() as i32);
         assert_eq!(client.mm.find_mapping(), Ok((client.address, 1 << 20)));
         assert_eq!(client.mm.mapping_at(client.address), Ok((client.address, 1 << 20)));
@@ -130,13 +123,13 @@ fn a_mapping_that_comes_after_a_search_in_vain_is_found() {
     for kernel in KERNELS {
         let found =
             |client: &Client| client.alloc.alloc_new_buf(&request(8)).map(|it| it.user_data);
-        let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory(), kernel);
+        let mut client = Client::start_unknown(1 << 20, &memory(), kernel);
         client.munmap();
         assert_eq!(found(&client), Err(Errno::ESRCH));
         client.remap(0);
         assert_eq!(found(&client), Ok(client.address));
 
-        let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory(), kernel);
+        let mut client = Client::start_unknown(1 << 20, &memory(), kernel);
         client.map_impostor();
         assert_eq!(found(&client), Err(Errno::ESRCH));
         client.remap(0);
@@ -149,7 +142,7 @@ fn a_mapping_that_comes_after_a_search_in_vain_is_found() {
 /// A file of the FUSE door is known by numbers, here those of another buffer file.
 #[test]
 fn a_mapping_of_another_file_is_not_ours() {
-    let client = Client::start_unknown(&CLIENT, 1 << 20, &memory(), Features::ALL);
+    let client = Client::start_unknown(1 << 20, &memory(), Features::ALL);
     let stat = nix::sys::stat::fstat(&client.memfd).expect("a file");
     let mm = |dev, ino| {
         let pid = client.pid() as i32;
@@ -161,7 +154,10 @@ fn a_mapping_of_another_file_is_not_ours() {
             .expect("an mm")
     };
     assert_eq!(mm(stat.st_dev, stat.st_ino).find_mapping(), Ok((client.address, 1 << 20)));
-    assert_eq!(mm(stat.st_dev, stat.st_ino + 1).find_mapping(), Err(Errno::ESRCH));
+    // Made after the client, which therefore cannot have inherited it.
+    let other = create_memfd("fakebinder-other").expect("a buffer file");
+    let other = nix::sys::stat::fstat(&other.memfd).expect("a file").st_ino;
+    assert_eq!(mm(stat.st_dev, other).find_mapping(), Err(Errno::ESRCH));
     assert_eq!(mm(stat.st_dev + 1, stat.st_ino).find_mapping(), Err(Errno::ESRCH));
     let alloc = Alloc::new(mm(stat.st_dev, stat.st_ino), &memory());
     assert_eq!(alloc.alloc_new_buf(&request(8)).map(|buffer| buffer.user_data), Ok(client.address));
@@ -176,8 +172,8 @@ fn after_munmap_or_an_impostor_the_next_install_fails_and_pages_are_still_reclai
         }];
     for (change, kernel) in changes.iter().flat_map(|it| KERNELS.map(|kernel| (it, kernel))) {
         let memory = memory();
-        let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory, kernel);
-        let other = Client::start(&CLIENT, 1 << 20, &memory);
+        let mut client = Client::start_unknown(1 << 20, &memory, kernel);
+        let other = Client::start(1 << 20, &memory);
         let unused = client.alloc.alloc_new_buf(&request(2 * PAGE)).expect("room");
         client.alloc.free_buf(&unused);
         change(&mut client);
@@ -193,7 +189,7 @@ fn after_munmap_or_an_impostor_the_next_install_fails_and_pages_are_still_reclai
 #[test]
 fn a_client_that_dies_leaves_no_page_and_no_descriptor() {
     let memory = memory();
-    let mut client = Client::start(&CLIENT, 1 << 20, &memory);
+    let mut client = Client::start(1 << 20, &memory);
     let live = client.alloc.alloc_new_buf(&request(2 * PAGE)).expect("room");
     client.kill();
     assert_eq!(client.alloc.alloc_new_buf(&request(3 * PAGE)), Err(Errno::ESRCH));
@@ -245,7 +241,7 @@ fn a_client_whose_mappings_cannot_be_seen_is_believed_where_it_told_its_address(
 
 #[test]
 fn an_mm_that_is_dropped_is_not_mapped_here_any_more() {
-    let client = Client::start(&CLIENT, 1 << 20, &memory());
+    let client = Client::start(1 << 20, &memory());
     let ino = nix::sys::stat::fstat(&client.memfd).expect("a file").st_ino.to_string();
     let mapped = || {
         let maps = std::fs::read_to_string("/proc/self/maps").expect("our mappings");
@@ -261,7 +257,7 @@ fn an_mm_that_is_dropped_is_not_mapped_here_any_more() {
 fn an_mm_in_use_can_be_used_again_though_its_client_is_gone() {
     // A look that reads text answers for the whole mapping.
     for (kernel, seen) in KERNELS.into_iter().zip([7..8, 0..256, 7..8, 0..256]) {
-        let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory(), kernel);
+        let mut client = Client::start_unknown(1 << 20, &memory(), kernel);
         assert!(client.mm.mmget_not_zero());
         let address = client.address + 7 * PAGE as u64;
         let found = client.mm.vma_lookup(address, 7);
@@ -284,7 +280,7 @@ fn a_page_that_the_client_made_by_reading_is_used_and_paid_for() {
     for (page_install, kernel) in ways.into_iter().flat_map(|it| KERNELS.map(|kernel| (it, kernel)))
     {
         let memory = Memory::new(MemoryConfig { page_install, ..MemoryConfig::default() });
-        let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory, kernel);
+        let mut client = Client::start_unknown(1 << 20, &memory, kernel);
         assert_eq!(client.peek(client.address, 8), [0; 8]);
         assert_eq!((client.resident(), memory.used()), (1, 0));
         let bytes = pattern(2 * PAGE);
@@ -400,7 +396,7 @@ fn a_page_that_was_swapped_out_is_still_the_winners() {
     };
     for kernel in KERNELS {
         let memory = memory();
-        let mut client = Client::start_unknown(&CLIENT, 1 << 20, &memory, kernel);
+        let mut client = Client::start_unknown(1 << 20, &memory, kernel);
         let group = match Group::of(client.pid()) {
             Ok(group) => group,
             Err(error) => return skip(&format!("no memory control group: {error}")),
@@ -428,7 +424,7 @@ fn a_page_that_was_swapped_out_is_still_the_winners() {
 #[test]
 fn verbs_have_the_errors_of_the_kernel() {
     for kernel in KERNELS {
-        let client = Client::start_unknown(&CLIENT, 1 << 20, &memory(), kernel);
+        let client = Client::start_unknown(1 << 20, &memory(), kernel);
         let mm = &client.mm;
         assert!(!mm.get_user_pages_remote(3));
         let mut page = mm.new_page();
@@ -454,7 +450,7 @@ fn verbs_have_the_errors_of_the_kernel() {
 #[test]
 fn a_hole_under_a_live_buffer_stops_nobody() {
     let memory = memory();
-    let client = Client::start(&CLIENT, 1 << 20, &memory);
+    let client = Client::start(1 << 20, &memory);
     let buffer = client.alloc.alloc_new_buf(&request(2 * PAGE)).expect("room");
     let punch = || {
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
@@ -480,7 +476,7 @@ fn a_hole_under_a_live_buffer_stops_nobody() {
 fn a_budget_is_shared_by_all_clients_and_reclaims_real_memory() {
     let budget = Some(8 * PAGE as u64);
     let memory = Memory::new(MemoryConfig { page_budget: budget, ..MemoryConfig::default() });
-    let clients: Vec<Client> = (0..3).map(|_| Client::start(&CLIENT, 1 << 20, &memory)).collect();
+    let clients: Vec<Client> = (0..3).map(|_| Client::start(1 << 20, &memory)).collect();
     for round in 0..30 {
         let client = &clients[round % 3];
         let buffer = client
@@ -501,7 +497,7 @@ fn maps_stay_open_between_installs_and_go_with_their_client() {
         let links = std::fs::read_dir("/proc/self/fd").expect("our descriptors").flatten();
         links.filter(|l| std::fs::read_link(l.path()).is_ok_and(|p| p.ends_with("maps"))).count()
     };
-    let clients: Vec<Client> = (0..8).map(|_| Client::start(&CLIENT, 1 << 20, &memory)).collect();
+    let clients: Vec<Client> = (0..8).map(|_| Client::start(1 << 20, &memory)).collect();
     for client in &clients {
         client.alloc.alloc_new_buf(&request(PAGE)).expect("room");
     }
@@ -528,7 +524,7 @@ fn maps_stay_open_between_installs_and_go_with_their_client() {
 #[test]
 #[ignore = "to be run under strace"]
 fn a_thousand_small_transactions() {
-    let client = Client::start(&CLIENT, 1 << 20, &memory());
+    let client = Client::start(1 << 20, &memory());
     let bytes = ByProcessVm(pattern(200));
     for _ in 0..1000 {
         let buffer = client.alloc.alloc_new_buf(&request(200)).expect("room");

@@ -16,10 +16,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// What the handshake leaves behind.
 #[derive(Debug)]
-pub(crate) struct Attached {
-    pub(crate) mapping: Mapping,
+pub struct Attached {
+    /// The mapping, of which a child has nothing, as of the driver's.
+    pub mapping: Mapping,
     /// Our end of the socketpair: the daemon sees it close when this device is dropped.
-    pub(crate) channel: OwnedFd,
+    pub channel: OwnedFd,
 }
 
 /// What a mapping of a file is, if the kernel makes it.
@@ -70,7 +71,7 @@ pub fn kernel_copies_arguments(device: BorrowedFd<'_>) -> bool {
 
 /// The whole handshake. Errors are those of the driver's mmap, or `ENODEV` when the device knows
 /// no handshake: then it is not fakebinder's, and cannot be mapped (or it can, and must be).
-pub(crate) fn handshake(
+pub fn handshake(
     device: BorrowedFd<'_>,
     size: usize,
     prot: ProtFlags,
@@ -110,7 +111,7 @@ pub fn attach(
 
 /// Connects with the daemon behind a device, and gives its flags. `ENODEV` when the device knows
 /// no handshake: then it is not fakebinder's.
-pub(crate) fn connect(device: BorrowedFd<'_>) -> Result<(OwnedFd, u32), Errno> {
+pub fn connect(device: BorrowedFd<'_>) -> Result<(OwnedFd, u32), Errno> {
     let (ours, theirs) =
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
     let mut request = uapi::fakebinder_attach {

@@ -17,7 +17,7 @@ use std::sync::Mutex;
 
 /// The receiving end.
 #[derive(Debug)]
-pub(crate) struct Files {
+pub struct Files {
     socket: OwnedFd,
     slots: Mutex<Slots>,
 }
@@ -39,11 +39,7 @@ struct Message {
 impl Files {
     /// Keeps `wanted` numbers free. Errors: EMFILE, ENFILE; ENOSPC when the daemon does not take
     /// so many.
-    pub(crate) fn new(
-        device: BorrowedFd<'_>,
-        socket: OwnedFd,
-        wanted: usize,
-    ) -> Result<Files, Errno> {
+    pub fn new(device: BorrowedFd<'_>, socket: OwnedFd, wanted: usize) -> Result<Files, Errno> {
         let filler = open("/dev/null", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
         let mut slots = Slots { filler, held: BTreeMap::new(), wanted };
         slots.refill(device)?;
@@ -52,7 +48,7 @@ impl Files {
 
     /// Puts what has come in its place. Errors: EPROTO for a message that makes no sense; those
     /// of dup(2) when the numbers that were used up cannot be replaced.
-    pub(crate) fn receive(&self, device: BorrowedFd<'_>) -> Result<(), Errno> {
+    pub fn receive(&self, device: BorrowedFd<'_>) -> Result<(), Errno> {
         let mut slots = self.slots.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         while let Some(Message { words, files }) = self.next_message()? {
             match words.split_first() {

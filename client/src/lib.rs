@@ -13,9 +13,9 @@
 //! - [`Call`]: an outgoing transaction or reply: target, code, flags, parcel
 //! - [`Mapping`]: the memory that incoming transactions lie in
 //! - [`Thread`]: calls, replies and served calls of one thread
-//! - [`conformance`]: tests of everything that a client can see of a device
+//! - [`connect`], [`handshake`], [`Files`]: the attach handshake and what comes through its socket,
+//!   for programs that open devices by themselves
 //! - [`Error`]: an errno, the operation and the device
-//! - [`conformance`]: tests of everything that a client can see of a device
 //!
 //! ```no_run
 //! use fakebinder_client::{Call, Device, Parcel, Reply, Thread};
@@ -45,9 +45,6 @@ pub use nix::errno::Errno;
 mod attach;
 mod call;
 mod command;
-// It makes system calls with all of their 64-bit arguments; the library serves 32-bit programs too.
-#[cfg(target_pointer_width = "64")]
-pub mod conformance;
 mod device;
 mod error;
 mod files;
@@ -60,11 +57,15 @@ mod sys;
 mod thread;
 mod transaction;
 
-pub use attach::{KernelMapping, attach, kernel_copies_arguments, kernel_mapping, must_attach};
+pub use attach::{
+    Attached, KernelMapping, attach, connect, handshake, kernel_copies_arguments, kernel_mapping,
+    must_attach,
+};
 pub use call::Call;
 pub use command::Command;
 pub use device::{Device, Transfer};
 pub use error::{Error, Result};
+pub use files::Files;
 pub use mapping::Mapping;
 pub use object::Object;
 pub use parcel::Parcel;

@@ -1,9 +1,9 @@
 //! Writes the dictionaries of the targets into a directory: what libFuzzer would have to guess.
 
-use fakebinder::sim::MAPPING;
 use fakebinder::uapi::*;
 use fakebinder_fuzz::wire::SHARED;
 use fakebinder_fuzz::write_buffer::WRITE_BUFFER;
+use fakebinder_sim::MAPPING;
 
 fn entry(name: &str, bytes: &[u8]) -> String {
     let escaped: String = bytes.iter().map(|byte| format!("\\x{byte:02x}")).collect();

@@ -2,8 +2,7 @@
 //! device at each door, asks its version, sends, waits, is interrupted, polls and leaves.
 
 use fakebinder::protocol::command::Command;
-use fakebinder::protocol::record::IntoBytes;
-use fakebinder::protocol::record::{TransactionData, WriteRead};
+use fakebinder::protocol::record::{IntoBytes, TransactionData, WriteRead};
 use fakebinder::uapi::*;
 use fakebinder_fuzz::wire::SHARED;
 

@@ -5,13 +5,13 @@
 //! [`HeapMm`], which counts everybody who comes for a page that is not there.
 
 use crate::grammar::{Fault, Install, List, MmVerb, Pick, grammar};
-use crate::stage::{panic_at_errors, trace};
+use crate::trace::{panic_at_errors, trace};
 use arbitrary::{Arbitrary, Result, Unstructured};
 use fakebinder::Errno;
 use fakebinder::alloc::{Alloc, Buffer, PageState, Request};
 use fakebinder::mm_shim::{HeapMm, Injector, PAGE_SIZE, Rule, Verb};
 use fakebinder::shrinker::{Memory, MemoryConfig, PageInstall};
-use fakebinder::sim::MAPPING;
+use fakebinder_sim::MAPPING;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 

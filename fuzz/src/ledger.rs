@@ -1,12 +1,13 @@
 //! What was sent, to compare with what arrives: every byte, every object, every descriptor.
 
-use crate::stage::Actress;
 use fakebinder::Errno;
-use fakebinder::binder::Process;
+use fakebinder::binder::{File, Process};
 use fakebinder::mm_shim::HeapMm;
 use fakebinder::protocol::object::Object;
 use fakebinder::protocol::record::TransactionData;
 use fakebinder::uapi::{TF_ONE_WAY, TF_UPDATE_TXN};
+use fakebinder_sim::SimClient;
+use std::sync::Arc;
 
 /// A node's pointer and cookie: what tells it from others, everywhere.
 pub type Identity = (u64, u64);
@@ -61,11 +62,28 @@ pub struct Sent {
     pub answered: bool,
 }
 
+/// A file that clients pass on. `alive` counts how many there are.
+pub struct CountedFile {
+    pub number: u32,
+    pub alive: Arc<()>,
+}
+
+impl File for CountedFile {
+    fn as_any(&self) -> &dyn std::any::Any {
+        self
+    }
+}
+
+/// The number of the file behind a client's descriptor.
+pub fn file_number(client: &SimClient, fd: i32) -> Option<u32> {
+    client.file(fd)?.as_any().downcast_ref::<CountedFile>().map(|file| file.number)
+}
+
 /// Who has received a message.
 pub struct Receiver<'a> {
     pub process: &'a Process,
     pub mm: &'a HeapMm,
-    pub actress: &'a Actress,
+    pub client: &'a SimClient,
     pub pid: i32,
     /// Its nodes have these pointers (and the plain context manager's is 0).
     pub nodes: std::ops::Range<u64>,
@@ -234,7 +252,7 @@ impl Receiver<'_> {
                 );
             }
             (SentObject::File { number: file }, Object::Fd { fd, .. }) => {
-                let arrived = self.actress.paper(fd as i32);
+                let arrived = file_number(self.client, fd as i32);
                 assert_eq!(arrived, *file, "message {number}: the file behind {fd}");
             }
             (SentObject::Buffer { bytes: buffer }, Object::Buffer(arrived)) => {
@@ -270,7 +288,7 @@ impl Receiver<'_> {
                     let mut fd = [0; 4];
                     let place = parent.buffer + at + 4 * index as u64;
                     self.mm.peek(place, &mut fd).expect("inside the mapping");
-                    let arrived = self.actress.paper(i32::from_ne_bytes(fd));
+                    let arrived = file_number(self.client, i32::from_ne_bytes(fd));
                     assert_eq!(arrived, *file, "message {number}: file {index} of an array");
                 }
             }

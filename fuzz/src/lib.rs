@@ -5,7 +5,8 @@
 //! | [`grammar`] | programs: what clients may do |
 //! | [`allocator`] | the allocator and its shrinker, against a model |
 //! | [`records`] | programs from bytes, and mutations that keep their steps whole |
-//! | [`stage`] | clients in plain memory, and races at a place of one's choice |
+//! | [`barrier`] | races at a place of one's choice |
+//! | [`trace`] | what a program did, for people |
 //! | [`interpret`] | plays a program and checks it |
 //! | [`write_buffer`] | any bytes as commands |
 //! | [`ledger`] | what was sent, and whether it arrives |
@@ -14,13 +15,14 @@
 //! | [`report`] | tells people what happened |
 
 pub mod allocator;
+pub mod barrier;
 pub mod device;
 pub mod grammar;
 pub mod interpret;
 pub mod ledger;
 pub mod records;
 pub mod report;
-pub mod stage;
+pub mod trace;
 pub mod wire;
 
 pub use interpret::write_buffer;

@@ -22,9 +22,9 @@ impl Program {
 }
 
 /// A small generator for choices that a seed must repeat (xorshift).
-struct Dice(u64);
+struct Rng(u64);
 
-impl Dice {
+impl Rng {
     fn below(&mut self, bound: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -42,7 +42,7 @@ pub fn mutate(
     seed: u32,
     inner: impl FnOnce(&mut [u8], usize, usize) -> usize,
 ) -> usize {
-    let mut dice = Dice(u64::from(seed) << 16 | 0x9e37);
+    let mut rng = Rng(u64::from(seed) << 16 | 0x9e37);
     let max_records = max_size.min(data.len()) / RECORD;
     let records = size.div_ceil(RECORD).clamp(1, max_records.max(1));
     if max_records < 2 {
@@ -53,29 +53,29 @@ pub fn mutate(
         data[size..end].fill(0);
     }
     let at = |record: usize| record * RECORD;
-    match dice.below(10) {
+    match rng.below(10) {
         // One step more, random or a copy of another, anywhere.
         0..2 if records < max_records => {
-            let place = 1 + dice.below(records);
+            let place = 1 + rng.below(records);
             data.copy_within(at(place)..end, at(place + 1));
-            if dice.below(2) == 0 && records > 1 {
-                let mut model = 1 + dice.below(records - 1);
+            if rng.below(2) == 0 && records > 1 {
+                let mut model = 1 + rng.below(records - 1);
                 model += usize::from(model >= place);
                 data.copy_within(at(model)..at(model + 1), at(place));
             } else {
                 for byte in &mut data[at(place)..at(place + 1)] {
-                    *byte = dice.below(256) as u8;
+                    *byte = rng.below(256) as u8;
                 }
             }
             end + RECORD
         }
         2 if records > 2 => {
-            let place = 1 + dice.below(records - 1);
+            let place = 1 + rng.below(records - 1);
             data.copy_within(at(place + 1)..end, at(place));
             end - RECORD
         }
         3 if records > 2 => {
-            let (one, other) = (1 + dice.below(records - 1), 1 + dice.below(records - 1));
+            let (one, other) = (1 + rng.below(records - 1), 1 + rng.below(records - 1));
             for index in 0..RECORD {
                 data.swap(at(one) + index, at(other) + index);
             }
@@ -83,15 +83,15 @@ pub fn mutate(
         }
         // A few bytes of one step.
         4..7 => {
-            let place = at(dice.below(records));
-            for _ in 0..=dice.below(3) {
-                let index = dice.below(RECORD) * dice.below(RECORD) / RECORD;
-                data[place + index] = dice.below(256) as u8;
+            let place = at(rng.below(records));
+            for _ in 0..=rng.below(3) {
+                let index = rng.below(RECORD) * rng.below(RECORD) / RECORD;
+                data[place + index] = rng.below(256) as u8;
             }
             end
         }
         _ => {
-            let place = at(dice.below(records));
+            let place = at(rng.below(records));
             let mut record = [0; RECORD];
             record.copy_from_slice(&data[place..place + RECORD]);
             let changed = inner(&mut record, RECORD, RECORD).min(RECORD);
@@ -104,10 +104,10 @@ pub fn mutate(
 
 /// Crosses two programs over between steps. Returns the size of the new one.
 pub fn cross_over(one: &[u8], other: &[u8], out: &mut [u8], seed: u32) -> usize {
-    let mut dice = Dice(u64::from(seed) << 16 | 0x79b9);
+    let mut rng = Rng(u64::from(seed) << 16 | 0x79b9);
     let (ones, others) = (one.len() / RECORD, other.len() / RECORD);
-    let head = 1 + dice.below(ones);
-    let tail = 1 + dice.below(others);
+    let head = 1 + rng.below(ones);
+    let tail = 1 + rng.below(others);
     let head = &one[..(head * RECORD).min(one.len())];
     let tail = &other[(tail * RECORD).min(other.len())..];
     let head = &head[..head.len().min(out.len())];

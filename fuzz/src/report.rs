@@ -1,7 +1,7 @@
 //! What a crash says: the program, step by step with what came of each, and a test that repeats
 //! it.
 
-use crate::stage::{is_traced, traced};
+use crate::trace::{is_traced, traced};
 use crate::{allocator, grammar, wire, write_buffer};
 use std::cell::RefCell;
 use std::fmt::Debug;

@@ -6,7 +6,7 @@
 //! two processes that sleep; what messages point to lies in a stretch of memory at [`SHARED`] that
 //! they have in common with us. Whatever address a message names, it is in one of them.
 
-use crate::stage::trace;
+use crate::trace::trace;
 use fakebinder::binder::Stats;
 use fakebinder::device::options::MountOptions;
 use fakebinder::device::session::{Door, Session};

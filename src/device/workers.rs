@@ -261,18 +261,17 @@ mod tests {
     use std::sync::mpsc;
 
     /// Every STATFS is stuck until the gate opens; a GETATTR is answered at once.
+    #[allow(clippy::disallowed_types, reason = "no thread of the daemon's holds it with another")]
     struct Stuck {
-        open: Mutex<bool, rank::Simulated>,
-        opened: Condvar,
+        open: std::sync::Mutex<bool>,
+        opened: std::sync::Condvar,
     }
 
     impl Door for Stuck {
         fn request(&self, _: Header, request: Request<'_>, responder: Responder) {
             if request == Request::StatFs {
-                let mut open = self.open.lock();
-                while !*open {
-                    self.opened.wait(&mut open);
-                }
+                let open = self.open.lock().unwrap();
+                drop(self.opened.wait_while(open, |open| !*open).unwrap());
             }
             responder.done();
         }
@@ -282,7 +281,7 @@ mod tests {
     fn scene() -> (OwnedFd, Arc<Pool>, Arc<Stuck>, mpsc::Receiver<()>) {
         let (kernel, ours) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::empty()).unwrap();
-        let door = Arc::new(Stuck { open: Mutex::new(false), opened: Condvar::new() });
+        let door = Arc::new(Stuck { open: false.into(), opened: Default::default() });
         let limits = Limits { least: 2, most: 5, stuck: Duration::from_millis(20) };
         let (tell, ended) = mpsc::channel();
         let on_end = Box::new(move || tell.send(()).unwrap());
@@ -316,7 +315,7 @@ mod tests {
         assert_eq!(first.unique, 8, "answered past three stuck workers");
         assert!(pool.workers.load(SeqCst) >= 4);
 
-        *door.open.lock() = true;
+        *door.open.lock().unwrap() = true;
         door.opened.notify_all();
         for _ in 0..3 {
             nix::unistd::read(&kernel, &mut buffer).unwrap();
@@ -339,7 +338,7 @@ mod tests {
         wait_until("five workers", || pool.workers.load(SeqCst) == 5);
         std::thread::sleep(Duration::from_millis(100));
         assert_eq!(pool.workers.load(SeqCst), 5);
-        *door.open.lock() = true;
+        *door.open.lock().unwrap() = true;
         door.opened.notify_all();
         let mut buffer = [0; 64];
         for _ in 0..20 {

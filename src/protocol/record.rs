@@ -27,21 +27,21 @@ pub struct Reader<'a>(pub &'a [u8]);
 impl Reader<'_> {
     /// Four bytes.
     pub fn u32(&mut self) -> u32 {
-        self.next()
+        self.record()
     }
 
     /// Four bytes.
     pub fn i32(&mut self) -> i32 {
-        self.next()
+        self.record()
     }
 
     /// Eight bytes.
     pub fn u64(&mut self) -> u64 {
-        self.next()
+        self.record()
     }
 
     /// A record; all zeros where too few bytes are left.
-    pub fn next<T: Record>(&mut self) -> T {
+    pub fn record<T: Record>(&mut self) -> T {
         let (record, rest) = T::take(self.0).unwrap_or((T::new_zeroed(), &[]));
         self.0 = rest;
         record

@@ -22,7 +22,7 @@ use std::io::{BufRead, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Nothing that a test waits for takes so long.
@@ -496,21 +496,24 @@ pub fn library(name: &str) -> PathBuf {
 
 /// A client program of the workspace, built.
 pub fn program(name: &str) -> PathBuf {
-    static BUILT: OnceLock<()> = OnceLock::new();
+    static BUILT: Mutex<Vec<&str>> = Mutex::new(Vec::new());
     let directory = Path::new(DAEMON).parent().expect("a program lies in a directory");
-    BUILT.get_or_init(|| {
-        if std::env::var_os("FAKEBINDER_BUILT").is_some() {
-            return;
-        }
+    let package = match name {
+        "fb-conformance" | "fb-differ" => "fakebinder-conformance",
+        "libfakebinder_preload.so" => "fakebinder-preload",
+        _ => "fakebinder-client",
+    };
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    if !built.contains(&package) && std::env::var_os("FAKEBINDER_BUILT").is_none() {
         // Cargo builds the programs of the package under test only, and these are another's.
         let mut cargo = Command::new(option_env!("CARGO").unwrap_or("cargo"));
-        cargo.args(["build", "--quiet", "-p", "fakebinder-client", "-p", "fakebinder-preload"]);
-        cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
+        cargo.args(["build", "--quiet", "-p", package]).current_dir(env!("CARGO_MANIFEST_DIR"));
         if directory.file_name() == Some(OsStr::new("release")) {
             cargo.arg("--release");
         }
         assert!(cargo.status().expect("cargo is here").success(), "the client programs build");
-    });
+        built.push(package);
+    }
     directory.join(name)
 }
 

@@ -5,8 +5,8 @@ use fakebinder::Errno;
 use fakebinder::protocol::command::Command;
 use fakebinder::protocol::object::{BufferObject, Object};
 use fakebinder::protocol::returns::Return;
-use fakebinder::sim::MAPPING;
 use fakebinder::uapi::{self, TF_CLEAR_BUF};
+use fakebinder_sim::MAPPING;
 
 #[test]
 fn data_offsets_and_scatter_gather_are_each_rounded_up_to_8_bytes() {
@@ -190,7 +190,7 @@ fn freeing_a_buffer_that_was_not_handed_out_is_ignored() {
 
 #[test]
 fn freeing_without_a_mapping_is_ignored() {
-    let world = fakebinder::sim::World::default();
+    let world = fakebinder_sim::World::default();
     let sim = world.open_unmapped("binder", 1);
     sim.main().write(&[Command::FreeBuffer(0)]);
     end(&world, [sim]);

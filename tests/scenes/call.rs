@@ -6,8 +6,8 @@ use fakebinder::protocol::command::Command;
 use fakebinder::protocol::object::{FlatObject, Object};
 use fakebinder::protocol::record::Record;
 use fakebinder::protocol::returns::Return;
-use fakebinder::sim::Sim;
 use fakebinder::uapi::{self, TF_ONE_WAY};
+use fakebinder_sim::Sim;
 
 #[test]
 fn a_call_and_its_answer() {
@@ -120,7 +120,7 @@ fn a_dying_target_answers_with_dead_reply() {
 
 #[test]
 fn a_target_without_a_mapping_fails_that_call_alone() {
-    let world = fakebinder::sim::World::default();
+    let world = fakebinder_sim::World::default();
     let manager = world.open_unmapped("binder", 100);
     manager.main().become_manager();
     let client = world.open(200);

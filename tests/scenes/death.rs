@@ -4,8 +4,8 @@ use crate::support::*;
 use fakebinder::protocol::command::Command;
 use fakebinder::protocol::record::HandleCookie;
 use fakebinder::protocol::returns::Return;
-use fakebinder::sim::{Sim, World};
 use fakebinder::uapi;
+use fakebinder_sim::{Sim, World};
 
 const COOKIE: u64 = 0xc0;
 const DEAD: Return = Return::DeadBinder(COOKIE);

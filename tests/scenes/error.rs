@@ -5,8 +5,8 @@ use fakebinder::Errno;
 use fakebinder::protocol::command::Command;
 use fakebinder::protocol::record::Reader;
 use fakebinder::protocol::returns::Return;
-use fakebinder::sim::SimThread;
 use fakebinder::uapi;
+use fakebinder_sim::SimThread;
 
 const NONE: (u32, i32) = (uapi::BR_OK, 0);
 

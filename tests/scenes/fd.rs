@@ -7,8 +7,8 @@ use fakebinder::protocol::command::Command;
 use fakebinder::protocol::object::{BufferObject, FdArrayObject, FlatObject, Object};
 use fakebinder::protocol::record::{PtrCookie, TransactionData};
 use fakebinder::protocol::returns::Return;
-use fakebinder::sim::{Sim, SimFile, SimThread, World};
 use fakebinder::uapi::{self, BINDER_BUFFER_FLAG_HAS_PARENT, FLAT_BINDER_FLAG_ACCEPTS_FDS};
+use fakebinder_sim::{Sim, SimFile, SimThread, World};
 use std::sync::Arc;
 
 /// A manager that accepts descriptors, and a client that has some.

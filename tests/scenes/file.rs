@@ -9,8 +9,8 @@ use fakebinder::protocol::record::HandleCookie;
 use fakebinder::protocol::record::Record;
 use fakebinder::protocol::returns::Return;
 use fakebinder::shrinker::MemoryConfig;
-use fakebinder::sim::{MAPPING, Sim, World};
 use fakebinder::uapi;
+use fakebinder_sim::{MAPPING, Sim, World};
 
 #[test]
 fn two_opens_by_one_process_are_two_processes() {
@@ -173,7 +173,7 @@ fn a_release_leaves_nothing_behind() {
         Command::RequestDeathNotification(watch(found)),
         Command::RequestFreezeNotification(watch(found)),
     ]);
-    client.add_file(7, fakebinder::sim::SimFile(1));
+    client.add_file(7, fakebinder_sim::SimFile(1));
     // A call that nobody takes, one-way calls in line, a buffer that nobody frees.
     let calling = call(third.main(), found, 1, b"");
     let in_line = client.main();

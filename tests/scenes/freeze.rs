@@ -4,8 +4,8 @@ use crate::support::*;
 use fakebinder::Errno;
 use fakebinder::protocol::command::Command;
 use fakebinder::protocol::returns::Return;
-use fakebinder::sim::{Pending, Sim};
 use fakebinder::uapi::{self, TF_UPDATE_TXN};
+use fakebinder_sim::{Pending, Sim};
 
 /// Anybody freezes or thaws a process, by its pid.
 fn freeze(by: &Sim, pid: i32, enable: u32, timeout_ms: u32) -> Pending {
@@ -421,7 +421,7 @@ fn tf_update_txn_replaces_the_pending_call_of_the_same_kind() {
     assert_eq!(lengths(&manager), [0, 5, 6], "the old one's buffer is free again");
     assert_eq!(world.stats().transactions, 2);
     thawed(&client, 100);
-    manager.main().write(&[Command::FreeBuffer(fakebinder::sim::MAPPING)]);
+    manager.main().write(&[Command::FreeBuffer(fakebinder_sim::MAPPING)]);
     let first = take(manager.main());
     assert_eq!((first.code, manager.data(&first)), (8, b"other".to_vec()));
     free(&manager, &first);

@@ -5,8 +5,8 @@ use fakebinder::Errno;
 use fakebinder::protocol::command::Command;
 use fakebinder::protocol::record::HandleCookie;
 use fakebinder::protocol::returns::Return;
-use fakebinder::sim::{Sim, World};
 use fakebinder::uapi;
+use fakebinder_sim::{Sim, World};
 
 const COOKIE: u64 = 0xf0;
 const FROZEN: Return = Return::FrozenBinder { cookie: COOKIE, is_frozen: true };

@@ -2,8 +2,8 @@
 
 use crate::support::*;
 use fakebinder::Errno;
-use fakebinder::sim::World;
 use fakebinder::uapi;
+use fakebinder_sim::World;
 
 #[test]
 fn the_protocol_version_is_8() {

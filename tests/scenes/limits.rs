@@ -10,14 +10,14 @@ use fakebinder::protocol::record::HandleCookie;
 use fakebinder::protocol::returns::Return;
 use fakebinder::quota::{User, UserLimits, What};
 use fakebinder::shrinker::MemoryConfig;
-use fakebinder::sim::{Sim, SimFile, World};
 use fakebinder::uapi;
+use fakebinder_sim::{Sim, SimFile, World};
 use std::sync::Arc;
 
 /// A manager that accepts descriptors, a client that will go too far, and one that will not.
 struct Crowd {
     pair: Pair,
-    modest: fakebinder::sim::Sim,
+    modest: fakebinder_sim::Sim,
 }
 
 fn crowd(limits: Limits) -> Crowd {

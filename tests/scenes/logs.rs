@@ -4,8 +4,8 @@
 use crate::support::*;
 use fakebinder::protocol::command::Command;
 use fakebinder::protocol::record::HandleCookie;
-use fakebinder::sim::World;
 use fakebinder::uapi;
+use fakebinder_sim::World;
 
 /// Everything that can wait: calls of both kinds, a held buffer, notices of a node, a death and a freeze.
 #[test]

@@ -4,8 +4,8 @@ use crate::support::*;
 use fakebinder::protocol::command::Command;
 use fakebinder::protocol::record::{HandleCookie, WriteRead};
 use fakebinder::protocol::returns::Return;
-use fakebinder::sim::{Pending, Sim, SimThread};
 use fakebinder::uapi;
+use fakebinder_sim::{Pending, Sim, SimThread};
 
 fn set_max_threads(sim: &Sim, max: u32) {
     sim.main().call(uapi::BINDER_SET_MAX_THREADS, &max.to_ne_bytes()).unwrap();

@@ -5,8 +5,8 @@ use fakebinder::Errno;
 use fakebinder::protocol::command::Command;
 use fakebinder::protocol::object::{FlatObject, Object};
 use fakebinder::protocol::returns::Return;
-use fakebinder::sim::{Sim, World};
 use fakebinder::uapi;
+use fakebinder_sim::{Sim, World};
 
 fn become_manager(sim: &Sim) -> Result<(), Errno> {
     sim.main().call(uapi::BINDER_SET_CONTEXT_MGR, &[0; 4]).map(drop)
@@ -61,7 +61,7 @@ fn set_context_mgr_ext_keeps_pointer_cookie_and_flags() {
         FlatObject { flags: uapi::FLAT_BINDER_FLAG_ACCEPTS_FDS | 5, binder: 0xaa0, cookie: 0xbb0 };
     assert_eq!(become_manager_with(&manager, flat), Ok(()));
     let client = open(&world, 200);
-    client.add_file(3, fakebinder::sim::SimFile(1));
+    client.add_file(3, fakebinder_sim::SimFile(1));
     assert_eq!(post_with(client.main(), 0, &[fd(3)]), [Return::TransactionComplete]);
     let received = take(manager.main());
     assert_eq!((received.target, received.cookie), (0xaa0, 0xbb0));

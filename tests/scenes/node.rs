@@ -6,8 +6,8 @@ use fakebinder::protocol::command::Command;
 use fakebinder::protocol::object::{FlatObject, Object};
 use fakebinder::protocol::record::{PtrCookie, Reader};
 use fakebinder::protocol::returns::Return;
-use fakebinder::sim::SimThread;
 use fakebinder::uapi;
+use fakebinder_sim::SimThread;
 
 /// BINDER_GET_NODE_DEBUG_INFO: pointer, cookie, strong, weak.
 fn node_after(thread: SimThread<'_>, ptr: u64) -> (u64, u64, u32, u32) {
@@ -198,7 +198,7 @@ fn a_node_keeps_the_flags_of_its_first_appearance() {
     let received = take(manager.main());
     let [Object::Handle { flat, .. }] = manager.objects(&received)[..] else { panic!() };
     assert_eq!((flat.flags, flat.cookie), (flags, 0), "the object's flags are passed on");
-    manager.add_file(3, fakebinder::sim::SimFile(1));
+    manager.add_file(3, fakebinder_sim::SimFile(1));
     assert_eq!(post_with(manager.main(), held, &[fd(3)]), [Return::FailedReply]);
     assert_eq!(error(manager.main()), failed(Errno::EPERM));
     end(&world, [client, manager]);

@@ -6,7 +6,7 @@ use fakebinder::protocol::command::Command;
 use fakebinder::protocol::object::{FlatObject, Object};
 use fakebinder::protocol::record::{Put, TransactionData};
 use fakebinder::protocol::returns::Return;
-use fakebinder::sim::{Sim, SimThread};
+use fakebinder_sim::{Sim, SimThread};
 
 /// Sends data with offsets of one's own; what the sender's extended error says.
 #[track_caller]
@@ -157,7 +157,7 @@ fn a_failed_translation_undoes_what_it_had_done() {
     let Pair { world, manager, client } = pair();
     let held = offer(&client, &manager, 0x10);
     let before = world.stats();
-    client.add_file(3, fakebinder::sim::SimFile(1));
+    client.add_file(3, fakebinder_sim::SimFile(1));
     let told =
         post_with(client.main(), 0, &[binder(0x20), binder(0x10), weak_binder(0x30), handle(99)]);
     assert_eq!(told, [Return::FailedReply]);

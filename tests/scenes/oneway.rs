@@ -3,8 +3,8 @@
 use crate::support::*;
 use fakebinder::Errno;
 use fakebinder::protocol::returns::Return;
-use fakebinder::sim::{Sim, SimThread};
 use fakebinder::uapi;
+use fakebinder_sim::{Sim, SimThread};
 
 const HALF: usize = 64 << 10;
 
@@ -67,7 +67,7 @@ fn a_call_overtakes_one_way_calls_that_wait_in_line() {
 #[test]
 fn a_target_that_dies_takes_its_one_way_calls_along() {
     let Pair { world, manager, client } = pair();
-    client.add_file(3, fakebinder::sim::SimFile(1));
+    client.add_file(3, fakebinder_sim::SimFile(1));
     (1..=3).for_each(|code| assert_eq!(post(client.main(), 0, code, b"").len(), 1));
     manager.release();
     assert_eq!(client.main().drain(), []);

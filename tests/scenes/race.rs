@@ -6,8 +6,8 @@ use fakebinder::protocol::command::Command;
 use fakebinder::protocol::record::IntoBytes;
 use fakebinder::protocol::record::{TransactionData, WriteRead};
 use fakebinder::protocol::returns::Return;
-use fakebinder::sim::{MAPPING, Pending, Sim, SimThread, World};
 use fakebinder::uapi;
+use fakebinder_sim::{MAPPING, Pending, Sim, SimThread, World};
 use std::sync::Barrier;
 
 /// A message whose copying sets something off.

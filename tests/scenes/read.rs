@@ -7,8 +7,8 @@ use fakebinder::protocol::command::Command;
 use fakebinder::protocol::record::Record;
 use fakebinder::protocol::record::{HandleCookie, TransactionData, WriteRead};
 use fakebinder::protocol::returns::Return;
-use fakebinder::sim::{Pending, SimThread};
 use fakebinder::uapi::TF_ONE_WAY;
+use fakebinder_sim::{Pending, SimThread};
 
 /// Reads with a buffer of `size` bytes.
 fn read_with(thread: SimThread<'_>, size: u64) -> Pending {

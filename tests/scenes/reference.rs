@@ -4,8 +4,8 @@ use crate::support::*;
 use fakebinder::Errno;
 use fakebinder::protocol::command::Command;
 use fakebinder::protocol::returns::Return;
-use fakebinder::sim::{Sim, World};
 use fakebinder::uapi;
+use fakebinder_sim::{Sim, World};
 
 fn references(world: &World) -> usize {
     world.stats().references

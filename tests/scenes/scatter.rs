@@ -6,8 +6,8 @@ use fakebinder::protocol::command::Command;
 use fakebinder::protocol::object::{BufferObject, Object};
 use fakebinder::protocol::record::TransactionData;
 use fakebinder::protocol::returns::Return;
-use fakebinder::sim::{Sim, SimThread};
 use fakebinder::uapi::BINDER_BUFFER_FLAG_HAS_PARENT;
+use fakebinder_sim::{Sim, SimThread};
 
 /// A buffer without a parent.
 fn buffer(sim: &Sim, bytes: &[u8]) -> Object {

@@ -4,7 +4,7 @@ use crate::support::*;
 use fakebinder::protocol::command::Command;
 use fakebinder::protocol::record::HandleCookie;
 use fakebinder::protocol::returns::Return;
-use fakebinder::sim::{ARENA, Sim};
+use fakebinder_sim::{ARENA, Sim};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Arc;

@@ -5,8 +5,8 @@ use fakebinder::Errno;
 use fakebinder::protocol::command::Command;
 use fakebinder::protocol::object::{FlatObject, Object};
 use fakebinder::protocol::returns::Return;
-use fakebinder::sim::{Pending, Sim, World};
 use fakebinder::uapi::{self, FLAT_BINDER_FLAG_TXN_SECURITY_CTX};
+use fakebinder_sim::{Pending, Sim, World};
 
 const LABEL: &[u8] = b"u:r:scene:s0\0";
 

@@ -5,8 +5,8 @@ use fakebinder::Errno;
 use fakebinder::protocol::command::Command;
 use fakebinder::protocol::record::WriteRead;
 use fakebinder::protocol::returns::Return;
-use fakebinder::sim::{Pending, Sim, World};
 use fakebinder::uapi;
+use fakebinder_sim::{Pending, Sim, World};
 
 /// Three processes that can call each other in a row: client -> manager -> third -> client.
 struct Ring {
@@ -285,7 +285,7 @@ fn a_caller_that_dies_with_its_reply_unread_leaves_nothing() {
     calling.interrupt();
     let received = take(manager.main());
     free(&manager, &received);
-    client.add_file(5, fakebinder::sim::SimFile(1));
+    client.add_file(5, fakebinder_sim::SimFile(1));
     answer_with(manager.main().nonblock(), &[binder(0x99)]);
     assert_eq!(world.stats().transactions, 1);
     client.release();

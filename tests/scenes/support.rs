@@ -5,8 +5,8 @@ use fakebinder::protocol::command::Command;
 use fakebinder::protocol::object::{FlatObject, Object};
 use fakebinder::protocol::record::{PtrCookie, Reader, TransactionData};
 use fakebinder::protocol::returns::Return;
-use fakebinder::sim::{Pending, Sim, SimThread, World};
 use fakebinder::uapi::{self, TF_ONE_WAY};
+use fakebinder_sim::{Pending, Sim, SimThread, World};
 
 /// A driver with a context manager (pid 100) that waits in a read, and a client (pid 200).
 pub struct Stage {

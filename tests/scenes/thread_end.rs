@@ -8,8 +8,8 @@ use fakebinder::protocol::command::Command;
 use fakebinder::protocol::record::WriteRead;
 use fakebinder::protocol::returns::Return;
 use fakebinder::shrinker::MemoryConfig;
-use fakebinder::sim::{Pending, Sim, SimThread, World};
 use fakebinder::uapi;
+use fakebinder_sim::{Pending, Sim, SimThread, World};
 
 /// Whether the device tells of a thread's end, or has to be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,8 +8,8 @@ use fakebinder::protocol::command::Command;
 use fakebinder::protocol::record::Record;
 use fakebinder::protocol::record::{HandleCookie, WriteRead};
 use fakebinder::protocol::returns::Return;
-use fakebinder::sim::{ARENA, SimThread};
 use fakebinder::uapi;
+use fakebinder_sim::{ARENA, SimThread};
 
 /// Writes raw bytes; the result, and how many of them were consumed.
 fn write_bytes(thread: SimThread<'_>, bytes: &[u8]) -> (Result<i32, Errno>, u64) {

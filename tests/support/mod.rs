@@ -1,6 +1,5 @@
-//! A client for tests: another process that has mapped a buffer file, and does what it is told.
-//!
-//! The process is the running program again, told by [`CLIENT`] to call [`client_main`].
+//! A client of the allocator: a child process that has mapped a buffer file, and does what it is
+//! told.
 #![allow(dead_code, reason = "no test uses all of it")]
 
 #[path = "../common/skip.rs"]
@@ -11,15 +10,11 @@ use fakebinder::alloc::{Alloc, Buffer, Request};
 use fakebinder::client_mem::{ClientMemory, SharedSlice};
 use fakebinder::mm_shim::{ClientMm, Features, MappingKind, create_memfd};
 use fakebinder::shrinker::Memory;
-use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-
-/// Set in the environment of a client process.
-pub const CLIENT: &str = "FAKEBINDER_TEST_CLIENT";
+use fakebinder_sim::child::{Child, Plan};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::sync::{Arc, Mutex};
 
 /// What kernels have and have not.
 pub const KERNELS: [Features; 4] = [
@@ -29,8 +24,6 @@ pub const KERNELS: [Features; 4] = [
     Features { userfault: false, procmap_query: false },
 ];
 
-const SOCKET: i32 = 3;
-const FILE: i32 = 4;
 const PAGE: usize = 4096;
 
 /// A synchronous request of `size` bytes of data.
@@ -91,19 +84,10 @@ impl ClientMemory for ByProcessVm {
     }
 }
 
-#[repr(u8)]
-enum Op {
-    Peek,
-    Munmap,
-    Impostor,
-    Remap,
-    Writable,
-}
-
 /// A client process.
 pub struct Client {
-    child: Child,
-    socket: UnixStream,
+    child: Mutex<Child>,
+    pid: Pid,
     pub address: u64,
     pub size: usize,
     /// Our number of its buffer file, for [`resident`].
@@ -113,84 +97,62 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client with `size` bytes mapped, whose allocator knows it. `arguments` make the running
-    /// program call [`client_main`].
-    pub fn start(arguments: &[&str], size: usize, memory: &Arc<Memory>) -> Client {
-        let client = Self::start_unknown(arguments, size, memory, Features::ALL);
+    /// A client with `size` bytes mapped, whose allocator knows it.
+    pub fn start(size: usize, memory: &Arc<Memory>) -> Client {
+        let client = Self::start_unknown(size, memory, Features::ALL);
         client.alloc.mmap_handler(client.address, client.size).expect("the first mapping");
         client
     }
 
     /// A client that has mapped its buffer and told nobody, on a kernel that has these features.
-    pub fn start_unknown(
-        arguments: &[&str],
-        size: usize,
-        memory: &Arc<Memory>,
-        features: Features,
-    ) -> Client {
+    pub fn start_unknown(size: usize, memory: &Arc<Memory>, features: Features) -> Client {
         let file = create_memfd("fakebinder-test").expect("a buffer file");
-        let (ours, theirs) = UnixStream::pair().expect("a socket pair");
-        let (socket, read_only) = (theirs.as_raw_fd(), file.read_only.as_raw_fd());
-        let mut command = Command::new(std::env::current_exe().expect("our own program"));
-        command
-            .args(arguments)
-            .env(CLIENT, size.to_string())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null());
-        // SAFETY: nothing but async-signal-safe system calls. The numbers are moved out of the
-        // way first, since either may be the other's place.
-        unsafe {
-            command.pre_exec(move || {
-                let (socket, file) = (
-                    libc::fcntl(socket, libc::F_DUPFD, 10),
-                    libc::fcntl(read_only, libc::F_DUPFD, 10),
-                );
-                (libc::dup2(socket, SOCKET) == SOCKET && libc::dup2(file, FILE) == FILE)
-                    .then_some(())
-                    .ok_or_else(std::io::Error::last_os_error)?;
-                libc::close(socket);
-                libc::close(file);
-                Ok(())
-            });
-        }
-        let child = command.spawn().expect("a client process");
-        let pid = child.id() as i32;
+        let plan = Plan { files: &[file.read_only.as_fd()], ..Plan::default() };
+        let child = Child::start(&plan).expect("a client process");
+        let pid = child.pid();
         // SAFETY: takes no pointer; the descriptor is new and ours.
-        let pidfd =
-            unsafe { OwnedFd::from_raw_fd(libc::syscall(libc::SYS_pidfd_open, pid, 0) as i32) };
+        let pidfd = unsafe {
+            OwnedFd::from_raw_fd(libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) as i32)
+        };
         let memfd = file.memfd.try_clone().expect("another descriptor");
         // As a file of the FUSE door is known, which its client maps without a word.
         let stat = nix::sys::stat::fstat(&memfd).expect("a file");
         let kind = MappingKind::FuseFile { dev: stat.st_dev, ino: stat.st_ino };
-        let mm = ClientMm::with_features(pid, Arc::new(pidfd), file.memfd, kind, features)
+        let mm = ClientMm::with_features(pid.as_raw(), Arc::new(pidfd), file.memfd, kind, features)
             .expect("an mm");
         let alloc = Alloc::new(mm.clone(), memory);
-        let mut client = Client { child, socket: ours, address: 0, size, memfd, mm, alloc };
-        client.address = client.answer();
+        let mut client =
+            Client { child: Mutex::new(child), pid, address: 0, size, memfd, mm, alloc };
+        client.address = client.map(0, libc::PROT_READ, Some(0));
         client
     }
 
-    fn answer(&mut self) -> u64 {
-        let mut word = [0; 8];
-        self.socket.read_exact(&mut word).expect("an answer of the client");
-        u64::from_ne_bytes(word)
+    /// It makes a system call.
+    fn call(&self, number: i64, args: &[u64]) -> u64 {
+        let child = self.child.lock().expect("no panic");
+        child.threads[0].system_call(number, args).expect("a system call of the client") as u64
     }
 
-    fn ask(&mut self, op: Op, offset: u64, len: u64) {
-        let words = [op as u64, offset, len].map(u64::to_ne_bytes).concat();
-        self.socket.write_all(&words).expect("the client listens");
+    /// It maps its buffer file from an offset on, or memory without a file: over what is at `at`,
+    /// or where the kernel likes.
+    fn map(&self, at: u64, protection: i32, offset: Option<u64>) -> u64 {
+        let file = self.child.lock().expect("no panic").files[0];
+        let (kind, file) = offset.map_or((libc::MAP_ANONYMOUS, -1), |_| (0, file));
+        let place = if at == 0 { 0 } else { libc::MAP_FIXED };
+        let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE | kind | place;
+        let (protection, flags, file) = (protection as u64, flags as u64, file as u64);
+        let offset = offset.unwrap_or(0);
+        self.call(libc::SYS_mmap, &[at, self.size as u64, protection, flags, file, offset])
     }
 
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.pid.as_raw() as u32
     }
 
     /// What the client reads in its mapping.
     pub fn peek(&mut self, address: u64, len: usize) -> Vec<u8> {
-        self.ask(Op::Peek, address - self.address, len as u64);
-        let mut bytes = vec![0; len];
-        self.socket.read_exact(&mut bytes).expect("an answer of the client");
-        bytes
+        let child = self.child.get_mut().expect("no panic");
+        child.peek(address, len).expect("the client's memory")
     }
 
     /// What it reads in one of its buffers.
@@ -199,36 +161,31 @@ impl Client {
     }
 
     pub fn munmap(&mut self) {
-        self.ask(Op::Munmap, 0, self.size as u64);
-        self.answer();
+        self.call(libc::SYS_munmap, &[self.address, self.size as u64]);
     }
 
     /// Unmaps its buffer and maps other memory at the same address.
     pub fn map_impostor(&mut self) {
-        self.ask(Op::Impostor, 0, self.size as u64);
-        self.answer();
+        self.map(self.address, libc::PROT_READ, None);
     }
 
     /// Maps its buffer file over the old mapping, from `offset` of the file.
     pub fn remap(&mut self, offset: u64) {
-        self.ask(Op::Remap, offset, self.size as u64);
-        self.answer();
+        self.map(self.address, libc::PROT_READ, Some(offset));
     }
 
     /// Maps a writable private copy instead.
     pub fn map_writable(&mut self) {
-        self.ask(Op::Writable, 0, self.size as u64);
-        self.answer();
+        self.map(self.address, libc::PROT_READ | libc::PROT_WRITE, Some(0));
     }
 
     /// Kills it, and waits until it is gone.
     pub fn kill(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.child.get_mut().expect("no panic").kill();
     }
 
     pub fn kill_without_waiting(&mut self) {
-        let _ = self.child.kill();
+        let _ = nix::sys::signal::kill(self.pid, Signal::SIGKILL);
     }
 
     /// Pages of its buffer file that exist.
@@ -254,76 +211,9 @@ impl Client {
     }
 }
 
-impl Drop for Client {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
 /// Pages of a file that exist, by its block count (a page of a memfd is 8 blocks).
 pub fn resident(file: &OwnedFd) -> usize {
     nix::sys::stat::fstat(file).expect("a file").st_blocks as usize / 8
-}
-
-/// What a client process does. Returns in other processes.
-pub fn client_main() {
-    let Ok(size) = std::env::var(CLIENT) else {
-        return;
-    };
-    let size: usize = size.parse().expect("a size");
-    // SAFETY: our parent has put them there for us.
-    let mut socket = unsafe { UnixStream::from_raw_fd(SOCKET) };
-    let map = |at: usize, flags: i32, protection: i32, fd: i32, offset: u64| {
-        let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE | flags;
-        // SAFETY: at a place of the kernel's choice, or over the one that it has chosen before.
-        let address =
-            unsafe { libc::mmap(at as *mut _, size, protection, flags, fd, offset as i64) };
-        assert_ne!(address, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
-        address as usize
-    };
-    let address = map(0, 0, libc::PROT_READ, FILE, 0);
-    let mut word = (address as u64).to_ne_bytes();
-    loop {
-        if socket.write_all(&word).is_err() {
-            std::process::exit(0);
-        }
-        let mut words = [0u8; 24];
-        loop {
-            if socket.read_exact(&mut words).is_err() {
-                std::process::exit(0);
-            }
-            let word =
-                |at: usize| u64::from_ne_bytes(words[at..at + 8].try_into().expect("8 bytes"));
-            let (op, offset, len) = (word(0), word(8), word(16) as usize);
-            if op == Op::Peek as u64 {
-                let mut bytes = vec![0u8; len];
-                // SAFETY: the parent asks for bytes of the mapping only; they may change while we
-                // copy them, so through a raw pointer.
-                unsafe {
-                    std::ptr::copy(
-                        (address + offset as usize) as *const u8,
-                        bytes.as_mut_ptr(),
-                        len,
-                    )
-                };
-                if socket.write_all(&bytes).is_err() {
-                    std::process::exit(0);
-                }
-                continue;
-            } else if op == Op::Munmap as u64 {
-                // SAFETY: nobody here has a reference into it.
-                unsafe { libc::munmap(address as *mut _, len) };
-            } else if op == Op::Impostor as u64 {
-                map(address, libc::MAP_FIXED | libc::MAP_ANONYMOUS, libc::PROT_READ, -1, 0);
-            } else if op == Op::Remap as u64 {
-                map(address, libc::MAP_FIXED, libc::PROT_READ, FILE, offset);
-            } else if op == Op::Writable as u64 {
-                map(address, libc::MAP_FIXED, libc::PROT_READ | libc::PROT_WRITE, FILE, 0);
-            }
-            break;
-        }
-        word = [0; 8];
-    }
 }
 
 /// Where a buffer's pages are, as indices.

@@ -33,7 +33,7 @@ impl Stage {
                 let (process, tid) = (role.process.clone(), role.tid(actor.thread() % THREADS));
                 Box::new(move || {
                     if let Some(slot) = slot {
-                        slot.interrupted.store(true, Ordering::Relaxed);
+                        slot.set_interrupted(true);
                     }
                     process.interrupt(tid);
                 })
@@ -142,7 +142,7 @@ impl Stage {
             cmd,
             arg: arg.into(),
             memory: role.view.clone(),
-            reply: Box::new(Answer(slot)),
+            reply: Box::new(SimReply(slot)),
         };
         let process = role.process.clone();
         Box::new(move || drop(process.ioctl(call)))

@@ -175,10 +175,10 @@ impl Stage {
                     SentObject::Handle { identity, strong }
                 }
                 Object::File { fd } => {
-                    let fd = fd.of(&r.actress.fds()).unwrap_or(99);
+                    let fd = fd.of(&r.client.fds()).unwrap_or(99);
                     let object = BcObject::Fd { pad_flags: 0, fd: fd as u32, cookie: 3 };
                     object.encode(&mut data);
-                    SentObject::File { number: r.actress.paper(fd) }
+                    SentObject::File { number: file_number(&r.client, fd) }
                 }
                 Object::Buffer { length, parent: within } => {
                     let length = u64::from(*length);
@@ -201,14 +201,14 @@ impl Stage {
                 }
                 Object::FileArray { files, parent: within } => {
                     let (parent, address, at) = parent(within).unwrap_or((9, 0, 0));
-                    let fds = r.actress.fds();
+                    let fds = r.client.fds();
                     let mut numbers = Vec::new();
                     for index in 0..u64::from(files % 4) {
                         let fd = *fds.get(index as usize % fds.len().max(1)).unwrap_or(&99);
                         let place = address.wrapping_add(at + 4 * index);
                         // Into a buffer that is there; else the message is not honest.
                         let _ = r.arena.write(place, &fd.to_ne_bytes());
-                        numbers.push(r.actress.paper(fd));
+                        numbers.push(file_number(&r.client, fd));
                     }
                     let array = FdArrayObject {
                         pad: 0,

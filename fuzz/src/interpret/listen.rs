@@ -9,7 +9,7 @@ impl Stage {
     pub(super) fn attend(&mut self) {
         let mut reads = Vec::new();
         for role in 0..self.roles.len() {
-            for thread in 0..=ATTENDANT {
+            for thread in 0..=READER {
                 let running = &mut self.roles[role].threads[thread].running;
                 let Some(ended) = running.as_ref().and_then(|running| running.slot.take()) else {
                     continue;
@@ -196,7 +196,7 @@ impl Stage {
         let receiver = Receiver {
             process: &r.process,
             mm: &r.mm,
-            actress: &r.actress,
+            client: &r.client,
             pid: r.pid,
             nodes: r.nodes(),
             dropped: &r.dropped,
@@ -217,7 +217,7 @@ impl Stage {
             return;
         }
         let sent = &self.ledger.sent[(data.code >> 2) as usize];
-        let expected = self.roles[sent.by.0].actress.security_context.clone();
+        let expected = security_context(self.roles[sent.by.0].pid);
         let expected = expected.expect("who has none cannot send to such a node");
         let mut context = vec![0; expected.len()];
         if self.roles[role].mm.peek(address, &mut context).is_ok() {

@@ -1,14 +1,14 @@
 //! A client of a program: its threads, and what it knows.
 
 use super::THREADS;
+use crate::barrier::View;
 use crate::ledger::Identity;
-use crate::stage::{Actress, Slot, View};
 use fakebinder::Errno;
 use fakebinder::alloc::Alloc;
-use fakebinder::binder::Process;
+use fakebinder::binder::{Poller, Process};
 use fakebinder::mm_shim::HeapMm;
 use fakebinder::protocol::record::{HandleCookie, PtrCookie};
-use fakebinder::sim::Arena;
+use fakebinder_sim::{Arena, SimClient, Slot};
 use std::sync::Arc;
 
 /// What tells the cookies of nodes from their pointers.
@@ -68,7 +68,7 @@ pub(super) struct Role {
     pub index: usize,
     pub pid: i32,
     pub process: Arc<Process>,
-    pub actress: Arc<Actress>,
+    pub client: Arc<SimClient>,
     pub alloc: Arc<Alloc>,
     pub mm: Arc<HeapMm>,
     pub arena: Arc<Arena>,
@@ -116,4 +116,11 @@ impl Role {
         // The second process is somebody else.
         1000 + u32::from(self.index == 1)
     }
+}
+
+/// Somebody who polls, and never looks again.
+pub(super) struct Idle;
+
+impl Poller for Idle {
+    fn wake(&self) {}
 }

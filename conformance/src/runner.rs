@@ -1,0 +1,388 @@
+//! Runs tests, each in a process group of its own, and reports.
+
+use super::scene::{Door, Scene, door};
+use super::{Act, GROUPS, Group};
+use fakebinder_sim::child::fork;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::waitpid;
+use nix::unistd::{Pid, pipe, setpgid};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fmt;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// What to run, and where.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Devices; as many tests run at a time, each on one of them.
+    pub devices: Vec<PathBuf>,
+    /// Only tests whose `group/name` matches one of these (`*` stands for anything).
+    pub filters: Vec<String>,
+    /// How long one test may take.
+    pub timeout: Duration,
+}
+
+/// How a test ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// As it should.
+    Passed,
+    /// Otherwise, and why.
+    Failed(String),
+    /// It does not apply here, and why.
+    Skipped(String),
+}
+
+/// One test's outcome.
+#[derive(Debug, Clone)]
+pub struct Verdict {
+    /// `group/name`.
+    pub name: String,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Why a failure is known and wanted on this device.
+    pub known: Option<&'static str>,
+    /// How long it took.
+    pub time: Duration,
+}
+
+/// All of them.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// In the order in which they ended.
+    pub verdicts: Vec<Verdict>,
+    /// How long it took in all.
+    pub time: Duration,
+}
+
+/// Differences from the driver that are meant to be.
+const KNOWN: &str = include_str!("../known-differences.txt");
+
+/// Every test's name, of those that the filters let through.
+pub fn list(filters: &[String]) -> Vec<String> {
+    selected(filters).into_iter().map(|(name, _)| name).collect()
+}
+
+#[derive(Clone, Copy)]
+struct Test {
+    act: Act,
+    files: bool,
+}
+
+fn selected(filters: &[String]) -> Vec<(String, Test)> {
+    let mut all = Vec::new();
+    for &Group { name: group, files, tests } in GROUPS {
+        for &(name, act) in tests {
+            let name = format!("{group}/{name}");
+            if filters.is_empty() || filters.iter().any(|filter| matches(filter, &name)) {
+                all.push((name, Test { act, files }));
+            }
+        }
+    }
+    all
+}
+
+/// Whether the whole text matches the pattern.
+fn matches(pattern: &str, text: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == text,
+        Some((head, tail)) => text.strip_prefix(head).is_some_and(|rest| {
+            (0..=rest.len())
+                .filter(|&skip| rest.is_char_boundary(skip))
+                .any(|skip| matches(tail, &rest[skip..]))
+        }),
+    }
+}
+
+struct Running {
+    name: String,
+    group: Pid,
+    result: File,
+    device: PathBuf,
+    began: Instant,
+}
+
+/// Runs the tests and calls `each` as they end.
+///
+/// Errors: a pipe or a process could not be made.
+pub fn run(options: &Options, mut each: impl FnMut(&Verdict)) -> nix::Result<Report> {
+    let began = Instant::now();
+    let mut waiting: VecDeque<_> = selected(&options.filters).into();
+    let mut idle: Vec<_> = options.devices.iter().rev().cloned().collect();
+    let mut running: Vec<Running> = Vec::new();
+    let mut report = Report::default();
+    loop {
+        while let Some(device) = idle.pop() {
+            let Some((name, test)) = waiting.pop_front() else { break };
+            running.push(start(name, test, device, options.timeout)?);
+        }
+        if running.is_empty() {
+            break;
+        }
+        let deadline = running.iter().map(|test| test.began + options.timeout).min();
+        let left =
+            deadline.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()));
+        let mut files: Vec<_> = running
+            .iter()
+            .map(|test| PollFd::new(test.result.as_fd(), PollFlags::POLLIN))
+            .collect();
+        let timeout = PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX);
+        poll(&mut files, timeout)?;
+        let ready: Vec<_> = files.iter().map(|file| file.any() == Some(true)).collect();
+        let mut still = Vec::new();
+        for (test, ready) in running.into_iter().zip(ready) {
+            if ready || test.began.elapsed() >= options.timeout {
+                idle.push(test.device.clone());
+                let verdict = finish(test, ready);
+                each(&verdict);
+                report.verdicts.push(verdict);
+            } else {
+                still.push(test);
+            }
+        }
+        running = still;
+    }
+    report.time = began.elapsed();
+    Ok(report)
+}
+
+fn start(name: String, test: Test, device: PathBuf, timeout: Duration) -> nix::Result<Running> {
+    let (result, ours) = pipe()?;
+    // What is known to fail may do so by waiting in vain: not for long.
+    let known = known_difference(&name, door(&device)).is_some();
+    let patience = timeout.mul_f32(if known { 0.1 } else { 0.8 });
+    let scene = Scene { device: device.clone(), patience, blocking: false, files: test.files };
+    let began = Instant::now();
+    let group = fork(move || {
+        let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
+        perform(test, &scene, &ours);
+        0
+    })?;
+    // Also here: whichever of the two comes first.
+    let _ = setpgid(group, group);
+    Ok(Running { name, group, result: File::from(result), device, began })
+}
+
+/// A test ends by a panic, unless it passes: with [`Skip`], or with what went wrong.
+#[derive(Debug)]
+pub(super) struct Skip(pub(super) String);
+
+thread_local! {
+    static WHERE: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+fn perform(test: Test, scene: &Scene, result: &OwnedFd) {
+    std::panic::set_hook(Box::new(|info| {
+        WHERE.with_borrow_mut(|place| {
+            if place.is_empty() {
+                *place = info.location().map_or_else(String::new, ToString::to_string);
+            }
+        });
+    }));
+    let text = match std::panic::catch_unwind(|| (test.act)(scene)) {
+        Ok(()) => "passed".to_owned(),
+        Err(payload) => {
+            let place = WHERE.with_borrow(String::clone);
+            if let Some(Skip(why)) = payload.downcast_ref() {
+                format!("skipped {why}")
+            } else if let Some(what) = payload.downcast_ref::<String>() {
+                format!("failed {what}\nat {place}")
+            } else if let Some(what) = payload.downcast_ref::<&str>() {
+                format!("failed {what}\nat {place}")
+            } else {
+                format!("failed at {place}")
+            }
+        }
+    };
+    let _ = nix::unistd::write(result, text.as_bytes());
+}
+
+fn finish(mut test: Running, in_time: bool) -> Verdict {
+    let mut text = String::new();
+    if in_time {
+        let mut bytes = [0; 16 << 10];
+        let length = test.result.read(&mut bytes).unwrap_or(0);
+        text = String::from_utf8_lossy(&bytes[..length]).into_owned();
+    }
+    let _ = killpg(test.group, Signal::SIGKILL);
+    let status = waitpid(test.group, None);
+    let time = test.began.elapsed();
+    let outcome = if !in_time {
+        Outcome::Failed(format!("no end after {:.1} s", time.as_secs_f32()))
+    } else if text == "passed" {
+        Outcome::Passed
+    } else if let Some(why) = text.strip_prefix("skipped ") {
+        Outcome::Skipped(why.to_owned())
+    } else if let Some(why) = text.strip_prefix("failed ") {
+        Outcome::Failed(why.to_owned())
+    } else {
+        Outcome::Failed(format!("its process ended without a word: {status:?}"))
+    };
+    let known = match outcome {
+        Outcome::Failed(_) => known_difference(&test.name, door(&test.device)),
+        _ => None,
+    };
+    Verdict { name: test.name, outcome, known, time }
+}
+
+/// Why the test may fail behind this door: the third column of the list.
+pub(super) fn known_difference(name: &str, door: Door) -> Option<&'static str> {
+    let here = match door {
+        Door::Kernel => return None,
+        Door::Cuse => "cuse",
+        Door::Fuse => "fuse",
+    };
+    KNOWN.lines().filter(|line| !line.starts_with('#')).find_map(|line| {
+        let (door, rest) = line.split_once(' ')?;
+        let (pattern, reason) = rest.trim_start().split_once(' ')?;
+        ((door == here || door == "both") && matches(pattern, name)).then(|| reason.trim())
+    })
+}
+
+impl Verdict {
+    /// Whether it counts as a failure of the run.
+    pub fn is_failure(&self) -> bool {
+        matches!(self.outcome, Outcome::Failed(_)) && self.known.is_none()
+    }
+
+    /// Its lines of a TAP stream.
+    pub fn tap(&self, number: usize) -> String {
+        let ok = if matches!(self.outcome, Outcome::Failed(_)) { "not ok" } else { "ok" };
+        let mut text = format!("{ok} {number} - {}", self.name);
+        match (&self.outcome, self.known) {
+            (Outcome::Skipped(why), _) => text.push_str(&format!(" # SKIP {why}")),
+            (Outcome::Failed(_), Some(why)) => {
+                text.push_str(&format!(" # TODO known difference: {why}"))
+            }
+            _ => {}
+        }
+        if let Outcome::Failed(why) = &self.outcome {
+            for line in why.lines() {
+                text.push_str("\n# ");
+                text.push_str(line);
+            }
+        }
+        text
+    }
+}
+
+impl Report {
+    /// How many passed, failed, failed as known, and were skipped.
+    pub fn counts(&self) -> [usize; 4] {
+        let count = |which: fn(&Verdict) -> bool| self.verdicts.iter().filter(|v| which(v)).count();
+        [
+            count(|v| v.outcome == Outcome::Passed),
+            count(Verdict::is_failure),
+            count(|v| v.known.is_some()),
+            count(|v| matches!(v.outcome, Outcome::Skipped(_))),
+        ]
+    }
+
+    /// JUnit XML, one suite for each group.
+    ///
+    /// Errors: those of the writer.
+    pub fn junit(&self, out: &mut dyn Write) -> std::io::Result<()> {
+        let [_, failed, known, skipped] = self.counts();
+        writeln!(out, "<?xml version=\"1.0\" encoding=\"UTF-8\"?>")?;
+        writeln!(
+            out,
+            "<testsuites name=\"fb-conformance\" tests=\"{}\" failures=\"{failed}\" skipped=\"{}\" time=\"{:.3}\">",
+            self.verdicts.len(),
+            known + skipped,
+            self.time.as_secs_f32()
+        )?;
+        for Group { name: group, .. } in GROUPS {
+            let prefix = format!("{group}/");
+            let tests: Vec<_> =
+                self.verdicts.iter().filter(|v| v.name.starts_with(&prefix)).collect();
+            if tests.is_empty() {
+                continue;
+            }
+            writeln!(out, "  <testsuite name=\"{group}\" tests=\"{}\">", tests.len())?;
+            for test in tests {
+                let name = Escaped(&test.name[prefix.len()..]);
+                let time = test.time.as_secs_f32();
+                write!(
+                    out,
+                    "    <testcase classname=\"{group}\" name=\"{name}\" time=\"{time:.3}\">"
+                )?;
+                match (&test.outcome, test.known) {
+                    (Outcome::Passed, _) => {}
+                    (Outcome::Skipped(why), _) => {
+                        write!(out, "<skipped message=\"{}\"/>", Escaped(why))?;
+                    }
+                    (Outcome::Failed(_), Some(why)) => {
+                        write!(out, "<skipped message=\"known difference: {}\"/>", Escaped(why))?;
+                    }
+                    (Outcome::Failed(why), None) => {
+                        write!(out, "<failure message=\"{}\"/>", Escaped(why))?;
+                    }
+                }
+                writeln!(out, "</testcase>")?;
+            }
+            writeln!(out, "  </testsuite>")?;
+        }
+        writeln!(out, "</testsuites>")
+    }
+}
+
+/// Text inside an attribute of XML.
+struct Escaped<'a>(&'a str);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in self.0.chars() {
+            match c {
+                '&' => f.write_str("&amp;")?,
+                '<' => f.write_str("&lt;")?,
+                '>' => f.write_str("&gt;")?,
+                '"' => f.write_str("&quot;")?,
+                '\n' => f.write_str("&#10;")?,
+                c if c.is_control() => f.write_str("?")?,
+                c => write!(f, "{c}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_matches_anything() {
+        for pattern in ["call/*", "*", "call/echo", "*echo", "c*l/e*o", "call/echo*"] {
+            assert!(matches(pattern, "call/echo"), "{pattern}");
+        }
+        for pattern in ["", "call", "call/", "*x*", "echo", "call/echo?"] {
+            assert!(!matches(pattern, "call/echo"), "{pattern}");
+        }
+    }
+
+    #[test]
+    fn no_two_tests_share_a_name() {
+        let mut names = list(&[]);
+        let all = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), all);
+        assert!(all >= 150, "{all} tests");
+    }
+
+    #[test]
+    fn every_known_difference_names_a_test_and_a_reason() {
+        for line in KNOWN.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
+            let mut words = line.split_whitespace();
+            assert!(["cuse", "fuse", "both"].contains(&words.next().unwrap_or("")), "{line}");
+            let pattern = words.next().unwrap_or("").to_owned();
+            assert!(pattern == "program/unmap" || !list(&[pattern]).is_empty(), "{line}");
+            assert!(words.count() > 2, "{line}");
+        }
+    }
+}
