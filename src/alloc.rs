@@ -21,16 +21,15 @@
 
 mod buffers;
 pub mod invariants;
-mod latency;
-
-pub use latency::InstallLatency;
 
 use crate::client_log::{Kind, client_log};
 use crate::client_mem::ClientMemory;
 use crate::lock_order::rank;
-use crate::mm_shim::{MmStruct, MmUsers, MmapLock, NoVma, OnBehalf, PAGE_SIZE, Page};
+use crate::memory::{LruKey, LruOne, LruStatus, Memory, PageInstall, Reclaim};
+use crate::mm_shim::{MmStruct, MmUsers, MmapLock, NoVma, Page};
+use crate::page::{MAX_BUFFER_SIZE, PAGE_SIZE};
+use crate::probe::OnBehalf;
 use crate::quota::User;
-use crate::shrinker::{LruKey, LruOne, LruStatus, Memory, PageInstall, Reclaim};
 use crate::sync;
 use crate::sync::modelled::Mutex;
 use crate::sync::modelled::atomic::{AtomicBool, Ordering};
@@ -40,9 +39,6 @@ use std::ops::Range;
 // Not a part of the page protocol: the model check need not look at it.
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock, Weak};
-
-/// The most that a client gets, however much it maps (`SZ_4M`), in bytes.
-pub const MAX_BUFFER_SIZE: usize = 4 << 20;
 
 /// What a transaction asks of [`Alloc::alloc_new_buf`]; sizes in bytes, all from a client.
 #[derive(Debug, Clone, Copy)]
@@ -151,7 +147,7 @@ pub struct Alloc {
     buffers: Mutex<Option<Locked>, rank::Buffers>,
     /// What the model check undoes to see that it would notice.
     #[cfg(loom)]
-    pub broken: crate::shrinker::Broken,
+    pub broken: crate::memory::Broken,
 }
 
 impl Alloc {
@@ -370,7 +366,7 @@ impl Alloc {
                 // Another installer was first, and has not set the slot yet.
                 self.mm.free_page(page);
                 #[cfg(loom)]
-                if self.broken == crate::shrinker::Broken::NoRaceFallback {
+                if self.broken == crate::memory::Broken::NoRaceFallback {
                     return Err(Errno::EBUSY);
                 }
                 if !self.page_lookup(index) {
@@ -670,7 +666,7 @@ impl Reclaim for Alloc {
         lru.isolate();
 
         #[cfg(loom)]
-        if self.broken == crate::shrinker::Broken::ZapAfterUnlock {
+        if self.broken == crate::memory::Broken::ZapAfterUnlock {
             drop(locked);
             let page = self.mm.zap_page_range_single(&mmap, index);
             drop(mmap);

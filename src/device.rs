@@ -46,10 +46,10 @@ use crate::binder::{self, Binder, Call, Context, FewBytes, Limits, Process, Repl
 use crate::client_log::{Kind, client_log};
 use crate::client_mem::ClientMemory;
 use crate::lock_order::rank;
+use crate::memory::Memory;
 use crate::mm_shim::{BufferFile, ClientMm, MappingKind};
 use crate::quota::{Held, Quotas, UserLimits, What};
 use crate::shortage::{self, is_shortage};
-use crate::shrinker::Memory;
 use crate::sync::{Mutex, RwLock};
 use crate::{Errno, uapi};
 use std::collections::HashMap;

@@ -70,7 +70,13 @@ pub mod lock_order;
 #[cfg(feature = "daemon")]
 pub mod log_writer;
 #[cfg(feature = "daemon")]
+pub mod memory;
+#[cfg(feature = "daemon")]
 pub mod mm_shim;
+#[cfg(feature = "daemon")]
+pub mod page;
+#[cfg(feature = "daemon")]
+pub mod probe;
 pub mod protocol;
 #[cfg(feature = "daemon")]
 pub mod quota;

@@ -4,7 +4,6 @@
 #![warn(clippy::disallowed_types)]
 
 use clap::{ArgAction, Parser, ValueEnum};
-use fakebinder::alloc::InstallLatency;
 use fakebinder::device::claim::{Claim, Thing};
 use fakebinder::device::options::{MAX_DEVICES, MOST_DEVICES, MountOptions, Stats};
 use fakebinder::device::places::{Links, Places};
@@ -12,9 +11,10 @@ use fakebinder::device::security_context::SecurityContexts;
 use fakebinder::device::tree::Permissions;
 use fakebinder::device::{Hub, HubConfig, cuse, fuse};
 use fakebinder::log_writer;
-use fakebinder::mm_shim::{Injector, inject_into_the_daemon, tune_heap};
+use fakebinder::memory::{self, Memory, MemoryConfig, PageInstall, tune_heap};
+use fakebinder::probe::{Injector, InstallLatency, inject_into_the_daemon};
 use fakebinder::quota::{UserLimit, UserLimits};
-use fakebinder::shrinker::{self, Memory, MemoryConfig, PageInstall, Reclaimer};
+use fakebinder::shrinker::Reclaimer;
 use log::LevelFilter;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
@@ -385,9 +385,9 @@ fn run(options: &Options, log: &log_writer::Drain) -> Result<(), Box<dyn Error>>
 /// Three quarters of the control group's memory limit or half of what the machine has left, whichever
 /// is less.
 fn default_budget() -> Option<u64> {
-    let group = shrinker::group_limit()
+    let group = memory::group_limit()
         .map(|limit| (limit / 4 * 3, "three quarters of this control group's memory"));
-    let machine = shrinker::available_memory()
+    let machine = memory::available_memory()
         .map(|left| (left / 2, "half of the memory that is available now"));
     let (budget, what) =
         [group, machine].into_iter().flatten().min_by_key(|(budget, _)| *budget)?;

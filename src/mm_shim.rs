@@ -16,31 +16,26 @@
 mod client;
 mod heap;
 mod image;
-mod inject;
 mod maps;
 mod userfault;
 
 pub use client::{BufferFile, ClientMm, Features, MappingKind, create_memfd};
 pub use heap::HeapMm;
-pub use inject::inject_into_the_daemon;
-pub use inject::{Injector, Rule, Verb};
-pub(crate) use inject::{OnBehalf, fault};
 
+use crate::Errno;
 use crate::client_log::{Kind, client_log};
 use crate::client_mem::ClientMemory;
 use crate::lock_order::rank;
+use crate::memory::Memory;
+use crate::page::{MAX_BUFFER_SIZE, PAGE_SIZE};
+use crate::probe::Verb;
 use crate::quota::{User, What};
-use crate::shrinker::Memory;
 use crate::sync::modelled::{RwLock, RwLockReadGuard, RwLockWriteGuard};
-use crate::{Errno, alloc::MAX_BUFFER_SIZE};
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-/// The unit in which buffers are installed and reclaimed, in bytes.
-pub const PAGE_SIZE: usize = 4096;
 
 const MAX_PAGES: usize = MAX_BUFFER_SIZE / PAGE_SIZE;
 
@@ -351,32 +346,4 @@ impl MmStruct {
     pub fn clear(&self, offset: usize, len: usize) -> Result<(), Errno> {
         self.mm.clear(offset, len)
     }
-}
-
-/// Has the allocator give back the end of a heap that is free, for all of this process's threads. Left
-/// alone, glibc learns from the first large table that is freed to keep up to 64 MiB there, in the
-/// heap of each thread, where `trim_heap` does not look.
-pub fn tune_heap() {
-    #[cfg(target_env = "gnu")]
-    for (what, bytes) in [(libc::M_TRIM_THRESHOLD, 1 << 20), (libc::M_MMAP_THRESHOLD, 256 << 10)] {
-        // SAFETY: it sets a number, before there is another thread.
-        unsafe {
-            libc::mallopt(what, bytes);
-        }
-    }
-}
-
-/// Gives what is free in this process's heap back to the machine. The allocator does not do so by
-/// itself where a block that is in use lies above.
-pub(crate) fn trim_heap() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it only looks at what is free.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
-
-/// Keeps signals away from a thread of our own, for the threads that wait for them.
-pub(crate) fn block_signals() {
-    let _ = nix::sys::signal::SigSet::all().thread_block();
 }

@@ -13,6 +13,7 @@ use crate::binder::{
 };
 use crate::client_mem::{ClientMemory, SharedSlice};
 use crate::lock_order::{assert_nothing_held, rank};
+use crate::memory::{Memory, MemoryConfig};
 use crate::mm_shim::HeapMm;
 use crate::protocol::command::Command;
 use crate::protocol::object::Object;
@@ -21,7 +22,6 @@ use crate::protocol::record::Record;
 use crate::protocol::record::{TransactionData, WriteRead};
 use crate::protocol::returns::Return;
 use crate::quota::User;
-use crate::shrinker::{Memory, MemoryConfig};
 use crate::sync::Mutex;
 use crate::uapi;
 use std::collections::BTreeMap;

@@ -11,8 +11,8 @@
 mod support;
 
 use fakebinder::alloc::{Alloc, Buffer, PageState};
+use fakebinder::memory::{Memory, MemoryConfig};
 use fakebinder::mm_shim::HeapMm;
-use fakebinder::shrinker::{Memory, MemoryConfig};
 use std::sync::Arc;
 use support::request;
 

@@ -8,8 +8,8 @@
 
 use fakebinder::Errno;
 use fakebinder::alloc::{Alloc, PageState, Request};
+use fakebinder::memory::{Broken, Memory, MemoryConfig, PageInstall};
 use fakebinder::mm_shim::HeapMm;
-use fakebinder::shrinker::{Broken, Memory, MemoryConfig, PageInstall};
 use loom::model::Builder;
 use loom::thread;
 use std::sync::Arc;

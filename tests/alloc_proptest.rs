@@ -4,8 +4,8 @@ mod support;
 
 use fakebinder::Errno;
 use fakebinder::alloc::{Alloc, Buffer, PageState, Request};
+use fakebinder::memory::{Memory, MemoryConfig};
 use fakebinder::mm_shim::HeapMm;
-use fakebinder::shrinker::{Memory, MemoryConfig};
 use proptest::prelude::*;
 use std::sync::Arc;
 

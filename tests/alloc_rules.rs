@@ -4,9 +4,12 @@
 mod support;
 
 use fakebinder::Errno;
-use fakebinder::alloc::{Alloc, InstallLatency, PageState, Request};
-use fakebinder::mm_shim::{HeapMm, Injector, Rule, Verb};
-use fakebinder::shrinker::{Memory, MemoryConfig, PageInstall, Reclaimer};
+use fakebinder::alloc::{Alloc, PageState, Request};
+use fakebinder::memory::{Memory, MemoryConfig, PageInstall};
+use fakebinder::mm_shim::HeapMm;
+use fakebinder::probe::InstallLatency;
+use fakebinder::probe::{Injector, Rule, Verb};
+use fakebinder::shrinker::Reclaimer;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};

@@ -7,8 +7,8 @@ mod support;
 
 use fakebinder::Errno;
 use fakebinder::alloc::{Alloc, Buffer};
-use fakebinder::mm_shim::Injector;
-use fakebinder::shrinker::{Memory, MemoryConfig, PageInstall};
+use fakebinder::memory::{Memory, MemoryConfig, PageInstall};
+use fakebinder::probe::Injector;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;

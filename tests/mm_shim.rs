@@ -4,8 +4,8 @@ mod support;
 
 use fakebinder::Errno;
 use fakebinder::alloc::Alloc;
+use fakebinder::memory::{Memory, MemoryConfig, PageInstall};
 use fakebinder::mm_shim::{ClientMm, Features, MappingKind, Mm, NoVma, create_memfd};
-use fakebinder::shrinker::{Memory, MemoryConfig, PageInstall};
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::ffi::CString;
 use std::fs::{self, OpenOptions};

@@ -5,9 +5,10 @@
 //! from the start of the mapping.
 
 use super::{Buffer, Request};
+use crate::Errno;
 use crate::client_log::{Kind, client_log, user_error};
+use crate::page::PAGE_SIZE;
 use crate::wrong::{Rule, wrong};
-use crate::{Errno, mm_shim::PAGE_SIZE};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 

@@ -2,7 +2,7 @@
 
 use super::buffers::Buffers;
 use super::{Alloc, PageState};
-use crate::mm_shim::PAGE_SIZE;
+use crate::page::PAGE_SIZE;
 
 /// A rule that does not hold, and of what.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -119,8 +119,8 @@ mod tests {
     use super::*;
     use crate::alloc::buffers::Node;
     use crate::alloc::{Buffer, Locked, Mapping, Request};
+    use crate::memory::{Memory, MemoryConfig};
     use crate::mm_shim::HeapMm;
-    use crate::shrinker::{Memory, MemoryConfig};
     use std::sync::Arc;
 
     /// An allocator with three buffers of a page: a one-way one, an unused one and a synchronous one.

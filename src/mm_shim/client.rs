@@ -10,12 +10,14 @@
 use super::image::Image;
 use super::maps::{FileVma, Maps};
 use super::userfault::Userfault;
-use super::{Mm, NoVma, PAGE_SIZE, Page, Verb, fault};
+use super::{Mm, NoVma, Page};
+use crate::Errno;
 use crate::client_log::{Kind, client_log};
 use crate::client_mem::{ClientMemory, SharedSlice};
 use crate::lock_order::rank;
+use crate::page::{MAX_BUFFER_SIZE, PAGE_SIZE};
+use crate::probe::{Verb, fault};
 use crate::sync::Mutex;
-use crate::{Errno, alloc::MAX_BUFFER_SIZE};
 use nix::fcntl::{self, FallocateFlags, FcntlArg, OFlag, SealFlag};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::memfd::{self, MFdFlags};
@@ -476,7 +478,7 @@ mod tests {
     use super::super::maps::tests::{Mapped, lines_read};
     use super::*;
     use crate::alloc::{Alloc, Request};
-    use crate::shrinker::{Memory, MemoryConfig};
+    use crate::memory::{Memory, MemoryConfig};
     use std::io::{Read, Write};
     use std::os::fd::FromRawFd;
     use std::process::{Command, Stdio};

@@ -1,9 +1,10 @@
 //! An mm without a client: pages are plain memory, and no verb is a system call.
 
-use super::{Mm, NoVma, PAGE_SIZE, Page};
+use super::{Mm, NoVma, Page};
 use crate::Errno;
 use crate::client_mem::{ClientMemory, SharedSlice};
 use crate::lock_order::rank;
+use crate::page::PAGE_SIZE;
 use crate::sync::modelled::LeafMutex;
 use std::ops::Range;
 use std::sync::Arc;
