@@ -28,7 +28,7 @@ use crate::lock_order::rank;
 use crate::memory::{LruKey, LruOne, LruStatus, Memory, PageInstall, Reclaim};
 use crate::mm_shim::{MmStruct, MmUsers, MmapLock, NoVma, Page};
 use crate::page::{MAX_BUFFER_SIZE, PAGE_SIZE};
-use crate::probe::OnBehalf;
+use crate::probe::Probes;
 use crate::quota::User;
 use crate::sync;
 use crate::sync::modelled::Mutex;
@@ -153,14 +153,19 @@ pub struct Alloc {
 impl Alloc {
     /// `binder_alloc_init`: an allocator without a mapping, for one open of a device.
     pub fn new(mm: Arc<dyn Mm>, memory: &Arc<Memory>) -> Arc<Alloc> {
-        Alloc::of_user(mm, memory, User::unlimited())
+        Alloc::of_user(mm, memory, User::unlimited(), Probes::default())
     }
 
-    /// The same, whose pages are this user's.
-    pub fn of_user(mm: Arc<dyn Mm>, memory: &Arc<Memory>, user: Arc<User>) -> Arc<Alloc> {
+    /// The same, whose pages are this user's, and which is probed.
+    pub fn of_user(
+        mm: Arc<dyn Mm>,
+        memory: &Arc<Memory>,
+        user: Arc<User>,
+        probes: Probes,
+    ) -> Arc<Alloc> {
         Arc::new_cyclic(|this| Alloc {
             this: this.clone(),
-            mm: MmStruct::new(mm, memory, user),
+            mm: MmStruct::new(mm, memory, user, probes),
             memory: memory.clone(),
             mapping: OnceLock::new(),
             mapped: AtomicBool::new(false),
@@ -317,19 +322,18 @@ impl Alloc {
         buffer: &Buffer,
         pid: i32,
     ) -> Result<(), Errno> {
-        let _sender = OnBehalf::of(pid);
-        let (mut users, mut _clock) = (None, None);
+        let mut users = None;
         let end = buffer.offset + buffer.size();
         for index in buffer.offset / PAGE_SIZE..end.div_ceil(PAGE_SIZE) {
             if mapping.installed_page(index) {
                 continue;
             }
             // Held over the whole buffer, it makes the one per page cheap.
-            let users = match &users {
+            let (_, users) = match &users {
                 Some(users) => users,
                 None => {
-                    _clock = self.memory.install_latency.as_ref().map(|latency| latency.clock(pid));
-                    users.insert(self.mm.mmget_not_zero()?)
+                    let installing = self.mm.installing(pid);
+                    users.insert((installing, self.mm.mmget_not_zero()?))
                 }
             };
             self.install_single_page(users, mapping, index)?;
@@ -553,20 +557,6 @@ impl Alloc {
             return Err(Errno::EINVAL);
         }
         self.mm.write(buffer.offset + offset, bytes)
-    }
-
-    /// `binder_alloc_copy_from_buffer`. EINVAL: not within the buffer. A client can write to its
-    /// buffer if it means to: believe nothing that comes from here.
-    pub fn copy_from_buffer(
-        &self,
-        buffer: &Buffer,
-        offset: usize,
-        bytes: &mut [u8],
-    ) -> Result<(), Errno> {
-        if !self.check_buffer(buffer, offset, bytes.len()) {
-            return Err(Errno::EINVAL);
-        }
-        self.mm.read(buffer.offset + offset, bytes)
     }
 
     /// `binder_alloc_deferred_release`: the client is gone; so are its buffers and pages, whoever

@@ -48,6 +48,7 @@ use crate::client_mem::ClientMemory;
 use crate::lock_order::rank;
 use crate::memory::Memory;
 use crate::mm_shim::{BufferFile, ClientMm, MappingKind};
+use crate::probe::Probes;
 use crate::quota::{Held, Quotas, UserLimits, What};
 use crate::shortage::{self, is_shortage};
 use crate::sync::{Mutex, RwLock};
@@ -63,6 +64,7 @@ pub struct Hub {
     binder: Arc<Binder>,
     clients: Arc<Clients>,
     memory: Arc<Memory>,
+    probes: Probes,
 }
 
 /// How a [`Hub`] is made.
@@ -72,6 +74,8 @@ pub struct HubConfig {
     pub security_contexts: SecurityContexts,
     /// What a user other than root may have.
     pub user_limits: UserLimits,
+    /// What the installs of pages are probed with.
+    pub probes: Probes,
 }
 
 impl Hub {
@@ -86,7 +90,7 @@ impl Hub {
         carriers.attend(&binder)?;
         let quotas = Quotas::new(&memory, config.user_limits);
         let clients = Clients::start(carriers, config.security_contexts, quotas)?;
-        Ok(Arc::new(Hub { binder, clients, memory }))
+        Ok(Arc::new(Hub { binder, clients, memory, probes: config.probes }))
     }
 
     /// The driver behind all devices.
@@ -170,7 +174,8 @@ impl Device {
         };
         let descriptors = client.user.hold(What::Descriptors, descriptors)?;
         let mm = ClientMm::new(client.pid, client.pidfd.clone(), buffer.memfd, mapping)?;
-        let alloc = Alloc::of_user(mm.clone(), &self.hub.memory, client.user.clone());
+        let (memory, probes) = (&self.hub.memory, self.hub.probes.clone());
+        let alloc = Alloc::of_user(mm.clone(), memory, client.user.clone(), probes);
         let process = self.context.open(client.pid, header.tid, client.clone(), alloc);
         Ok(Arc::new(Open {
             hub: self.hub.clone(),

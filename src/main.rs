@@ -12,7 +12,7 @@ use fakebinder::device::tree::Permissions;
 use fakebinder::device::{Hub, HubConfig, cuse, fuse};
 use fakebinder::log_writer;
 use fakebinder::memory::{self, Memory, MemoryConfig, PageInstall, tune_heap};
-use fakebinder::probe::{Injector, InstallLatency, inject_into_the_daemon};
+use fakebinder::probe::{Injector, InstallLatency, Probes, inject_into_the_daemon};
 use fakebinder::quota::{UserLimit, UserLimits};
 use fakebinder::shrinker::Reclaimer;
 use log::LevelFilter;
@@ -338,15 +338,14 @@ fn run(options: &Options, log: &log_writer::Drain) -> Result<(), Box<dyn Error>>
         File::create(path).map(|file| (file, Arc::<InstallLatency>::default())).map_err(failed)
     });
     let install_latency = install_latency.transpose()?;
-    let memory = Memory::new(MemoryConfig {
-        page_budget,
-        page_install: options.page_install,
+    let memory = Memory::new(MemoryConfig { page_budget, page_install: options.page_install });
+    let probes = Probes {
         inject: options.inject.clone(),
         install_latency: install_latency.as_ref().map(|(_, latency)| latency.clone()),
-    });
+    };
     inject_into_the_daemon(options.inject.clone());
     let reclaimer = Reclaimer::start(&memory)?;
-    let opened = open_doors(options, memory, user_limits(options, page_budget), &tell)?;
+    let opened = open_doors(options, memory, user_limits(options, page_budget), probes, &tell)?;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         while let Ok(signal) = signals.wait() {
             if tell.send(Event::Signal(signal)).is_err() {
@@ -419,6 +418,7 @@ fn open_doors(
     options: &Options,
     memory: Arc<Memory>,
     user_limits: UserLimits,
+    probes: Probes,
     tell: &mpsc::Sender<Event>,
 ) -> Result<Opened, Box<dyn Error>> {
     let permissions =
@@ -428,7 +428,7 @@ fn open_doors(
         Box::new(move || drop(tell.send(Event::Closed(door)))) as Box<dyn FnOnce() + Send>
     };
     let security_contexts = options.security_context.clone().unwrap_or_default();
-    let hub = Hub::with(memory, HubConfig { security_contexts, user_limits })?;
+    let hub = Hub::with(memory, HubConfig { security_contexts, user_limits, probes })?;
     let mut names = options.names.clone();
     names.sort();
     names.dedup();

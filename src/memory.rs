@@ -12,7 +12,6 @@ pub use total::{available_memory, group_limit};
 
 use crate::Errno;
 use crate::page::PAGE_SIZE;
-use crate::probe::{Injector, InstallLatency};
 use lru::ListLru;
 use std::fmt;
 use std::str::FromStr;
@@ -77,9 +76,6 @@ pub struct MemoryConfig {
     /// The most that all clients together may have installed, in bytes; no limit if `None`.
     pub page_budget: Option<u64>,
     pub page_install: PageInstall,
-    pub inject: Injector,
-    /// Where to note how long senders wait for pages to be installed, if anywhere.
-    pub install_latency: Option<Arc<InstallLatency>>,
 }
 
 /// Bytes of records that have to go before the heap is trimmed.
@@ -109,8 +105,6 @@ pub struct Memory {
     pressed: AtomicBool,
     lru: ListLru,
     pub page_install: PageInstall,
-    pub inject: Injector,
-    pub(crate) install_latency: Option<Arc<InstallLatency>>,
     #[cfg(loom)]
     pub(crate) broken: Broken,
 }
@@ -137,8 +131,6 @@ impl Memory {
             pressed: AtomicBool::new(false),
             lru: ListLru::default(),
             page_install: config.page_install,
-            inject: config.inject,
-            install_latency: config.install_latency,
             #[cfg(loom)]
             broken: Broken::Nothing,
         }

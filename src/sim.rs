@@ -15,6 +15,7 @@ use crate::client_mem::{ClientMemory, SharedSlice};
 use crate::lock_order::{assert_nothing_held, rank};
 use crate::memory::{Memory, MemoryConfig};
 use crate::mm_shim::HeapMm;
+use crate::probe::Probes;
 use crate::protocol::command::Command;
 use crate::protocol::object::Object;
 use crate::protocol::record::IntoBytes;
@@ -353,7 +354,7 @@ impl World {
         let client = Arc::new(SimClient::default());
         *client.user.lock() = Some(user.clone());
         let mm = HeapMm::new();
-        let alloc = Alloc::of_user(mm.clone(), &self.memory, user);
+        let alloc = Alloc::of_user(mm.clone(), &self.memory, user, Probes::default());
         let context = self.binder.context(device);
         let process = context.open(pid, pid, client.clone(), alloc.clone());
         Sim { context, process, client, alloc, mm, arena: Arc::default(), pid, euid: 1000 }

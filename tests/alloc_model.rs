@@ -57,7 +57,7 @@ impl Scene {
         let done = self
             .alloc
             .copy_to_buffer(&buffer, 0, &written)
-            .and_then(|()| self.alloc.copy_from_buffer(&buffer, 0, &mut read));
+            .and_then(|()| self.mm.read(buffer.offset, &mut read));
         self.expect(match done {
             Ok(()) => read == written,
             // Released under our hands: the buffer is gone, and nobody will look at it.

@@ -335,7 +335,7 @@ impl World {
         assert_eq!(self.alloc.allocated_buffers(), expected);
         for taken in &model.taken {
             let mut bytes = vec![0; taken.bytes.len()];
-            self.alloc.copy_from_buffer(&taken.buffer, 0, &mut bytes).expect("a live buffer");
+            self.mm.read(taken.buffer.offset, &mut bytes).expect("a live buffer");
             assert_eq!(bytes, taken.bytes);
         }
     }

@@ -18,12 +18,13 @@ use fakebinder::client_mem::ClientMemory;
 use fakebinder::memory::{Memory, MemoryConfig, PageInstall};
 use fakebinder::mm_shim::HeapMm;
 use fakebinder::page::PAGE_SIZE;
-use fakebinder::probe::{Injector, Rule, Verb};
+use fakebinder::probe::{Injector, Probes, Rule, Verb};
 use fakebinder::protocol::command::Command as Bc;
 use fakebinder::protocol::object::{BufferObject, FdArrayObject, FlatObject, Object as BcObject};
 use fakebinder::protocol::record::IntoBytes;
 use fakebinder::protocol::record::{HandleCookie, PtrCookie, Put, TransactionData, WriteRead};
 use fakebinder::protocol::returns::Return;
+use fakebinder::quota::User;
 use fakebinder::sim::{ARENA, Arena, MAPPING, ManualTimers};
 use fakebinder::uapi::*;
 use role::{COOKIE, Done, Kind, Role, Running};
@@ -93,6 +94,7 @@ struct Stage {
     binder: Arc<Binder>,
     contexts: [Arc<Context>; 2],
     memory: Arc<Memory>,
+    probes: Probes,
     timers: Arc<ManualTimers>,
     gate: Arc<Gate>,
     papers: Arc<()>,
@@ -154,9 +156,8 @@ impl Stage {
                 Install::Shared => PageInstall::Shared,
                 Install::Exclusive => PageInstall::Exclusive,
             },
-            inject,
-            ..MemoryConfig::default()
         });
+        let probes = Probes { inject, ..Probes::default() };
         let timers = Arc::new(ManualTimers::default());
         let binder = Binder::new(timers.clone());
         let contexts = [binder.context("binder"), binder.context("hwbinder")];
@@ -164,6 +165,7 @@ impl Stage {
             binder,
             contexts,
             memory,
+            probes,
             timers,
             gate,
             papers: Arc::new(()),
@@ -225,7 +227,8 @@ impl Stage {
             actress.add_file(Arc::new(Paper { number, alive: self.papers.clone() }));
         }
         let mm = HeapMm::new();
-        let alloc = Alloc::new(mm.clone(), &self.memory);
+        let (user, probes) = (User::unlimited(), self.probes.clone());
+        let alloc = Alloc::of_user(mm.clone(), &self.memory, user, probes);
         mm.mmap(MAPPING, (1 + usize::from(pages % 8)) * PAGE_SIZE);
         let arena = Arc::new(Arena::default());
         arena.push(&[0; SCRATCH]);

@@ -10,7 +10,7 @@
 use super::image::Image;
 use super::maps::{FileVma, Maps};
 use super::userfault::Userfault;
-use super::{Mm, NoVma, Page};
+use super::{Mm, NoVma};
 use crate::Errno;
 use crate::client_log::{Kind, client_log};
 use crate::client_mem::{ClientMemory, SharedSlice};
@@ -387,11 +387,7 @@ impl Mm for ClientMm {
         Ok(first..first + (vma.end - vma.start) as usize / PAGE_SIZE)
     }
 
-    fn new_page(&self) -> Page {
-        Page(None)
-    }
-
-    fn vm_insert_page(&self, index: usize, _page: &mut Page) -> Result<(), Errno> {
+    fn vm_insert_page(&self, index: usize) -> Result<(), Errno> {
         let offset = index * PAGE_SIZE;
         let address = self.at(offset, PAGE_SIZE)?;
         if let Some(userfault) = self.userfault {
@@ -424,8 +420,8 @@ impl Mm for ClientMm {
         unsafe { mman::madvise(start.cast(), PAGE_SIZE, MmapAdvise::MADV_POPULATE_READ) }.is_ok()
     }
 
-    fn zap_page(&self, index: usize) -> Result<Page, Errno> {
-        self.punch(index * PAGE_SIZE, PAGE_SIZE).map(|()| Page(None))
+    fn zap_page(&self, index: usize) -> Result<(), Errno> {
+        self.punch(index * PAGE_SIZE, PAGE_SIZE)
     }
 
     fn exit_mmap(&self) {
@@ -455,13 +451,6 @@ impl Mm for ClientMm {
         let start = self.at(offset, bytes.len())?;
         // SAFETY: `start` has room for as many bytes, in memory that no reference covers.
         unsafe { start.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
-        Ok(())
-    }
-
-    fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<(), Errno> {
-        let start = self.at(offset, bytes.len())?;
-        // SAFETY: there are as many bytes at `start`, in memory that no reference covers.
-        unsafe { start.copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) };
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! An mm without a client: pages are plain memory, and no verb is a system call.
 
-use super::{Mm, NoVma, Page};
+use super::{Mm, NoVma};
 use crate::Errno;
 use crate::client_mem::{ClientMemory, SharedSlice};
 use crate::lock_order::rank;
@@ -107,6 +107,18 @@ impl HeapMm {
         Ok(())
     }
 
+    /// What lies from `offset` on in pages that are installed. EFAULT, and lost: one of them is not.
+    pub fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<(), Errno> {
+        let mut rest = bytes;
+        let len = rest.len();
+        self.each_piece(offset, len, |piece| {
+            let (now, later) = std::mem::take(&mut rest).split_at_mut(piece.len());
+            now.copy_from_slice(piece);
+            rest = later;
+            Ok(())
+        })
+    }
+
     /// Pages that are there.
     pub fn resident(&self) -> usize {
         self.table.lock().pages.iter().flatten().count()
@@ -181,17 +193,13 @@ impl Mm for HeapMm {
         ours.then_some(index..index + 1).ok_or(NoVma::Closed)
     }
 
-    fn new_page(&self) -> Page {
-        Page(Some(Box::new([0; PAGE_SIZE])))
-    }
-
-    fn vm_insert_page(&self, index: usize, page: &mut Page) -> Result<(), Errno> {
+    fn vm_insert_page(&self, index: usize) -> Result<(), Errno> {
         let mut table = self.table.lock();
         let slot = table.pages.get_mut(index).ok_or(Errno::EFAULT)?;
         if slot.is_some() {
             return Err(Errno::EBUSY);
         }
-        *slot = page.0.take();
+        *slot = Some(Box::new([0; PAGE_SIZE]));
         Ok(())
     }
 
@@ -199,9 +207,9 @@ impl Mm for HeapMm {
         self.table.lock().pages.get(index).is_some_and(Option::is_some)
     }
 
-    fn zap_page(&self, index: usize) -> Result<Page, Errno> {
+    fn zap_page(&self, index: usize) -> Result<(), Errno> {
         match self.table.lock().pages.get_mut(index).and_then(Option::take) {
-            Some(page) => Ok(Page(Some(page))),
+            Some(_) => Ok(()),
             None => {
                 self.lost.fetch_add(1, Ordering::SeqCst);
                 Err(Errno::ENOENT)
@@ -233,16 +241,6 @@ impl Mm for HeapMm {
             let (now, later) = rest.split_at(piece.len());
             piece.copy_from_slice(now);
             rest = later;
-            Ok(())
-        })
-    }
-
-    fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<(), Errno> {
-        let mut done = 0;
-        let len = bytes.len();
-        self.each_piece(offset, len, |piece| {
-            bytes[done..done + piece.len()].copy_from_slice(piece);
-            done += piece.len();
             Ok(())
         })
     }

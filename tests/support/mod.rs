@@ -11,6 +11,8 @@ use fakebinder::alloc::{Alloc, Buffer, Request};
 use fakebinder::client_mem::{ClientMemory, SharedSlice};
 use fakebinder::memory::Memory;
 use fakebinder::mm_shim::{ClientMm, Features, MappingKind, create_memfd};
+use fakebinder::probe::Probes;
+use fakebinder::quota::User;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -116,7 +118,17 @@ impl Client {
     /// A client with `size` bytes mapped, whose allocator knows it. `arguments` make the running
     /// program call [`client_main`].
     pub fn start(arguments: &[&str], size: usize, memory: &Arc<Memory>) -> Client {
-        let client = Self::start_unknown(arguments, size, memory, Features::ALL);
+        Self::start_probed(arguments, size, memory, Probes::default())
+    }
+
+    /// The same, with an allocator that is probed.
+    pub fn start_probed(
+        arguments: &[&str],
+        size: usize,
+        memory: &Arc<Memory>,
+        probes: Probes,
+    ) -> Client {
+        let client = Self::start_with(arguments, size, memory, Features::ALL, probes);
         client.alloc.mmap_handler(client.address, client.size).expect("the first mapping");
         client
     }
@@ -127,6 +139,16 @@ impl Client {
         size: usize,
         memory: &Arc<Memory>,
         features: Features,
+    ) -> Client {
+        Self::start_with(arguments, size, memory, features, Probes::default())
+    }
+
+    fn start_with(
+        arguments: &[&str],
+        size: usize,
+        memory: &Arc<Memory>,
+        features: Features,
+        probes: Probes,
     ) -> Client {
         let file = create_memfd("fakebinder-test").expect("a buffer file");
         let (ours, theirs) = UnixStream::pair().expect("a socket pair");
@@ -164,7 +186,7 @@ impl Client {
         let kind = MappingKind::FuseFile { dev: stat.st_dev, ino: stat.st_ino };
         let mm = ClientMm::with_features(pid, Arc::new(pidfd), file.memfd, kind, features)
             .expect("an mm");
-        let alloc = Alloc::new(mm.clone(), memory);
+        let alloc = Alloc::of_user(mm.clone(), memory, User::unlimited(), probes);
         let mut client = Client { child, socket: ours, address: 0, size, memfd, mm, alloc };
         client.address = client.answer();
         client
