@@ -47,7 +47,7 @@ use crate::client_log::{Kind, client_log};
 use crate::client_mem::ClientMemory;
 use crate::lock_order::rank;
 use crate::memory::Memory;
-use crate::mm_shim::{BufferFile, ClientMm, MappingKind};
+use crate::mm_shim::{BufferFile, ClientMm, KeptMaps, MappingKind};
 use crate::probe::Probes;
 use crate::quota::{Held, Quotas, UserLimits, What};
 use crate::shortage::{self, is_shortage};
@@ -65,6 +65,7 @@ pub struct Hub {
     clients: Arc<Clients>,
     memory: Arc<Memory>,
     probes: Probes,
+    kept_maps: Arc<KeptMaps>,
 }
 
 /// How a [`Hub`] is made.
@@ -90,7 +91,8 @@ impl Hub {
         carriers.attend(&binder)?;
         let quotas = Quotas::new(&memory, config.user_limits);
         let clients = Clients::start(carriers, config.security_contexts, quotas)?;
-        Ok(Arc::new(Hub { binder, clients, memory, probes: config.probes }))
+        let (probes, kept_maps) = (config.probes, Arc::default());
+        Ok(Arc::new(Hub { binder, clients, memory, probes, kept_maps }))
     }
 
     /// The driver behind all devices.
@@ -173,7 +175,8 @@ impl Device {
             MappingKind::Memfd => 3,
         };
         let descriptors = client.user.hold(What::Descriptors, descriptors)?;
-        let mm = ClientMm::new(client.pid, client.pidfd.clone(), buffer.memfd, mapping)?;
+        let (pidfd, kept) = (client.pidfd.clone(), &self.hub.kept_maps);
+        let mm = ClientMm::new(client.pid, pidfd, buffer.memfd, mapping, kept)?;
         let (memory, probes) = (&self.hub.memory, self.hub.probes.clone());
         let alloc = Alloc::of_user(mm.clone(), memory, client.user.clone(), probes);
         let process = self.context.open(client.pid, header.tid, client.clone(), alloc);

@@ -13,13 +13,15 @@
 //! [`MmStruct`] is what these verbs have in common: locks, budget, fault injection. Behind it stands
 //! an [`Mm`]: a client process ([`ClientMm`]) or, for tests and fuzzing, plain memory ([`HeapMm`]).
 
+mod buffer_file;
 mod client;
 mod heap;
 mod image;
 mod maps;
 mod userfault;
 
-pub use client::{BufferFile, ClientMm, Features, MappingKind, create_memfd};
+pub use buffer_file::{BufferFile, create_memfd};
+pub use client::{ClientMm, Features, KeptMaps, MappingKind};
 pub use heap::HeapMm;
 
 use crate::Errno;

@@ -154,8 +154,14 @@ fn a_mapping_of_another_file_is_not_ours() {
         let pidfd =
             unsafe { OwnedFd::from_raw_fd(libc::syscall(libc::SYS_pidfd_open, pid, 0) as i32) };
         let memfd = client.memfd.try_clone().expect("another descriptor");
-        ClientMm::new(pid, Arc::new(pidfd), memfd, MappingKind::FuseFile { dev, ino })
-            .expect("an mm")
+        ClientMm::new(
+            pid,
+            Arc::new(pidfd),
+            memfd,
+            MappingKind::FuseFile { dev, ino },
+            &Arc::default(),
+        )
+        .expect("an mm")
     };
     assert_eq!(mm(stat.st_dev, stat.st_ino).find_mapping(), Ok((client.address, 1 << 20)));
     assert_eq!(mm(stat.st_dev, stat.st_ino + 1).find_mapping(), Err(Errno::ESRCH));
@@ -213,7 +219,8 @@ fn a_client_whose_mappings_cannot_be_seen_is_believed_where_it_told_its_address(
         let pidfd =
             unsafe { OwnedFd::from_raw_fd(libc::syscall(libc::SYS_pidfd_open, 1, 0) as i32) };
         let file = create_memfd("fakebinder-test").expect("a buffer file");
-        let mm = ClientMm::new(1, Arc::new(pidfd), file.memfd, kind).expect("an mm");
+        let mm =
+            ClientMm::new(1, Arc::new(pidfd), file.memfd, kind, &Arc::default()).expect("an mm");
         let stranger = thread::spawn(move || {
             if nix::unistd::geteuid().is_root() {
                 // SAFETY: takes no pointer; the system call, unlike libc's function, is about this

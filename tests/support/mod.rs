@@ -184,8 +184,15 @@ impl Client {
         // As a file of the FUSE door is known, which its client maps without a word.
         let stat = nix::sys::stat::fstat(&memfd).expect("a file");
         let kind = MappingKind::FuseFile { dev: stat.st_dev, ino: stat.st_ino };
-        let mm = ClientMm::with_features(pid, Arc::new(pidfd), file.memfd, kind, features)
-            .expect("an mm");
+        let mm = ClientMm::with_features(
+            pid,
+            Arc::new(pidfd),
+            file.memfd,
+            kind,
+            &Arc::default(),
+            features,
+        )
+        .expect("an mm");
         let alloc = Alloc::of_user(mm.clone(), memory, User::unlimited(), probes);
         let mut client = Client { child, socket: ours, address: 0, size, memfd, mm, alloc };
         client.address = client.answer();
