@@ -22,7 +22,6 @@
 //! - [`uapi`]: the kernel's structures and constants.
 //! - [`sim`]: clients in plain memory, for tests and fuzz targets.
 //! - [`sync`], [`lock_order`]: the locks, and the check of their order.
-//! - [`mod@wrong`]: rules that a test build can break on purpose.
 //!
 //! # Locks
 //!
@@ -89,5 +88,3 @@ pub mod sim;
 #[cfg(feature = "daemon")]
 pub mod sync;
 pub mod uapi;
-#[cfg(feature = "daemon")]
-pub mod wrong;

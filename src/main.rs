@@ -133,11 +133,6 @@ struct Options {
     #[arg(long, hide = true)]
     no_passthrough: bool,
 
-    /// Break this rule of the driver
-    #[cfg(feature = "wrong-rules")]
-    #[arg(long, value_name = "RULE")]
-    wrong: Option<fakebinder::wrong::Rule>,
-
     /// What --daemonize runs
     #[arg(long, hide = true)]
     detached: bool,
@@ -317,11 +312,6 @@ fn run(options: &Options, log: &log_writer::Drain) -> Result<(), Box<dyn Error>>
     if options.detached {
         nix::unistd::setsid()?;
         std::env::set_current_dir("/")?;
-    }
-    #[cfg(feature = "wrong-rules")]
-    if let Some(rule) = options.wrong {
-        log::warn!("does one thing wrong: {rule:?}");
-        fakebinder::wrong::set_wrong(rule);
     }
     // Before any thread, so that all of them leave these to the one that waits for them.
     let mut signals = SigSet::empty();

@@ -58,18 +58,6 @@ impl fmt::Display for PageInstall {
     }
 }
 
-/// A rule of the page protocol, undone: the model check asserts that it notices.
-#[cfg(loom)]
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub enum Broken {
-    #[default]
-    Nothing,
-    /// The shrinker zaps after it has let go of the buffer mutex.
-    ZapAfterUnlock,
-    /// The installer that loses the race for a page fails.
-    NoRaceFallback,
-}
-
 /// How a [`Memory`] is made.
 #[derive(Debug, Default)]
 pub struct MemoryConfig {
@@ -105,24 +93,12 @@ pub struct Memory {
     pressed: AtomicBool,
     lru: ListLru,
     pub page_install: PageInstall,
-    #[cfg(loom)]
-    pub(crate) broken: Broken,
 }
 
 impl Memory {
     pub fn new(config: MemoryConfig) -> Arc<Memory> {
-        Arc::new(Self::with(config))
-    }
-
-    /// As [`Memory::new`], with a rule undone.
-    #[cfg(loom)]
-    pub fn broken(config: MemoryConfig, broken: Broken) -> Arc<Memory> {
-        Arc::new(Memory { broken, ..Self::with(config) })
-    }
-
-    fn with(config: MemoryConfig) -> Memory {
         let pages = |bytes: u64| usize::try_from(bytes / PAGE_SIZE as u64).unwrap_or(usize::MAX);
-        Memory {
+        Arc::new(Memory {
             budget: config.page_budget.map_or(usize::MAX, pages),
             used: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
@@ -131,9 +107,7 @@ impl Memory {
             pressed: AtomicBool::new(false),
             lru: ListLru::default(),
             page_install: config.page_install,
-            #[cfg(loom)]
-            broken: Broken::Nothing,
-        }
+        })
     }
 
     /// Takes one page out of the budget, reclaiming others if there is none left. To be called

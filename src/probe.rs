@@ -1,9 +1,11 @@
-//! What can be done to an installer of pages from outside, and seen of it: faults and delays
-//! (`--inject`), and how long senders wait (`--install-latency`).
+//! Faults and delays on purpose (`--inject`), and how long senders wait for pages
+//! (`--install-latency`).
 //!
-//! [`Probes`] are handed to an allocator when it is made, which asks them at its verbs and tells
-//! them for whom it installs; the default does nothing. [`fault`] is the same for what the daemon
-//! asks of its own kernel.
+//! [`Probes`] are handed to an allocator when it is made. Its mm asks them before each verb, and
+//! the allocator tells them for whom it installs pages; the default does nothing. What the daemon
+//! asks of its own kernel fails as [`inject_into_the_daemon`] was told.
+
+#![forbid(unsafe_code)]
 
 mod inject;
 mod latency;

@@ -1,6 +1,8 @@
 //! What makes us give pages back: pressure on the machine's memory, or on our control group's, and
 //! whoever asks for it. (The third reason, a used-up page budget, is found by `Memory::charge`.)
 
+#![forbid(unsafe_code)]
+
 use crate::memory::{Memory, trim_heap};
 use crate::sync::block_signals;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};

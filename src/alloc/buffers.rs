@@ -7,11 +7,10 @@
 use crate::Errno;
 use crate::client_log::{Kind, client_log, user_error};
 use crate::page::PAGE_SIZE;
-use crate::wrong::{Rule, wrong};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
-/// What a transaction asks of [`Alloc::alloc_new_buf`]; sizes in bytes, all from a client.
+/// What a transaction asks of [`Alloc::alloc_new_buf`](super::Alloc::alloc_new_buf); sizes in bytes, all from a client.
 #[derive(Debug, Clone, Copy)]
 pub struct Request {
     pub data_size: u64,
@@ -125,10 +124,7 @@ impl Buffers {
             ranges: BTreeMap::from([(0, Node { size: buffer_size, taken: None, pid: 0 })]),
             free: BTreeSet::from([(buffer_size, 0)]),
             allocated: 0,
-            free_async_space: match wrong(Rule::OnewayHasAllTheSpace) {
-                false => buffer_size / 2,
-                true => buffer_size,
-            },
+            free_async_space: buffer_size / 2,
             oneway: HashMap::new(),
             oneway_spam_detected: false,
         }
