@@ -111,7 +111,6 @@ impl Alloc {
         if self.mapping.set(mapping).is_err() {
             return Err(Errno::EBUSY);
         }
-        self.mm.mapped(address, buffer_size);
         *locked = Some(Locked {
             buffers: Buffers::new(address, buffer_size),
             lru: vec![None; pages].into_boxed_slice(),

@@ -61,9 +61,6 @@ pub trait Mm: Send + Sync {
     /// than a search: where it has not changed, the client has most likely mapped nothing.
     fn total_vm(&self) -> Option<u64>;
 
-    /// The client has mapped its buffer at `address`.
-    fn mapped(&self, address: u64, size: usize);
-
     /// Whether the client lives. If so, [`Mm::mmput`] must follow.
     fn mmget_not_zero(&self) -> bool;
 
@@ -184,10 +181,6 @@ impl MmStruct {
 
     pub fn total_vm(&self) -> Option<u64> {
         self.mm.total_vm()
-    }
-
-    pub fn mapped(&self, address: u64, size: usize) {
-        self.mm.mapped(address, size);
     }
 
     /// ESRCH: the client is gone.

@@ -203,7 +203,9 @@ mod tests {
     #[test]
     fn pressure_reclaims_and_the_loss_of_its_source_does_not_end_the_thread() {
         let memory = Memory::new(MemoryConfig::default());
-        let alloc = Alloc::new(HeapMm::new(), &memory);
+        let mm = HeapMm::new();
+        mm.attach(0x7000_0000, 64 << 10);
+        let alloc = Alloc::new(mm, &memory);
         alloc.mmap_handler(0x7000_0000, 64 << 10).expect("the first mapping");
         let request = Request {
             data_size: 8 * 4096,

@@ -135,6 +135,7 @@ fn spawn(scene: &Scene, work: impl FnOnce(&Scene) + 'static) -> thread::JoinHand
 }
 
 fn map_two_pages(scene: &Scene) {
+    scene.mm.attach(ADDRESS, 2 * PAGE);
     scene.alloc.mmap_handler(ADDRESS, 2 * PAGE).expect("the first mapping");
 }
 

@@ -349,6 +349,7 @@ proptest! {
         let memory = Memory::new(MemoryConfig::default());
         let mm = HeapMm::new();
         let alloc = Alloc::new(mm.clone(), &memory);
+        mm.attach(ADDRESS, pages * PAGE);
         alloc.mmap_handler(ADDRESS, pages * PAGE).expect("the first mapping");
         let mut world = World { memory, mm, alloc, model: Model::new(pages * PAGE) };
         for op in ops {

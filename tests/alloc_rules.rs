@@ -57,6 +57,7 @@ fn client(machine: &Machine) -> Client {
     let mm = HeapMm::new();
     let (memory, probes) = (&machine.memory, machine.probes.clone());
     let alloc = Alloc::of_user(mm.clone(), memory, User::unlimited(), probes);
+    mm.attach(ADDRESS, MAPPING);
     alloc.mmap_handler(ADDRESS, MAPPING).expect("the first mapping");
     Client { mm, alloc }
 }
@@ -120,12 +121,14 @@ fn nothing_is_left(memory: &Memory, client: &Client) {
 #[test]
 fn mmap_is_once_of_whole_pages_and_4_mib_at_most() {
     let memory = plain();
-    let alloc = Alloc::new(HeapMm::new(), &memory);
+    let mm = HeapMm::new();
+    let alloc = Alloc::new(mm.clone(), &memory);
     assert_eq!(alloc.alloc_new_buf(&request(8)), Err(Errno::ESRCH));
     assert_eq!((alloc.buffer_size(), alloc.is_mapped(), alloc.page_states().len()), (0, false, 0));
     assert_eq!(alloc.mmap_handler(ADDRESS, 0), Err(Errno::EINVAL));
     assert_eq!(alloc.mmap_handler(ADDRESS + 8, PAGE), Err(Errno::EINVAL));
     assert_eq!(alloc.mmap_handler(u64::MAX - 4095, 2 * PAGE), Err(Errno::EINVAL));
+    mm.attach(ADDRESS, 64 << 20);
     assert_eq!(alloc.mmap_handler(ADDRESS, 64 << 20), Ok(()));
     assert_eq!((alloc.buffer_size(), alloc.free_async_space()), (4 << 20, 2 << 20));
     assert_eq!(alloc.mmap_handler(ADDRESS, PAGE), Err(Errno::EBUSY));
@@ -826,7 +829,9 @@ fn policies_have_names() {
 /// a search in a tree, never a walk over the buffers.
 #[test]
 fn a_full_mapping_is_hardly_slower_than_an_empty_one() {
-    let alloc = Alloc::new(HeapMm::new(), &plain());
+    let mm = HeapMm::new();
+    mm.attach(ADDRESS, 4 << 20);
+    let alloc = Alloc::new(mm, &plain());
     alloc.mmap_handler(ADDRESS, 4 << 20).expect("the first mapping");
     let oneway = Request { is_async: true, ..request(8) };
     let cost = || {

@@ -125,7 +125,9 @@ mod tests {
 
     /// An allocator with three buffers of a page: a one-way one, an unused one and a synchronous one.
     fn three_buffers() -> (Arc<Alloc>, [Buffer; 3]) {
-        let alloc = Alloc::new(HeapMm::new(), &Memory::new(MemoryConfig::default()));
+        let mm = HeapMm::new();
+        mm.attach(0x7000_0000, 16 * PAGE_SIZE);
+        let alloc = Alloc::new(mm, &Memory::new(MemoryConfig::default()));
         alloc.mmap_handler(0x7000_0000, 16 * PAGE_SIZE).expect("the first mapping");
         let sizes = Request {
             data_size: PAGE_SIZE as u64,

@@ -254,8 +254,6 @@ impl Mm for ClientMm {
         statm.split_ascii_whitespace().next()?.parse().ok()
     }
 
-    fn mapped(&self, _address: u64, _size: usize) {}
-
     fn mmget_not_zero(&self) -> bool {
         let mut users = self.users.lock();
         // As the kernel's: who has it in use already need not ask again.

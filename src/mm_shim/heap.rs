@@ -4,7 +4,7 @@ use super::{Mm, NoVma};
 use crate::Errno;
 use crate::client_mem::{ClientMemory, SharedSlice};
 use crate::lock_order::rank;
-use crate::page::PAGE_SIZE;
+use crate::page::{MAX_BUFFER_SIZE, PAGE_SIZE};
 use crate::sync::modelled::LeafMutex;
 use std::ops::Range;
 use std::sync::Arc;
@@ -27,7 +27,8 @@ pub struct HeapMm {
 struct Table {
     /// The mapping, while the client has it.
     vma: Option<(u64, usize)>,
-    address: u64,
+    /// The client says itself where its mapping is: it is not found by looking.
+    attached: bool,
     /// Pages that the client has mapped besides.
     elsewhere: u64,
     pages: Vec<Option<Box<[u8; PAGE_SIZE]>>>,
@@ -70,6 +71,14 @@ impl HeapMm {
     /// The client maps its buffer.
     pub fn mmap(&self, address: u64, size: usize) {
         self.table.lock().vma.get_or_insert((address, size));
+    }
+
+    /// The client maps its buffer and is about to say so, as on the CUSE door: nobody finds it by
+    /// looking.
+    pub fn attach(&self, address: u64, size: usize) {
+        let mut table = self.table.lock();
+        table.vma = Some((address, size));
+        table.attached = true;
     }
 
     /// The client has so many bytes mapped besides its buffer.
@@ -159,19 +168,13 @@ impl Mm for HeapMm {
     }
 
     fn find_mapping(&self) -> Result<(u64, usize), Errno> {
-        self.table.lock().vma.ok_or(Errno::ESRCH)
+        let table = self.table.lock();
+        table.vma.filter(|_| !table.attached).ok_or(Errno::ESRCH)
     }
 
     fn total_vm(&self) -> Option<u64> {
         let table = self.table.lock();
         Some(table.vma.map_or(0, |(_, size)| size as u64 / PAGE_SIZE as u64) + table.elsewhere)
-    }
-
-    fn mapped(&self, address: u64, size: usize) {
-        let mut table = self.table.lock();
-        table.vma = Some((address, size));
-        table.address = address;
-        table.pages.resize_with(size / PAGE_SIZE, || None);
     }
 
     fn mmget_not_zero(&self) -> bool {
@@ -195,7 +198,13 @@ impl Mm for HeapMm {
 
     fn vm_insert_page(&self, index: usize) -> Result<(), Errno> {
         let mut table = self.table.lock();
-        let slot = table.pages.get_mut(index).ok_or(Errno::EFAULT)?;
+        if index >= MAX_BUFFER_SIZE / PAGE_SIZE {
+            return Err(Errno::EFAULT);
+        }
+        if index >= table.pages.len() {
+            table.pages.resize_with(index + 1, || None);
+        }
+        let slot = &mut table.pages[index];
         if slot.is_some() {
             return Err(Errno::EBUSY);
         }
