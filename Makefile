@@ -4,6 +4,7 @@
 # make demo-contention   page installs under a shared and an exclusive lock, printed and drawn
 # make prototype   what a change does: conformance tests, random programs, latency, before and after
 # make wrong-rules   rules broken on purpose, and which tests notice
+# make planted-model   rules of the page protocol broken on purpose, for the model check
 # make coverage   which lines of the engine the scenes reach
 # make vm      a shell in that VM (CMD='...' runs a command)
 .DEFAULT_GOAL := run

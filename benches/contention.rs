@@ -18,7 +18,7 @@
 mod common;
 
 use common::{Daemon, Killed};
-use fakebinder::shrinker::PageInstall;
+use fakebinder::memory::PageInstall;
 use fakebinder_client::{Call, Command as Write, Device, Reply, Return, Thread};
 use plotters::prelude::*;
 use std::io::{BufRead, BufReader, Write as _};

@@ -57,7 +57,7 @@ fuzz-sanitizers:
 	$(FUZZ)/sanitizers
 
 fuzz-planted:
-	$(FUZZ)/planted/run
+	@scripts/planted fuzz
 
 fuzz-ci:
 	$(FUZZ)/ci

@@ -21,111 +21,28 @@
 
 mod buffers;
 pub mod invariants;
-mod latency;
+mod pages;
+mod search;
 
-pub use latency::InstallLatency;
+pub use buffers::{Buffer, Request};
+pub use pages::{PageCounts, PageState};
 
 use crate::client_log::{Kind, client_log};
 use crate::client_mem::ClientMemory;
 use crate::lock_order::rank;
-use crate::mm_shim::{MmStruct, MmUsers, MmapLock, NoVma, OnBehalf, PAGE_SIZE, Page};
+use crate::memory::{LruKey, LruOne, LruStatus, Memory, PageInstall, Reclaim};
+use crate::mm_shim::{MmStruct, MmUsers, MmapLock, NoVma, Page};
+use crate::page::{MAX_BUFFER_SIZE, PAGE_SIZE};
+use crate::probe::Probes;
 use crate::quota::User;
-use crate::shrinker::{LruKey, LruOne, LruStatus, Memory, PageInstall, Reclaim};
-use crate::sync;
 use crate::sync::modelled::Mutex;
 use crate::sync::modelled::atomic::{AtomicBool, Ordering};
 use crate::{Errno, mm_shim::Mm};
 use buffers::Buffers;
+use pages::Mapping;
+use search::Searches;
 use std::ops::Range;
-// Not a part of the page protocol: the model check need not look at it.
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock, Weak};
-
-/// The most that a client gets, however much it maps (`SZ_4M`), in bytes.
-pub const MAX_BUFFER_SIZE: usize = 4 << 20;
-
-/// What a transaction asks of [`Alloc::alloc_new_buf`]; sizes in bytes, all from a client.
-#[derive(Debug, Clone, Copy)]
-pub struct Request {
-    pub data_size: u64,
-    pub offsets_size: u64,
-    pub extra_buffers_size: u64,
-    pub is_async: bool,
-    /// The sender's thread group, to whom the buffer is charged.
-    pub pid: i32,
-}
-
-/// One allocated buffer, as a value: the key to it is `offset` in the mapping.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Buffer {
-    /// Offset of the buffer in the mapping, in bytes.
-    pub offset: usize,
-    /// Address of the buffer in the client (`user_data`).
-    pub user_data: u64,
-    pub data_size: usize,
-    pub offsets_size: usize,
-    pub extra_buffers_size: usize,
-    pub is_async: bool,
-    /// The sender took more one-way space than is good (`oneway_spam_suspect`).
-    pub oneway_spam_suspect: bool,
-}
-
-impl Buffer {
-    /// Bytes that the buffer takes in the mapping (`binder_alloc_buffer_size`).
-    pub fn size(&self) -> usize {
-        let parts = [self.data_size, self.offsets_size, self.extra_buffers_size];
-        parts.map(|part| part.next_multiple_of(8)).iter().sum::<usize>().max(8)
-    }
-}
-
-/// How many pages of a mapping are in which state (`binder_alloc_print_pages`).
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct PageCounts {
-    pub active: usize,
-    pub lru: usize,
-    pub free: usize,
-    /// One more than the highest page that was ever installed.
-    pub high: usize,
-}
-
-/// The state of one page of a mapping.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PageState {
-    Free,
-    Lru,
-    Active,
-}
-
-/// What mmap settles, once in the life of an allocator.
-struct Mapping {
-    vm_start: u64,
-    buffer_size: usize,
-    /// Whether a page is installed. Set with release by its installer, read with acquire.
-    pages: Box<[AtomicBool]>,
-}
-
-impl Mapping {
-    fn set_installed_page(&self, index: usize, installed: bool) {
-        self.pages[index].store(installed, Ordering::Release);
-    }
-
-    fn installed_page(&self, index: usize) -> bool {
-        self.pages[index].load(Ordering::Acquire)
-    }
-
-    fn page_addr(&self, index: usize) -> u64 {
-        self.vm_start + (index * PAGE_SIZE) as u64
-    }
-}
-
-/// A client that has not mapped its buffer, as it was before it was searched for that.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Missed {
-    /// How often it had called us.
-    calls: u64,
-    /// How much it had mapped, of anything.
-    total_vm: Option<u64>,
-}
 
 /// What the buffer mutex protects, from mmap to release.
 struct Locked {
@@ -143,36 +60,32 @@ pub struct Alloc {
     mapping: OnceLock<Mapping>,
     /// The mapping is there: set by mmap, cleared for good when it is closed.
     mapped: AtomicBool,
-    /// How often the client has called us without a mapping that we know of, from 1.
-    calls: AtomicU64,
-    /// How it was when the client was last searched for a mapping, in vain.
-    missed: sync::Mutex<Option<Missed>, rank::Missed>,
+    searches: Searches,
     /// `None` before mmap and after release.
     buffers: Mutex<Option<Locked>, rank::Buffers>,
-    /// What the model check undoes to see that it would notice.
-    #[cfg(loom)]
-    pub broken: crate::shrinker::Broken,
 }
 
 impl Alloc {
     /// `binder_alloc_init`: an allocator without a mapping, for one open of a device.
     pub fn new(mm: Arc<dyn Mm>, memory: &Arc<Memory>) -> Arc<Alloc> {
-        Alloc::of_user(mm, memory, User::unlimited())
+        Alloc::of_user(mm, memory, User::unlimited(), Probes::default())
     }
 
-    /// The same, whose pages are this user's.
-    pub fn of_user(mm: Arc<dyn Mm>, memory: &Arc<Memory>, user: Arc<User>) -> Arc<Alloc> {
+    /// The same, whose pages are this user's, and which is probed.
+    pub fn of_user(
+        mm: Arc<dyn Mm>,
+        memory: &Arc<Memory>,
+        user: Arc<User>,
+        probes: Probes,
+    ) -> Arc<Alloc> {
         Arc::new_cyclic(|this| Alloc {
             this: this.clone(),
-            mm: MmStruct::new(mm, memory, user),
+            mm: MmStruct::new(mm, memory, user, probes),
             memory: memory.clone(),
             mapping: OnceLock::new(),
             mapped: AtomicBool::new(false),
-            calls: AtomicU64::new(1),
-            missed: sync::Mutex::default(),
+            searches: Searches::default(),
             buffers: Mutex::new(None),
-            #[cfg(loom)]
-            broken: memory.broken,
         })
     }
 
@@ -198,7 +111,6 @@ impl Alloc {
         if self.mapping.set(mapping).is_err() {
             return Err(Errno::EBUSY);
         }
-        self.mm.mapped(address, buffer_size);
         *locked = Some(Locked {
             buffers: Buffers::new(address, buffer_size),
             lru: vec![None; pages].into_boxed_slice(),
@@ -226,50 +138,6 @@ impl Alloc {
     /// Its file was closed, and its records are gone.
     pub fn owner_released(&self) {
         self.memory.released();
-    }
-
-    /// The client calls the driver: it may have mapped its buffer since it was last searched.
-    pub fn owner_calls(&self) {
-        self.memory.relieve();
-        if self.mapping.get().is_none() {
-            self.calls.fetch_add(1, Ordering::Release);
-        }
-    }
-
-    /// The mapping, looked for in the client when nobody has told us of one. ESRCH: none; any other
-    /// error: whether there is one could not be found out.
-    ///
-    /// A search takes as long as the client has mappings, and others wait for it: where it was in
-    /// vain, the next one comes when the client has called us since or has another amount of memory
-    /// mapped.
-    fn mapping(&self) -> Result<&Mapping, Errno> {
-        if !self.is_mapped() {
-            if let Some(mapping) = self.mapping.get() {
-                // It is gone; or another sender has just found it, and holds this lock until all
-                // of that is noted.
-                drop(self.buffers.lock());
-                return if self.is_mapped() { Ok(mapping) } else { Err(Errno::ESRCH) };
-            }
-            let now =
-                Missed { calls: self.calls.load(Ordering::Acquire), total_vm: self.mm.total_vm() };
-            if *self.missed.lock() == Some(now) {
-                return Err(Errno::ESRCH);
-            }
-            let found = self.mm.find_mapping();
-            if matches!(found, Err(Errno::ESRCH | Errno::EPERM)) {
-                *self.missed.lock() = Some(now);
-            }
-            let (address, size) = found.map_err(|errno| match errno {
-                Errno::EPERM => Errno::ESRCH,
-                errno => errno,
-            })?;
-            match self.mmap_handler(address, size) {
-                // EBUSY: another sender has found it at the same time.
-                Ok(()) | Err(Errno::EBUSY) if self.is_mapped() => {}
-                _ => return Err(Errno::ESRCH),
-            }
-        }
-        self.mapping.get().ok_or(Errno::ESRCH)
     }
 
     /// `binder_alloc_new_buf`: a buffer whose pages are all installed.
@@ -321,19 +189,18 @@ impl Alloc {
         buffer: &Buffer,
         pid: i32,
     ) -> Result<(), Errno> {
-        let _sender = OnBehalf::of(pid);
-        let (mut users, mut _clock) = (None, None);
+        let mut users = None;
         let end = buffer.offset + buffer.size();
         for index in buffer.offset / PAGE_SIZE..end.div_ceil(PAGE_SIZE) {
             if mapping.installed_page(index) {
                 continue;
             }
             // Held over the whole buffer, it makes the one per page cheap.
-            let users = match &users {
+            let (_, users) = match &users {
                 Some(users) => users,
                 None => {
-                    _clock = self.memory.install_latency.as_ref().map(|latency| latency.clock(pid));
-                    users.insert(self.mm.mmget_not_zero()?)
+                    let installing = self.mm.installing(pid);
+                    users.insert((installing, self.mm.mmget_not_zero()?))
                 }
             };
             self.install_single_page(users, mapping, index)?;
@@ -363,22 +230,15 @@ impl Alloc {
         mapping: &Mapping,
         index: usize,
     ) -> Result<(), Errno> {
+        let pid = self.mm.pid();
         let page = self.mm.alloc_page()?;
         match self.page_insert(users, mapping, index, page) {
             Ok(()) => {}
             Err((Errno::EBUSY, page)) => {
                 // Another installer was first, and has not set the slot yet.
                 self.mm.free_page(page);
-                #[cfg(loom)]
-                if self.broken == crate::shrinker::Broken::NoRaceFallback {
-                    return Err(Errno::EBUSY);
-                }
                 if !self.page_lookup(index) {
-                    client_log!(
-                        Kind::PageNotInstalled,
-                        "{}: failed to find page {index}",
-                        self.mm.pid()
-                    );
+                    client_log!(Kind::PageNotInstalled, "{pid}: failed to find page {index}");
                     return Err(Errno::ESRCH);
                 }
             }
@@ -386,8 +246,7 @@ impl Alloc {
                 self.mm.free_page(page);
                 client_log!(
                     Kind::PageNotInstalled,
-                    "{}: failed to insert page {index}: {errno}",
-                    self.mm.pid()
+                    "{pid}: failed to insert page {index}: {errno}"
                 );
                 return Err(errno);
             }
@@ -459,7 +318,8 @@ impl Alloc {
         }
     }
 
-    /// `binder_page_lookup`: whether the page that somebody else inserted is there. Never makes one.
+    /// `binder_page_lookup`: whether the page that somebody else inserted is there. Never makes
+    /// one.
     fn page_lookup(&self, index: usize) -> bool {
         let mmap = self.mm.mmap_read_lock();
         self.is_mapped() && self.mm.get_user_pages_remote(&mmap, index)
@@ -559,20 +419,6 @@ impl Alloc {
         self.mm.write(buffer.offset + offset, bytes)
     }
 
-    /// `binder_alloc_copy_from_buffer`. EINVAL: not within the buffer. A client can write to its
-    /// buffer if it means to: believe nothing that comes from here.
-    pub fn copy_from_buffer(
-        &self,
-        buffer: &Buffer,
-        offset: usize,
-        bytes: &mut [u8],
-    ) -> Result<(), Errno> {
-        if !self.check_buffer(buffer, offset, bytes.len()) {
-            return Err(Errno::EINVAL);
-        }
-        self.mm.read(buffer.offset + offset, bytes)
-    }
-
     /// `binder_alloc_deferred_release`: the client is gone; so are its buffers and pages, whoever
     /// still installs one or copies into one. Nothing can be allocated afterwards.
     pub fn deferred_release(&self) {
@@ -595,11 +441,6 @@ impl Alloc {
         log::debug!("{}: released {left} buffers, {pages} pages", self.mm.pid());
     }
 
-    /// Bytes mapped and used by us; 0 before mmap.
-    pub fn buffer_size(&self) -> usize {
-        self.mapping.get().map_or(0, |mapping| mapping.buffer_size)
-    }
-
     /// Bytes that one-way calls may still take (`binder_alloc_get_free_async_space`).
     pub fn free_async_space(&self) -> usize {
         self.buffers.lock().as_ref().map_or(0, |locked| locked.buffers.free_async_space())
@@ -613,40 +454,6 @@ impl Alloc {
     /// Every allocated buffer, by address (`binder_alloc_print_allocated`).
     pub fn allocated_buffers(&self) -> Vec<Buffer> {
         self.buffers.lock().as_ref().map_or_else(Vec::new, |locked| locked.buffers.iter().collect())
-    }
-
-    /// The state of every page of the mapping.
-    pub fn page_states(&self) -> Vec<PageState> {
-        let mut states = Vec::new();
-        self.for_each_page(|state| states.push(state));
-        states
-    }
-
-    /// `binder_alloc_print_pages`; all zero where nothing is mapped.
-    pub fn pages(&self) -> PageCounts {
-        let (mut active, mut lru, mut free) = (0, 0, 0);
-        let high = self.for_each_page(|state| match state {
-            PageState::Active => active += 1,
-            PageState::Lru => lru += 1,
-            PageState::Free => free += 1,
-        });
-        PageCounts { active, lru, free, high }
-    }
-
-    /// Calls `f` for each page of the mapping, in order; returns `pages_high`.
-    fn for_each_page(&self, mut f: impl FnMut(PageState)) -> usize {
-        let locked = self.buffers.lock();
-        let (Some(mapping), Some(locked)) = (self.mapping.get(), locked.as_ref()) else {
-            return 0;
-        };
-        for (index, lru) in locked.lru.iter().enumerate() {
-            f(match (mapping.installed_page(index), lru) {
-                (false, _) => PageState::Free,
-                (true, Some(_)) => PageState::Lru,
-                (true, None) => PageState::Active,
-            });
-        }
-        locked.pages_high
     }
 }
 
@@ -668,15 +475,6 @@ impl Reclaim for Alloc {
         mapping.set_installed_page(index, false);
         released.lru[index] = None;
         lru.isolate();
-
-        #[cfg(loom)]
-        if self.broken == crate::shrinker::Broken::ZapAfterUnlock {
-            drop(locked);
-            let page = self.mm.zap_page_range_single(&mmap, index);
-            drop(mmap);
-            page.into_iter().for_each(|page| self.mm.free_page(page));
-            return LruStatus::RemovedRetry;
-        }
 
         // Still under the mutex: whoever finds the slot clear from now on may install a page here,
         // and that one must not be zapped.

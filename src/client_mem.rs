@@ -7,7 +7,7 @@
 use crate::Errno;
 use crate::client_log::{Kind, client_log};
 use crate::lock_order::{assert_nothing_held, rank};
-use crate::mm_shim::{Verb, fault};
+use crate::probe::{Verb, fault};
 use crate::shortage::{self, is_shortage};
 use crate::sync::Mutex;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};

@@ -46,10 +46,11 @@ use crate::binder::{self, Binder, Call, Context, FewBytes, Limits, Process, Repl
 use crate::client_log::{Kind, client_log};
 use crate::client_mem::ClientMemory;
 use crate::lock_order::rank;
-use crate::mm_shim::{BufferFile, ClientMm, MappingKind};
+use crate::memory::Memory;
+use crate::mm_shim::{BufferFile, ClientMm, KeptMaps, MappingKind};
+use crate::probe::Probes;
 use crate::quota::{Held, Quotas, UserLimits, What};
 use crate::shortage::{self, is_shortage};
-use crate::shrinker::Memory;
 use crate::sync::{Mutex, RwLock};
 use crate::{Errno, uapi};
 use std::collections::HashMap;
@@ -63,6 +64,8 @@ pub struct Hub {
     binder: Arc<Binder>,
     clients: Arc<Clients>,
     memory: Arc<Memory>,
+    probes: Probes,
+    kept_maps: Arc<KeptMaps>,
 }
 
 /// How a [`Hub`] is made.
@@ -72,6 +75,8 @@ pub struct HubConfig {
     pub security_contexts: SecurityContexts,
     /// What a user other than root may have.
     pub user_limits: UserLimits,
+    /// What the installs of pages are probed with.
+    pub probes: Probes,
 }
 
 impl Hub {
@@ -86,7 +91,8 @@ impl Hub {
         carriers.attend(&binder)?;
         let quotas = Quotas::new(&memory, config.user_limits);
         let clients = Clients::start(carriers, config.security_contexts, quotas)?;
-        Ok(Arc::new(Hub { binder, clients, memory }))
+        let (probes, kept_maps) = (config.probes, Arc::default());
+        Ok(Arc::new(Hub { binder, clients, memory, probes, kept_maps }))
     }
 
     /// The driver behind all devices.
@@ -169,8 +175,10 @@ impl Device {
             MappingKind::Memfd => 3,
         };
         let descriptors = client.user.hold(What::Descriptors, descriptors)?;
-        let mm = ClientMm::new(client.pid, client.pidfd.clone(), buffer.memfd, mapping)?;
-        let alloc = Alloc::of_user(mm.clone(), &self.hub.memory, client.user.clone());
+        let (pidfd, kept) = (client.pidfd.clone(), &self.hub.kept_maps);
+        let mm = ClientMm::new(client.pid, pidfd, buffer.memfd, mapping, kept)?;
+        let (memory, probes) = (&self.hub.memory, self.hub.probes.clone());
+        let alloc = Alloc::of_user(mm.clone(), memory, client.user.clone(), probes);
         let process = self.context.open(client.pid, header.tid, client.clone(), alloc);
         Ok(Arc::new(Open {
             hub: self.hub.clone(),

@@ -4,8 +4,12 @@
 //! Data flows one way, and nothing below knows anything above:
 //!
 //! ```text
-//! device::session -> device -> binder -> alloc -> mm_shim
+//! device::session -> device -> binder -> alloc -> mm_shim -> memory -> page
+//!                                                 shrinker -> memory
 //! ```
+//!
+//! A test (`tests/house.rs`) reads which module uses which, and fails when one uses what is not
+//! below it.
 //!
 //! - [`device`]: what a device is. Its two doors, CUSE and FUSE, speak the kernel's wire protocol
 //!   and hand opens, ioctls, polls and interrupts to the engine; replies go back from any thread.
@@ -14,14 +18,18 @@
 //! - [`alloc`]: binder_alloc, the buffers in a client's mapping and the pages under them.
 //! - [`mm_shim`]: the kernel's memory management as the allocator sees it, over real pages of
 //!   real clients, or over plain memory.
-//! - [`shrinker`]: the LRU of reclaimable pages over all clients, and what drives reclaim.
+//! - [`memory`]: what the pages of all clients have in common: their budget, and the LRU of those
+//!   that can be reclaimed.
+//! - [`shrinker`]: what drives reclaim, and the thread that does it.
+//! - [`page`]: the sizes of pages and mappings.
+//! - [`probe`]: faults and delays on purpose, and how long senders wait for pages; handed to an
+//!   allocator when it is made.
 //! - [`mod@client_log`], [`log_writer`]: what clients can have logged, and the thread that writes the log.
 //! - [`client_mem`]: reading and writing the memory of a client.
 //! - [`quota`]: what one user may make the daemon hold.
 //! - [`shortage`]: what the daemon itself runs out of.
 //! - [`uapi`]: the kernel's structures and constants.
 //! - [`sync`], [`lock_order`]: the locks, and the check of their order.
-//! - [`mod@wrong`]: rules that a test build can break on purpose.
 //!
 //! # Locks
 //!
@@ -69,7 +77,13 @@ pub mod lock_order;
 #[cfg(feature = "daemon")]
 pub mod log_writer;
 #[cfg(feature = "daemon")]
+pub mod memory;
+#[cfg(feature = "daemon")]
 pub mod mm_shim;
+#[cfg(feature = "daemon")]
+pub mod page;
+#[cfg(feature = "daemon")]
+pub mod probe;
 pub mod protocol;
 #[cfg(feature = "daemon")]
 pub mod quota;
@@ -80,5 +94,3 @@ pub mod shrinker;
 #[cfg(feature = "daemon")]
 pub mod sync;
 pub mod uapi;
-#[cfg(feature = "daemon")]
-pub mod wrong;

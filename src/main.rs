@@ -4,7 +4,6 @@
 #![warn(clippy::disallowed_types)]
 
 use clap::{ArgAction, Parser, ValueEnum};
-use fakebinder::alloc::InstallLatency;
 use fakebinder::device::claim::{Claim, Thing};
 use fakebinder::device::options::{MAX_DEVICES, MOST_DEVICES, MountOptions, Stats};
 use fakebinder::device::places::{Links, Places};
@@ -12,9 +11,10 @@ use fakebinder::device::security_context::SecurityContexts;
 use fakebinder::device::tree::Permissions;
 use fakebinder::device::{Hub, HubConfig, cuse, fuse};
 use fakebinder::log_writer;
-use fakebinder::mm_shim::{Injector, inject_into_the_daemon, tune_heap};
+use fakebinder::memory::{self, Memory, MemoryConfig, PageInstall, tune_heap};
+use fakebinder::probe::{Injector, InstallLatency, Probes, inject_into_the_daemon};
 use fakebinder::quota::{UserLimit, UserLimits};
-use fakebinder::shrinker::{self, Memory, MemoryConfig, PageInstall, Reclaimer};
+use fakebinder::shrinker::Reclaimer;
 use log::LevelFilter;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
@@ -132,11 +132,6 @@ struct Options {
     /// Act as if the kernel had no FUSE passthrough
     #[arg(long, hide = true)]
     no_passthrough: bool,
-
-    /// Break this rule of the driver
-    #[cfg(feature = "wrong-rules")]
-    #[arg(long, value_name = "RULE")]
-    wrong: Option<fakebinder::wrong::Rule>,
 
     /// What --daemonize runs
     #[arg(long, hide = true)]
@@ -318,11 +313,6 @@ fn run(options: &Options, log: &log_writer::Drain) -> Result<(), Box<dyn Error>>
         nix::unistd::setsid()?;
         std::env::set_current_dir("/")?;
     }
-    #[cfg(feature = "wrong-rules")]
-    if let Some(rule) = options.wrong {
-        log::warn!("does one thing wrong: {rule:?}");
-        fakebinder::wrong::set_wrong(rule);
-    }
     // Before any thread, so that all of them leave these to the one that waits for them.
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR2] {
@@ -338,15 +328,14 @@ fn run(options: &Options, log: &log_writer::Drain) -> Result<(), Box<dyn Error>>
         File::create(path).map(|file| (file, Arc::<InstallLatency>::default())).map_err(failed)
     });
     let install_latency = install_latency.transpose()?;
-    let memory = Memory::new(MemoryConfig {
-        page_budget,
-        page_install: options.page_install,
+    let memory = Memory::new(MemoryConfig { page_budget, page_install: options.page_install });
+    let probes = Probes {
         inject: options.inject.clone(),
         install_latency: install_latency.as_ref().map(|(_, latency)| latency.clone()),
-    });
+    };
     inject_into_the_daemon(options.inject.clone());
     let reclaimer = Reclaimer::start(&memory)?;
-    let opened = open_doors(options, memory, user_limits(options, page_budget), &tell)?;
+    let opened = open_doors(options, memory, user_limits(options, page_budget), probes, &tell)?;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         while let Ok(signal) = signals.wait() {
             if tell.send(Event::Signal(signal)).is_err() {
@@ -385,9 +374,9 @@ fn run(options: &Options, log: &log_writer::Drain) -> Result<(), Box<dyn Error>>
 /// Three quarters of the control group's memory limit or half of what the machine has left, whichever
 /// is less.
 fn default_budget() -> Option<u64> {
-    let group = shrinker::group_limit()
+    let group = memory::group_limit()
         .map(|limit| (limit / 4 * 3, "three quarters of this control group's memory"));
-    let machine = shrinker::available_memory()
+    let machine = memory::available_memory()
         .map(|left| (left / 2, "half of the memory that is available now"));
     let (budget, what) =
         [group, machine].into_iter().flatten().min_by_key(|(budget, _)| *budget)?;
@@ -419,6 +408,7 @@ fn open_doors(
     options: &Options,
     memory: Arc<Memory>,
     user_limits: UserLimits,
+    probes: Probes,
     tell: &mpsc::Sender<Event>,
 ) -> Result<Opened, Box<dyn Error>> {
     let permissions =
@@ -428,7 +418,7 @@ fn open_doors(
         Box::new(move || drop(tell.send(Event::Closed(door)))) as Box<dyn FnOnce() + Send>
     };
     let security_contexts = options.security_context.clone().unwrap_or_default();
-    let hub = Hub::with(memory, HubConfig { security_contexts, user_limits })?;
+    let hub = Hub::with(memory, HubConfig { security_contexts, user_limits, probes })?;
     let mut names = options.names.clone();
     names.sort();
     names.dedup();

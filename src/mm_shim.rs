@@ -13,44 +13,39 @@
 //! [`MmStruct`] is what these verbs have in common: locks, budget, fault injection. Behind it stands
 //! an [`Mm`]: a client process ([`ClientMm`]) or, for tests and fuzzing, plain memory ([`HeapMm`]).
 
+mod buffer_file;
 mod client;
 mod heap;
 mod image;
-mod inject;
 mod maps;
 mod userfault;
 
-pub use client::{BufferFile, ClientMm, Features, MappingKind, create_memfd};
+pub use buffer_file::{BufferFile, create_memfd};
+pub use client::{ClientMm, Features, KeptMaps, MappingKind};
 pub use heap::HeapMm;
-pub use inject::inject_into_the_daemon;
-pub use inject::{Injector, Rule, Verb};
-pub(crate) use inject::{OnBehalf, fault};
 
+use crate::Errno;
 use crate::client_log::{Kind, client_log};
 use crate::client_mem::ClientMemory;
 use crate::lock_order::rank;
+use crate::memory::Memory;
+use crate::page::{MAX_BUFFER_SIZE, PAGE_SIZE};
+use crate::probe::{Installing, Probes, Verb};
 use crate::quota::{User, What};
-use crate::shrinker::Memory;
 use crate::sync::modelled::{RwLock, RwLockReadGuard, RwLockWriteGuard};
-use crate::{Errno, alloc::MAX_BUFFER_SIZE};
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The unit in which buffers are installed and reclaimed, in bytes.
-pub const PAGE_SIZE: usize = 4096;
-
 const MAX_PAGES: usize = MAX_BUFFER_SIZE / PAGE_SIZE;
 
-/// A page that is part of no buffer: not yet, or no longer.
-///
-/// For a client process the kernel makes the page when it is inserted, and this is only the right
-/// to one out of the budget.
+/// A page that is part of no buffer, not yet or no longer: the right to one out of the budget.
+/// Its bytes come into being when it is inserted.
 #[derive(Debug)]
 #[must_use = "a page that is dropped instead of freed stays charged"]
-pub struct Page(Option<Box<[u8; PAGE_SIZE]>>);
+pub struct Page(());
 
 /// The buffer file of a client and its address space: what differs between real memory and memory
 /// for tests. Offsets are bytes from the start of the mapping, indices count its pages.
@@ -66,9 +61,6 @@ pub trait Mm: Send + Sync {
     /// than a search: where it has not changed, the client has most likely mapped nothing.
     fn total_vm(&self) -> Option<u64>;
 
-    /// The client has mapped its buffer at `address`.
-    fn mapped(&self, address: u64, size: usize);
-
     /// Whether the client lives. If so, [`Mm::mmput`] must follow.
     fn mmget_not_zero(&self) -> bool;
 
@@ -79,16 +71,14 @@ pub trait Mm: Send + Sync {
     /// looking is cheap, the whole mapping where it is not.
     fn vma_lookup(&self, address: u64, index: usize) -> Result<Range<usize>, NoVma>;
 
-    fn new_page(&self) -> Page;
-
-    /// Takes what is in `page` if, and only if, it succeeds. EBUSY: there is a page already.
-    fn vm_insert_page(&self, index: usize, page: &mut Page) -> Result<(), Errno>;
+    /// Makes a page of zeros. EBUSY: there is a page already.
+    fn vm_insert_page(&self, index: usize) -> Result<(), Errno>;
 
     /// Whether there is a page, whoever made it.
     fn get_user_pages_remote(&self, index: usize) -> bool;
 
     /// Removes a page that is there.
-    fn zap_page(&self, index: usize) -> Result<Page, Errno>;
+    fn zap_page(&self, index: usize) -> Result<(), Errno>;
 
     /// Removes every page, and does not fail: nobody looks after them any more.
     fn exit_mmap(&self);
@@ -104,8 +94,6 @@ pub trait Mm: Send + Sync {
     ) -> Result<(), Errno>;
 
     fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), Errno>;
-
-    fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<(), Errno>;
 
     /// Overwrites with zeros.
     fn clear(&self, offset: usize, len: usize) -> Result<(), Errno>;
@@ -158,6 +146,7 @@ pub struct MmStruct {
     mm: Arc<dyn Mm>,
     user: Arc<User>,
     memory: Arc<Memory>,
+    probes: Probes,
     mmap_lock: RwLock<(), rank::Mmap>,
     /// Installed pages that are paid for out of the budget. Whoever sets one of these has paid.
     charged: Box<[AtomicBool]>,
@@ -165,11 +154,12 @@ pub struct MmStruct {
 
 impl MmStruct {
     /// `user` is whose pages these are.
-    pub fn new(mm: Arc<dyn Mm>, memory: &Arc<Memory>, user: Arc<User>) -> Self {
+    pub fn new(mm: Arc<dyn Mm>, memory: &Arc<Memory>, user: Arc<User>, probes: Probes) -> Self {
         Self {
             mm,
             user,
             memory: memory.clone(),
+            probes,
             mmap_lock: RwLock::new(()),
             charged: (0..MAX_PAGES).map(|_| AtomicBool::new(false)).collect(),
         }
@@ -183,17 +173,19 @@ impl MmStruct {
         self.mm.find_mapping()
     }
 
+    /// Until the result is dropped, the calling thread installs pages for this sender (as `current`
+    /// tells the kernel).
+    pub(crate) fn installing(&self, sender: i32) -> Installing<'_> {
+        self.probes.installing(sender)
+    }
+
     pub fn total_vm(&self) -> Option<u64> {
         self.mm.total_vm()
     }
 
-    pub fn mapped(&self, address: u64, size: usize) {
-        self.mm.mapped(address, size);
-    }
-
     /// ESRCH: the client is gone.
     pub fn mmget_not_zero(&self) -> Result<MmUsers<'_>, Errno> {
-        self.memory.inject.at(Verb::MmGet)?;
+        self.probes.at(Verb::MmGet)?;
         match self.mm.mmget_not_zero() {
             true => Ok(MmUsers { mm: &*self.mm, seen: Cell::default() }),
             false => Err(Errno::ESRCH),
@@ -224,7 +216,7 @@ impl MmStruct {
         address: u64,
         index: usize,
     ) -> Result<Vma<'lock>, NoVma> {
-        self.memory.inject.at(Verb::VmaLookup).map_err(NoVma::Unknown)?;
+        self.probes.at(Verb::VmaLookup).map_err(NoVma::Unknown)?;
         let (first, end) = users.seen.get();
         if !(first..end).contains(&index) {
             let seen = self.mm.vma_lookup(address, index)?;
@@ -236,16 +228,16 @@ impl MmStruct {
     /// A page of zeros, out of the budget. To be called under neither the buffer mutex nor the LRU
     /// lock. ENOMEM: the budget, or what its user may have of it, is in use.
     pub fn alloc_page(&self) -> Result<Page, Errno> {
-        self.memory.inject.at(Verb::AllocPage)?;
+        self.probes.at(Verb::AllocPage)?;
         while !self.user.may_have(What::Pages, 1) && self.memory.reclaim_some() > 0 {}
         self.user.charge(What::Pages, 1)?;
         self.memory.charge().inspect_err(|_| self.user.uncharge(What::Pages, 1))?;
-        Ok(self.mm.new_page())
+        Ok(Page(()))
     }
 
     /// `__free_page`.
     pub fn free_page(&self, page: Page) {
-        drop(page);
+        let Page(()) = page;
         self.uncharge(1);
     }
 
@@ -259,12 +251,12 @@ impl MmStruct {
         &self,
         _vma: &Vma<'_>,
         index: usize,
-        mut page: Page,
+        page: Page,
     ) -> Result<(), (Errno, Page)> {
-        if let Err(errno) = self.memory.inject.at(Verb::InsertPage) {
+        if let Err(errno) = self.probes.at(Verb::InsertPage) {
             return Err((errno, page));
         }
-        match self.mm.vm_insert_page(index, &mut page) {
+        match self.mm.vm_insert_page(index) {
             Ok(()) => {
                 if self.charged[index].swap(true, Ordering::Relaxed) {
                     // Somebody has found the page between these two lines and paid for it.
@@ -290,15 +282,15 @@ impl MmStruct {
     /// Takes an installed page away from everyone. `None`: that failed, and the page stays where it
     /// is, paid for, for the next installer to find.
     pub fn zap_page_range_single(&self, _lock: &MmapLock<'_>, index: usize) -> Option<Page> {
-        let zapped = self.memory.inject.at(Verb::Zap).and_then(|()| self.mm.zap_page(index));
+        let zapped = self.probes.at(Verb::Zap).and_then(|()| self.mm.zap_page(index));
         match zapped {
-            Ok(page) => {
+            Ok(()) => {
                 debug_assert!(
                     self.charged[index].load(Ordering::Relaxed),
                     "page {index} was not paid for"
                 );
                 self.charged[index].store(false, Ordering::Relaxed);
-                Some(page)
+                Some(Page(()))
             }
             Err(errno) => {
                 client_log!(
@@ -344,39 +336,7 @@ impl MmStruct {
         self.mm.write(offset, bytes)
     }
 
-    pub fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<(), Errno> {
-        self.mm.read(offset, bytes)
-    }
-
     pub fn clear(&self, offset: usize, len: usize) -> Result<(), Errno> {
         self.mm.clear(offset, len)
     }
-}
-
-/// Has the allocator give back the end of a heap that is free, for all of this process's threads. Left
-/// alone, glibc learns from the first large table that is freed to keep up to 64 MiB there, in the
-/// heap of each thread, where `trim_heap` does not look.
-pub fn tune_heap() {
-    #[cfg(target_env = "gnu")]
-    for (what, bytes) in [(libc::M_TRIM_THRESHOLD, 1 << 20), (libc::M_MMAP_THRESHOLD, 256 << 10)] {
-        // SAFETY: it sets a number, before there is another thread.
-        unsafe {
-            libc::mallopt(what, bytes);
-        }
-    }
-}
-
-/// Gives what is free in this process's heap back to the machine. The allocator does not do so by
-/// itself where a block that is in use lies above.
-pub(crate) fn trim_heap() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it only looks at what is free.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
-
-/// Keeps signals away from a thread of our own, for the threads that wait for them.
-pub(crate) fn block_signals() {
-    let _ = nix::sys::signal::SigSet::all().thread_block();
 }

@@ -15,8 +15,8 @@
 
 use crate::Errno;
 use crate::client_log::{Kind, client_log};
-use crate::mm_shim::{Verb, fault};
-use crate::shrinker::Memory;
+use crate::memory::Memory;
+use crate::probe::{Verb, fault};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::fmt;
@@ -106,7 +106,7 @@ impl UserLimits {
         let mut limits = UserLimits::NONE;
         limits.set(What::Opens, descriptors.min(mappings.saturating_sub(OWN)) / 2);
         limits.set(What::Descriptors, descriptors / 2);
-        limits.set(What::Pages, bytes / crate::mm_shim::PAGE_SIZE / 2);
+        limits.set(What::Pages, bytes / crate::page::PAGE_SIZE / 2);
         limits.set(What::Records, bytes / RECORD / 2);
         limits.set(What::RecordBytes, bytes / 2);
         limits.set(What::OnewayBytes, bytes / 2);
@@ -314,7 +314,7 @@ impl Drop for Held {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shrinker::MemoryConfig;
+    use crate::memory::MemoryConfig;
 
     fn quotas(what: What, most: usize, budget: Option<u64>) -> Quotas {
         let memory = Memory::new(MemoryConfig { page_budget: budget, ..Default::default() });

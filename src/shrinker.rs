@@ -1,268 +1,276 @@
-//! The LRU of reclaimable pages, memory-pressure sources, the reclaim thread.
-//!
-//! [`Memory`] is what the kernel has as globals: the page budget, the freelist of pages that no
-//! buffer uses (`binder_freelist`), the rule by which pages are installed, and what the fault
-//! injector breaks. All clients of a daemon share one.
+//! What makes us give pages back: pressure on the machine's memory, or on our control group's, and
+//! whoever asks for it. (The third reason, a used-up page budget, is found by `Memory::charge`.)
 
-mod lru;
-mod pressure;
-mod total;
+#![forbid(unsafe_code)]
 
-pub use lru::{LruKey, LruOne, LruStatus, Reclaim};
-pub use pressure::Reclaimer;
-pub use total::{available_memory, group_limit};
-
-use crate::Errno;
-use crate::alloc::InstallLatency;
-use crate::mm_shim::{Injector, PAGE_SIZE};
-use lru::ListLru;
-use std::fmt;
-use std::str::FromStr;
-use std::sync::{Arc, OnceLock};
-// Not a lock and not part of the protocol: the model check need not look at a counter.
+use crate::memory::{Memory, trim_heap};
+use crate::sync::block_signals;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
 
-/// Pages that an allocation frees when the budget is used up (the kernel's `SWAP_CLUSTER_MAX`).
-const DIRECT_RECLAIM: usize = 32;
+/// The machine's pressure file.
+const MACHINE: &str = "/proc/pressure/memory";
 
-/// By which rule pages are installed into a client: `--page-install`.
-///
-/// The driver has gone on to a lock per VMA, tried before the mm's, so that an installer does not
-/// wait for whatever else the process maps. The lock that stands for the mm's here belongs to one
-/// mapping and nothing else takes it: it is a lock per VMA already, and there is no third rule to
-/// tell from `shared`.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub enum PageInstall {
-    /// One installer at a time in a client, allocating under the mm's lock.
-    Exclusive,
-    /// Allocate first, install under the mm's lock for reading, and settle races per page.
-    #[default]
-    Shared,
-}
+/// Tell us when somebody has waited for memory for 100 ms within a second; what the unprivileged
+/// may ask for has a window of a multiple of 2 s.
+const TRIGGERS: [&str; 2] = ["some 100000 1000000", "some 200000 2000000"];
 
-impl FromStr for PageInstall {
-    type Err = String;
+/// After a release of many records the heap is trimmed so often, at such intervals in milliseconds:
+/// what was released is still being taken apart, and others may follow.
+const TRIMS: u32 = 4;
+const TRIM_INTERVAL: u16 = 500;
 
-    fn from_str(name: &str) -> Result<Self, String> {
-        match name {
-            "exclusive" => Ok(Self::Exclusive),
-            "shared" => Ok(Self::Shared),
-            _ => Err(format!("no page-install policy '{name}': exclusive or shared")),
-        }
-    }
-}
-
-impl fmt::Display for PageInstall {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Exclusive => "exclusive",
-            Self::Shared => "shared",
-        })
-    }
-}
-
-/// A rule of the page protocol, undone: the model check asserts that it notices.
-#[cfg(loom)]
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub enum Broken {
-    #[default]
-    Nothing,
-    /// The shrinker zaps after it has let go of the buffer mutex.
-    ZapAfterUnlock,
-    /// The installer that loses the race for a page fails.
-    NoRaceFallback,
-}
-
-/// How a [`Memory`] is made.
-#[derive(Debug, Default)]
-pub struct MemoryConfig {
-    /// The most that all clients together may have installed, in bytes; no limit if `None`.
-    pub page_budget: Option<u64>,
-    pub page_install: PageInstall,
-    pub inject: Injector,
-    /// Where to note how long senders wait for pages to be installed, if anywhere.
-    pub install_latency: Option<Arc<InstallLatency>>,
-}
-
-/// Bytes of records that have to go before the heap is trimmed.
-const WORTH_TRIMMING: usize = 8 << 20;
-
-struct Trimmer(Box<dyn Fn() + Send + Sync>);
-
-impl fmt::Debug for Trimmer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Trimmer")
-    }
-}
-
-/// The memory that all clients of a daemon share.
+/// The thread that reclaims pages. It waits in the kernel and costs nothing until something happens.
 #[derive(Debug)]
-pub struct Memory {
-    budget: usize,
-    /// Pages installed, or on their way to be.
-    used: AtomicUsize,
-    /// Bytes of records, which come out of the same budget.
-    bytes: AtomicUsize,
-    /// The most that `bytes` was since the heap was last trimmed.
-    peak: AtomicUsize,
-    /// Has the heap trimmed, soon and elsewhere.
-    trimmer: OnceLock<Trimmer>,
-    /// Records have taken what pages that nobody uses still occupy.
-    pressed: AtomicBool,
-    lru: ListLru,
-    pub page_install: PageInstall,
-    pub inject: Injector,
-    pub(crate) install_latency: Option<Arc<InstallLatency>>,
-    #[cfg(loom)]
-    pub(crate) broken: Broken,
+pub struct Reclaimer {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
 }
 
-impl Memory {
-    pub fn new(config: MemoryConfig) -> Arc<Memory> {
-        Arc::new(Self::with(config))
+#[derive(Debug)]
+struct Shared {
+    wake: EventFd,
+    stop: AtomicBool,
+    /// Somebody has asked for every page.
+    kicked: AtomicBool,
+    /// The heap is to be trimmed.
+    trim: AtomicBool,
+    rounds: AtomicUsize,
+}
+
+impl Reclaimer {
+    /// Starts the thread, listening to our control group if we are in one, else to the machine.
+    /// Where neither tells about pressure, a log line says so and the thread serves
+    /// [`Reclaimer::kick`] alone.
+    pub fn start(memory: &Arc<Memory>) -> io::Result<Reclaimer> {
+        let source = pressure_file().and_then(|path| match subscribe(&path) {
+            Ok(file) => Some((path, file)),
+            Err(error) => {
+                log::debug!("{}: {error}", path.display());
+                None
+            }
+        });
+        match &source {
+            Some((path, _)) => {
+                log::info!("reclaiming pages under memory pressure ({})", path.display())
+            }
+            None => log::warn!(
+                "no memory pressure information here: pages are reclaimed by budget and on request only"
+            ),
+        }
+        Self::listen(memory, source.map(|(_, file)| file))
     }
 
-    /// As [`Memory::new`], with a rule undone.
-    #[cfg(loom)]
-    pub fn broken(config: MemoryConfig, broken: Broken) -> Arc<Memory> {
-        Arc::new(Memory { broken, ..Self::with(config) })
+    fn listen(memory: &Arc<Memory>, pressure: Option<File>) -> io::Result<Reclaimer> {
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let shared = Arc::new(Shared {
+            wake,
+            stop: AtomicBool::new(false),
+            kicked: AtomicBool::new(false),
+            trim: AtomicBool::new(false),
+            rounds: AtomicUsize::new(0),
+        });
+        let trimming = Arc::downgrade(&shared);
+        memory.set_trimmer(move || {
+            if let Some(shared) = trimming.upgrade() {
+                shared.trim.store(true, Ordering::SeqCst);
+                let _ = shared.wake.write(1);
+            }
+        });
+        let (memory, theirs) = (memory.clone(), shared.clone());
+        let thread = thread::Builder::new().name("shrinker".into());
+        let thread = thread.spawn(move || run(&memory, &theirs, pressure))?;
+        Ok(Reclaimer { shared, thread: Some(thread) })
     }
 
-    fn with(config: MemoryConfig) -> Memory {
-        let pages = |bytes: u64| usize::try_from(bytes / PAGE_SIZE as u64).unwrap_or(usize::MAX);
-        Memory {
-            budget: config.page_budget.map_or(usize::MAX, pages),
-            used: AtomicUsize::new(0),
-            bytes: AtomicUsize::new(0),
-            peak: AtomicUsize::new(0),
-            trimmer: OnceLock::new(),
-            pressed: AtomicBool::new(false),
-            lru: ListLru::default(),
-            page_install: config.page_install,
-            inject: config.inject,
-            install_latency: config.install_latency,
-            #[cfg(loom)]
-            broken: Broken::Nothing,
+    /// Asks for every page that is not in use to be reclaimed. May be called from a signal handler.
+    pub fn kick(&self) {
+        self.shared.kicked.store(true, Ordering::SeqCst);
+        let _ = self.shared.wake.write(1);
+    }
+
+    /// How often the thread has reclaimed, for whatever reason.
+    pub fn rounds(&self) -> usize {
+        self.shared.rounds.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Reclaimer {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.kick();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
         }
     }
+}
 
-    /// Takes one page out of the budget, reclaiming others if there is none left. To be called
-    /// under neither the buffer mutex nor the LRU lock. ENOMEM: all pages are in use.
-    pub(crate) fn charge(&self) -> Result<(), Errno> {
-        let take = |used: usize| (used < self.pages_left()).then_some(used + 1);
-        while self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
-            if self.reclaim_some() == 0 {
-                return Err(Errno::ENOMEM);
+fn run(memory: &Memory, shared: &Shared, mut pressure: Option<File>) {
+    block_signals();
+    let mut trims = 0;
+    loop {
+        let mut fds = vec![PollFd::new(shared.wake.as_fd(), PollFlags::POLLIN)];
+        fds.extend(pressure.as_ref().map(|file| PollFd::new(file.as_fd(), PollFlags::POLLPRI)));
+        let timeout = if trims > 0 { TRIM_INTERVAL.into() } else { PollTimeout::NONE };
+        match poll(&mut fds, timeout) {
+            Ok(0) => {
+                trims -= 1;
+                trim_heap();
+                continue;
+            }
+            Ok(_) => {}
+            Err(_) => continue,
+        }
+        let events =
+            |at: usize| fds.get(at).and_then(PollFd::revents).unwrap_or(PollFlags::empty());
+        let (asked, pressed) = (events(0), events(1));
+        if !asked.is_empty() {
+            let _ = shared.wake.read();
+            if shared.stop.load(Ordering::SeqCst) {
+                return;
+            }
+            if shared.trim.swap(false, Ordering::SeqCst) {
+                trims = TRIMS;
+            }
+            if shared.kicked.swap(false, Ordering::SeqCst) {
+                let pages = memory.reclaim_all();
+                log::info!("reclaimed {pages} pages on request");
             }
         }
-        Ok(())
+        if pressed.contains(PollFlags::POLLPRI) {
+            // Half of them: the others may be wanted again soon, and if the pressure stays, so
+            // do the events.
+            let pages = memory.scan(memory.count().div_ceil(2));
+            log::debug!("reclaimed {pages} pages under memory pressure");
+        }
+        if pressed.contains(PollFlags::POLLERR) {
+            // The control group is gone.
+            pressure = None;
+        }
+        shared.rounds.fetch_add(1, Ordering::SeqCst);
     }
+}
 
-    /// Reclaims a few pages, the longest unused first; returns how many.
-    pub(crate) fn reclaim_some(&self) -> usize {
-        // Pages of clients that are busy just now may fill the front of the list.
-        match self.scan(DIRECT_RECLAIM) {
-            0 => self.scan(self.count()),
-            some => some,
+/// The pressure file of our control group, or of the machine where we are in the root group.
+fn pressure_file() -> Option<PathBuf> {
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let of_group = pressure_of_group(&groups, Path::new("/sys/fs/cgroup"));
+    of_group.into_iter().chain([PathBuf::from(MACHINE)]).find(|path| path.exists())
+}
+
+/// From `/proc/self/cgroup`: where the pressure file of the group on the unified hierarchy would be.
+fn pressure_of_group(groups: &str, root: &Path) -> Option<PathBuf> {
+    Some(unified_group(groups, root)?.join("memory.pressure"))
+}
+
+fn unified_group(groups: &str, root: &Path) -> Option<PathBuf> {
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    (!group.is_empty()).then(|| root.join(group))
+}
+
+fn subscribe(path: &Path) -> io::Result<File> {
+    let mut error = io::Error::from(io::ErrorKind::NotFound);
+    for trigger in TRIGGERS {
+        let mut file = OpenOptions::new().read(true).write(true).open(path)?;
+        // With its terminating NUL, as the kernel's documentation writes it.
+        match file.write_all(format!("{trigger}\0").as_bytes()) {
+            Ok(()) => return Ok(file),
+            Err(e) => error = e,
         }
     }
+    Err(error)
+}
 
-    /// The budget, in pages, but for what records have of it.
-    fn pages_left(&self) -> usize {
-        self.budget.saturating_sub(self.bytes.load(Ordering::Relaxed).div_ceil(PAGE_SIZE))
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::alloc::{Alloc, Request};
+    use crate::memory::MemoryConfig;
+    use crate::mm_shim::HeapMm;
+    use nix::sys::socket::{MsgFlags, send};
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::{AsRawFd, OwnedFd};
+    use std::time::{Duration, Instant};
+
+    /// Urgent data on a socket looks to `poll` as a pressure event does.
+    #[test]
+    fn pressure_reclaims_and_the_loss_of_its_source_does_not_end_the_thread() {
+        let memory = Memory::new(MemoryConfig::default());
+        let mm = HeapMm::new();
+        mm.attach(0x7000_0000, 64 << 10);
+        let alloc = Alloc::new(mm, &memory);
+        alloc.mmap_handler(0x7000_0000, 64 << 10).expect("the first mapping");
+        let request = Request {
+            data_size: 8 * 4096,
+            offsets_size: 0,
+            extra_buffers_size: 0,
+            is_async: false,
+            pid: 1,
+        };
+        let use_pages = || {
+            let buffer = alloc.alloc_new_buf(&request).expect("room");
+            alloc.free_buf(&buffer);
+            assert_eq!(memory.count(), 8);
+        };
+        let reclaimed = || {
+            let start = Instant::now();
+            while memory.count() > 0 && start.elapsed() < Duration::from_secs(10) {
+                thread::sleep(Duration::from_millis(1));
+            }
+            memory.count() == 0
+        };
+        use_pages();
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a socket");
+        let peer = TcpStream::connect(listener.local_addr().expect("bound")).expect("a connection");
+        let (source, _) = listener.accept().expect("a connection");
+        let source = File::from(OwnedFd::from(source));
+        let reclaimer = Reclaimer::listen(&memory, Some(source)).expect("a thread");
+        let flags = nix::fcntl::fcntl(&reclaimer.shared.wake, nix::fcntl::FcntlArg::F_GETFD);
+        assert_eq!(flags, Ok(libc::FD_CLOEXEC));
+        thread::sleep(Duration::from_millis(50));
+        assert_eq!((reclaimer.rounds(), memory.count()), (0, 8));
+        send(peer.as_raw_fd(), b"!", MsgFlags::MSG_OOB).expect("urgent data");
+        assert!(reclaimed());
+
+        nix::sys::socket::setsockopt(
+            &peer,
+            nix::sys::socket::sockopt::Linger,
+            &libc::linger { l_onoff: 1, l_linger: 0 },
+        )
+        .expect("to reset the connection");
+        drop(peer);
+        use_pages();
+        reclaimer.kick();
+        assert!(reclaimed());
     }
 
-    /// Takes the bytes of a record out of the budget. May be called under any lock: what has to be
-    /// reclaimed for it is, by [`Memory::relieve`]. ENOMEM: there is not enough that could be.
-    pub(crate) fn charge_bytes(&self, bytes: usize) -> Result<(), Errno> {
-        let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.peak.fetch_max(before + bytes, Ordering::Relaxed);
-        let (left, used) = (self.pages_left(), self.used());
-        if used <= left && self.bytes.load(Ordering::Relaxed) <= self.budget_bytes() {
-            return Ok(());
-        }
-        if self.lru.len() < used.saturating_sub(left) || left == 0 {
-            self.uncharge_bytes(bytes);
-            return Err(Errno::ENOMEM);
-        }
-        self.pressed.store(true, Ordering::Relaxed);
-        Ok(())
+    #[test]
+    fn the_pressure_file_says_how_long_was_waited_for_memory() {
+        let Some(path) = pressure_file() else {
+            assert!(!Path::new(MACHINE).exists());
+            return;
+        };
+        let text = fs::read_to_string(path).expect("a file that can be read");
+        assert!(text.starts_with("some avg10="), "{text}");
     }
 
-    fn budget_bytes(&self) -> usize {
-        self.budget.saturating_mul(PAGE_SIZE)
-    }
-
-    pub(crate) fn uncharge_bytes(&self, bytes: usize) {
-        let before = self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        debug_assert!(before >= bytes, "{bytes} bytes of records freed, {before} in use");
-    }
-
-    /// Somebody who may have had many records is gone: what they took is to be the machine's again.
-    /// To be called under no lock.
-    pub(crate) fn released(&self) {
-        let bytes = self.record_bytes();
-        let peak = self.peak.load(Ordering::Relaxed);
-        if peak.saturating_sub(bytes) >= WORTH_TRIMMING
-            && let Some(Trimmer(trim)) = self.trimmer.get()
-        {
-            self.peak.store(bytes, Ordering::Relaxed);
-            trim();
-        }
-    }
-
-    fn set_trimmer(&self, trim: impl Fn() + Send + Sync + 'static) {
-        let _ = self.trimmer.set(Trimmer(Box::new(trim)));
-    }
-
-    /// Reclaims the pages whose place in the budget records have taken. To be called under no lock.
-    pub(crate) fn relieve(&self) {
-        if self.pressed.load(Ordering::Relaxed) && self.pressed.swap(false, Ordering::Relaxed) {
-            self.scan(self.used().saturating_sub(self.pages_left()));
-        }
-    }
-
-    /// Bytes of all records.
-    pub fn record_bytes(&self) -> usize {
-        self.bytes.load(Ordering::Relaxed)
-    }
-
-    /// Takes one page out of the budget though it may be used up: the page exists already.
-    pub(crate) fn charge_existing(&self) {
-        self.used.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn uncharge(&self, pages: usize) {
-        let before = self.used.fetch_sub(pages, Ordering::Relaxed);
-        debug_assert!(before >= pages, "{pages} pages freed, {before} in use");
-    }
-
-    /// Pages that all clients have installed, or are about to.
-    pub fn used(&self) -> usize {
-        self.used.load(Ordering::Relaxed)
-    }
-
-    /// `binder_shrink_count`: pages that could be reclaimed.
-    pub fn count(&self) -> usize {
-        self.lru.count()
-    }
-
-    /// `binder_shrink_scan`: looks at up to `nr_to_scan` pages, the longest unused first, and
-    /// reclaims those whose owners are not busy. Returns how many that were.
-    pub fn scan(&self, nr_to_scan: usize) -> usize {
-        self.lru.walk(nr_to_scan)
-    }
-
-    /// Reclaims every page that is not in use, but for those of clients that are busy just now.
-    pub fn reclaim_all(&self) -> usize {
-        self.scan(self.count())
-    }
-
-    pub(crate) fn lru_lock(&self) -> lru::LruLocked<'_> {
-        self.lru.lock()
-    }
-
-    pub(crate) fn lru_del(&self, keys: impl Iterator<Item = LruKey>) {
-        self.lru.del(keys);
+    #[test]
+    fn the_pressure_file_is_that_of_the_group_on_the_unified_hierarchy() {
+        let root = Path::new("/sys/fs/cgroup");
+        let path = |groups| pressure_of_group(groups, root);
+        assert_eq!(
+            path("1:cpu:/a\n0::/user.slice/session-1.scope\n"),
+            Some(PathBuf::from("/sys/fs/cgroup/user.slice/session-1.scope/memory.pressure"))
+        );
+        assert_eq!(path("0::/\n"), None);
+        assert_eq!(path("1:cpu:/a\n"), None);
+        assert_eq!(path(""), None);
     }
 }

@@ -16,6 +16,11 @@ use std::time::{Duration, Instant};
 #[cfg(not(debug_assertions))]
 const _: () = assert!(size_of::<Held>() == 0);
 
+/// Keeps signals away from a thread of our own, for the threads that wait for them.
+pub(crate) fn block_signals() {
+    let _ = nix::sys::signal::SigSet::all().thread_block();
+}
+
 /// A mutex of rank `R`.
 pub struct Mutex<T, R> {
     lock: parking_lot::Mutex<T>,

@@ -11,8 +11,8 @@
 mod support;
 
 use fakebinder::alloc::{Alloc, Buffer, PageState};
+use fakebinder::memory::{Memory, MemoryConfig};
 use fakebinder::mm_shim::HeapMm;
-use fakebinder::shrinker::{Memory, MemoryConfig};
 use std::sync::Arc;
 use support::request;
 
@@ -82,6 +82,7 @@ impl Bench {
         let memory = Memory::new(MemoryConfig::default());
         let mm = HeapMm::new();
         let alloc = Alloc::new(mm.clone(), &memory);
+        mm.attach(0x7000_0000, MAPPING);
         alloc.mmap_handler(0x7000_0000, MAPPING).expect("the first mapping");
         Bench { memory, mm, alloc }
     }

@@ -4,8 +4,8 @@ mod support;
 
 use fakebinder::Errno;
 use fakebinder::alloc::{Alloc, Buffer, PageState, Request};
+use fakebinder::memory::{Memory, MemoryConfig};
 use fakebinder::mm_shim::HeapMm;
-use fakebinder::shrinker::{Memory, MemoryConfig};
 use proptest::prelude::*;
 use std::sync::Arc;
 
@@ -335,7 +335,7 @@ impl World {
         assert_eq!(self.alloc.allocated_buffers(), expected);
         for taken in &model.taken {
             let mut bytes = vec![0; taken.bytes.len()];
-            self.alloc.copy_from_buffer(&taken.buffer, 0, &mut bytes).expect("a live buffer");
+            self.mm.read(taken.buffer.offset, &mut bytes).expect("a live buffer");
             assert_eq!(bytes, taken.bytes);
         }
     }
@@ -349,6 +349,7 @@ proptest! {
         let memory = Memory::new(MemoryConfig::default());
         let mm = HeapMm::new();
         let alloc = Alloc::new(mm.clone(), &memory);
+        mm.attach(ADDRESS, pages * PAGE);
         alloc.mmap_handler(ADDRESS, pages * PAGE).expect("the first mapping");
         let mut world = World { memory, mm, alloc, model: Model::new(pages * PAGE) };
         for op in ops {

@@ -4,9 +4,14 @@
 mod support;
 
 use fakebinder::Errno;
-use fakebinder::alloc::{Alloc, InstallLatency, PageState, Request};
-use fakebinder::mm_shim::{HeapMm, Injector, Rule, Verb};
-use fakebinder::shrinker::{Memory, MemoryConfig, PageInstall, Reclaimer};
+use fakebinder::alloc::{Alloc, PageState, Request};
+use fakebinder::memory::{Memory, MemoryConfig, PageInstall};
+use fakebinder::mm_shim::HeapMm;
+use fakebinder::probe::InstallLatency;
+use fakebinder::probe::{Injector, Probes, Rule, Verb};
+use fakebinder::quota::User;
+use fakebinder::shrinker::Reclaimer;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
@@ -27,18 +32,42 @@ struct Client {
     alloc: Arc<Alloc>,
 }
 
-fn client(memory: &Arc<Memory>) -> Client {
+/// The memory of a daemon, and what its allocators are probed with.
+#[derive(Clone)]
+struct Machine {
+    memory: Arc<Memory>,
+    probes: Probes,
+}
+
+impl Machine {
+    fn new(config: MemoryConfig, probes: Probes) -> Machine {
+        Machine { memory: Memory::new(config), probes }
+    }
+}
+
+impl Deref for Machine {
+    type Target = Arc<Memory>;
+
+    fn deref(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+}
+
+fn client(machine: &Machine) -> Client {
     let mm = HeapMm::new();
-    let alloc = Alloc::new(mm.clone(), memory);
+    let (memory, probes) = (&machine.memory, machine.probes.clone());
+    let alloc = Alloc::of_user(mm.clone(), memory, User::unlimited(), probes);
+    mm.attach(ADDRESS, MAPPING);
     alloc.mmap_handler(ADDRESS, MAPPING).expect("the first mapping");
     Client { mm, alloc }
 }
 
-fn memory(page_install: PageInstall, inject: Injector) -> Arc<Memory> {
-    Memory::new(MemoryConfig { page_install, inject, ..MemoryConfig::default() })
+fn memory(page_install: PageInstall, inject: Injector) -> Machine {
+    let config = MemoryConfig { page_install, ..MemoryConfig::default() };
+    Machine::new(config, Probes { inject, ..Probes::default() })
 }
 
-fn plain() -> Arc<Memory> {
+fn plain() -> Machine {
     memory(PageInstall::Shared, Injector::default())
 }
 
@@ -72,7 +101,7 @@ fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Recei
 }
 
 /// A client whose first `pages` pages are installed and unused.
-fn client_with_unused(memory: &Arc<Memory>, pages: usize) -> Client {
+fn client_with_unused(memory: &Machine, pages: usize) -> Client {
     let client = client(memory);
     let buffer = client.alloc.alloc_new_buf(&request(pages * PAGE)).expect("room");
     client.alloc.free_buf(&buffer);
@@ -92,12 +121,14 @@ fn nothing_is_left(memory: &Memory, client: &Client) {
 #[test]
 fn mmap_is_once_of_whole_pages_and_4_mib_at_most() {
     let memory = plain();
-    let alloc = Alloc::new(HeapMm::new(), &memory);
+    let mm = HeapMm::new();
+    let alloc = Alloc::new(mm.clone(), &memory);
     assert_eq!(alloc.alloc_new_buf(&request(8)), Err(Errno::ESRCH));
     assert_eq!((alloc.buffer_size(), alloc.is_mapped(), alloc.page_states().len()), (0, false, 0));
     assert_eq!(alloc.mmap_handler(ADDRESS, 0), Err(Errno::EINVAL));
     assert_eq!(alloc.mmap_handler(ADDRESS + 8, PAGE), Err(Errno::EINVAL));
     assert_eq!(alloc.mmap_handler(u64::MAX - 4095, 2 * PAGE), Err(Errno::EINVAL));
+    mm.attach(ADDRESS, 64 << 20);
     assert_eq!(alloc.mmap_handler(ADDRESS, 64 << 20), Ok(()));
     assert_eq!((alloc.buffer_size(), alloc.free_async_space()), (4 << 20, 2 << 20));
     assert_eq!(alloc.mmap_handler(ADDRESS, PAGE), Err(Errno::EBUSY));
@@ -332,8 +363,8 @@ fn waiting_for_pages_is_counted_by_sender() {
     let latency: Arc<InstallLatency> = Arc::default();
     let inject = "alloc_page:pid=2:delay=20ms:errno=ENOMEM".parse().expect("a specification");
     let install_latency = Some(latency.clone());
-    let config = MemoryConfig { inject, install_latency, ..MemoryConfig::default() };
-    let client = client(&Memory::new(config));
+    let probes = Probes { inject, install_latency };
+    let client = client(&Machine::new(MemoryConfig::default(), probes));
     let send = |pid| client.alloc.alloc_new_buf(&Request { pid, ..request(PAGE) });
     for _ in 0..2 {
         let buffer = send(1).expect("only the other sender gets no page");
@@ -490,8 +521,8 @@ fn an_installer_that_is_the_last_to_use_another_allocator_releases_it() {
     let (inject, then) = at_first(Verb::Zap);
     let page_budget = Some(3 * PAGE as u64);
     let page_install = PageInstall::Exclusive;
-    let config = MemoryConfig { page_budget, page_install, inject, ..MemoryConfig::default() };
-    let memory = Memory::new(config);
+    let config = MemoryConfig { page_budget, page_install };
+    let memory = Machine::new(config, Probes { inject, ..Probes::default() });
     let Client { mm, alloc } = client_with_unused(&memory, 3);
     let last = Mutex::new(Some(alloc));
     set(&then, move || drop(last.lock().expect("no panic").take()));
@@ -535,7 +566,8 @@ fn nothing_is_left_of(client: &Client) {
 #[test]
 fn a_used_up_budget_reclaims_and_then_fails_one_transaction() {
     let budget = Some(4 * PAGE as u64 + 100);
-    let memory = Memory::new(MemoryConfig { page_budget: budget, ..MemoryConfig::default() });
+    let config = MemoryConfig { page_budget: budget, ..MemoryConfig::default() };
+    let memory = Machine::new(config, Probes::default());
     let (one, two) = (client(&memory), client(&memory));
     let first = one.alloc.alloc_new_buf(&request(3 * PAGE)).expect("within the budget");
     assert_eq!(two.alloc.alloc_new_buf(&request(2 * PAGE)), Err(Errno::ENOMEM));
@@ -588,12 +620,10 @@ fn copies_stay_within_their_buffer() {
     }
     // The sender's memory ends before.
     assert_eq!(client.alloc.copy_user_to_buffer(&buffer, 0, &from, 190, 20), Err(Errno::EFAULT));
-    let mut bytes = [0; 8];
     for offset in [2, 100, 104, usize::MAX - 3] {
-        assert_eq!(client.alloc.copy_to_buffer(&buffer, offset, &bytes), Err(Errno::EINVAL));
-        assert_eq!(client.alloc.copy_from_buffer(&buffer, offset, &mut bytes), Err(Errno::EINVAL));
+        assert_eq!(client.alloc.copy_to_buffer(&buffer, offset, &[0; 8]), Err(Errno::EINVAL));
     }
-    assert_eq!(client.alloc.copy_from_buffer(&buffer, 96, &mut bytes), Ok(()));
+    assert_eq!(client.alloc.copy_to_buffer(&buffer, 96, &[0; 8]), Ok(()));
 }
 
 #[test]
@@ -607,8 +637,6 @@ fn a_copy_over_several_pages_has_every_byte_in_its_place() {
         .copy_user_to_buffer(&buffer, 0, &Bytes(bytes.clone()), 0, bytes.len())
         .expect("a copy");
     let mut seen = vec![0; bytes.len()];
-    client.alloc.copy_from_buffer(&buffer, 0, &mut seen).expect("a copy");
-    assert!(seen == bytes);
     client.mm.peek(buffer.user_data, &mut seen).expect("mapped");
     assert!(seen == bytes);
     assert_eq!(client.mm.peek(ADDRESS + MAPPING as u64 - 4, &mut [0; 8]), Err(Errno::EFAULT));
@@ -801,7 +829,9 @@ fn policies_have_names() {
 /// a search in a tree, never a walk over the buffers.
 #[test]
 fn a_full_mapping_is_hardly_slower_than_an_empty_one() {
-    let alloc = Alloc::new(HeapMm::new(), &plain());
+    let mm = HeapMm::new();
+    mm.attach(ADDRESS, 4 << 20);
+    let alloc = Alloc::new(mm, &plain());
     alloc.mmap_handler(ADDRESS, 4 << 20).expect("the first mapping");
     let oneway = Request { is_async: true, ..request(8) };
     let cost = || {

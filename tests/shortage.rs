@@ -7,7 +7,7 @@ mod common;
 
 use common::forked::Forked;
 use common::{Daemon, Door, alone, in_time, skip};
-use fakebinder::mm_shim::Verb;
+use fakebinder::probe::Verb;
 use fakebinder_client::{Call, Command, Device, Errno, Return, Returns, uapi};
 use std::path::Path;
 

@@ -11,7 +11,7 @@ use common::{Daemon, Door, Killed, alone, skip, unique_name};
 use fakebinder::device::options::MountOptions;
 use fakebinder::device::tree::Permissions;
 use fakebinder::device::{Hub, fuse};
-use fakebinder::shrinker::{Memory, MemoryConfig};
+use fakebinder::memory::{Memory, MemoryConfig};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};

@@ -9,8 +9,11 @@ use crate::trace::{panic_at_errors, trace};
 use arbitrary::{Arbitrary, Result, Unstructured};
 use fakebinder::Errno;
 use fakebinder::alloc::{Alloc, Buffer, PageState, Request};
-use fakebinder::mm_shim::{HeapMm, Injector, PAGE_SIZE, Rule, Verb};
-use fakebinder::shrinker::{Memory, MemoryConfig, PageInstall};
+use fakebinder::memory::{Memory, MemoryConfig, PageInstall};
+use fakebinder::mm_shim::HeapMm;
+use fakebinder::page::PAGE_SIZE;
+use fakebinder::probe::{Injector, Probes, Rule, Verb};
+use fakebinder::quota::User;
 use fakebinder_sim::MAPPING;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -255,13 +258,13 @@ impl Stage {
                 Install::Shared => PageInstall::Shared,
                 Install::Exclusive => PageInstall::Exclusive,
             },
-            inject,
-            ..MemoryConfig::default()
         });
+        let probes = Probes { inject, ..Probes::default() };
         let clients = (0..CLIENTS)
             .map(|index| {
                 let mm = HeapMm::new();
-                let alloc = Alloc::new(mm.clone(), &memory);
+                let (user, probes) = (User::unlimited(), probes.clone());
+                let alloc = Alloc::of_user(mm.clone(), &memory, user, probes);
                 let pages = 1 + usize::from(setting.pages >> (4 * index)) % 12;
                 mm.mmap(MAPPING, pages * PAGE_SIZE);
                 alloc.mmap_handler(MAPPING, pages * PAGE_SIZE).expect("a first mapping");
@@ -484,16 +487,18 @@ impl Stage {
             }
             Step::OutOfBounds { client, buffer, offset, length } => {
                 let client = self.client(*client);
-                let client = &self.clients[client];
+                let client = &mut self.clients[client];
                 let Some(picked) = client.pick(*buffer) else { return };
-                let taken = &client.taken[picked];
+                let taken = &mut client.taken[picked];
                 // Mostly near its end: numbers at random would hardly ever be.
                 let reach = taken.size + 8;
                 let (offset, length) = (usize::from(*offset) % reach, usize::from(*length) % reach);
-                let mut bytes = vec![0; length];
                 let inside = offset + length <= taken.size && offset.is_multiple_of(4);
-                let got = client.alloc.copy_from_buffer(&taken.buffer, offset, &mut bytes);
+                let got = client.alloc.copy_to_buffer(&taken.buffer, offset, &vec![0; length]);
                 assert_eq!(got.is_ok(), inside, "{offset} + {length} of {}", taken.size);
+                if inside {
+                    taken.content[offset..offset + length].fill(Some(0));
+                }
             }
         }
     }
@@ -572,7 +577,7 @@ impl Stage {
             (used, lru) = (used + resident, lru + on_lru);
             for taken in &client.taken {
                 let mut bytes = vec![0; taken.size];
-                let read = client.alloc.copy_from_buffer(&taken.buffer, 0, &mut bytes);
+                let read = client.mm.read(taken.buffer.offset, &mut bytes);
                 assert_eq!(read, Ok(()), "client {index}: {:?}", taken.buffer);
                 let mut expected = taken.content.iter().zip(&bytes);
                 assert!(

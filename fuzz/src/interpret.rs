@@ -19,14 +19,17 @@ use fakebinder::Errno;
 use fakebinder::alloc::Alloc;
 use fakebinder::binder::{Binder, Call, Context, Stats};
 use fakebinder::client_mem::ClientMemory;
-use fakebinder::mm_shim::{HeapMm, Injector, PAGE_SIZE, Rule, Verb};
+use fakebinder::memory::{Memory, MemoryConfig, PageInstall};
+use fakebinder::mm_shim::HeapMm;
+use fakebinder::page::PAGE_SIZE;
+use fakebinder::probe::{Injector, Probes, Rule, Verb};
+use fakebinder::quota::User;
 use fakebinder::protocol::command::Command as Bc;
 use fakebinder::protocol::object::{BufferObject, FdArrayObject, FlatObject, Object as BcObject};
 use fakebinder::protocol::record::{
     HandleCookie, IntoBytes, PtrCookie, Put, TransactionData, WriteRead,
 };
 use fakebinder::protocol::returns::Return;
-use fakebinder::shrinker::{Memory, MemoryConfig, PageInstall};
 use fakebinder::uapi::*;
 use fakebinder_sim::{ARENA, Arena, MAPPING, ManualTimers, SimClient, SimReply, Slot};
 use role::{COOKIE, Done, Idle, Kind, Role, Running};
@@ -100,6 +103,7 @@ struct Stage {
     binder: Arc<Binder>,
     contexts: [Arc<Context>; 2],
     memory: Arc<Memory>,
+    probes: Probes,
     timers: Arc<ManualTimers>,
     barrier: Arc<Barrier>,
     files: Arc<()>,

@@ -13,7 +13,7 @@ use fakebinder::device::session::{Door, Session};
 use fakebinder::device::tree::Permissions;
 use fakebinder::device::wire::{Request, decode};
 use fakebinder::device::{Hub, cuse, fuse};
-use fakebinder::shrinker::{Memory, MemoryConfig};
+use fakebinder::memory::{Memory, MemoryConfig};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{

@@ -23,7 +23,8 @@ use fakebinder::alloc::Alloc;
 use fakebinder::binder::{Binder, Limits, Stats};
 use fakebinder::mm_shim::HeapMm;
 use fakebinder::quota::User;
-use fakebinder::shrinker::{Memory, MemoryConfig};
+use fakebinder::memory::{Memory, MemoryConfig};
+use fakebinder::probe::Probes;
 use std::sync::Arc;
 
 /// A driver, its memory and its clock.
@@ -72,7 +73,7 @@ impl World {
         let client = Arc::new(SimClient::default());
         *client.user.lock() = Some(user.clone());
         let mm = HeapMm::new();
-        let alloc = Alloc::of_user(mm.clone(), &self.memory, user);
+        let alloc = Alloc::of_user(mm.clone(), &self.memory, user, Probes::default());
         let context = self.binder.context(device);
         let process = context.open(pid, pid, client.clone(), alloc.clone());
         Sim { context, process, client, alloc, mm, arena: Arc::default(), pid, euid: 1000 }

@@ -4,12 +4,45 @@
 //! is a multiple of 8 bytes; neighbouring free ranges are always merged. All offsets are bytes
 //! from the start of the mapping.
 
-use super::{Buffer, Request};
+use crate::Errno;
 use crate::client_log::{Kind, client_log, user_error};
-use crate::wrong::{Rule, wrong};
-use crate::{Errno, mm_shim::PAGE_SIZE};
+use crate::page::PAGE_SIZE;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
+
+/// What a transaction asks of [`Alloc::alloc_new_buf`](super::Alloc::alloc_new_buf); sizes in bytes, all from a client.
+#[derive(Debug, Clone, Copy)]
+pub struct Request {
+    pub data_size: u64,
+    pub offsets_size: u64,
+    pub extra_buffers_size: u64,
+    pub is_async: bool,
+    /// The sender's thread group, to whom the buffer is charged.
+    pub pid: i32,
+}
+
+/// One allocated buffer, as a value: the key to it is `offset` in the mapping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Buffer {
+    /// Offset of the buffer in the mapping, in bytes.
+    pub offset: usize,
+    /// Address of the buffer in the client (`user_data`).
+    pub user_data: u64,
+    pub data_size: usize,
+    pub offsets_size: usize,
+    pub extra_buffers_size: usize,
+    pub is_async: bool,
+    /// The sender took more one-way space than is good (`oneway_spam_suspect`).
+    pub oneway_spam_suspect: bool,
+}
+
+impl Buffer {
+    /// Bytes that the buffer takes in the mapping (`binder_alloc_buffer_size`).
+    pub fn size(&self) -> usize {
+        let parts = [self.data_size, self.offsets_size, self.extra_buffers_size];
+        parts.map(|part| part.next_multiple_of(8)).iter().sum::<usize>().max(8)
+    }
+}
 
 /// Buffers are rounded up to, and never smaller than, the size of a pointer.
 const ALIGNMENT: u64 = 8;
@@ -91,10 +124,7 @@ impl Buffers {
             ranges: BTreeMap::from([(0, Node { size: buffer_size, taken: None, pid: 0 })]),
             free: BTreeSet::from([(buffer_size, 0)]),
             allocated: 0,
-            free_async_space: match wrong(Rule::OnewayHasAllTheSpace) {
-                false => buffer_size / 2,
-                true => buffer_size,
-            },
+            free_async_space: buffer_size / 2,
             oneway: HashMap::new(),
             oneway_spam_detected: false,
         }

@@ -2,7 +2,7 @@
 
 use super::buffers::Buffers;
 use super::{Alloc, PageState};
-use crate::mm_shim::PAGE_SIZE;
+use crate::page::PAGE_SIZE;
 
 /// A rule that does not hold, and of what.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -119,13 +119,15 @@ mod tests {
     use super::*;
     use crate::alloc::buffers::Node;
     use crate::alloc::{Buffer, Locked, Mapping, Request};
+    use crate::memory::{Memory, MemoryConfig};
     use crate::mm_shim::HeapMm;
-    use crate::shrinker::{Memory, MemoryConfig};
     use std::sync::Arc;
 
     /// An allocator with three buffers of a page: a one-way one, an unused one and a synchronous one.
     fn three_buffers() -> (Arc<Alloc>, [Buffer; 3]) {
-        let alloc = Alloc::new(HeapMm::new(), &Memory::new(MemoryConfig::default()));
+        let mm = HeapMm::new();
+        mm.attach(0x7000_0000, 16 * PAGE_SIZE);
+        let alloc = Alloc::new(mm, &Memory::new(MemoryConfig::default()));
         alloc.mmap_handler(0x7000_0000, 16 * PAGE_SIZE).expect("the first mapping");
         let sizes = Request {
             data_size: PAGE_SIZE as u64,

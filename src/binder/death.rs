@@ -9,7 +9,6 @@ use crate::client_log::{Kind, user_error};
 use crate::protocol::record::HandleCookie;
 use crate::protocol::returns::Return;
 use crate::quota::{Held, bytes};
-use crate::wrong::{Rule, wrong};
 
 /// What a link will tell its holder (`BINDER_WORK_DEAD_BINDER` and its kin).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,7 +93,7 @@ impl Graph {
         let Some(death) = self.deaths.get_mut(&id) else {
             return;
         };
-        if death.cookie != cookie && !wrong(Rule::DeathIsClearedByAnyCookie) {
+        if death.cookie != cookie {
             user_error!(
                 Kind::BadDeathNotification,
                 "BC_CLEAR_DEATH_NOTIFICATION death notification cookie mismatch {:016x} != {:016x}",

@@ -12,7 +12,6 @@ use crate::client_log::{Kind, user_error};
 use crate::protocol::record::HandleCookie;
 use crate::protocol::returns::Return;
 use crate::quota::{Held, bytes};
-use crate::wrong::{Rule, wrong};
 use std::sync::Arc;
 
 /// What a link will tell its holder.
@@ -156,7 +155,7 @@ impl Graph {
         if let Some(place) = freeze.place.take() {
             self.dequeue_notice(place, cookie);
         }
-        if resend && !wrong(Rule::FreezeIsNotToldAgain) {
+        if resend {
             self.queue_freeze(id);
         }
         Ok(())

@@ -12,7 +12,6 @@ use crate::client_mem::ClientMemory;
 use crate::protocol::record::{PtrCookie, TransactionData, WriteRead, align8};
 use crate::protocol::returns::Return;
 use crate::uapi;
-use crate::wrong::{Rule, wrong};
 use std::sync::Arc;
 use zerocopy::IntoBytes;
 
@@ -323,9 +322,7 @@ impl Graph {
                     };
                     notice.encode(bytes);
                     // What is done about a death may need transactions: the client comes first.
-                    if matches!(notice, Return::DeadBinder(_))
-                        && !wrong(Rule::DeathDoesNotEndTheRead)
-                    {
+                    if matches!(notice, Return::DeadBinder(_)) {
                         return Collected::Returns;
                     }
                 }

@@ -4,7 +4,6 @@ use super::graph::{DeathId, FreezeId, Graph, NodeId, ProcessId, ThreadId};
 use crate::Errno;
 use crate::client_log::{Kind, user_error};
 use crate::quota::{Held, bytes};
-use crate::wrong::{Rule, wrong};
 
 /// `struct binder_ref`. A process has at most one for each node.
 pub(crate) struct Ref {
@@ -23,7 +22,7 @@ impl Graph {
     /// A process's reference by handle (`binder_get_ref_olocked`).
     pub fn find_ref(&self, process: ProcessId, handle: u32, need_strong: bool) -> Option<&Ref> {
         let reference = self.processes.get(&process)?.refs.get(&handle)?;
-        if need_strong && reference.strong == 0 && !wrong(Rule::WeakIsStrongEnough) {
+        if need_strong && reference.strong == 0 {
             user_error!(Kind::BadReference, "tried to use weak ref as strong ref, handle {handle}");
             return None;
         }
@@ -38,7 +37,7 @@ impl Graph {
     /// being the context manager's (`binder_get_ref_for_node_olocked`). ENOMEM past the limit.
     fn get_or_new_ref(&mut self, process: ProcessId, node: NodeId) -> Result<(u32, bool), Errno> {
         let id = self.next_id();
-        let may_be_0 = self.manager == Some(node) || wrong(Rule::HandleZeroIsForAnyone);
+        let may_be_0 = self.manager == Some(node);
         let limit = self.limits.refs;
         let Some(record) = self.processes.get_mut(&process) else {
             return Err(Errno::ESRCH);

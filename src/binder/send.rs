@@ -25,7 +25,6 @@ use crate::protocol::returns::Return;
 use crate::quota;
 use crate::shortage;
 use crate::uapi::{TF_ACCEPT_FDS, TF_CLEAR_BUF, TF_ONE_WAY};
-use crate::wrong::{Rule, wrong};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -522,11 +521,7 @@ impl Sender<'_> {
             })
         } else {
             // Deferred: the sender is not woken for it, but reads it with the reply.
-            let place = if wrong(Rule::CallCompletesAtOnce) {
-                graph.enqueue_thread_work(thread, complete)
-            } else {
-                graph.enqueue_deferred_thread_work(thread, complete)
-            };
+            let place = graph.enqueue_deferred_thread_work(thread, complete);
             let parent = graph
                 .threads
                 .get_mut(&thread)

@@ -15,7 +15,6 @@ use super::{File, Process};
 use crate::protocol::returns::Return;
 use crate::quota;
 use crate::uapi::{TF_ONE_WAY, TF_UPDATE_TXN};
-use crate::wrong::{Rule, wrong};
 use std::sync::Arc;
 use std::sync::atomic::AtomicI32;
 use std::time::Duration;
@@ -209,7 +208,7 @@ impl Graph {
         let Some(node) = self.nodes.get_mut(&node_id) else {
             return Err(Return::DeadReply);
         };
-        let pending_async = oneway && node.has_async_transaction && !wrong(Rule::OnewayDoesNotWait);
+        let pending_async = oneway && node.has_async_transaction;
         if oneway {
             node.has_async_transaction = true;
         }
@@ -221,7 +220,7 @@ impl Graph {
             record.sync_recv |= !oneway;
             record.async_recv |= oneway;
         }
-        if frozen && (!oneway || wrong(Rule::FrozenRefusesOneway)) {
+        if frozen && !oneway {
             return Err(Return::FrozenReply);
         }
         if thread.is_some_and(|thread| !self.threads.contains_key(&thread)) {
@@ -267,7 +266,7 @@ impl Graph {
         let index = queue.iter().position(|queued| {
             self.transactions.get(queued).is_some_and(|old| {
                 old.flags & new.flags & (TF_ONE_WAY | TF_UPDATE_TXN) == TF_ONE_WAY | TF_UPDATE_TXN
-                    && (old.code == new.code || wrong(Rule::UpdateReplacesAnyCode))
+                    && old.code == new.code
                     && old.flags == new.flags
                     && old.from_pid == new.from_pid
             })

@@ -17,10 +17,10 @@ use super::Open;
 use super::client::thread_group;
 use super::files::Channel;
 use super::wire::Header;
-use crate::alloc::MAX_BUFFER_SIZE;
 use crate::client_log::{Kind, client_log};
 use crate::client_mem::getfd;
-use crate::mm_shim::{Verb, fault};
+use crate::page::MAX_BUFFER_SIZE;
+use crate::probe::{Verb, fault};
 use crate::shortage::is_shortage;
 use crate::{Errno, uapi};
 use nix::sys::socket::{

@@ -6,7 +6,7 @@ use super::{files::Channel, ids};
 use crate::binder::copies::{Allowance, COPIES, Carriers, Copies};
 use crate::client_log::{Caller, Kind, client_log, user_error};
 use crate::lock_order::rank;
-use crate::mm_shim::{Verb, fault};
+use crate::probe::{Verb, fault};
 use crate::quota::{Held, Quotas, User, What};
 use crate::shortage::is_shortage;
 use crate::sync::Mutex;
@@ -428,8 +428,8 @@ fn may_nice(tid: i32) -> bool {
 mod tests {
     use super::*;
     use crate::binder::Client as _;
+    use crate::memory::{Memory, MemoryConfig};
     use crate::quota::UserLimits;
-    use crate::shrinker::{Memory, MemoryConfig};
 
     #[test]
     fn a_thread_belongs_to_its_process() {

@@ -207,7 +207,7 @@ mod tests {
     use super::super::Hub;
     use super::super::tree::Permissions;
     use super::*;
-    use crate::shrinker::{Memory, MemoryConfig};
+    use crate::memory::{Memory, MemoryConfig};
 
     struct Scene {
         hub: Arc<Hub>,

@@ -5,7 +5,7 @@
 //! be moved to the number that its transaction tells. The numbers are chosen here, before the
 //! transaction is handed out, so that nothing in a buffer has to be patched by its receiver.
 
-use crate::mm_shim::{Verb, fault};
+use crate::probe::{Verb, fault};
 use crate::{Errno, uapi};
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use std::collections::BTreeSet;

@@ -24,7 +24,7 @@ use super::wire::{self, Forgotten, Header, Ioctl, Request};
 use crate::client_log::{Caller, Kind, client_log};
 use crate::client_mem::ProcessMemory;
 use crate::lock_order::rank;
-use crate::mm_shim::{Verb, fault};
+use crate::probe::{Verb, fault};
 use crate::shortage::{self, is_shortage};
 use crate::sync::Mutex;
 use crate::{Errno, uapi};

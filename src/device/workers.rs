@@ -14,7 +14,7 @@
 use super::session::{BUFFER_SIZE, Door, Session};
 use crate::client_log::{Kind, client_log};
 use crate::lock_order::rank;
-use crate::mm_shim::{Verb, fault};
+use crate::probe::{Verb, fault};
 use crate::sync::{Condvar, Mutex};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;

@@ -2,35 +2,42 @@
 //!
 //! Every open of a device has a buffer file (a memfd), which the client maps for reading and we map
 //! for writing. Its pages are the installed ones: `UFFDIO_ZEROPAGE` on our mapping adds one
-//! (see `userfault`; where the kernel lets us have none, writing a zero does), a hole punched into the file takes it from everyone.
+//! (see `userfault`; where the kernel lets us have none, writing a zero does), a hole punched into
+//! the file takes it from everyone.
 //!
 //! Two ways in which this mm is not the kernel's: a client that reads a page that was never
 //! installed makes one of zeros (the driver: SIGBUS), and its munmap is noticed when we next look.
 
+mod users;
+
+pub use users::KeptMaps;
+
+use self::users::{Users, open_maps};
 use super::image::Image;
 use super::maps::{FileVma, Maps};
 use super::userfault::Userfault;
-use super::{Mm, NoVma, PAGE_SIZE, Page, Verb, fault};
+use super::{Mm, NoVma};
+use crate::Errno;
 use crate::client_log::{Kind, client_log};
 use crate::client_mem::{ClientMemory, SharedSlice};
 use crate::lock_order::rank;
+use crate::page::{MAX_BUFFER_SIZE, PAGE_SIZE};
+use crate::probe::{Verb, fault};
 use crate::sync::Mutex;
-use crate::{Errno, alloc::MAX_BUFFER_SIZE};
-use nix::fcntl::{self, FallocateFlags, FcntlArg, OFlag, SealFlag};
+use nix::fcntl::{self, FallocateFlags};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
-use nix::sys::memfd::{self, MFdFlags};
 use nix::sys::mman::{self, MapFlags, MmapAdvise, ProtFlags};
-use nix::sys::stat::{self, Mode};
+use nix::sys::stat;
 use nix::sys::uio;
 use nix::unistd::{self, Whence};
-use std::ffi::{CString, c_void};
+use std::ffi::c_void;
 use std::fs;
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What the client maps, and so what to look for among its mappings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,40 +47,6 @@ pub enum MappingKind {
     FuseFile { dev: u64, ino: u64 },
     /// The buffer file itself, handed over as a descriptor.
     Memfd,
-}
-
-/// A buffer file, as [`create_memfd`] makes it.
-#[derive(Debug)]
-pub struct BufferFile {
-    /// For us.
-    pub memfd: OwnedFd,
-    /// For the client, or for the kernel to pass mappings through to.
-    pub read_only: OwnedFd,
-}
-
-/// A buffer file of 4 MiB without pages, whose size and seals are final, and which nobody
-/// unprivileged can reopen for writing.
-///
-/// Not sealed against future writes: that seal would keep us from punching holes too (EPERM).
-pub fn create_memfd(name: &str) -> Result<BufferFile, Errno> {
-    fault(Verb::Descriptor)?;
-    // memfd_create takes 249 bytes; the name is for who reads /proc/PID/maps.
-    let name: String = name.chars().take(60).collect();
-    let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
-    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-    // Linux 6.3 has a flag against executing it, and complains in its log when neither is given.
-    let noexec = MFdFlags::from_bits_retain(libc::MFD_NOEXEC_SEAL);
-    let memfd = match memfd::memfd_create(name.as_c_str(), flags | noexec) {
-        Err(Errno::EINVAL) => memfd::memfd_create(name.as_c_str(), flags)?,
-        other => other?,
-    };
-    unistd::ftruncate(&memfd, MAX_BUFFER_SIZE as libc::off_t)?;
-    let path = format!("/proc/self/fd/{}", memfd.as_raw_fd());
-    let read_only = fcntl::open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-    stat::fchmod(&memfd, Mode::empty())?;
-    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-    fcntl::fcntl(&memfd, FcntlArg::F_ADD_SEALS(seals))?;
-    Ok(BufferFile { memfd, read_only })
 }
 
 /// The mm of a client process.
@@ -111,62 +84,6 @@ impl Features {
     pub const ALL: Features = Features { userfault: true, procmap_query: true };
 }
 
-/// Who uses the mm just now, and what they see of it.
-#[derive(Debug, Default)]
-struct Users {
-    count: usize,
-    maps: Option<Result<Arc<Maps>, Errno>>,
-    /// `maps` is one of the [`KEPT`].
-    kept: bool,
-}
-
-/// How many clients have their maps open though nobody uses their mm.
-static KEPT: AtomicUsize = AtomicUsize::new(0);
-
-/// So many may: opening costs as much as installing a page, and descriptors are few where clients
-/// are many.
-const MAX_KEPT: usize = 32;
-
-impl Users {
-    /// Opens the maps of the process unless they are.
-    fn open(&mut self, open: impl FnOnce() -> Result<Maps, Errno>) {
-        if matches!(self.maps, None | Some(Err(_))) {
-            self.maps = Some(open().map(Arc::new));
-        }
-    }
-
-    /// Nobody uses the mm any more.
-    fn idle(&mut self) {
-        if self.kept {
-            return;
-        }
-        let keep = |kept| (kept < MAX_KEPT).then_some(kept + 1);
-        self.kept = KEPT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, keep).is_ok();
-        if !self.kept {
-            self.maps = None;
-        }
-    }
-}
-
-/// The mappings of the program that the process executed then. ESRCH: it has executed another one
-/// since, to which nothing that it maps of the device belongs (`vma->vm_mm != alloc->mm`).
-fn open_maps(pid: i32, image: Image, procmap_query: bool) -> Result<Maps, Errno> {
-    // In this order: once open, the maps are those of one mm.
-    let maps = Maps::open(pid, procmap_query)?;
-    if image.differs_from(Image::of(pid)) {
-        return Err(Errno::ESRCH);
-    }
-    Ok(maps)
-}
-
-impl Drop for Users {
-    fn drop(&mut self) {
-        if self.kept {
-            KEPT.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-}
-
 // SAFETY: `base` is a mapping of a file, not memory of one thread; all access to it is through raw
 // pointers, to buffers that the allocator gives to one user at a time.
 unsafe impl Send for ClientMm {}
@@ -174,14 +91,16 @@ unsafe impl Send for ClientMm {}
 unsafe impl Sync for ClientMm {}
 
 impl ClientMm {
-    /// The mm of the thread group `pid` with the buffer file `memfd` (from [`create_memfd`]).
+    /// The mm of the thread group `pid` with the buffer file `memfd` (from
+    /// [`create_memfd`](super::create_memfd)).
     pub fn new(
         pid: i32,
         pidfd: Arc<OwnedFd>,
         memfd: OwnedFd,
         kind: MappingKind,
+        kept: &Arc<KeptMaps>,
     ) -> Result<Arc<ClientMm>, Errno> {
-        Self::with_features(pid, pidfd, memfd, kind, Features::ALL)
+        Self::with_features(pid, pidfd, memfd, kind, kept, Features::ALL)
     }
 
     /// As [`ClientMm::new`] on a kernel that has no more than these features.
@@ -190,6 +109,7 @@ impl ClientMm {
         pidfd: Arc<OwnedFd>,
         memfd: OwnedFd,
         kind: MappingKind,
+        kept: &Arc<KeptMaps>,
         features: Features,
     ) -> Result<Arc<ClientMm>, Errno> {
         let userfault = if features.userfault { Userfault::get() } else { None };
@@ -219,7 +139,7 @@ impl ClientMm {
             ino,
             kind,
             procmap_query: features.procmap_query,
-            users: Mutex::default(),
+            users: Mutex::new(Users::none(kept.clone())),
             warned: AtomicBool::new(false),
         };
         if let Some(userfault) = userfault {
@@ -334,8 +254,6 @@ impl Mm for ClientMm {
         statm.split_ascii_whitespace().next()?.parse().ok()
     }
 
-    fn mapped(&self, _address: u64, _size: usize) {}
-
     fn mmget_not_zero(&self) -> bool {
         let mut users = self.users.lock();
         // As the kernel's: who has it in use already need not ask again.
@@ -385,11 +303,7 @@ impl Mm for ClientMm {
         Ok(first..first + (vma.end - vma.start) as usize / PAGE_SIZE)
     }
 
-    fn new_page(&self) -> Page {
-        Page(None)
-    }
-
-    fn vm_insert_page(&self, index: usize, _page: &mut Page) -> Result<(), Errno> {
+    fn vm_insert_page(&self, index: usize) -> Result<(), Errno> {
         let offset = index * PAGE_SIZE;
         let address = self.at(offset, PAGE_SIZE)?;
         if let Some(userfault) = self.userfault {
@@ -422,8 +336,8 @@ impl Mm for ClientMm {
         unsafe { mman::madvise(start.cast(), PAGE_SIZE, MmapAdvise::MADV_POPULATE_READ) }.is_ok()
     }
 
-    fn zap_page(&self, index: usize) -> Result<Page, Errno> {
-        self.punch(index * PAGE_SIZE, PAGE_SIZE).map(|()| Page(None))
+    fn zap_page(&self, index: usize) -> Result<(), Errno> {
+        self.punch(index * PAGE_SIZE, PAGE_SIZE)
     }
 
     fn exit_mmap(&self) {
@@ -456,13 +370,6 @@ impl Mm for ClientMm {
         Ok(())
     }
 
-    fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<(), Errno> {
-        let start = self.at(offset, bytes.len())?;
-        // SAFETY: there are as many bytes at `start`, in memory that no reference covers.
-        unsafe { start.copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) };
-        Ok(())
-    }
-
     fn clear(&self, offset: usize, len: usize) -> Result<(), Errno> {
         let start = self.at(offset, len)?;
         // SAFETY: `start` has room for as many bytes, in memory that no reference covers.
@@ -472,173 +379,4 @@ impl Mm for ClientMm {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::maps::tests::{Mapped, lines_read};
-    use super::*;
-    use crate::alloc::{Alloc, Request};
-    use crate::shrinker::{Memory, MemoryConfig};
-    use std::io::{Read, Write};
-    use std::os::fd::FromRawFd;
-    use std::process::{Command, Stdio};
-
-    /// Whether we have our own maps open, of which only this test opens any for longer.
-    fn maps_open() -> bool {
-        let ours = format!("/proc/{}/maps", std::process::id());
-        let links = std::fs::read_dir("/proc/self/fd").expect("our descriptors").flatten();
-        links
-            .filter_map(|link| std::fs::read_link(link.path()).ok())
-            .any(|path| path.ends_with(&ours))
-    }
-
-    fn pidfd_of(pid: u32) -> Arc<OwnedFd> {
-        // SAFETY: takes no pointer; the descriptor is new and ours.
-        Arc::new(unsafe {
-            OwnedFd::from_raw_fd(libc::syscall(libc::SYS_pidfd_open, pid, 0) as i32)
-        })
-    }
-
-    /// A client on a kernel where looking for a mapping means reading the text.
-    struct ReadAsText {
-        mm: Arc<ClientMm>,
-        alloc: Arc<Alloc>,
-        file: OwnedFd,
-    }
-
-    impl ReadAsText {
-        fn new(pid: u32) -> ReadAsText {
-            let file = create_memfd("fakebinder-test").expect("a buffer file");
-            let stat = stat::fstat(&file.memfd).expect("a file");
-            let kind = MappingKind::FuseFile { dev: stat.st_dev, ino: stat.st_ino };
-            let mm = mm_of(pid, file.memfd, kind);
-            let alloc = Alloc::new(mm.clone(), &Memory::new(MemoryConfig::default()));
-            ReadAsText { mm, alloc, file: file.read_only }
-        }
-
-        fn allocate(&self, pages: usize) -> Result<u64, Errno> {
-            let request = Request {
-                data_size: (pages * PAGE_SIZE) as u64,
-                offsets_size: 0,
-                extra_buffers_size: 0,
-                is_async: false,
-                pid: 1,
-            };
-            self.alloc.alloc_new_buf(&request).map(|buffer| buffer.user_data)
-        }
-    }
-
-    fn mm_of(pid: u32, memfd: OwnedFd, kind: MappingKind) -> Arc<ClientMm> {
-        let features = Features { procmap_query: false, ..Features::ALL };
-        ClientMm::with_features(pid as i32, pidfd_of(pid), memfd, kind, features).expect("an mm")
-    }
-
-    /// Our own process as such a client: it has mapped 1 MiB, and `others` files besides.
-    struct Ourselves {
-        client: ReadAsText,
-        address: u64,
-        _others: Mapped,
-    }
-
-    const MAPPED: usize = 1 << 20;
-
-    impl Ourselves {
-        fn new(others: usize) -> Ourselves {
-            let others = Mapped::new(others);
-            let client = ReadAsText::new(std::process::id());
-            let size = NonZeroUsize::new(MAPPED).expect("1 MiB");
-            let (protection, flags) = (ProtFlags::PROT_READ, MapFlags::MAP_SHARED);
-            // SAFETY: at a place of the kernel's choice.
-            let start = unsafe { mman::mmap(None, size, protection, flags, &client.file, 0) };
-            let address = start.expect("a mapping").as_ptr() as u64;
-            Ourselves { client, address, _others: others }
-        }
-    }
-
-    impl Drop for Ourselves {
-        fn drop(&mut self) {
-            // SAFETY: mapped by `new`, and nobody has a reference into it.
-            unsafe { libc::munmap(self.address as *mut c_void, MAPPED) };
-        }
-    }
-
-    /// The search reads the text once, and so does each buffer whose pages have to be installed:
-    /// not each page, and not each mapping.
-    #[test]
-    fn a_buffer_costs_one_reading_of_the_mappings_however_many_pages_it_has() {
-        for others in [500, 2000] {
-            let ours = Ourselves::new(others);
-            let (client, address) = (&ours.client, ours.address);
-            // Other tests map something meanwhile; our buffer is listed before or after the others.
-            let most = others + 1000;
-            let (found, lines) = lines_read(|| client.mm.find_mapping());
-            assert_eq!(found, Ok((address, MAPPED)));
-            assert!(lines < most, "{lines} lines for a search, {others} mappings");
-            let (first, lines) = lines_read(|| client.allocate(100));
-            assert_eq!(first, Ok(address));
-            assert!((1..2 * most).contains(&lines), "{lines} lines, {others} mappings");
-            let (second, lines) = lines_read(|| client.allocate(100));
-            assert!(second.is_ok());
-            assert!((1..most).contains(&lines), "{lines} lines, {others} mappings");
-            // Its pages are there: nothing is looked for.
-            client.alloc.free_buf(&client.alloc.allocated_buffers()[0]);
-            assert_eq!(lines_read(|| client.allocate(100)), (Ok(address), 0));
-        }
-    }
-
-    /// A client that has not mapped its buffer, and that others call all the time.
-    #[test]
-    fn a_client_that_was_searched_in_vain_is_not_searched_again_until_it_calls() {
-        let mut child =
-            Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("cat");
-        // Once it copies, it maps nothing more.
-        let (input, output) = (child.stdin.as_mut(), child.stdout.as_mut());
-        input.expect("a pipe").write_all(&[7]).expect("it reads");
-        output.expect("a pipe").read_exact(&mut [0]).expect("it writes");
-        let client = ReadAsText::new(child.id());
-        let (failed, lines) = lines_read(|| client.allocate(1));
-        assert_eq!(failed, Err(Errno::ESRCH));
-        assert!(lines > 0);
-        for _ in 0..10 {
-            assert_eq!(lines_read(|| client.allocate(1)), (Err(Errno::ESRCH), 0));
-        }
-        client.alloc.owner_calls();
-        assert_eq!(lines_read(|| client.allocate(1)), (Err(Errno::ESRCH), lines));
-        assert_eq!(lines_read(|| client.allocate(1)), (Err(Errno::ESRCH), 0));
-        child.kill().expect("it runs");
-        child.wait().expect("it has ended");
-    }
-
-    /// It says itself where it maps what it was handed.
-    #[test]
-    fn a_client_that_was_handed_its_file_is_not_searched_at_all() {
-        let file = create_memfd("fakebinder-test").expect("a buffer file");
-        let mm = mm_of(std::process::id(), file.memfd, MappingKind::Memfd);
-        assert_eq!(lines_read(|| mm.find_mapping()), (Err(Errno::ESRCH), 0));
-    }
-
-    /// Our own process is the client here.
-    #[test]
-    fn a_client_too_many_has_its_maps_open_only_while_they_are_used() {
-        let pid = std::process::id() as i32;
-        let pidfd = pidfd_of(std::process::id());
-        let new = || {
-            let file = create_memfd("fakebinder-test").expect("a buffer file");
-            ClientMm::new(pid, pidfd.clone(), file.memfd, MappingKind::Memfd).expect("an mm")
-        };
-        let use_twice = |mm: &ClientMm| {
-            assert!(mm.mmget_not_zero() && mm.mmget_not_zero());
-            mm.mmput();
-            let maps = mm.users.lock().maps.is_some();
-            mm.mmput();
-            (maps, mm.users.lock().maps.is_some())
-        };
-        let before = KEPT.swap(MAX_KEPT - 1, Ordering::Relaxed);
-        let (last, too_many) = (new(), new());
-        assert_eq!(use_twice(&last), (true, true));
-        assert_eq!(KEPT.load(Ordering::Relaxed), MAX_KEPT);
-        assert_eq!(use_twice(&last), (true, true));
-        assert_eq!(use_twice(&too_many), (true, false));
-        assert!(maps_open());
-        drop((last, too_many));
-        assert_eq!(KEPT.swap(before, Ordering::Relaxed), MAX_KEPT - 1);
-    }
-}
+mod tests;

@@ -1,9 +1,10 @@
 //! An mm without a client: pages are plain memory, and no verb is a system call.
 
-use super::{Mm, NoVma, PAGE_SIZE, Page};
+use super::{Mm, NoVma};
 use crate::Errno;
 use crate::client_mem::{ClientMemory, SharedSlice};
 use crate::lock_order::rank;
+use crate::page::{MAX_BUFFER_SIZE, PAGE_SIZE};
 use crate::sync::modelled::LeafMutex;
 use std::ops::Range;
 use std::sync::Arc;
@@ -26,7 +27,8 @@ pub struct HeapMm {
 struct Table {
     /// The mapping, while the client has it.
     vma: Option<(u64, usize)>,
-    address: u64,
+    /// The client says itself where its mapping is: it is not found by looking.
+    attached: bool,
     /// Pages that the client has mapped besides.
     elsewhere: u64,
     pages: Vec<Option<Box<[u8; PAGE_SIZE]>>>,
@@ -71,6 +73,14 @@ impl HeapMm {
         self.table.lock().vma.get_or_insert((address, size));
     }
 
+    /// The client maps its buffer and is about to say so, as on the CUSE door: nobody finds it by
+    /// looking.
+    pub fn attach(&self, address: u64, size: usize) {
+        let mut table = self.table.lock();
+        table.vma = Some((address, size));
+        table.attached = true;
+    }
+
     /// The client has so many bytes mapped besides its buffer.
     pub fn mmap_elsewhere(&self, size: usize) {
         self.table.lock().elsewhere = (size / PAGE_SIZE) as u64;
@@ -104,6 +114,18 @@ impl HeapMm {
             rest = tail;
         }
         Ok(())
+    }
+
+    /// What lies from `offset` on in pages that are installed. EFAULT, and lost: one of them is not.
+    pub fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<(), Errno> {
+        let mut rest = bytes;
+        let len = rest.len();
+        self.each_piece(offset, len, |piece| {
+            let (now, later) = std::mem::take(&mut rest).split_at_mut(piece.len());
+            now.copy_from_slice(piece);
+            rest = later;
+            Ok(())
+        })
     }
 
     /// Pages that are there.
@@ -146,19 +168,13 @@ impl Mm for HeapMm {
     }
 
     fn find_mapping(&self) -> Result<(u64, usize), Errno> {
-        self.table.lock().vma.ok_or(Errno::ESRCH)
+        let table = self.table.lock();
+        table.vma.filter(|_| !table.attached).ok_or(Errno::ESRCH)
     }
 
     fn total_vm(&self) -> Option<u64> {
         let table = self.table.lock();
         Some(table.vma.map_or(0, |(_, size)| size as u64 / PAGE_SIZE as u64) + table.elsewhere)
-    }
-
-    fn mapped(&self, address: u64, size: usize) {
-        let mut table = self.table.lock();
-        table.vma = Some((address, size));
-        table.address = address;
-        table.pages.resize_with(size / PAGE_SIZE, || None);
     }
 
     fn mmget_not_zero(&self) -> bool {
@@ -180,17 +196,19 @@ impl Mm for HeapMm {
         ours.then_some(index..index + 1).ok_or(NoVma::Closed)
     }
 
-    fn new_page(&self) -> Page {
-        Page(Some(Box::new([0; PAGE_SIZE])))
-    }
-
-    fn vm_insert_page(&self, index: usize, page: &mut Page) -> Result<(), Errno> {
+    fn vm_insert_page(&self, index: usize) -> Result<(), Errno> {
         let mut table = self.table.lock();
-        let slot = table.pages.get_mut(index).ok_or(Errno::EFAULT)?;
+        if index >= MAX_BUFFER_SIZE / PAGE_SIZE {
+            return Err(Errno::EFAULT);
+        }
+        if index >= table.pages.len() {
+            table.pages.resize_with(index + 1, || None);
+        }
+        let slot = &mut table.pages[index];
         if slot.is_some() {
             return Err(Errno::EBUSY);
         }
-        *slot = page.0.take();
+        *slot = Some(Box::new([0; PAGE_SIZE]));
         Ok(())
     }
 
@@ -198,9 +216,9 @@ impl Mm for HeapMm {
         self.table.lock().pages.get(index).is_some_and(Option::is_some)
     }
 
-    fn zap_page(&self, index: usize) -> Result<Page, Errno> {
+    fn zap_page(&self, index: usize) -> Result<(), Errno> {
         match self.table.lock().pages.get_mut(index).and_then(Option::take) {
-            Some(page) => Ok(Page(Some(page))),
+            Some(_) => Ok(()),
             None => {
                 self.lost.fetch_add(1, Ordering::SeqCst);
                 Err(Errno::ENOENT)
@@ -232,16 +250,6 @@ impl Mm for HeapMm {
             let (now, later) = rest.split_at(piece.len());
             piece.copy_from_slice(now);
             rest = later;
-            Ok(())
-        })
-    }
-
-    fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<(), Errno> {
-        let mut done = 0;
-        let len = bytes.len();
-        self.each_piece(offset, len, |piece| {
-            bytes[done..done + piece.len()].copy_from_slice(piece);
-            done += piece.len();
             Ok(())
         })
     }

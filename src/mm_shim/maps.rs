@@ -1,9 +1,9 @@
 //! The mappings of a process: `/proc/PID/maps`, asked by ioctl where the kernel has PROCMAP_QUERY
 //! (6.11) and read as text elsewhere.
 
-use super::{Verb, fault};
 use crate::Errno;
 use crate::lock_order::rank;
+use crate::probe::{Verb, fault};
 use crate::sync::Mutex;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Seek};
@@ -186,7 +186,7 @@ fn parse_line(line: &[u8]) -> Option<FileVma> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::mm_shim::PAGE_SIZE;
+    use crate::page::PAGE_SIZE;
     use std::cell::Cell;
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;

@@ -137,7 +137,7 @@ impl Userfault {
     }
 
     fn resolve_stray_faults(&self) {
-        super::block_signals();
+        crate::sync::block_signals();
         loop {
             let mut message = UffdMsg::default();
             let len = mem::size_of::<UffdMsg>();

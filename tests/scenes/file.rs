@@ -2,13 +2,13 @@
 
 use crate::support::*;
 use fakebinder::Errno;
-use fakebinder::alloc::MAX_BUFFER_SIZE;
+use fakebinder::memory::MemoryConfig;
+use fakebinder::page::MAX_BUFFER_SIZE;
 use fakebinder::protocol::command::Command;
 use fakebinder::protocol::object::Object;
 use fakebinder::protocol::record::HandleCookie;
 use fakebinder::protocol::record::Record;
 use fakebinder::protocol::returns::Return;
-use fakebinder::shrinker::MemoryConfig;
 use fakebinder::uapi;
 use fakebinder_sim::{MAPPING, Sim, World};
 

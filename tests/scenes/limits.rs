@@ -4,12 +4,12 @@
 use crate::support::*;
 use fakebinder::Errno;
 use fakebinder::binder::Limits;
+use fakebinder::memory::MemoryConfig;
 use fakebinder::protocol::command::Command;
 use fakebinder::protocol::object::{BufferObject, FdArrayObject, FlatObject, Object};
 use fakebinder::protocol::record::HandleCookie;
 use fakebinder::protocol::returns::Return;
 use fakebinder::quota::{User, UserLimits, What};
-use fakebinder::shrinker::MemoryConfig;
 use fakebinder::uapi;
 use fakebinder_sim::{Sim, SimFile, World};
 use std::sync::Arc;

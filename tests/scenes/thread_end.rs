@@ -4,10 +4,10 @@
 use crate::support::*;
 use fakebinder::Errno;
 use fakebinder::binder::Limits;
+use fakebinder::memory::MemoryConfig;
 use fakebinder::protocol::command::Command;
 use fakebinder::protocol::record::WriteRead;
 use fakebinder::protocol::returns::Return;
-use fakebinder::shrinker::MemoryConfig;
 use fakebinder::uapi;
 use fakebinder_sim::{Pending, Sim, SimThread, World};
 

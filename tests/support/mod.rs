@@ -8,8 +8,10 @@ pub mod skip;
 use fakebinder::Errno;
 use fakebinder::alloc::{Alloc, Buffer, Request};
 use fakebinder::client_mem::{ClientMemory, SharedSlice};
+use fakebinder::memory::Memory;
 use fakebinder::mm_shim::{ClientMm, Features, MappingKind, create_memfd};
-use fakebinder::shrinker::Memory;
+use fakebinder::probe::Probes;
+use fakebinder::quota::User;
 use fakebinder_sim::child::{Child, Plan};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -99,13 +101,27 @@ pub struct Client {
 impl Client {
     /// A client with `size` bytes mapped, whose allocator knows it.
     pub fn start(size: usize, memory: &Arc<Memory>) -> Client {
-        let client = Self::start_unknown(size, memory, Features::ALL);
+        Self::start_probed(size, memory, Probes::default())
+    }
+
+    /// The same, with an allocator that is probed.
+    pub fn start_probed(size: usize, memory: &Arc<Memory>, probes: Probes) -> Client {
+        let client = Self::start_with(size, memory, Features::ALL, probes);
         client.alloc.mmap_handler(client.address, client.size).expect("the first mapping");
         client
     }
 
     /// A client that has mapped its buffer and told nobody, on a kernel that has these features.
     pub fn start_unknown(size: usize, memory: &Arc<Memory>, features: Features) -> Client {
+        Self::start_with(size, memory, features, Probes::default())
+    }
+
+    fn start_with(
+        size: usize,
+        memory: &Arc<Memory>,
+        features: Features,
+        probes: Probes,
+    ) -> Client {
         let file = create_memfd("fakebinder-test").expect("a buffer file");
         let plan = Plan { files: &[file.read_only.as_fd()], ..Plan::default() };
         let child = Child::start(&plan).expect("a client process");
@@ -118,9 +134,12 @@ impl Client {
         // As a file of the FUSE door is known, which its client maps without a word.
         let stat = nix::sys::stat::fstat(&memfd).expect("a file");
         let kind = MappingKind::FuseFile { dev: stat.st_dev, ino: stat.st_ino };
-        let mm = ClientMm::with_features(pid.as_raw(), Arc::new(pidfd), file.memfd, kind, features)
-            .expect("an mm");
-        let alloc = Alloc::new(mm.clone(), memory);
+        let pidfd = Arc::new(pidfd);
+        let kept = Arc::default();
+        let mm =
+            ClientMm::with_features(pid.as_raw(), pidfd, file.memfd, kind, &kept, features)
+                .expect("an mm");
+        let alloc = Alloc::of_user(mm.clone(), memory, User::unlimited(), probes);
         let mut client =
             Client { child: Mutex::new(child), pid, address: 0, size, memfd, mm, alloc };
         client.address = client.map(0, libc::PROT_READ, Some(0));

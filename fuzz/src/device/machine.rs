@@ -6,7 +6,7 @@ use fakebinder::binder::Context;
 use fakebinder::device::options::MountOptions;
 use fakebinder::device::tree::Permissions;
 use fakebinder::device::{Hub, fuse};
-use fakebinder::shrinker::{Memory, MemoryConfig};
+use fakebinder::memory::{Memory, MemoryConfig};
 use fakebinder_sim::child::{Catch, Child, Plan, Request, Thread, result};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};

@@ -30,9 +30,8 @@ impl Stage {
                 Install::Shared => PageInstall::Shared,
                 Install::Exclusive => PageInstall::Exclusive,
             },
-            inject,
-            ..MemoryConfig::default()
         });
+        let probes = Probes { inject, ..Probes::default() };
         let timers = Arc::new(ManualTimers::default());
         let binder = Binder::new(timers.clone());
         let contexts = [binder.context("binder"), binder.context("hwbinder")];
@@ -40,6 +39,7 @@ impl Stage {
             binder,
             contexts,
             memory,
+            probes,
             timers,
             barrier,
             files: Arc::new(()),
@@ -103,7 +103,8 @@ impl Stage {
             client.add_file(Arc::new(CountedFile { number, alive: self.files.clone() }));
         }
         let mm = HeapMm::new();
-        let alloc = Alloc::new(mm.clone(), &self.memory);
+        let (user, probes) = (User::unlimited(), self.probes.clone());
+        let alloc = Alloc::of_user(mm.clone(), &self.memory, user, probes);
         mm.mmap(MAPPING, (1 + usize::from(pages % 8)) * PAGE_SIZE);
         let arena = Arc::new(Arena::default());
         arena.push(&[0; SCRATCH]);

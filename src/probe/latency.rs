@@ -13,7 +13,7 @@ pub struct InstallLatency(Mutex<BTreeMap<(i32, u64), u64>, rank::Latency>);
 
 impl InstallLatency {
     /// Counts the time until the clock is dropped, whether all pages came or not.
-    pub(super) fn clock(&self, pid: i32) -> Clock<'_> {
+    pub(crate) fn clock(&self, pid: i32) -> Clock<'_> {
         Clock { latency: self, pid, start: Instant::now() }
     }
 }
@@ -26,7 +26,7 @@ impl fmt::Display for InstallLatency {
     }
 }
 
-pub(super) struct Clock<'latency> {
+pub(crate) struct Clock<'latency> {
     latency: &'latency InstallLatency,
     pid: i32,
     start: Instant,

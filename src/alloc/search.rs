@@ -1,0 +1,74 @@
+//! The search for the mapping of a client that has told nobody of it.
+
+use super::Alloc;
+use super::pages::Mapping;
+use crate::Errno;
+use crate::lock_order::rank;
+use crate::sync::Mutex;
+// Not a part of the page protocol: the model check need not look at it.
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What is known of searches of one client.
+#[derive(Default)]
+pub(super) struct Searches {
+    /// How often the client has called us without a mapping that we know of.
+    calls: AtomicU64,
+    /// How it was when it was last searched in vain.
+    missed: Mutex<Option<Missed>, rank::Missed>,
+}
+
+/// A client that has not mapped its buffer, as it was before it was searched for that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Missed {
+    /// How often it had called us.
+    calls: u64,
+    /// How much it had mapped, of anything.
+    total_vm: Option<u64>,
+}
+
+impl Alloc {
+    /// The client calls the driver: it may have mapped its buffer since it was last searched.
+    pub fn owner_calls(&self) {
+        self.memory.relieve();
+        if self.mapping.get().is_none() {
+            self.searches.calls.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// The mapping, looked for in the client when nobody has told us of one. ESRCH: none; any other
+    /// error: whether there is one could not be found out.
+    ///
+    /// A search takes as long as the client has mappings, and others wait for it: where it was in
+    /// vain, the next one comes when the client has called us since or has another amount of memory
+    /// mapped.
+    pub(super) fn mapping(&self) -> Result<&Mapping, Errno> {
+        if !self.is_mapped() {
+            if let Some(mapping) = self.mapping.get() {
+                // It is gone; or another sender has just found it, and holds this lock until all
+                // of that is noted.
+                drop(self.buffers.lock());
+                return if self.is_mapped() { Ok(mapping) } else { Err(Errno::ESRCH) };
+            }
+            let searches = &self.searches;
+            let calls = searches.calls.load(Ordering::Acquire);
+            let now = Missed { calls, total_vm: self.mm.total_vm() };
+            if *searches.missed.lock() == Some(now) {
+                return Err(Errno::ESRCH);
+            }
+            let found = self.mm.find_mapping();
+            if matches!(found, Err(Errno::ESRCH | Errno::EPERM)) {
+                *searches.missed.lock() = Some(now);
+            }
+            let (address, size) = found.map_err(|errno| match errno {
+                Errno::EPERM => Errno::ESRCH,
+                errno => errno,
+            })?;
+            match self.mmap_handler(address, size) {
+                // EBUSY: another sender has found it at the same time.
+                Ok(()) | Err(Errno::EBUSY) if self.is_mapped() => {}
+                _ => return Err(Errno::ESRCH),
+            }
+        }
+        self.mapping.get().ok_or(Errno::ESRCH)
+    }
+}

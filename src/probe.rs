@@ -1,0 +1,49 @@
+//! Faults and delays on purpose (`--inject`), and how long senders wait for pages
+//! (`--install-latency`).
+//!
+//! [`Probes`] are handed to an allocator when it is made. Its mm asks them before each verb, and
+//! the allocator tells them for whom it installs pages; the default does nothing. What the daemon
+//! asks of its own kernel fails as [`inject_into_the_daemon`] was told.
+
+#![forbid(unsafe_code)]
+
+mod inject;
+mod latency;
+
+pub use inject::{Injector, Rule, Verb, inject_into_the_daemon};
+pub use latency::InstallLatency;
+
+pub(crate) use inject::fault;
+
+use crate::Errno;
+use std::sync::Arc;
+
+/// The probes of one allocator.
+#[derive(Debug, Default, Clone)]
+pub struct Probes {
+    pub inject: Injector,
+    /// Where to note how long senders wait for pages to be installed, if anywhere.
+    pub install_latency: Option<Arc<InstallLatency>>,
+}
+
+impl Probes {
+    /// A verb is about to be carried out: waits, fails, or neither.
+    pub(crate) fn at(&self, verb: Verb) -> Result<(), Errno> {
+        self.inject.at(verb)
+    }
+
+    /// Until the result is dropped, the calling thread installs the pages of a buffer for this
+    /// sender (a thread group).
+    pub(crate) fn installing(&self, pid: i32) -> Installing<'_> {
+        Installing {
+            _sender: inject::OnBehalf::of(pid),
+            _clock: self.install_latency.as_ref().map(|latency| latency.clock(pid)),
+        }
+    }
+}
+
+/// See [`Probes::installing`].
+pub(crate) struct Installing<'probes> {
+    _sender: inject::OnBehalf,
+    _clock: Option<latency::Clock<'probes>>,
+}
