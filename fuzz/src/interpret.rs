@@ -23,13 +23,13 @@ use fakebinder::memory::{Memory, MemoryConfig, PageInstall};
 use fakebinder::mm_shim::HeapMm;
 use fakebinder::page::PAGE_SIZE;
 use fakebinder::probe::{Injector, Probes, Rule, Verb};
-use fakebinder::quota::User;
 use fakebinder::protocol::command::Command as Bc;
 use fakebinder::protocol::object::{BufferObject, FdArrayObject, FlatObject, Object as BcObject};
 use fakebinder::protocol::record::{
     HandleCookie, IntoBytes, PtrCookie, Put, TransactionData, WriteRead,
 };
 use fakebinder::protocol::returns::Return;
+use fakebinder::quota::User;
 use fakebinder::uapi::*;
 use fakebinder_sim::{ARENA, Arena, MAPPING, ManualTimers, SimClient, SimReply, Slot};
 use role::{COOKIE, Done, Idle, Kind, Role, Running};

@@ -21,10 +21,10 @@ pub use timers::ManualTimers;
 
 use fakebinder::alloc::Alloc;
 use fakebinder::binder::{Binder, Limits, Stats};
-use fakebinder::mm_shim::HeapMm;
-use fakebinder::quota::User;
 use fakebinder::memory::{Memory, MemoryConfig};
+use fakebinder::mm_shim::HeapMm;
 use fakebinder::probe::Probes;
+use fakebinder::quota::User;
 use std::sync::Arc;
 
 /// A driver, its memory and its clock.

@@ -116,12 +116,7 @@ impl Client {
         Self::start_with(size, memory, features, Probes::default())
     }
 
-    fn start_with(
-        size: usize,
-        memory: &Arc<Memory>,
-        features: Features,
-        probes: Probes,
-    ) -> Client {
+    fn start_with(size: usize, memory: &Arc<Memory>, features: Features, probes: Probes) -> Client {
         let file = create_memfd("fakebinder-test").expect("a buffer file");
         let plan = Plan { files: &[file.read_only.as_fd()], ..Plan::default() };
         let child = Child::start(&plan).expect("a client process");
@@ -136,9 +131,8 @@ impl Client {
         let kind = MappingKind::FuseFile { dev: stat.st_dev, ino: stat.st_ino };
         let pidfd = Arc::new(pidfd);
         let kept = Arc::default();
-        let mm =
-            ClientMm::with_features(pid.as_raw(), pidfd, file.memfd, kind, &kept, features)
-                .expect("an mm");
+        let mm = ClientMm::with_features(pid.as_raw(), pidfd, file.memfd, kind, &kept, features)
+            .expect("an mm");
         let alloc = Alloc::of_user(mm.clone(), memory, User::unlimited(), probes);
         let mut client =
             Client { child: Mutex::new(child), pid, address: 0, size, memfd, mm, alloc };
