@@ -2,6 +2,7 @@
 # make test    the same, then every test, then the tests in a VM with CUSE and the kernel's driver
 # make conformance   fb-conformance and fb-differ on the driver and both doors, in the VM, as one table
 # make demo-contention   page installs under a shared and an exclusive lock, printed and drawn
+# make bench-stall   a pair's calls, alone and beside 300 threads whose memory does not come
 # make prototype   what a change does: conformance tests, random programs, latency, before and after
 # make wrong-rules   rules broken on purpose, and which tests notice
 # make coverage   which lines of the engine the scenes reach
