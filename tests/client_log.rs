@@ -371,6 +371,7 @@ fn no_flood_of_ten_seconds_passes_the_limiter() {
 fn what_is_logged_without_a_limit_is_what_no_client_can_cause() {
     let own = [
         ("client_log.rs", 1, "the summary of what was suppressed"),
+        ("daemon/background.rs", 1, "the start"),
         ("device/claim.rs", 4, "the start and the end"),
         ("device/cuse.rs", 1, "INIT, by the kernel"),
         (
@@ -381,7 +382,7 @@ fn what_is_logged_without_a_limit_is_what_no_client_can_cause() {
         ("device/places.rs", 2, "the start"),
         ("device/threads.rs", 1, "the end of the thread that watches threads"),
         ("device/workers.rs", 2, "the end of a session, and a mistake of the daemon's"),
-        ("main.rs", 10, "the start, the end and signals"),
+        ("main.rs", 9, "the start, the end and signals"),
         ("mm_shim/userfault.rs", 1, "the first open, once"),
         ("shrinker/pressure.rs", 3, "the start, and SIGUSR2"),
     ];
