@@ -1,7 +1,8 @@
 //! Android's Binder IPC in userspace: a device that binder programs open, map and call, without a
 //! binder driver in the kernel.
 //!
-//! Data flows one way, and nothing below knows anything above:
+//! The way of a call and the life of a page are drawn in [`architecture`]. Data flows one way, and
+//! nothing below knows anything above:
 //!
 //! ```text
 //! device::session -> device -> binder -> alloc -> mm_shim -> memory -> page
@@ -61,6 +62,10 @@
 /// The kernel's error numbers, as every layer of this crate returns them.
 #[cfg(feature = "daemon")]
 pub use nix::errno::Errno;
+
+#[cfg(feature = "daemon")]
+#[doc = include_str!("../docs/architecture.md")]
+pub mod architecture {}
 
 #[cfg(feature = "daemon")]
 pub mod alloc;

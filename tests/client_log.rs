@@ -371,13 +371,12 @@ fn no_flood_of_ten_seconds_passes_the_limiter() {
 fn what_is_logged_without_a_limit_is_what_no_client_can_cause() {
     let own = [
         ("client_log.rs", 1, "the summary of what was suppressed"),
-        ("device/claim.rs", 4, "the start and the end"),
+        ("daemon/background.rs", 1, "the start"),
+        ("device/claim.rs", 2, "the start"),
+        ("device/claim/made.rs", 2, "the start and the end"),
         ("device/cuse.rs", 1, "INIT, by the kernel"),
-        (
-            "device/fuse.rs",
-            4,
-            "INIT, by the kernel, the start, and passthrough that is refused, once",
-        ),
+        ("device/fuse.rs", 3, "INIT, by the kernel, and the start"),
+        ("device/fuse/opening.rs", 1, "passthrough that is refused, once"),
         ("device/places.rs", 2, "the start"),
         ("device/threads.rs", 1, "the end of the thread that watches threads"),
         ("device/workers.rs", 2, "the end of a session, and a mistake of the daemon's"),

@@ -107,6 +107,84 @@ fn a_user_opens_until_refused_and_others_go_on() {
     assert!(again, "what was closed is given back");
 }
 
+/// A context manager that answers each call with what it says.
+fn echo(path: &Path) -> (u32, Vec<Device>) {
+    let mut device = Device::open(path).unwrap();
+    device.mmap(1 << 20).unwrap();
+    device.set_context_manager().unwrap();
+    std::thread::spawn(move || {
+        let mut thread = Thread::new(&device);
+        thread.queue(Command::EnterLooper);
+        loop {
+            let answer = thread.serve(&mut |_, _, contents, reply| _ = reply.bytes(&contents.data));
+            answer.unwrap();
+        }
+    });
+    (0, Vec::new())
+}
+
+/// A process of this user that calls the context manager on and on, until it is told to stop; then
+/// it says how often it did. What is not the right answer ends it.
+fn caller(path: &Path, uid: u32) -> (Forked, UnixStream) {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let process = Forked::start(move || {
+        nix::unistd::setuid(uid.into()).unwrap();
+        let mut device = Device::open(path).unwrap();
+        device.mmap(1 << 20).unwrap();
+        let mut thread = Thread::new(&device);
+        theirs.set_nonblocking(true).unwrap();
+        let mut calls = 0u32;
+        while theirs.read(&mut [0]).is_err() {
+            let data = calls.to_ne_bytes();
+            let reply = thread.call(&Call::to(0).data(&data)).unwrap();
+            assert!(matches!(&reply, Reply::Data(contents) if contents.data == data), "{reply:?}");
+            calls += 1;
+        }
+        theirs.write_all(&calls.to_ne_bytes()).unwrap();
+        0
+    });
+    ours.set_read_timeout(Some(PATIENCE)).unwrap();
+    (process, ours)
+}
+
+/// The same with nothing said about limits, while a pair of another ordinary user goes on.
+#[test]
+fn by_default_who_opens_until_refused_leaves_another_user_an_open_and_a_living_pair() {
+    /// Opens of one process, whose own limit of descriptors must not come first.
+    const EACH: u32 = 900;
+    if !possible() {
+        return;
+    }
+    let _alone = alone();
+    let target = start(&[]);
+    let (server, _) = process(&target.path, 1001, echo);
+    let (client, mut told) = caller(&target.path, 1001);
+    let mut greedy = Vec::new();
+    let mut all = 0;
+    loop {
+        let (process, opened) = process(&target.path, 1000, |path| opens(path, EACH));
+        greedy.push(process);
+        all += opened;
+        if opened < EACH {
+            break;
+        }
+        // Half of the mappings that a process of this kernel may have is less.
+        assert!(greedy.len() < 1_000, "nobody is refused");
+    }
+    let (other, opened) = process(&target.path, 1001, |path| opens(path, 1));
+    assert_eq!(opened, 1, "another user's open, while one has {all}");
+    told.write_all(b"s").unwrap();
+    let mut calls = [0; 4];
+    told.read_exact(&mut calls).expect("the pair has gone on without an error");
+    client.succeed();
+    let calls = u32::from_ne_bytes(calls);
+    println!("{all} opens were granted, while {calls} calls of the pair were answered");
+    assert!(calls > 0);
+    let log = daemon(&target).log();
+    assert!(log.contains(&format!("uid 1000 has {all} opens and may have {all}")), "{log}");
+    drop((greedy, other, server));
+}
+
 fn descriptors(daemon: &Daemon) -> usize {
     std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count()
 }

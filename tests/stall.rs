@@ -4,16 +4,19 @@
 
 mod common;
 
+use common::bystanders::Bystanders;
 use common::forked::Forked;
 use common::never_read::NeverRead;
+use common::stalled::{
+    COPIES_OF_A_PROCESS, Kind, Stalled, all_wait, pipe_ends, server_whose_buffers_go,
+    threads_on_a_file_that_is_never_read,
+};
 use common::unfilled::Unfilled;
-use common::{PATIENCE, on_doors, open, skip, wait_until};
+use common::{PATIENCE, in_time, on_doors, open, skip, wait_until};
 use fakebinder::binder::copies::COPIES;
 use fakebinder_client::{Call, Command, Device, Reply, Return, Thread, uapi};
 use nix::sys::wait::WaitStatus;
-use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -27,72 +30,6 @@ fn kill_limit() -> Duration {
     let milliseconds = std::env::var("FAKEBINDER_KILL_LIMIT_MS").ok();
     let milliseconds = milliseconds.and_then(|limit| limit.parse().ok()).unwrap_or(100);
     Duration::from_millis(milliseconds) * 20
-}
-
-/// Whether each thread of a process but the first waits in an ioctl.
-fn all_wait(process: &Forked, threads: usize) -> bool {
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", process.pid())).unwrap();
-    let waiting = tasks.flatten().filter(|task| {
-        let call = std::fs::read_to_string(task.path().join("syscall")).unwrap_or_default();
-        call.split(' ').next() == Some(&libc::SYS_ioctl.to_string())
-    });
-    waiting.count() >= threads
-}
-
-/// Is the context manager, with threads that wait for calls; their read buffers are taken away
-/// when all of them wait.
-fn manager_whose_buffers_go(path: &Path, threads: usize) -> Forked {
-    let (mut ready, mut tell) = nix::unistd::pipe().map(pipe_ends).unwrap();
-    let (mut go, mut told_to_go) = nix::unistd::pipe().map(pipe_ends).unwrap();
-    let path = path.to_owned();
-    let manager = Forked::start(move || {
-        let device = open(&path);
-        device.set_context_manager().unwrap();
-        let pages: Vec<Unfilled> = (0..threads).map(|_| Unfilled::new()).collect();
-        pages.iter().for_each(Unfilled::provide);
-        std::thread::scope(|scope| {
-            for page in &pages {
-                let device = &device;
-                scope.spawn(move || {
-                    let enter = uapi::BC_ENTER_LOOPER.to_ne_bytes();
-                    let mut arg = uapi::binder_write_read {
-                        write_size: 4,
-                        write_buffer: enter.as_ptr() as u64,
-                        read_size: 256,
-                        read_buffer: page.address(),
-                        ..Default::default()
-                    };
-                    // SAFETY: the pages and the command outlive the call.
-                    let _ = unsafe { device.raw_write_read(&mut arg) };
-                    // The first read of a new thread returns at once.
-                    let mut arg = uapi::binder_write_read {
-                        read_size: 256,
-                        read_buffer: page.address(),
-                        ..Default::default()
-                    };
-                    // SAFETY: the pages outlive the call.
-                    let _ = unsafe { device.raw_write_read(&mut arg) };
-                });
-            }
-            tell.write_all(b"r").unwrap();
-            // Whoever has forked this waits until the threads wait, and says so.
-            go.read_exact(&mut [0]).unwrap();
-            pages.iter().for_each(Unfilled::take_away);
-            tell.write_all(b"r").unwrap();
-        });
-        0
-    });
-    ready.read_exact(&mut [0]).unwrap();
-    let waits = wait_until(PATIENCE, || all_wait(&manager, threads));
-    assert!(waits, "the manager's threads do not wait");
-    std::thread::sleep(Duration::from_millis(100));
-    told_to_go.write_all(b"g").unwrap();
-    ready.read_exact(&mut [0]).unwrap();
-    manager
-}
-
-fn pipe_ends((read, write): (OwnedFd, OwnedFd)) -> (File, File) {
-    (read.into(), write.into())
 }
 
 /// A caller of the context manager; exits with what became of the call.
@@ -127,7 +64,9 @@ fn callers_of_a_server_whose_memory_stalls_can_be_killed_and_hear_of_its_death()
     on_doors(|target, daemon| {
         let path = &*target.path;
         let before = daemon.threads();
-        let mut manager = manager_whose_buffers_go(path, THREADS);
+        let mut manager = server_whose_buffers_go(path, THREADS, |device| {
+            device.set_context_manager().unwrap();
+        });
         let mut callers: Vec<Forked> = (0..THREADS).map(|_| caller(path)).collect();
         std::thread::sleep(Duration::from_millis(300));
         for caller in &mut callers {
@@ -244,35 +183,7 @@ fn three_hundred_threads_on_a_file_that_is_never_read_stop_nobody() {
             return skip("no FUSE file system can be mounted here");
         };
         let before = daemon.threads();
-        let hostile_path = path.to_owned();
-        let file_path = file.path();
-        let mut hostile = Forked::start(move || {
-            let device = open(&hostile_path);
-            let pages = NeverRead::map(&file_path, THREADS);
-            std::thread::scope(|scope| {
-                for index in 0..THREADS {
-                    let device = &device;
-                    let address = pages + 4096 * index as u64;
-                    scope.spawn(move || {
-                        let enter = uapi::BC_ENTER_LOOPER.to_ne_bytes();
-                        let mut arg = uapi::binder_write_read {
-                            write_size: if index % 2 == 0 { 4 } else { 0 },
-                            write_buffer: if index % 2 == 0 {
-                                address
-                            } else {
-                                enter.as_ptr() as u64
-                            },
-                            read_size: 256,
-                            read_buffer: address,
-                            ..Default::default()
-                        };
-                        // SAFETY: what is written goes to pages that are nobody's.
-                        let _ = unsafe { device.raw_write_read(&mut arg) };
-                    });
-                }
-            });
-            0
-        });
+        let mut hostile = threads_on_a_file_that_is_never_read(path, &file, THREADS);
         assert!(wait_until(PATIENCE, || all_wait(&hostile, THREADS)), "its threads do not wait");
         let served = || Device::open(path).and_then(|device| device.version()).is_ok();
         assert!(served());
@@ -283,5 +194,45 @@ fn three_hundred_threads_on_a_file_that_is_never_read_stop_nobody() {
         drop(file);
         let less = wait_until(PATIENCE, || daemon.threads() <= before + 2);
         assert!(less, "{} threads, {before} before", daemon.threads());
+    });
+}
+
+/// Whatever hundreds of threads stall in, a pair that has nothing to do with them goes on call by
+/// call, and they hold a few of the daemon's threads. How fast the pair goes on is measured by
+/// `make bench-stall`.
+#[test]
+fn a_pair_goes_on_beside_three_hundred_stalled_threads_of_each_kind() {
+    const THREADS: usize = 300;
+    const CALLS: u32 = 200;
+    on_doors(|target, daemon| {
+        for kind in Kind::ALL {
+            let before = daemon.threads();
+            let (bystanders, stalled) =
+                Bystanders::with(target, |_| Stalled::start(kind, &target.path, daemon, THREADS));
+            let Some(mut stalled) = stalled else {
+                skip("no FUSE file system can be mounted here");
+                continue;
+            };
+            let bystanders = in_time("a pair's call", move || {
+                let mut thread = Thread::new(&bystanders.client);
+                for number in 0..CALLS {
+                    let data = number.to_ne_bytes();
+                    let reply = thread.call(&Call::to(bystanders.handle).data(&data));
+                    assert!(matches!(&reply, Ok(Reply::Data(c)) if c.data == data), "{reply:?}");
+                }
+                drop(thread);
+                bystanders
+            });
+            assert!(stalled.is_stalled(daemon), "{kind:?}: the pair had nobody beside it");
+            // As many as are held; those that were started for the rush leave again.
+            let few = || daemon.threads() <= before + COPIES_OF_A_PROCESS + 4;
+            let settled = wait_until(PATIENCE, few) && stalled.is_stalled(daemon);
+            assert!(settled, "{kind:?}: {} threads, {before} before", daemon.threads());
+            stalled.processes().for_each(dies_at_once);
+            bystanders.end();
+            drop(stalled);
+            let less = wait_until(PATIENCE, || daemon.threads() <= before + 2);
+            assert!(less, "{kind:?}: {} threads, {before} before", daemon.threads());
+        }
     });
 }

@@ -12,16 +12,21 @@
 //! Lock: that of the directory `/run/fakebinder` is held while a claim is taken or cleared away,
 //! and waited for; that of a claim is never waited for.
 
-use super::fuse::FILE_SYSTEM;
+mod made;
+
+pub use made::Thing;
+
 use super::mounts;
+
 use crate::Errno;
+use made::{Identity, Made, is_dead, is_ours};
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, umount2};
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 pub const DIRECTORY: &str = "/run/fakebinder";
@@ -38,139 +43,6 @@ pub enum Error {
     NotEmpty(PathBuf),
     #[error("{0}: {1}")]
     Io(PathBuf, io::Error),
-}
-
-/// Something in the file system that goes when the claim goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Thing {
-    Link { path: PathBuf, target: PathBuf },
-    Node { path: PathBuf, rdev: u64 },
-    Directory { path: PathBuf },
-    Mount { path: PathBuf },
-}
-
-/// A directory, as everybody knows it who can reach it: its device and inode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Identity {
-    dev: u64,
-    ino: u64,
-}
-
-impl Identity {
-    /// Of the directory that `path` is in.
-    fn of_parent(path: &Path) -> io::Result<Identity> {
-        let parent = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-        let found = fs::metadata(parent)?;
-        Ok(Identity { dev: found.dev(), ino: found.ino() })
-    }
-}
-
-/// A thing, and the directory in which it was made: the same path may lead elsewhere in another
-/// mount namespace.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Made {
-    thing: Thing,
-    parent: Identity,
-}
-
-impl Thing {
-    fn path(&self) -> &Path {
-        match self {
-            Thing::Link { path, .. }
-            | Thing::Node { path, .. }
-            | Thing::Directory { path }
-            | Thing::Mount { path } => path,
-        }
-    }
-
-    fn remove(&self) -> io::Result<()> {
-        match self {
-            Thing::Link { path, target } => match fs::read_link(path) {
-                Ok(found) if found == *target => fs::remove_file(path),
-                _ => Ok(()),
-            },
-            Thing::Node { path, rdev } => match fs::symlink_metadata(path) {
-                Ok(found) if found.file_type().is_char_device() && found.rdev() == *rdev => {
-                    fs::remove_file(path)
-                }
-                _ => Ok(()),
-            },
-            // Only if it is empty.
-            Thing::Directory { path } => fs::remove_dir(path),
-            Thing::Mount { path } if is_ours(path) => {
-                umount2(path.as_path(), MntFlags::MNT_DETACH).map_err(io::Error::from)
-            }
-            Thing::Mount { .. } => Ok(()),
-        }
-    }
-}
-
-impl Made {
-    /// Fields as in the kernel's lists (see [`mounts`]).
-    fn to_line(&self) -> String {
-        let Identity { dev, ino } = self.parent;
-        let path = mounts::escape(self.thing.path());
-        let kind = match &self.thing {
-            Thing::Link { target, .. } => format!("link {path} {}", mounts::escape(target)),
-            Thing::Node { rdev, .. } => format!("node {path} {rdev}"),
-            Thing::Directory { .. } => format!("directory {path} -"),
-            Thing::Mount { .. } => format!("mount {path} -"),
-        };
-        format!("{dev} {ino} {kind}\n")
-    }
-
-    fn from_line(line: &str) -> Option<Made> {
-        let fields: Vec<&str> = line.split(' ').collect();
-        let [dev, ino, kind, path, last] = fields[..] else { return None };
-        let path = PathBuf::from(mounts::unescape(path.as_bytes()));
-        let thing = match kind {
-            "link" => Thing::Link { path, target: mounts::unescape(last.as_bytes()).into() },
-            "node" => Thing::Node { path, rdev: last.parse().ok()? },
-            "directory" => Thing::Directory { path },
-            "mount" => Thing::Mount { path },
-            _ => return None,
-        };
-        let parent = Identity { dev: dev.parse().ok()?, ino: ino.parse().ok()? };
-        Some(Made { thing, parent })
-    }
-
-    /// Removes it if it is still what was made. False: it is not to be seen from here.
-    fn remove(&self) -> bool {
-        match Identity::of_parent(self.thing.path()) {
-            Ok(parent) if parent == self.parent => {}
-            _ => return false,
-        }
-        match self.thing.remove() {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                log::warn!("removing {:?}: {error}", self.thing);
-            }
-            _ => {}
-        }
-        true
-    }
-
-    /// The same for what a daemon has left that was killed: what it has mounted is dead.
-    fn clear(&self) -> bool {
-        if let Thing::Mount { path } = &self.thing
-            && is_ours(path)
-            && !is_dead(path)
-        {
-            return true;
-        }
-        log::info!("removing what a daemon that was killed has left: {:?}", self.thing);
-        self.remove()
-    }
-}
-
-/// Whether a mount of a fakebinderd is on `path` itself.
-fn is_ours(path: &Path) -> bool {
-    mounts::on(path).is_some_and(|mount| mount.kind == FILE_SYSTEM)
-}
-
-/// Whether the daemon behind a mount is gone. The question always goes to the daemon: nothing
-/// that the kernel remembers answers it.
-fn is_dead(path: &Path) -> bool {
-    matches!(nix::sys::statfs::statfs(path), Err(Errno::ENOTCONN | Errno::ECONNABORTED))
 }
 
 /// A place that is ours for as long as this lives.
@@ -556,23 +428,5 @@ mod tests {
         fs::write(&path, "").unwrap();
         let mut claim = scratch.take("mount").unwrap();
         assert!(matches!(claim.directory(&path), Err(Error::Foreign(_))));
-    }
-
-    #[test]
-    fn lines_are_read_back() {
-        let things = [
-            Thing::Link { path: "/a b".into(), target: "/c\td".into() },
-            Thing::Node { path: "/dev/x".into(), rdev: 0xe900 },
-            Thing::Directory { path: "/d\n".into() },
-            Thing::Mount { path: "/d\\".into() },
-        ];
-        for thing in things {
-            let made = Made { thing, parent: Identity { dev: 5, ino: u64::MAX } };
-            let line = made.to_line();
-            assert_eq!(Made::from_line(line.trim_end()), Some(made), "{line}");
-        }
-        for nonsense in ["", "mount", "1 2 mount /d", "1 2 what /d -", "x 2 mount /d -"] {
-            assert_eq!(Made::from_line(nonsense), None);
-        }
     }
 }

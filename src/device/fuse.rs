@@ -9,25 +9,25 @@
 //! (`fuse_passthrough_open`): a client that has opened a device for writing can map its own
 //! buffer writable, whatever descriptor we give. See `mm_shim` for what that means.
 
+mod opening;
+mod plain_files;
+
+use opening::{Busy, OpenFile};
+
 use super::announce::Announcer;
 use super::options::MountOptions;
 use super::session::{Door, MAJOR, MINOR, Responder, Session};
 use super::stale::Stale;
-use super::tree::{Node, Tree, added_name};
-use super::wire::{Forgotten, Header, Ioctl, Request};
-use super::{Device, Hub, Open, Opens, mounts, workers};
-use crate::client_log::{Kind, client_log};
+use super::tree::{Node, Tree};
+use super::wire::{Forgotten, Header, Request};
+use super::{Device, Hub, Opens, mounts, workers};
 use crate::lock_order::rank;
-use crate::mm_shim::{BufferFile, MappingKind, create_memfd};
-use crate::probe::{Verb, fault};
-use crate::shortage;
 use crate::sync::Mutex;
 use crate::{Errno, uapi};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::fs::OpenOptions;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -52,22 +52,6 @@ pub enum Error {
     Unknown(PathBuf),
     #[error("starting threads: {0}")]
     Threads(std::io::Error),
-}
-
-/// A file that is open.
-struct OpenFile {
-    node: u64,
-    device: u32,
-    /// Number of the backing file; 0 without passthrough.
-    backing: i32,
-}
-
-/// How a node is open, or is being opened. While it is with passthrough, the kernel opens it in no
-/// other way, and for no other buffer (`fuse_file_io_open`: EIO).
-enum Busy {
-    Mappable,
-    /// By so many, none of whom can map it.
-    Shared(usize),
 }
 
 struct FuseDoor {
@@ -206,120 +190,6 @@ impl FuseDoor {
         });
     }
 
-    fn open_file(&self, header: &Header, flags: u32, responder: Responder) {
-        let Some(Node::File { device: number, serial }) = self.tree.node(header.node) else {
-            return responder.error(Errno::EINVAL);
-        };
-        let Some(device) = self.tree.device(number) else {
-            return responder.error(Errno::ENOENT);
-        };
-        let shared = self.is_bind_mounted(header.tid, number, serial);
-        let mappable = match self.occupy(header.node, shared) {
-            Ok(mappable) => mappable,
-            Err(error) => return responder.error(error),
-        };
-        match self.try_open(header, flags, (number, &device), mappable) {
-            Ok(opened) => responder.value(&opened),
-            Err(error) => {
-                shortage::note(&error);
-                self.vacate(header.node);
-                responder.error(error);
-            }
-        }
-    }
-
-    /// Whether a file has been bind-mounted by itself where the opener sees it: then there will be
-    /// others who open this very file.
-    fn is_bind_mounted(&self, tid: i32, device: u32, serial: u64) -> bool {
-        if !self.passthrough.load(Ordering::Relaxed) {
-            return true;
-        }
-        let Some(name) = self.tree.open_name(device, serial) else { return false };
-        let path = format!("/.open/{name}");
-        // So the kernel shows a mount whose file has lost its name.
-        let nameless = format!("{path}//deleted");
-        let is_it = |root: &Path| root == Path::new(&path) || root == Path::new(&nameless);
-        let mounts = mounts::of(&tid.to_string()).unwrap_or_default();
-        mounts.iter().any(|mount| mount.dev == self.dev && is_it(&mount.root))
-    }
-
-    /// Notes that a node is about to be open, and says whether with a buffer that can be mapped.
-    /// EBUSY: it is open in this way already.
-    fn occupy(&self, node: u64, shared: bool) -> Result<bool, Errno> {
-        match self.files.lock().busy.entry(node) {
-            Entry::Vacant(entry) => {
-                entry.insert(if shared { Busy::Shared(1) } else { Busy::Mappable });
-                Ok(!shared)
-            }
-            Entry::Occupied(mut entry) => match entry.get_mut() {
-                Busy::Shared(opens) => {
-                    *opens += 1;
-                    Ok(false)
-                }
-                Busy::Mappable => {
-                    client_log!(
-                        Kind::OpenedTwice,
-                        "{}: refused (EBUSY) to open one file a second time: who opened it first may have mapped it. \
-                         A device is opened by its name, not by a descriptor of it (/proc/PID/fd/N); for a \
-                         container bind its directory",
-                        self.session.name()
-                    );
-                    Err(Errno::EBUSY)
-                }
-            },
-        }
-    }
-
-    fn vacate(&self, node: u64) {
-        if let Entry::Occupied(mut entry) = self.files.lock().busy.entry(node) {
-            match entry.get_mut() {
-                Busy::Shared(opens) if *opens > 1 => *opens -= 1,
-                Busy::Shared(_) | Busy::Mappable => drop(entry.remove()),
-            }
-        }
-    }
-
-    fn try_open(
-        &self,
-        header: &Header,
-        flags: u32,
-        (number, device): (u32, &Device),
-        mappable: bool,
-    ) -> Result<uapi::fuse_open_out, Errno> {
-        let file = create_memfd(&device.name)?;
-        let backing = if mappable { self.backing(&file)? } else { 0 };
-        let mapping = match backing {
-            0 => MappingKind::Memfd,
-            _ => MappingKind::FuseFile { dev: self.dev, ino: header.node },
-        };
-        let open = device.open(header, flags, file, mapping).inspect_err(|_| {
-            if backing != 0 {
-                self.session.backing_close(backing);
-            }
-        })?;
-        if !mappable && self.passthrough.load(Ordering::Relaxed) {
-            client_log!(
-                Kind::OpenedWithoutMapping,
-                "{}: process {} has opened {} through a bind mount of this one file, where it cannot be mapped: \
-                 clients need fakebinder's client library or preload shim there; or bind the device's \
-                 directory instead",
-                self.session.name(),
-                open.pid(),
-                device.name
-            );
-        }
-        let fh = self.opens.add(open);
-        let file = OpenFile { node: header.node, device: number, backing };
-        self.files.lock().by_handle.insert(fh, file);
-        self.tree.opened(number);
-        let passthrough = if backing != 0 { uapi::FOPEN_PASSTHROUGH } else { 0 };
-        Ok(uapi::fuse_open_out {
-            fh,
-            open_flags: uapi::FOPEN_DIRECT_IO | passthrough,
-            backing_id: backing,
-        })
-    }
-
     /// The name of a node in `.open` has served: it was looked up, or closed.
     fn served(&self, node: u64) {
         let Some(stale) = &self.stale else { return };
@@ -357,129 +227,6 @@ impl FuseDoor {
         let parts = [uapi::bytes_of(&inval), name.as_bytes(), &[0]];
         // It may have been dropped already.
         let _ = self.session.notify(uapi::FUSE_NOTIFY_INVAL_ENTRY, &parts);
-    }
-
-    /// 0 without passthrough. The number is given back at RELEASE: the opener's thread looks for
-    /// it some time after our reply.
-    fn backing(&self, file: &BufferFile) -> Result<i32, Errno> {
-        fault(Verb::Descriptor)?;
-        if !self.passthrough.load(Ordering::Relaxed) {
-            return Ok(0);
-        }
-        match self.session.backing_open(file.read_only.as_fd()) {
-            Err(Errno::EPERM) => {
-                if self.passthrough.swap(false, Ordering::Relaxed) {
-                    log::warn!(
-                        "{}: passthrough needs CAP_SYS_ADMIN in the first user namespace; without it devices \
-                         cannot be mapped directly: clients need fakebinder's client library or preload shim",
-                        self.session.name()
-                    );
-                }
-                Ok(0)
-            }
-            result => result,
-        }
-    }
-
-    fn remove(&self, fh: u64) -> Option<Arc<Open>> {
-        let open = self.opens.remove(fh);
-        let file = self.files.lock().by_handle.remove(&fh);
-        let Some(file) = file else { return open };
-        self.vacate(file.node);
-        self.tree.released(file.device);
-        self.served(file.node);
-        if file.backing != 0 {
-            self.session.backing_close(file.backing);
-        }
-        open
-    }
-
-    /// The files that are no devices: `binder-control`, the features and the logs. Gives back what is about
-    /// something else.
-    fn plain_file(
-        &self,
-        node: Option<Node>,
-        request: &Request<'_>,
-        responder: Responder,
-    ) -> Option<Responder> {
-        let node = match node {
-            Some(it @ (Node::Control | Node::Feature(_) | Node::Log(_) | Node::ProcessLog(_))) => {
-                it
-            }
-            _ => return Some(responder),
-        };
-        match *request {
-            Request::Open { .. } => {
-                let opened = self.open_text(node);
-                responder.value(&uapi::fuse_open_out {
-                    fh: opened,
-                    open_flags: uapi::FOPEN_DIRECT_IO,
-                    ..Default::default()
-                });
-            }
-            Request::Read { fh, offset, size } => {
-                let text = self.files.lock().texts.get(&fh).cloned();
-                match text {
-                    Some(text) => {
-                        let rest = usize::try_from(offset).ok().and_then(|at| text.get(at..));
-                        let rest = rest.unwrap_or_default();
-                        responder.bytes(&rest[..rest.len().min(size as usize)]);
-                    }
-                    None => responder.error(Errno::EINVAL),
-                }
-            }
-            Request::Release { fh } => {
-                self.files.lock().texts.remove(&fh);
-                responder.done();
-            }
-            Request::Flush { .. } => responder.done(),
-            Request::Ioctl(ref ioctl) if node == Node::Control => self.control(ioctl, responder),
-            // No poll operation: always ready.
-            Request::Poll { events, .. } => responder.value(&uapi::fuse_poll_out {
-                revents: (libc::POLLIN | libc::POLLOUT) as u32 & events,
-                padding: 0,
-            }),
-            Request::Write | Request::Ioctl(_) => responder.error(Errno::EINVAL),
-            _ => return Some(responder),
-        }
-        None
-    }
-
-    /// A file handle for a file of text, whose readers see what there was at the open; 0 for one without.
-    fn open_text(&self, node: Node) -> u64 {
-        let Some(text) = self.tree.contents(node) else { return 0 };
-        let mut files = self.files.lock();
-        files.last_text += 1;
-        let handle = files.last_text;
-        files.texts.insert(handle, text.into());
-        handle
-    }
-
-    /// `binder_ctl_ioctl`.
-    fn control(&self, ioctl: &Ioctl<'_>, responder: Responder) {
-        let wanted: Option<uapi::binderfs_device> = match ioctl.cmd {
-            uapi::BINDER_CTL_ADD => uapi::parse(ioctl.input),
-            _ => None,
-        };
-        let Some(mut wanted) = wanted else { return responder.error(Errno::EINVAL) };
-        let name = added_name(&wanted.name).to_vec();
-        if let Err(error) = self.tree.check_new(&name) {
-            return responder.error(error);
-        }
-        let (tree, session) = (self.tree.clone(), self.session.clone());
-        let done = move |made: Option<Result<(), Errno>>| {
-            match made.unwrap_or_else(|| tree.add_device(&name).map(drop)) {
-                Ok(()) => {
-                    let name = String::from_utf8_lossy(&name);
-                    client_log!(Kind::DeviceAdded, "{}: added {name}", session.name());
-                    // A regular file, not a node of some number.
-                    (wanted.major, wanted.minor) = (0, 0);
-                    responder.ioctl(0, uapi::bytes_of(&wanted));
-                }
-                Err(error) => responder.error(error),
-            }
-        };
-        self.announcer.make(added_name(&wanted.name), Box::new(done));
     }
 
     /// A link is made by the daemon alone, for a device that is added.

@@ -1,7 +1,10 @@
 //! Which threads of clients have ended.
 //!
 //! A descriptor of one thread (`PIDFD_THREAD`, Linux 6.9) becomes readable when it ends. Those of
-//! the threads that somebody waits for are in one epoll set, which a thread of ours sleeps on.
+//! the threads that somebody waits for are in one epoll set, which a thread of ours sleeps on. One is
+//! enough: it never touches a client's memory, since the driver only decides what follows from an
+//! end, and hands that over ([`Carriers`](crate::binder::Carriers)).
+//!
 //! It costs a descriptor for each, so their number is limited, and what is beyond it is asked
 //! after like what cannot be watched:
 //! - any thread, before Linux 6.9;
@@ -10,7 +13,6 @@
 
 use crate::Errno;
 use crate::binder::{Birth, Watching};
-use crate::client_log::{Kind, client_log};
 use crate::client_mem::{pidfd_open, pidfd_open_thread};
 use crate::lock_order::{assert_nothing_held, rank};
 use crate::sync::Mutex;
@@ -28,10 +30,6 @@ type Ended = Box<dyn FnOnce() + Send>;
 
 /// So many threads of one open file are watched.
 const MOST_OF_ONE: usize = 256;
-/// So many threads of ours listen, so that none has to be started while one tells.
-const LISTENERS: usize = 2;
-/// So many may be held up by clients that are told of another's end.
-const MOST_TELLERS: usize = 64;
 /// The ticket of no thread.
 const STOP: u64 = 0;
 
@@ -48,9 +46,6 @@ struct Shared {
     /// Descriptors in the set, and how many there may be.
     count: AtomicUsize,
     most: usize,
-    /// Threads of ours, and those of them that sleep on the set.
-    tellers: AtomicUsize,
-    listening: AtomicUsize,
 }
 
 /// How many threads of one client are watched.
@@ -85,15 +80,12 @@ impl Threads {
             last: AtomicU64::new(STOP),
             count: AtomicUsize::new(0),
             most,
-            tellers: AtomicUsize::new(0),
-            listening: AtomicUsize::new(LISTENERS),
         });
         shared.epoll.add(&shared.stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
-        let threads = Threads { shared };
-        for _ in 0..LISTENERS {
-            threads.shared.clone().add_teller()?;
-        }
-        Ok(threads)
+        let listener = shared.clone();
+        let thread = std::thread::Builder::new().name("thread ends".into());
+        thread.spawn(move || listener.tell())?;
+        Ok(Threads { shared })
     }
 
     /// Watches a thread: see [`Client::watch_thread`](crate::binder::Client::watch_thread).
@@ -118,7 +110,7 @@ impl Threads {
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        // It stays readable: each of ours that comes back to the set sees it.
+        // It stays readable: ours sees it when it comes back to the set.
         let _ = self.shared.stop.write(1);
     }
 }
@@ -135,19 +127,8 @@ impl Shared {
         added.then_some(watch)
     }
 
-    fn add_teller(self: Arc<Self>) -> std::io::Result<()> {
-        self.tellers.fetch_add(1, SeqCst);
-        let shared = self.clone();
-        let started = std::thread::Builder::new().name("thread ends".into()).spawn(move || {
-            shared.tell();
-            shared.tellers.fetch_sub(1, SeqCst);
-        });
-        started.map(drop).inspect_err(|_| _ = self.tellers.fetch_sub(1, SeqCst))
-    }
-
-    /// Tells of ends, one after another. To tell may take as long as the memory of a client that
-    /// is told: meanwhile others listen, and when all of them tell, one more is started.
-    fn tell(self: &Arc<Self>) {
+    /// Tells of ends, one after another.
+    fn tell(&self) {
         let mut events = [EpollEvent::empty()];
         loop {
             match self.epoll.wait(&mut events, EpollTimeout::NONE) {
@@ -161,19 +142,9 @@ impl Shared {
             if ticket.data() == STOP {
                 return;
             }
-            let Some(ended) = self.watched.lock().remove(&ticket.data()) else { continue };
-            let last = self.listening.fetch_sub(1, SeqCst) == 1;
-            if last && self.tellers.load(SeqCst) < MOST_TELLERS {
-                self.listening.fetch_add(1, SeqCst);
-                if let Err(error) = self.clone().add_teller() {
-                    self.listening.fetch_sub(1, SeqCst);
-                    client_log!(Kind::WorkersHeldUp, "starting another thread: {error}");
-                }
-            }
-            ended();
-            if self.listening.fetch_add(1, SeqCst) >= LISTENERS {
-                self.listening.fetch_sub(1, SeqCst);
-                return;
+            let ended = self.watched.lock().remove(&ticket.data());
+            if let Some(ended) = ended {
+                ended();
             }
         }
     }
@@ -381,37 +352,5 @@ mod tests {
         assert!(matches!(watch(&threads, other.tid, None).0, Watching::Told(_)));
         one.end();
         other.end();
-    }
-
-    /// A client that is told of an end may take as long as it likes to read of it.
-    #[test]
-    fn those_that_are_held_up_do_not_hold_up_the_others() {
-        if cannot_watch() {
-            return;
-        }
-        let threads = Threads::start(10).unwrap();
-        let other = Mortal::new();
-        let (_watching, told) = watch(&threads, other.tid, None);
-        let (arrive, arrived) = channel();
-        let mut holding = Vec::new();
-        for _ in 0..LISTENERS + 1 {
-            let one = Mortal::new();
-            let (hold, held) = channel::<()>();
-            let arrive = arrive.clone();
-            let stuck = Box::new(move || {
-                arrive.send(()).unwrap();
-                let _ = held.recv();
-            });
-            holding.push((hold, threads.watch(one.tid, None, &Count::default(), stuck)));
-            one.end();
-            arrived.recv_timeout(PATIENCE).unwrap();
-        }
-        other.end();
-        told.recv_timeout(PATIENCE).unwrap();
-        drop(holding);
-        let shared = threads.shared.clone();
-        wait_until(|| shared.tellers.load(SeqCst) == LISTENERS);
-        drop(threads);
-        wait_until(|| shared.tellers.load(SeqCst) == 0);
     }
 }

@@ -1,7 +1,7 @@
 //! Clients as children that are forked and never execute another program: cheap enough for a
 //! thousand of them, and with their parent's descriptors and memory where a scene is about those.
 
-use super::PATIENCE;
+use super::{PATIENCE, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
@@ -78,8 +78,8 @@ impl Drop for Forked {
     fn drop(&mut self) {
         if self.ended().is_none() {
             self.kill();
-            let _ = waitpid(self.pid, None);
-            self.ended = Some(WaitStatus::StillAlive);
+            // A daemon that does not answer keeps it; then the test must fail, not hang.
+            wait_until(PATIENCE, || self.ended().is_some());
         }
     }
 }

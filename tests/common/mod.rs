@@ -8,9 +8,11 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub mod binderfs;
+pub mod bystanders;
 pub mod forked;
 pub mod never_read;
 mod skip;
+pub mod stalled;
 pub mod unfilled;
 
 pub use skip::skip;
@@ -374,9 +376,15 @@ pub fn look_up(client: &Device) -> u32 {
 #[test]
 #[ignore = "a role in other tests"]
 fn registrar() {
-    let Some(device) = role_device() else { return };
-    become_manager(&device);
-    let mut thread = Thread::new(&device);
+    if let Some(device) = role_device() {
+        be_registrar(&device);
+    }
+}
+
+/// Keeps a node for others to find, until the device is gone. Says when it is there.
+pub fn be_registrar(device: &Device) {
+    become_manager(device);
+    let mut thread = Thread::new(device);
     thread.queue(Write::EnterLooper);
     thread.flush().unwrap();
     println!("ready");

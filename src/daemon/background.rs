@@ -1,0 +1,60 @@
+//! The daemon in the background, and how it tells that it is ready.
+
+use super::flags::Options;
+use std::error::Error;
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::unix::net::UnixDatagram;
+use std::process::{Command, Stdio};
+
+const READY: &str = "fakebinderd: ready";
+
+/// Tells whoever waits for us: a script that reads our output, or a service manager.
+pub fn ready() {
+    println!("{READY}");
+    let _ = std::io::stdout().flush();
+    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let told = UnixDatagram::unbound().and_then(|sender| {
+        use std::os::linux::net::SocketAddrExt;
+        use std::os::unix::ffi::OsStrExt;
+        match socket.as_bytes().strip_prefix(b"@") {
+            Some(name) => {
+                let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
+                sender.send_to_addr(b"READY=1", &address)
+            }
+            None => sender.send_to(b"READY=1", &socket),
+        }
+    });
+    if let Err(error) = told {
+        log::warn!("telling the service manager: {error}");
+    }
+}
+
+/// Runs this program again, without a terminal, and waits until it is ready or has failed.
+pub fn daemonize(options: &Options) -> Result<(), Box<dyn Error>> {
+    let failed = |error| format!("{}: {error}", options.log.display());
+    let mut log: File = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .read(true)
+        .open(&options.log)
+        .map_err(failed)?;
+    let start = log.seek(SeekFrom::End(0))?;
+    let arguments = std::env::args_os().skip(1).filter(|argument| argument != "--daemonize");
+    let mut child = Command::new("/proc/self/exe")
+        .args(arguments)
+        .arg("--detached")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log.try_clone()?)
+        .spawn()?;
+    let output = child.stdout.take().ok_or("no output")?;
+    if BufReader::new(output).lines().map_while(Result::ok).any(|line| line == READY) {
+        return Ok(());
+    }
+    child.wait()?;
+    log.seek(SeekFrom::Start(start))?;
+    let mut said = String::new();
+    log.read_to_string(&mut said)?;
+    Err(format!("did not start; {} says:\n{said}", options.log.display()).into())
+}

@@ -1,0 +1,166 @@
+//! What a daemon has made in the file system, and how it is found again and removed.
+
+use crate::Errno;
+use crate::device::fuse::FILE_SYSTEM;
+use crate::device::mounts;
+use nix::mount::{MntFlags, umount2};
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+/// Something in the file system that goes when the claim goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Thing {
+    Link { path: PathBuf, target: PathBuf },
+    Node { path: PathBuf, rdev: u64 },
+    Directory { path: PathBuf },
+    Mount { path: PathBuf },
+}
+
+/// A directory, as everybody knows it who can reach it: its device and inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Identity {
+    pub dev: u64,
+    pub ino: u64,
+}
+
+impl Identity {
+    /// Of the directory that `path` is in.
+    pub fn of_parent(path: &Path) -> io::Result<Identity> {
+        let parent = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+        let found = fs::metadata(parent)?;
+        Ok(Identity { dev: found.dev(), ino: found.ino() })
+    }
+}
+
+/// A thing, and the directory in which it was made: the same path may lead elsewhere in another
+/// mount namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Made {
+    pub thing: Thing,
+    pub parent: Identity,
+}
+
+impl Thing {
+    pub(super) fn path(&self) -> &Path {
+        match self {
+            Thing::Link { path, .. }
+            | Thing::Node { path, .. }
+            | Thing::Directory { path }
+            | Thing::Mount { path } => path,
+        }
+    }
+
+    pub(super) fn remove(&self) -> io::Result<()> {
+        match self {
+            Thing::Link { path, target } => match fs::read_link(path) {
+                Ok(found) if found == *target => fs::remove_file(path),
+                _ => Ok(()),
+            },
+            Thing::Node { path, rdev } => match fs::symlink_metadata(path) {
+                Ok(found) if found.file_type().is_char_device() && found.rdev() == *rdev => {
+                    fs::remove_file(path)
+                }
+                _ => Ok(()),
+            },
+            // Only if it is empty.
+            Thing::Directory { path } => fs::remove_dir(path),
+            Thing::Mount { path } if is_ours(path) => {
+                umount2(path.as_path(), MntFlags::MNT_DETACH).map_err(io::Error::from)
+            }
+            Thing::Mount { .. } => Ok(()),
+        }
+    }
+}
+
+impl Made {
+    /// Fields as in the kernel's lists (see [`mounts`]).
+    pub(super) fn to_line(&self) -> String {
+        let Identity { dev, ino } = self.parent;
+        let path = mounts::escape(self.thing.path());
+        let kind = match &self.thing {
+            Thing::Link { target, .. } => format!("link {path} {}", mounts::escape(target)),
+            Thing::Node { rdev, .. } => format!("node {path} {rdev}"),
+            Thing::Directory { .. } => format!("directory {path} -"),
+            Thing::Mount { .. } => format!("mount {path} -"),
+        };
+        format!("{dev} {ino} {kind}\n")
+    }
+
+    pub(super) fn from_line(line: &str) -> Option<Made> {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let [dev, ino, kind, path, last] = fields[..] else { return None };
+        let path = PathBuf::from(mounts::unescape(path.as_bytes()));
+        let thing = match kind {
+            "link" => Thing::Link { path, target: mounts::unescape(last.as_bytes()).into() },
+            "node" => Thing::Node { path, rdev: last.parse().ok()? },
+            "directory" => Thing::Directory { path },
+            "mount" => Thing::Mount { path },
+            _ => return None,
+        };
+        let parent = Identity { dev: dev.parse().ok()?, ino: ino.parse().ok()? };
+        Some(Made { thing, parent })
+    }
+
+    /// Removes it if it is still what was made. False: it is not to be seen from here.
+    pub(super) fn remove(&self) -> bool {
+        match Identity::of_parent(self.thing.path()) {
+            Ok(parent) if parent == self.parent => {}
+            _ => return false,
+        }
+        match self.thing.remove() {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                log::warn!("removing {:?}: {error}", self.thing);
+            }
+            _ => {}
+        }
+        true
+    }
+
+    /// The same for what a daemon has left that was killed: what it has mounted is dead.
+    pub(super) fn clear(&self) -> bool {
+        if let Thing::Mount { path } = &self.thing
+            && is_ours(path)
+            && !is_dead(path)
+        {
+            return true;
+        }
+        log::info!("removing what a daemon that was killed has left: {:?}", self.thing);
+        self.remove()
+    }
+}
+
+/// Whether a mount of a fakebinderd is on `path` itself.
+pub(super) fn is_ours(path: &Path) -> bool {
+    mounts::on(path).is_some_and(|mount| mount.kind == FILE_SYSTEM)
+}
+
+/// Whether the daemon behind a mount is gone. The question always goes to the daemon: nothing
+/// that the kernel remembers answers it.
+pub(super) fn is_dead(path: &Path) -> bool {
+    matches!(nix::sys::statfs::statfs(path), Err(Errno::ENOTCONN | Errno::ECONNABORTED))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_read_back() {
+        let things = [
+            Thing::Link { path: "/a b".into(), target: "/c\td".into() },
+            Thing::Node { path: "/dev/x".into(), rdev: 0xe900 },
+            Thing::Directory { path: "/d\n".into() },
+            Thing::Mount { path: "/d\\".into() },
+        ];
+        for thing in things {
+            let made = Made { thing, parent: Identity { dev: 5, ino: u64::MAX } };
+            let line = made.to_line();
+            assert_eq!(Made::from_line(line.trim_end()), Some(made), "{line}");
+        }
+        for nonsense in ["", "mount", "1 2 mount /d", "1 2 what /d -", "x 2 mount /d -"] {
+            assert_eq!(Made::from_line(nonsense), None);
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! The nodes of the directory: what a node number says.
+
+use crate::uapi;
+
+pub(super) const ROOT: u64 = uapi::FUSE_ROOT_ID as u64;
+const OPENS: u64 = 2;
+pub(super) const CONTROL: u64 = 3;
+pub(super) const FEATURES: u64 = 4;
+pub(super) const LOGS: u64 = 5;
+pub(super) const PROCESSES: u64 = 6;
+/// Numbers from here on are features.
+const FEATURE: u64 = 1 << 4;
+/// Numbers from here on are logs.
+const LOG: u64 = 1 << 5;
+/// Numbers from here on are devices.
+const DEVICES: u64 = 1 << 8;
+/// This bit and a pid: the log of a process.
+const PROCESS_LOG: u64 = 1 << 62;
+/// Below the number of the device (from 1 on): the number of the open.
+pub(super) const SERIAL_BITS: u32 = 40;
+
+/// A file of `binder_logs/`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Log {
+    State,
+    Stats,
+    Transactions,
+    TransactionLog,
+    FailedTransactionLog,
+}
+
+pub(super) const LOG_FILES: [(Log, &str); 5] = [
+    (Log::State, "state"),
+    (Log::Stats, "stats"),
+    (Log::Transactions, "transactions"),
+    (Log::TransactionLog, "transaction_log"),
+    (Log::FailedTransactionLog, "failed_transaction_log"),
+];
+
+/// What clients look for before they use it (`binder_features`), and whether it is here.
+/// `transaction_report` promises a netlink family that tells of transactions that failed: only a
+/// kernel has those. What it would tell is in `binder_logs/failed_transaction_log`.
+pub(super) const FEATURES_HERE: [(&str, bool); 4] = [
+    ("oneway_spam_detection", true),
+    ("extended_error", true),
+    ("freeze_notification", true),
+    ("transaction_report", false),
+];
+
+/// `binder_features_show`.
+pub(super) fn feature_text(feature: usize) -> &'static str {
+    match FEATURES_HERE.get(feature) {
+        Some((_, true)) => "1\n",
+        Some((_, false)) | None => "0\n",
+    }
+}
+
+/// What a node number stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Node {
+    Root,
+    /// The directory of files to be opened.
+    Opens,
+    /// `binder-control`.
+    Control,
+    /// The directory of features.
+    Features,
+    Feature(usize),
+    /// The directory of logs, and that of processes in it.
+    Logs,
+    Processes,
+    Log(Log),
+    /// `proc/PID`.
+    ProcessLog(i32),
+    /// The link that is a device's name.
+    Link {
+        device: u32,
+    },
+    /// What one open opens.
+    File {
+        device: u32,
+        serial: u64,
+    },
+}
+
+impl Node {
+    /// Whether that is the number of what one open of a device opens: to be known at each of its ioctls
+    /// without looking at the devices.
+    pub fn is_file(number: u64) -> bool {
+        number & PROCESS_LOG == 0 && number >> SERIAL_BITS != 0
+    }
+
+    /// None for a number that stands for nothing; a device of that number need not be there.
+    pub(super) fn from_number(number: u64) -> Option<Node> {
+        if number & PROCESS_LOG != 0 {
+            return i32::try_from(number ^ PROCESS_LOG).ok().map(Node::ProcessLog);
+        }
+        let serial = number & ((1 << SERIAL_BITS) - 1);
+        let node = match number >> SERIAL_BITS {
+            0 if number == ROOT => Node::Root,
+            0 if number == OPENS => Node::Opens,
+            0 if number == CONTROL => Node::Control,
+            0 if number == FEATURES => Node::Features,
+            0 if number == LOGS => Node::Logs,
+            0 if number == PROCESSES => Node::Processes,
+            0 if (LOG..DEVICES).contains(&number) => {
+                Node::Log(LOG_FILES.get((number - LOG) as usize)?.0)
+            }
+            0 if number < LOG => Node::Feature(number.checked_sub(FEATURE)? as usize),
+            0 => Node::Link { device: u32::try_from(number.checked_sub(DEVICES)?).ok()? },
+            device => Node::File { device: u32::try_from(device - 1).ok()?, serial },
+        };
+        match node {
+            Node::Feature(feature) => FEATURES_HERE.get(feature).map(|_| node),
+            node => Some(node),
+        }
+    }
+
+    pub fn number(self) -> u64 {
+        match self {
+            Node::Root => ROOT,
+            Node::Opens => OPENS,
+            Node::Control => CONTROL,
+            Node::Features => FEATURES,
+            Node::Feature(feature) => FEATURE + feature as u64,
+            Node::Logs => LOGS,
+            Node::Processes => PROCESSES,
+            Node::Log(log) => LOG + log as u64,
+            Node::ProcessLog(pid) => PROCESS_LOG | u64::from(pid as u32),
+            Node::Link { device } => DEVICES + u64::from(device),
+            Node::File { device, serial } => (u64::from(device) + 1) << SERIAL_BITS | serial,
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! What the documents name is there: files and folders of the project, by path.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+const PROJECT: &str = env!("CARGO_MANIFEST_DIR");
+
+const DOCUMENTS: [&str; 5] =
+    ["README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md"];
+
+/// Places that are about to be, and where what they will hold is until then.
+const ON_THE_WAY: [(&str, &str); 5] = [
+    ("src/page.rs", "src/shrinker/lru.rs"),
+    ("src/memory/", "src/shrinker/lru.rs"),
+    ("src/probe/", "src/mm_shim/inject.rs"),
+    ("conformance/", "client/src/conformance"),
+    ("sim/", "src/sim.rs"),
+];
+
+/// The folders and files at the root: what a path of the project begins with.
+fn beginnings() -> BTreeSet<String> {
+    let entries = fs::read_dir(PROJECT).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let here = names.filter(|name| name != "target");
+    here.chain(ON_THE_WAY.map(|(path, _)| path.trim_end_matches('/').to_owned())).collect()
+}
+
+/// What stands in backquotes, outside of what is set off.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    let prose = text.split("\n```").step_by(2);
+    prose.flat_map(|prose| prose.split('`').skip(1).step_by(2))
+}
+
+/// Where links lead that are no addresses of the web.
+fn links(text: &str) -> impl Iterator<Item = &str> {
+    let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    let local = targets.filter(|target| !target.contains("://"));
+    local.map(|target| target.split('#').next().unwrap()).filter(|target| !target.is_empty())
+}
+
+/// A path that is there, or will be.
+fn exists(path: &str) -> bool {
+    let is_there = |path: &str| Path::new(PROJECT).join(path).exists();
+    let is_coming = |(new, old): &(&str, &str)| *new == path && is_there(old);
+    is_there(path) || ON_THE_WAY.iter().any(is_coming)
+}
+
+#[test]
+fn paths_in_documents_exist() {
+    let beginnings = beginnings();
+    let mut seen = 0;
+    for document in DOCUMENTS {
+        let text = fs::read_to_string(Path::new(PROJECT).join(document)).unwrap();
+        let is_path = |word: &&str| {
+            let first = word.split('/').next().unwrap();
+            let plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+            word.chars().all(plain) && word.contains(['/', '.']) && beginnings.contains(first)
+        };
+        for path in quoted(&text).filter(is_path) {
+            assert!(exists(path), "{document} names `{path}`, which is not there");
+            seen += 1;
+        }
+        let folder = Path::new(PROJECT).join(document).parent().unwrap().to_owned();
+        for link in links(&text) {
+            assert!(folder.join(link).exists(), "{document} links to {link}, which is not there");
+            seen += 1;
+        }
+    }
+    assert!(seen >= 60, "{seen} paths were found in the documents");
+}
