@@ -9,21 +9,11 @@ const PROJECT: &str = env!("CARGO_MANIFEST_DIR");
 const DOCUMENTS: [&str; 5] =
     ["README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md"];
 
-/// Places that are about to be, and where what they will hold is until then.
-const ON_THE_WAY: [(&str, &str); 5] = [
-    ("src/page.rs", "src/shrinker/lru.rs"),
-    ("src/memory/", "src/shrinker/lru.rs"),
-    ("src/probe/", "src/mm_shim/inject.rs"),
-    ("conformance/", "client/src/conformance"),
-    ("sim/", "src/sim.rs"),
-];
-
 /// The folders and files at the root: what a path of the project begins with.
 fn beginnings() -> BTreeSet<String> {
     let entries = fs::read_dir(PROJECT).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let here = names.filter(|name| name != "target");
-    here.chain(ON_THE_WAY.map(|(path, _)| path.trim_end_matches('/').to_owned())).collect()
+    names.filter(|name| name != "target").collect()
 }
 
 /// What stands in backquotes, outside of what is set off.
@@ -39,11 +29,8 @@ fn links(text: &str) -> impl Iterator<Item = &str> {
     local.map(|target| target.split('#').next().unwrap()).filter(|target| !target.is_empty())
 }
 
-/// A path that is there, or will be.
 fn exists(path: &str) -> bool {
-    let is_there = |path: &str| Path::new(PROJECT).join(path).exists();
-    let is_coming = |(new, old): &(&str, &str)| *new == path && is_there(old);
-    is_there(path) || ON_THE_WAY.iter().any(is_coming)
+    Path::new(PROJECT).join(path).exists()
 }
 
 #[test]
