@@ -2,6 +2,7 @@
 # make test    the same, then every test, then the tests in a VM with CUSE and the kernel's driver
 # make conformance   fb-conformance and fb-differ on the driver and both doors, in the VM, as one table
 # make demo-contention   page installs under a shared and an exclusive lock, printed and drawn
+# make bench-hog   what a client with a million references costs the others
 # make prototype   what a change does: conformance tests, random programs, latency, before and after
 # make wrong-rules   rules broken on purpose, and which tests notice
 # make planted-model   rules of the page protocol broken on purpose, for the model check

@@ -3,3 +3,9 @@
 .PHONY: demo-contention
 demo-contention: deps
 	cargo bench --bench contention
+
+# What a client that has very much costs the others: a pair's latencies beside it and while it ends, against idle. Needs
+# root and /dev/fuse.
+.PHONY: bench-hog
+bench-hog: deps
+	cargo bench --bench hog
