@@ -65,7 +65,7 @@ coverage-run: ## runs them in a build that counts
 
 # ---------------------------------------------------------------- changing the engine, and measuring it
 
-.PHONY: prototype wrong-rules planted-model bench-stall demo-contention
+.PHONY: prototype wrong-rules planted-model bench-hog bench-stall demo-contention
 prototype: build ## what a change does to conformance, random programs and latency; PROTOTYPE_FLAGS='--base main'
 	@scripts/prototype $(PROTOTYPE_FLAGS)
 
@@ -77,6 +77,9 @@ planted-model: deps ## breaks rules of the page protocol on purpose: does the mo
 
 bench-stall: deps ## a pair's calls, alone and beside 300 threads whose memory does not come (as root)
 	cargo bench --bench stall $(if $(BENCH_FLAGS),-- $(BENCH_FLAGS))
+
+bench-hog: deps ## a pair's calls beside a client with very many references, and while it ends (as root)
+	cargo bench --bench hog
 
 demo-contention: deps ## page installs under a shared and an exclusive lock, printed and drawn (as root)
 	cargo bench --bench contention

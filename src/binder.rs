@@ -17,11 +17,13 @@
 //! | `delivery` | how what is read gets to its client; a drawing of a call's way |
 //! | `outbox` | what was decided under the lock and is still to be done |
 //! | `copies` | the cap on copies to and from a client's memory that do not come back |
+//! | `oneway` | the calls that wait for a node |
 //! | `transaction` | a transaction's life, replies that fail, buffers that are freed |
 //! | `exit` | threads that are gone without a word |
 //! | `thread`, `process`, `node`, `reference`, `death`, `freeze` | what they say |
 //! | `poll` | who polls, and who is told |
 //! | `graph` | all of them, and their work lists |
+//! | `table`, `pieces` | their tables; what goes through them, a piece in each section |
 //! | `logs`, `traffic` | what binderfs shows in `binder_logs` |
 //! | `limits` | what one client may make us hold |
 //! | `invariants` | what holds of all of it between two ioctls |
@@ -39,7 +41,9 @@ mod limits;
 mod logs;
 mod message;
 mod node;
+mod oneway;
 pub mod outbox;
+mod pieces;
 mod poll;
 mod process;
 mod read;
@@ -47,6 +51,7 @@ mod reference;
 mod section;
 mod send;
 mod stats;
+mod table;
 mod thread;
 mod traffic;
 mod transaction;
@@ -59,11 +64,12 @@ pub use stats::Stats;
 use crate::lock_order::rank;
 use crate::protocol::record::Put;
 use crate::quota::User;
-use crate::sync::{Mutex, MutexGuard};
+use crate::sync::Mutex;
 use crate::{Errno, alloc::Alloc, client_mem::ClientMemory};
 use copies::Subject;
 use graph::{Graph, ProcessId};
 use outbox::{Item, Outbox};
+use pieces::AT_ONCE;
 use process::ProcessRecord;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
@@ -275,9 +281,6 @@ impl Finish {
     }
 }
 
-/// How many records of a process are released in one section of the context's lock: some 100 us.
-const RELEASED_AT_ONCE: usize = 128;
-
 /// Which freeze a caller waits for.
 struct FreezeCaller {
     target: Weak<Process>,
@@ -317,6 +320,7 @@ pub struct Context {
     name: Arc<str>,
     shared: Arc<Shared>,
     graph: Mutex<Graph, rank::Graph>,
+    long_work: Mutex<(), rank::LongWork>,
 }
 
 /// One open of a device (`struct binder_proc`): what of it never changes. What does is in the
@@ -406,6 +410,7 @@ impl Binder {
             name: name.into(),
             shared: self.shared.clone(),
             graph: Mutex::new(Graph::new(self.shared.ids.clone(), self.shared.limits)),
+            long_work: Mutex::default(),
         });
         self.shared.contexts.lock().insert(number, Arc::downgrade(&context));
         context
@@ -463,12 +468,9 @@ impl Shared {
         let contexts: Vec<_> = self.contexts.lock().values().filter_map(Weak::upgrade).collect();
         let mut found: Vec<Arc<Process>> = contexts
             .into_iter()
-            .flat_map(|context| {
-                let graph = context.graph.lock();
-                let living = graph.processes.values().filter(|record| !record.is_dead);
-                let processes = living.map(|record| record.process.clone());
-                processes.filter(|process| process.pid == pid).collect::<Vec<_>>()
-            })
+            .flat_map(|context| context.processes_of(pid))
+            .filter(|(is_dead, _)| !is_dead)
+            .map(|(_, process)| process)
             .collect();
         found.sort_by_key(|process| std::cmp::Reverse(process.id));
         found
@@ -517,6 +519,7 @@ impl Context {
         let mut graph = self.graph.lock();
         graph.created.processes += 1;
         graph.processes.insert(id, ProcessRecord::new(process.clone()));
+        graph.by_pid.insert((pid, id));
         drop(graph);
         process
     }
@@ -528,33 +531,25 @@ impl Context {
 
     /// What this context holds.
     pub fn stats(&self) -> Stats {
-        self.with_graph(Stats::of)
+        Stats::of(self)
     }
 
-    /// Looks at the graph under its lock.
-    fn with_graph<R>(&self, f: impl FnOnce(&Graph) -> R) -> R {
-        f(&self.graph.lock())
-    }
-
-    /// Runs `f` on the graph under its lock. What it leaves to be done is posted afterwards
-    /// ([`outbox`]): no client's memory is touched here.
-    fn locked<R>(&self, f: impl FnOnce(&mut Graph) -> R) -> R {
-        let mut graph = self.graph.lock();
-        let result = f(&mut graph);
-        self.leave(graph);
-        result
-    }
-
-    /// Ends a section.
-    fn leave(&self, mut graph: MutexGuard<'_, Graph>) {
-        graph.sections += 1;
-        graph.settle();
-        if graph.effects.is_empty() {
-            return;
-        }
-        let effects = std::mem::take(&mut graph.effects);
-        drop(graph);
-        self.shared.post(effects);
+    /// Every open file of a thread group, also of those that are being released, the first first:
+    /// whether it is, and the process.
+    fn processes_of(&self, pid: i32) -> Vec<(bool, Arc<Process>)> {
+        let mut found = Vec::new();
+        self.in_pieces(|graph, after: Option<ProcessId>| {
+            let from = after.map_or(ProcessId(0), |id| ProcessId(id.0 + 1));
+            let some = graph.by_pid.range((pid, from)..=(pid, ProcessId(u64::MAX)));
+            let mut last = None;
+            for (number, (_, id)) in some.take(AT_ONCE).enumerate() {
+                let record = graph.processes.get(id);
+                found.extend(record.map(|record| (record.is_dead, record.process.clone())));
+                last = Some(*id).filter(|_| number + 1 == AT_ONCE);
+            }
+            last
+        });
+        found
     }
 }
 
@@ -618,7 +613,7 @@ impl Process {
     /// its buffers, which goes with the last handle.
     pub fn release(self: &Arc<Self>) -> Due<'_> {
         self.context.locked(|graph| graph.begin_release(self.id));
-        while self.context.locked(|graph| graph.release_some(self.id, RELEASED_AT_ONCE)) {
+        while self.context.locked_in_turn(|graph| graph.release_some(self.id)) {
             // Who is told of it need not wait for the rest, nor the rest for them.
             self.context.shared.hand_over();
         }

@@ -42,6 +42,7 @@
 //! | the devices of a mount (a device is added, or goes) | the contexts, what those that are gone have made |
 //! | the contexts of a driver | the same contexts as they know of each other |
 //! | the copies of a client (`binder::copies`) | the list of those that wait for others to give copies back |
+//! | the turn of who goes through something long (`binder::pieces`) | the object graph of that context, and what may be waited for under it |
 //! | a context's object graph (`binder::graph`) | a session's requests in flight (has a signal come?), the table of waiting freezes, the log of transactions |
 //! | the mm of a client (read by page installs, written by mmap and release) | the buffer mutex, the LRU, who uses the mm, the text of its mappings, the page table |
 //! | the buffer mutex of an allocator | the LRU, the page table |

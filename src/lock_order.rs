@@ -123,6 +123,8 @@ ranks! {
     Latency,
     /// What is to be copied back by the kernel into a client.
     Gathered,
+    /// Who goes through something long in a context's object graph.
+    LongWork,
     /// A context's object graph.
     Graph,
     /// The requests of a session that have not been answered.
@@ -157,6 +159,7 @@ impl Rank {
             Copies => &[Starved],
             // Whether a signal has come for the thread that is about to wait, for a read or for a
             // freeze; what the section has done, for the log.
+            LongWork => &[Graph, InFlight, FreezeCallers, TransactionLog],
             Graph => &[InFlight, FreezeCallers, TransactionLog],
             Mmap => &[Buffers, Lru, MmUsers, Maps, PageTable],
             // The shrinker zaps under both, and has let go of the LRU by then.
@@ -337,12 +340,16 @@ mod tests {
     const TRYING: [Way; 3] = [Way::TryLock, Way::TryRead, Way::TryWrite];
 
     /// What [the crate's map](crate) states: the second may be waited for while the first is held.
-    const STATED: [(Rank, Rank); 15] = [
+    const STATED: [(Rank, Rank); 19] = [
         (Devices, Contexts),
         (Devices, SharedContexts),
         (Devices, Created),
         (Contexts, SharedContexts),
         (Copies, Starved),
+        (LongWork, Graph),
+        (LongWork, InFlight),
+        (LongWork, FreezeCallers),
+        (LongWork, TransactionLog),
         (Graph, InFlight),
         (Graph, FreezeCallers),
         (Graph, TransactionLog),

@@ -23,6 +23,8 @@ pub(crate) struct Death {
     pub holder: ProcessId,
     pub cookie: u64,
     pub work: DeathWork,
+    /// The owner's death has been queued.
+    pub told: bool,
     pub place: Option<Place>,
     #[expect(dead_code, reason = "held for its drop")]
     pub charge: Held,
@@ -56,18 +58,27 @@ impl Graph {
             return;
         };
         let id = DeathId(self.next_id());
+        // While its holders are being told, one that asks only now is told here.
+        let is_dead = self.nodes.get(&node).is_none_or(|node| node.process.is_none());
         if let Some(record) = self.processes.get_mut(&process) {
             record.deaths += 1;
         }
         self.created.deaths += 1;
         self.deaths.insert(
             id,
-            Death { holder: process, cookie, work: DeathWork::DeadBinder, place: None, charge },
+            Death {
+                holder: process,
+                cookie,
+                work: DeathWork::DeadBinder,
+                told: is_dead,
+                place: None,
+                charge,
+            },
         );
         if let Some(reference) = self.find_ref_mut(process, handle) {
             reference.death = Some(id);
         }
-        if self.nodes.get(&node).is_none_or(|node| node.process.is_none()) {
+        if is_dead {
             self.queue_death(id, Queue::Process(process));
         }
     }
@@ -182,8 +193,10 @@ impl Graph {
         let link = record.handles.get(&node).and_then(|handle| record.refs.get(handle)?.death);
         if let Some(id) = link
             && let Some(death) = self.deaths.get_mut(&id)
+            && !death.told
             && death.place.is_none()
         {
+            death.told = true;
             death.work = DeathWork::DeadBinder;
             self.queue_death(id, Queue::Process(holder));
         }

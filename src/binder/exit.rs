@@ -18,19 +18,19 @@
 //! before; one whose record of the first kind has got something to tell is compared with the
 //! thread that the record was made for ([`Birth`]).
 
-use super::graph::{Graph, ProcessId, ThreadId, Work};
+use super::graph::{Graph, ProcessId, ThreadId};
 use super::outbox::Effect;
+use super::pieces::AT_ONCE;
 use super::section::Section;
 use super::thread::{Looper, Thread};
 use super::{Birth, Process, Watching};
 use crate::Errno;
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// So many records of threads are kept before any is looked at.
 pub(crate) const FEW: usize = 64;
-/// How many records are dropped under one hold of the lock.
-const BATCH: usize = 256;
 /// When a thread is first asked after, and how the intervals grow.
 const FIRST_LOOK: Duration = Duration::from_millis(20);
 const LAST_LOOK: Duration = Duration::from_millis(500);
@@ -178,13 +178,16 @@ impl Process {
     fn forget_gone_threads(self: &Arc<Self>) {
         let timers = &self.context.shared.timers;
         let began = timers.now();
-        let suspects = self.context.with_graph(|graph| graph.unwatched_threads(self.id, began));
+        let mut suspects = Vec::new();
+        self.context.in_pieces(|graph, after| {
+            graph.unwatched_threads(self.id, began, after, &mut suspects)
+        });
         let gone: Vec<ThreadId> = suspects
             .into_iter()
             .filter(|(_, tid, birth)| self.client.thread_is_gone(*tid, *birth))
             .map(|(id, ..)| id)
             .collect();
-        for batch in gone.chunks(BATCH) {
+        for batch in gone.chunks(AT_ONCE) {
             self.context.locked(|graph| batch.iter().for_each(|id| graph.thread_ended(*id)));
         }
         let ended = timers.now();
@@ -231,23 +234,30 @@ impl Graph {
         self.get_thread(process, tid, birth)
     }
 
-    /// Threads that may be gone; none when it is too early to look again.
+    /// Some threads that may be gone; none when it is too early to look again. The number of the last
+    /// that was looked at, when there may be more behind it.
     fn unwatched_threads(
         &self,
         process: ProcessId,
         now: Duration,
-    ) -> Vec<(ThreadId, i32, Option<Birth>)> {
-        let Some(record) = self.processes.get(&process) else { return Vec::new() };
+        after: Option<i32>,
+        found: &mut Vec<(ThreadId, i32, Option<Birth>)>,
+    ) -> Option<i32> {
+        let record = self.processes.get(&process)?;
         if now < record.look_through_after {
-            return Vec::new();
+            return None;
         }
-        let threads = record.threads.values().filter_map(|id| Some((*id, self.threads.get(id)?)));
-        threads
-            .filter(|(_, thread)| {
-                thread.parked.is_none() && !matches!(thread.life, Life::Watched(_))
-            })
-            .map(|(id, thread)| (id, thread.tid, thread.birth))
-            .collect()
+        let least = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut last = None;
+        let some = record.threads.range((least, Bound::Unbounded)).take(AT_ONCE);
+        for (number, (tid, id)) in some.enumerate() {
+            last = Some(*tid).filter(|_| number + 1 == AT_ONCE);
+            let Some(thread) = self.threads.get(id) else { continue };
+            if thread.parked.is_none() && !matches!(thread.life, Life::Watched(_)) {
+                found.push((*id, thread.tid, thread.birth));
+            }
+        }
+        last
     }
 
     fn set_life(&mut self, id: ThreadId, life: Life) {
@@ -293,7 +303,8 @@ impl Graph {
         (calls && self.is_unattended(id)).then_some(id)
     }
 
-    /// Whether somebody waits for what that thread does: a call is on its stack, or unread.
+    /// Whether somebody waits for what that thread does: a call is on its stack, or unread. (Under a
+    /// call of the thread's own stands one that it serves, or none.)
     fn is_awaited(&self, id: ThreadId) -> bool {
         let Some(thread) = self.threads.get(&id) else { return false };
         let mut next = thread.transaction_stack;
@@ -303,7 +314,7 @@ impl Graph {
             }
             next = transaction.from_parent;
         }
-        thread.todo.values().any(|work| matches!(work, Work::Transaction(_)))
+        thread.todo.transactions() > 0
     }
 }
 

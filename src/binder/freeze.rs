@@ -4,14 +4,16 @@
 //! A link is idle, or queued for its holder, or delivered and waiting to be acknowledged (`sent`,
 //! in `Queue::DeliveredFreeze`). What changes while it waits is sent again after (`resend`).
 
-use super::graph::{FreezeId, Graph, Place, ProcessId, Queue, Work};
+use super::graph::{FreezeId, Graph, NodeId, Place, ProcessId, Queue, Work};
 use super::outbox::Effect;
+use super::pieces::{AT_ONCE, Rest};
 use super::{Finish, Process};
 use crate::Errno;
 use crate::client_log::{Kind, user_error};
 use crate::protocol::record::HandleCookie;
 use crate::protocol::returns::Return;
 use crate::quota::{Held, bytes};
+use std::ops::Bound;
 use std::sync::Arc;
 
 /// What a link will tell its holder.
@@ -32,6 +34,18 @@ pub(crate) struct Freeze {
     pub place: Option<Place>,
     #[expect(dead_code, reason = "held for its drop")]
     pub charge: Held,
+}
+
+/// How far it has been told that a process froze or thawed.
+pub(crate) struct Telling {
+    process: ProcessId,
+    is_frozen: bool,
+    /// Which telling it is: the next one tells everybody anyhow.
+    number: u64,
+    /// The nodes up to this pointer have been come to.
+    after: Option<u64>,
+    /// The last of them, and its holders below this reference, are still to be told.
+    node: Option<(NodeId, u64)>,
 }
 
 /// A BINDER_FREEZE that waits for the outstanding transactions of a process.
@@ -207,39 +221,63 @@ impl Graph {
     /// Tells the holders of references to a process's nodes that it froze or thawed
     /// (`binder_add_freeze_work`).
     fn add_freeze_work(&mut self, process: ProcessId, is_frozen: bool) {
-        let Some(record) = self.processes.get(&process) else {
-            return;
-        };
-        let nodes: Vec<_> = record.nodes.values().copied().collect();
-        for node_id in nodes {
-            let Some(node) = self.nodes.get(&node_id) else {
+        if let Some(record) = self.processes.get_mut(&process) {
+            record.freeze_telling += 1;
+            let number = record.freeze_telling;
+            self.tell_frozen(Telling { process, is_frozen, number, after: None, node: None });
+        }
+    }
+
+    pub fn tell_frozen(&mut self, mut telling: Telling) {
+        loop {
+            let record = self.processes.get(&telling.process);
+            let record = record.filter(|record| record.freeze_telling == telling.number);
+            if let Some((node, before)) = telling.node {
+                let holders = self.nodes.get(&node).filter(|_| record.is_some());
+                let Some((reference, holder)) = holders.and_then(|node| node.holder(before)) else {
+                    telling.node = None;
+                    self.dec_node_tmpref(node);
+                    continue;
+                };
+                if !self.spend() {
+                    return self.rest.push(Rest::Frozen(telling));
+                }
+                telling.node = Some((node, reference));
+                self.tell_holder(node, holder, telling.is_frozen);
                 continue;
-            };
-            let holders: Vec<ProcessId> = node.refs.values().rev().copied().collect();
+            }
+            let least = telling.after.map_or(Bound::Unbounded, Bound::Excluded);
+            let next = record.and_then(|it| it.nodes.range((least, Bound::Unbounded)).next());
+            let Some((&ptr, &node)) = next else { return };
+            if !self.spend() {
+                return self.rest.push(Rest::Frozen(telling));
+            }
             // The driver holds the node meanwhile. To let go of it looks at all its counts: a node
             // whose references are gone is queued for its owner, though there is nothing to tell.
-            self.inc_node_tmpref(node_id);
-            for holder in holders {
-                let Some(record) = self.processes.get(&holder) else {
-                    continue;
-                };
-                let link = record.handles.get(&node_id).and_then(|h| record.refs.get(h)?.freeze);
-                let Some(id) = link else { continue };
-                let Some(freeze) = self.freezes.get_mut(&id) else {
-                    continue;
-                };
-                freeze.work = FreezeWork::FrozenBinder;
-                if freeze.place.is_none() {
-                    freeze.is_frozen = is_frozen;
-                    self.queue_freeze(id);
-                } else {
-                    if freeze.sent && freeze.is_frozen != is_frozen {
-                        freeze.resend = true;
-                    }
-                    freeze.is_frozen = is_frozen;
-                }
+            self.inc_node_tmpref(node);
+            telling.after = Some(ptr);
+            telling.node = Some((node, u64::MAX));
+        }
+    }
+
+    fn tell_holder(&mut self, node: NodeId, holder: ProcessId, is_frozen: bool) {
+        let Some(record) = self.processes.get(&holder) else {
+            return;
+        };
+        let link = record.handles.get(&node).and_then(|handle| record.refs.get(handle)?.freeze);
+        let Some(id) = link else { return };
+        let Some(freeze) = self.freezes.get_mut(&id) else {
+            return;
+        };
+        freeze.work = FreezeWork::FrozenBinder;
+        if freeze.place.is_none() {
+            freeze.is_frozen = is_frozen;
+            self.queue_freeze(id);
+        } else {
+            if freeze.sent && freeze.is_frozen != is_frozen {
+                freeze.resend = true;
             }
-            self.dec_node_tmpref(node_id);
+            freeze.is_frozen = is_frozen;
         }
     }
 
@@ -264,7 +302,7 @@ impl Graph {
         if record.outstanding_txns == 0 {
             // An earlier freeze may still wait: another caller thawed the process in between, and
             // who is not frozen wakes nobody.
-            self.effects.extend(record.freeze_waits.drain(..).map(Effect::Frozen));
+            self.effects.push(Effect::Frozen(std::mem::take(&mut record.freeze_waits)));
             return false;
         }
         true
@@ -272,8 +310,8 @@ impl Graph {
 
     /// The end of a freeze, after the wait if there was one: EAGAIN, and thawed again, when
     /// transactions are still pending.
-    pub fn freeze_settled(&mut self, process: ProcessId) -> Result<(), Errno> {
-        if self.txns_pending(process) {
+    pub fn freeze_settled(&mut self, process: ProcessId, pending: bool) -> Result<(), Errno> {
+        if pending {
             self.freeze_abandoned(process);
             return Err(Errno::EAGAIN);
         }
@@ -288,16 +326,6 @@ impl Graph {
         }
     }
 
-    /// Whether a process has transactions that are not answered (`binder_txns_pending_ilocked`).
-    pub fn txns_pending(&self, process: ProcessId) -> bool {
-        self.processes.get(&process).is_some_and(|record| {
-            record.outstanding_txns > 0
-                || record.threads.values().any(|thread| {
-                    self.threads.get(thread).is_some_and(|t| t.transaction_stack.is_some())
-                })
-        })
-    }
-
     /// One transaction of a process less is outstanding; wakes who waits for the last.
     pub fn dec_outstanding(&mut self, process: ProcessId) {
         let Some(record) = self.processes.get_mut(&process) else {
@@ -305,8 +333,29 @@ impl Graph {
         };
         record.outstanding_txns = record.outstanding_txns.saturating_sub(1);
         if record.outstanding_txns == 0 && record.is_frozen {
-            self.effects.extend(record.freeze_waits.drain(..).map(Effect::Frozen));
+            self.effects.push(Effect::Frozen(std::mem::take(&mut record.freeze_waits)));
         }
+    }
+}
+
+impl Process {
+    /// Whether it has transactions that are not answered (`binder_txns_pending_ilocked`).
+    pub fn txns_pending(&self) -> bool {
+        let mut pending = false;
+        self.context.in_pieces(|graph, after: Option<i32>| {
+            let record = graph.processes.get(&self.id)?;
+            pending |= record.outstanding_txns > 0;
+            let least = after.map_or(Bound::Unbounded, Bound::Excluded);
+            let mut last = None;
+            let some = record.threads.range((least, Bound::Unbounded)).take(AT_ONCE);
+            for (number, (tid, thread)) in some.enumerate() {
+                let thread = graph.threads.get(thread);
+                pending |= thread.is_some_and(|thread| thread.transaction_stack.is_some());
+                last = Some(*tid).filter(|_| number + 1 == AT_ONCE);
+            }
+            last.filter(|_| !pending)
+        });
+        pending
     }
 }
 

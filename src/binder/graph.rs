@@ -11,14 +11,16 @@ use super::death::Death;
 use super::freeze::Freeze;
 use super::limits::Limits;
 use super::node::Node;
-use super::outbox::{Effect, Effects};
+use super::outbox::Effects;
+use super::pieces::{AT_ONCE, Rest, handled};
 use super::poll::Notice;
 use super::process::ProcessRecord;
+use super::table::Table;
 use super::thread::{Looper, Thread};
 use super::traffic::Created;
 use super::transaction::Transaction;
-use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -73,35 +75,106 @@ pub(crate) enum Work {
     Freeze(FreezeId),
 }
 
+impl Work {
+    fn is_transaction(self) -> bool {
+        matches!(self, Work::Transaction(_))
+    }
+
+    fn is_complete(self) -> bool {
+        match self {
+            Work::TransactionComplete
+            | Work::TransactionPending
+            | Work::TransactionOnewaySpamSuspect => true,
+            Work::Transaction(_)
+            | Work::ReturnError
+            | Work::ReplyError
+            | Work::Node(_)
+            | Work::Death(_)
+            | Work::Freeze(_) => false,
+        }
+    }
+}
+
 /// A list of work, oldest first, from which any entry can be taken.
-pub(crate) type WorkList = BTreeMap<u64, Work>;
+#[derive(Debug, Default)]
+pub(crate) struct WorkList {
+    works: BTreeMap<u64, Work>,
+    /// How many of them are transactions.
+    transactions: usize,
+    /// How many say that a transaction was sent.
+    completes: usize,
+}
+
+impl WorkList {
+    fn insert(&mut self, sequence: u64, work: Work) {
+        self.transactions += usize::from(work.is_transaction());
+        self.completes += usize::from(work.is_complete());
+        self.works.insert(sequence, work);
+    }
+
+    fn remove(&mut self, sequence: u64) -> Option<Work> {
+        let work = self.works.remove(&sequence)?;
+        self.transactions -= usize::from(work.is_transaction());
+        self.completes -= usize::from(work.is_complete());
+        Some(work)
+    }
+
+    fn pop_first(&mut self) -> Option<Work> {
+        let sequence = *self.works.first_key_value()?.0;
+        self.remove(sequence)
+    }
+
+    pub fn first(&self) -> Option<Work> {
+        self.works.first_key_value().map(|(_, work)| *work)
+    }
+
+    pub fn get(&self, sequence: u64) -> Option<Work> {
+        self.works.get(&sequence).copied()
+    }
+
+    pub fn len(&self) -> usize {
+        self.works.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.works.is_empty()
+    }
+
+    pub fn transactions(&self) -> usize {
+        self.transactions
+    }
+
+    pub fn completes(&self) -> usize {
+        self.completes
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (u64, Work)> {
+        self.after(0)
+    }
+
+    /// What stands behind a place.
+    pub fn after(&self, sequence: u64) -> impl Iterator<Item = (u64, Work)> {
+        let later = self.works.range((Bound::Excluded(sequence), Bound::Unbounded));
+        later.map(|(sequence, work)| (*sequence, *work)).inspect(|_| handled())
+    }
+}
 
 /// Where the delivered notices of a process stand, by the cookie that acknowledges them, oldest
 /// first: one client may have very many.
 pub(crate) type Cookies = BTreeSet<(u64, u64)>;
 
-fn shrink<K, V>(table: &mut FxHashMap<K, V>, effects: &mut Effects)
-where
-    K: Eq + std::hash::Hash + Send + 'static,
-    V: Send + 'static,
-{
-    const SMALL: usize = 1 << 12;
-    if table.capacity() < SMALL || table.len() > table.capacity() / 8 {
-        return;
-    }
-    let mut smaller = FxHashMap::with_capacity_and_hasher(table.len() * 2, Default::default());
-    smaller.extend(table.drain());
-    effects.push(Effect::Discard(Box::new(std::mem::replace(table, smaller))));
-}
-
 /// Every record of a context.
 pub(crate) struct Graph {
-    pub processes: FxHashMap<ProcessId, ProcessRecord>,
-    pub threads: FxHashMap<ThreadId, Thread>,
-    pub nodes: FxHashMap<NodeId, Node>,
-    pub transactions: FxHashMap<TransactionId, Transaction>,
-    pub deaths: FxHashMap<DeathId, Death>,
-    pub freezes: FxHashMap<FreezeId, Freeze>,
+    pub processes: Table<ProcessId, ProcessRecord>,
+    pub threads: Table<ThreadId, Thread>,
+    pub nodes: Table<NodeId, Node>,
+    pub transactions: Table<TransactionId, Transaction>,
+    pub deaths: Table<DeathId, Death>,
+    pub freezes: Table<FreezeId, Freeze>,
+    /// The processes, by their openers' pids.
+    pub by_pid: BTreeSet<(i32, ProcessId)>,
+    /// The lists of threads that are gone, until they have been gone through.
+    pub leftovers: BTreeMap<ThreadId, WorkList>,
     /// The context manager's node.
     pub manager: Option<NodeId>,
     /// The uid of the first context manager: later ones must have it too.
@@ -111,6 +184,10 @@ pub(crate) struct Graph {
     /// Those who are to be told, when the lock is dropped, that there may be something to read.
     pub told: Vec<Notice>,
     pub effects: Effects,
+    /// What is left for further sections.
+    pub rest: Vec<Rest>,
+    /// How many more steps may be taken in this one.
+    pub left: usize,
     pub limits: Limits,
     pub created: Created,
     /// How many sections there have been.
@@ -122,35 +199,27 @@ pub(crate) struct Graph {
 impl Graph {
     pub fn new(ids: Arc<AtomicU64>, limits: Limits) -> Graph {
         Graph {
-            processes: FxHashMap::default(),
-            threads: FxHashMap::default(),
-            nodes: FxHashMap::default(),
-            transactions: FxHashMap::default(),
-            deaths: FxHashMap::default(),
-            freezes: FxHashMap::default(),
+            processes: Table::default(),
+            threads: Table::default(),
+            nodes: Table::default(),
+            transactions: Table::default(),
+            deaths: Table::default(),
+            freezes: Table::default(),
+            by_pid: BTreeSet::new(),
+            leftovers: BTreeMap::new(),
             manager: None,
             manager_uid: None,
             woken: Vec::new(),
             told: Vec::new(),
             effects: Effects::new(),
+            rest: Vec::new(),
+            left: AT_ONCE,
             limits,
             created: Created::default(),
             sections: 0,
             ids,
             sequence: 0,
         }
-    }
-
-    /// Gives back tables that have become far too large for what is left in them: a hash table never
-    /// shrinks by itself, and that of a million nodes takes hundreds of megabytes.
-    pub fn shrink(&mut self) {
-        let effects = &mut self.effects;
-        shrink(&mut self.processes, effects);
-        shrink(&mut self.threads, effects);
-        shrink(&mut self.nodes, effects);
-        shrink(&mut self.transactions, effects);
-        shrink(&mut self.deaths, effects);
-        shrink(&mut self.freezes, effects);
     }
 
     /// A new id (`binder_last_id`): unique over all contexts, never used again.
@@ -162,21 +231,31 @@ impl Graph {
     pub fn enqueue(&mut self, queue: Queue, work: Work) -> Option<Place> {
         self.sequence += 1;
         let sequence = self.sequence;
-        self.list(queue)?.insert(sequence, work);
+        let list = match queue {
+            // Not to what a thread that is gone has left.
+            Queue::Thread(id) => &mut self.threads.get_mut(&id)?.todo,
+            Queue::Process(_) | Queue::DeliveredDeath(_) | Queue::DeliveredFreeze(_) => {
+                self.list(queue)?
+            }
+        };
+        list.insert(sequence, work);
         Some(Place { queue, sequence })
     }
 
     /// Takes work out of the list that it stands in (`binder_dequeue_work_ilocked`).
     pub fn dequeue(&mut self, place: Place) {
         if let Some(list) = self.list(place.queue) {
-            list.remove(&place.sequence);
+            list.remove(place.sequence);
         }
     }
 
-    /// The list behind a name, while its owner lives.
+    /// The list behind a name, until it has been released.
     pub fn list(&mut self, queue: Queue) -> Option<&mut WorkList> {
         match queue {
-            Queue::Thread(id) => self.threads.get_mut(&id).map(|t| &mut t.todo),
+            Queue::Thread(id) => match self.threads.get_mut(&id) {
+                Some(thread) => Some(&mut thread.todo),
+                None => self.leftovers.get_mut(&id),
+            },
             Queue::Process(id) => self.processes.get_mut(&id).map(|p| &mut p.todo),
             Queue::DeliveredDeath(id) => {
                 self.processes.get_mut(&id).map(|p| &mut p.delivered_death)
@@ -216,13 +295,13 @@ impl Graph {
     /// The oldest delivered notice that waits for this cookie.
     pub fn delivered(&mut self, queue: Queue, cookie: u64) -> Option<Work> {
         let (_, sequence) = *self.cookies(queue)?.range((cookie, 0)..=(cookie, u64::MAX)).next()?;
-        self.list(queue)?.get(&sequence).copied()
+        self.list(queue)?.get(sequence)
     }
 
     /// Takes the oldest work of a list (`binder_dequeue_work_head_ilocked`) and, where the work
     /// has a record of its own, notes there that it stands in no list.
     pub fn dequeue_head(&mut self, queue: Queue) -> Option<Work> {
-        let (_, work) = self.list(queue)?.pop_first()?;
+        let work = self.list(queue)?.pop_first()?;
         match work {
             Work::Node(id) => {
                 if let Some(node) = self.nodes.get_mut(&id) {

@@ -10,7 +10,9 @@
 
 use super::death::DeathWork;
 use super::freeze::FreezeWork;
-use super::graph::{Graph, NodeId, Place, ProcessId, Queue, ThreadId, TransactionId, Work};
+use super::graph::{
+    Graph, NodeId, Place, ProcessId, Queue, ThreadId, TransactionId, Work, WorkList,
+};
 use super::node::Node;
 use super::process::ProcessRecord;
 use super::thread::{Looper, Thread};
@@ -105,9 +107,14 @@ impl Graph {
     fn check(&self) -> Checked {
         rule!(self.woken.is_empty(), "threads are woken and not attended to");
         rule!(self.effects.is_empty(), "effects are left that nobody carries out");
+        rule!(self.rest.is_empty(), "work is left that nobody goes on with");
+        rule!(self.leftovers.is_empty(), "threads have left something that nobody releases");
         for (&id, record) in &self.processes {
             self.check_process(id, record)?;
         }
+        let by_pid: BTreeSet<_> =
+            (&self.processes).into_iter().map(|(id, it)| (it.process.pid, *id)).collect();
+        rule!(self.by_pid == by_pid, "the processes are not found by their pids");
         for (&id, thread) in &self.threads {
             self.check_thread(id, thread)?;
         }
@@ -178,8 +185,8 @@ impl Graph {
             (&record.delivered_freeze, &record.freeze_cookies),
         ] {
             let expected = list.iter().filter_map(|(sequence, work)| match work {
-                Work::Death(id) => Some((self.deaths.get(id)?.cookie, *sequence)),
-                Work::Freeze(id) => Some((self.freezes.get(id)?.cookie, *sequence)),
+                Work::Death(id) => Some((self.deaths.get(&id)?.cookie, sequence)),
+                Work::Freeze(id) => Some((self.freezes.get(&id)?.cookie, sequence)),
                 _ => None,
             });
             rule!(
@@ -192,10 +199,26 @@ impl Graph {
             (Queue::DeliveredDeath(id), &record.delivered_death),
             (Queue::DeliveredFreeze(id), &record.delivered_freeze),
         ] {
-            for (&sequence, &work) in list {
+            self.check_counts(list)?;
+            for (sequence, work) in list.iter() {
                 self.check_work(Place { queue, sequence }, work)?;
             }
         }
+        Ok(())
+    }
+
+    fn check_counts(&self, list: &WorkList) -> Checked {
+        let transactions = list.iter().filter(|(_, it)| matches!(it, Work::Transaction(_))).count();
+        let complete = [
+            Work::TransactionComplete,
+            Work::TransactionPending,
+            Work::TransactionOnewaySpamSuspect,
+        ];
+        let completes = list.iter().filter(|(_, work)| complete.contains(work)).count();
+        rule!(
+            (list.transactions(), list.completes()) == (transactions, completes),
+            "{list:?} has {transactions} transactions and {completes} that say that one was sent"
+        );
         Ok(())
     }
 
@@ -298,7 +321,8 @@ impl Graph {
             "thread {tid} polls and was not told of work for it"
         );
         let (mut return_errors, mut reply_errors) = (0, 0);
-        for (&sequence, &work) in &thread.todo {
+        self.check_counts(&thread.todo)?;
+        for (sequence, work) in thread.todo.iter() {
             return_errors += usize::from(work == Work::ReturnError);
             reply_errors += usize::from(work == Work::ReplyError);
             self.check_work(Place { queue: Queue::Thread(id), sequence }, work)?;
@@ -393,7 +417,7 @@ impl Graph {
             Queue::DeliveredDeath(id) => self.processes.get(&id).map(|p| &p.delivered_death),
             Queue::DeliveredFreeze(id) => self.processes.get(&id).map(|p| &p.delivered_freeze),
         };
-        list.is_some_and(|list| list.get(&place.sequence) == Some(&work))
+        list.is_some_and(|list| list.get(place.sequence) == Some(work))
     }
 
     /// A node's counts are the number of those who hold it.
@@ -498,8 +522,8 @@ impl Graph {
             node.async_todo.len(),
             node.has_async_transaction
         );
-        for waiting in &node.async_todo {
-            let transaction = self.transactions.get(waiting);
+        for waiting in node.async_todo.iter() {
+            let transaction = self.transactions.get(&waiting);
             rule!(
                 transaction.is_some_and(|t| t.is_oneway() && t.target_node == Some(id)),
                 "{}: transaction {} in its queue is not one of its own",
@@ -521,16 +545,16 @@ impl Graph {
                 id.0
             );
         }
-        let is_this = |work: &&Work| **work == Work::Transaction(id);
+        let is_this = |(_, work): &(u64, Work)| *work == Work::Transaction(id);
         let mut queued = 0;
         if let Some(record) = transaction.to_process.and_then(|p| self.processes.get(&p)) {
-            queued += record.todo.values().filter(is_this).count();
+            queued += record.todo.iter().filter(is_this).count();
             for thread in record.threads.values().filter_map(|thread| self.threads.get(thread)) {
-                queued += thread.todo.values().filter(is_this).count();
+                queued += thread.todo.iter().filter(is_this).count();
             }
         }
         if let Some(node) = transaction.target_node.and_then(|node| self.nodes.get(&node)) {
-            queued += node.async_todo.iter().filter(|waiting| **waiting == id).count();
+            queued += node.async_todo.iter().filter(|waiting| *waiting == id).count();
         }
         let served = transaction.to_thread.is_some_and(|thread| self.is_on_stack(thread, id));
         rule!(

@@ -255,8 +255,8 @@ impl Process {
         }
         let (mut sync, mut asynchronous) = (0, 0);
         for target in targets {
+            let pending = target.txns_pending();
             target.context.locked(|graph| {
-                let pending = graph.txns_pending(target.id);
                 if let Some(record) = graph.processes.get(&target.id) {
                     sync |= u32::from(record.sync_recv) | (u32::from(pending) << 1);
                     asynchronous |= u32::from(record.async_recv);
@@ -347,7 +347,8 @@ impl Process {
     /// The first target has no outstanding transactions, or was waited for long enough.
     fn freeze_settled(&self, mut wait: FreezeWait) -> FreezeWait {
         let target = wait.targets.remove(0);
-        let settled = target.context.locked(|graph| graph.freeze_settled(target.id));
+        let pending = target.txns_pending();
+        let settled = target.context.locked(|graph| graph.freeze_settled(target.id, pending));
         wait.finish.result = settled.map(|()| 0);
         wait
     }

@@ -6,13 +6,15 @@
 //! `tmp_refs` keeps it while a transaction to it is being built without the lock.
 //! `has_strong_ref` and `has_weak_ref` are what the owner has been told (BR_ACQUIRE, BR_INCREFS).
 
-use super::graph::{Graph, NodeId, Place, ProcessId, Queue, ThreadId, TransactionId, Work};
+use super::graph::{Graph, NodeId, Place, ProcessId, Queue, ThreadId, Work};
+use super::oneway::AsyncTodo;
+use super::pieces::Rest;
 use crate::Errno;
 use crate::client_log::{Kind, user_error};
 use crate::protocol::object::FlatObject;
 use crate::quota::{Held, bytes};
 use crate::uapi;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 /// `struct binder_node`.
 pub(crate) struct Node {
@@ -41,7 +43,7 @@ pub(crate) struct Node {
     pub notice_lost: bool,
     /// A one-way transaction is with the owner; the next waits in `async_todo`.
     pub has_async_transaction: bool,
-    pub async_todo: VecDeque<TransactionId>,
+    pub async_todo: AsyncTodo,
     #[expect(dead_code, reason = "held for its drop")]
     pub charge: Held,
 }
@@ -49,6 +51,12 @@ pub(crate) struct Node {
 impl Node {
     fn is_strong(&self) -> bool {
         self.internal_strong_refs > 0 || self.local_strong_refs > 0
+    }
+
+    /// The latest of those who refer to it, before that reference.
+    pub fn holder(&self, before: u64) -> Option<(u64, ProcessId)> {
+        let (reference, holder) = self.refs.range(..before).next_back()?;
+        Some((*reference, *holder))
     }
 
     fn is_weak(&self) -> bool {
@@ -111,7 +119,7 @@ impl Graph {
                 refs: BTreeMap::new(),
                 work: None,
                 has_async_transaction: false,
-                async_todo: VecDeque::new(),
+                async_todo: AsyncTodo::default(),
                 charge,
             },
         );
@@ -306,7 +314,7 @@ impl Graph {
     /// Fails the first of the one-way calls that wait for a node whose owner has died; whether there
     /// was any.
     pub fn release_first_async(&mut self, id: NodeId) -> bool {
-        let first = self.nodes.get_mut(&id).and_then(|node| node.async_todo.pop_front());
+        let first = self.nodes.get_mut(&id).and_then(|node| node.async_todo.pop());
         if let Some(transaction) = first {
             self.cleanup_transaction(transaction, crate::protocol::returns::Return::DeadReply);
         }
@@ -314,9 +322,9 @@ impl Graph {
     }
 
     /// The owner of a node has died (`binder_node_release`). The caller has taken the node out of
-    /// the owner's table and holds a temporary reference.
+    /// the owner's table, failed the calls that waited for the node, and holds a temporary
+    /// reference.
     pub fn release_node(&mut self, id: NodeId) {
-        while self.release_first_async(id) {}
         let Some(node) = self.nodes.get_mut(&id) else {
             return;
         };
@@ -331,9 +339,17 @@ impl Graph {
         node.process = None;
         node.local_strong_refs = 0;
         node.local_weak_refs = 0;
-        let holders: Vec<ProcessId> = node.refs.values().rev().copied().collect();
-        for holder in holders {
+        self.tell_deaths(id, u64::MAX);
+    }
+
+    /// Tells the holders of a dead node, the latest first, and lets go of the node.
+    pub fn tell_deaths(&mut self, id: NodeId, mut before: u64) {
+        while let Some((reference, holder)) = self.nodes.get(&id).and_then(|n| n.holder(before)) {
+            if !self.spend() {
+                return self.rest.push(Rest::Deaths { node: id, before });
+            }
             self.notify_death(holder, id);
+            before = reference;
         }
         self.dec_node_tmpref(id);
     }
@@ -343,7 +359,7 @@ impl Graph {
         let Some(node) = self.nodes.get_mut(&id) else {
             return;
         };
-        match (node.async_todo.pop_front(), node.process) {
+        match (node.async_todo.pop(), node.process) {
             (Some(transaction), Some(owner)) => {
                 self.enqueue(Queue::Process(owner), Work::Transaction(transaction));
                 self.wakeup_process(owner);

@@ -22,6 +22,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// What remains to be done once the lock is dropped.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "an answer is what most sections leave, and nothing is to be allocated for it"
+)]
 pub(crate) enum Effect {
     /// A read has come to its end: its client is told.
     Answer(Answer),
@@ -31,10 +35,8 @@ pub(crate) enum Effect {
     CloseFiles(Arc<Process>, Vec<i32>),
     /// Files that did not arrive; dropped outside the lock, for that may close them.
     DropFiles(Vec<Fixup>),
-    /// A frozen process has no outstanding transactions any more.
-    Frozen(FreezeWait),
-    /// What is large, and is given back to the allocator outside the lock.
-    Discard(Box<dyn Send>),
+    /// A frozen process has no outstanding transactions any more: who waits for that.
+    Frozen(Vec<FreezeWait>),
     /// A released process: its last holder frees its buffers.
     DropProcess(Arc<Process>),
     /// The device need not watch a thread any more.
@@ -107,12 +109,13 @@ impl Shared {
         for effect in effects {
             match effect {
                 Effect::Answer(answer) => self.post_item(Item::Answer(answer)),
-                Effect::Frozen(wait) => self.post_item(Item::Frozen(wait)),
+                Effect::Frozen(waits) => {
+                    waits.into_iter().for_each(|wait| self.post_item(Item::Frozen(wait)));
+                }
                 Effect::Poll(notice) => notice.give(),
                 Effect::FreeBuffer(process, buffer) => process.alloc.free_buf(&buffer),
                 Effect::CloseFiles(process, files) => process.client.close_files(&files),
                 Effect::DropFiles(files) => drop(files),
-                Effect::Discard(what) => drop(what),
                 Effect::DropProcess(process) => drop(process),
                 Effect::DropRecord(record) => drop(record),
                 Effect::DropWatch(watch) => drop(watch),

@@ -13,7 +13,6 @@ use crate::alloc::Buffer;
 use crate::client_log::{Kind, user_error};
 use crate::protocol::object::FlatObject;
 use crate::quota;
-use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,12 +47,12 @@ pub(crate) struct ProcessRecord {
     pub nodes: BTreeMap<u64, NodeId>,
     /// By handle.
     pub refs: BTreeMap<u32, Ref>,
-    pub handles: FxHashMap<NodeId, u32>,
+    pub handles: BTreeMap<NodeId, u32>,
     /// Handles below `next_handle` that are free again.
     pub free_handles: BTreeSet<u32>,
     pub next_handle: u32,
     /// By offset in the mapping.
-    pub buffers: FxHashMap<usize, BufferRecord>,
+    pub buffers: BTreeMap<usize, BufferRecord>,
     pub todo: WorkList,
     pub delivered_death: WorkList,
     pub death_cookies: Cookies,
@@ -72,6 +71,8 @@ pub(crate) struct ProcessRecord {
     pub sync_recv: bool,
     pub async_recv: bool,
     pub freeze_waits: Vec<FreezeWait>,
+    /// Which of those who tell that it froze or thawed was the last to begin.
+    pub freeze_telling: u64,
     pub oneway_spam_detection: bool,
     /// Death and freeze links that exist.
     pub deaths: usize,
@@ -89,14 +90,14 @@ impl ProcessRecord {
             look_through_after: Duration::ZERO,
             nodes: BTreeMap::new(),
             refs: BTreeMap::new(),
-            handles: FxHashMap::default(),
+            handles: BTreeMap::new(),
             free_handles: BTreeSet::new(),
             next_handle: 0,
-            buffers: FxHashMap::default(),
-            todo: WorkList::new(),
-            delivered_death: WorkList::new(),
+            buffers: BTreeMap::new(),
+            todo: WorkList::default(),
+            delivered_death: WorkList::default(),
             death_cookies: Cookies::new(),
-            delivered_freeze: WorkList::new(),
+            delivered_freeze: WorkList::default(),
             freeze_cookies: Cookies::new(),
             waiting_threads: Vec::new(),
             polls: Polls::default(),
@@ -109,6 +110,7 @@ impl ProcessRecord {
             sync_recv: false,
             async_recv: false,
             freeze_waits: Vec::new(),
+            freeze_telling: 0,
             oneway_spam_detection: false,
             deaths: 0,
             freezes: 0,
@@ -134,8 +136,12 @@ impl ProcessRecord {
             return;
         }
         self.free_handles.insert(handle);
-        while self.next_handle > 0 && self.free_handles.remove(&(self.next_handle - 1)) {
-            self.next_handle -= 1;
+        // Not all at once: there may be a million at the end. Two for each that is released are
+        // enough for the table not to stay larger than it has to be.
+        for _ in 0..2 {
+            if self.next_handle > 0 && self.free_handles.remove(&(self.next_handle - 1)) {
+                self.next_handle -= 1;
+            }
         }
     }
 }
@@ -211,13 +217,11 @@ impl Graph {
         }
     }
 
-    /// Releases up to `most` records of a process that is dead: its threads, its nodes, its
-    /// references, what it was to be told; then the process. Whether something is left.
-    ///
-    /// One client may have a million records, and everybody in its context waits for the lock: so
-    /// the caller lets go of it in between, as the driver does.
-    pub fn release_some(&mut self, id: ProcessId, most: usize) -> bool {
-        for _ in 0..most {
+    /// Releases some records of a process that is dead: its threads, its nodes, its references, what
+    /// it was to be told, its buffers; then the process. Whether something is left: the caller
+    /// lets go of the lock in between, as the driver does.
+    pub fn release_some(&mut self, id: ProcessId) -> bool {
+        while self.spend() {
             let Some(record) = self.processes.get_mut(&id) else {
                 return false;
             };
@@ -229,6 +233,8 @@ impl Graph {
                 self.cleanup_ref(id, handle);
             } else if let Some(queue) = record.lists_left() {
                 self.release_first_work(queue);
+            } else if let Some((_, buffer)) = record.buffers.pop_first() {
+                self.forget_buffer(buffer);
             } else {
                 self.forget_process(id);
                 return false;
@@ -249,21 +255,23 @@ impl Graph {
         self.release_node(id);
     }
 
-    /// The buffers that remain (`binder_alloc_deferred_release`) go with what they hold, and their
-    /// memory with the last holder of the process.
+    /// A buffer that remains (`binder_alloc_deferred_release`): what it holds is gone already, and
+    /// its memory goes with the last holder of the process.
+    fn forget_buffer(&mut self, buffer: BufferRecord) {
+        let transaction = buffer.transaction.and_then(|id| self.transactions.get_mut(&id));
+        if let Some(transaction) = transaction {
+            transaction.buffer = None;
+        }
+    }
+
     fn forget_process(&mut self, id: ProcessId) {
         let Some(mut record) = self.processes.remove(&id) else {
             return;
         };
-        for transaction in record.buffers.values().filter_map(|buffer| buffer.transaction) {
-            if let Some(transaction) = self.transactions.get_mut(&transaction) {
-                transaction.buffer = None;
-            }
-        }
+        self.by_pid.remove(&(record.process.pid, id));
         // Who waits to freeze it finds nothing outstanding any more.
-        self.effects.extend(record.freeze_waits.drain(..).map(Effect::Frozen));
+        self.effects.push(Effect::Frozen(std::mem::take(&mut record.freeze_waits)));
         self.effects.push(Effect::DropProcess(record.process.clone()));
         self.effects.push(Effect::DropRecord(Box::new(record)));
-        self.shrink();
     }
 }

@@ -6,6 +6,7 @@
 
 use super::delivery::{Delivered, Delivery, SenderPid};
 use super::graph::{Graph, Queue, ThreadId, TransactionId, Work};
+use super::pieces::LINES_AT_ONCE;
 use super::{FewBytes, Finish, Process, Reply};
 use crate::Errno;
 use crate::client_mem::ClientMemory;
@@ -238,10 +239,13 @@ impl Graph {
     ) -> Collected {
         let call = &read.call;
         let before = bytes.len();
+        let mut taken = 0;
         loop {
-            if bytes.len() > before && read.in_steps() {
+            // Not all the work there is comes to anything that is told.
+            if taken == LINES_AT_ONCE || (bytes.len() > before && read.in_steps()) {
                 return Collected::Step;
             }
+            taken += 1;
             let Some(thread) = self.threads.get_mut(&id) else {
                 return Collected::Returns;
             };

@@ -69,7 +69,9 @@ impl<'a> Section<'a> {
     /// Another command is about to be carried out.
     pub fn next_command(&mut self) {
         self.commands += 1;
-        if self.commands > COMMANDS {
+        // What the last one has left for further sections comes before the next one.
+        let left = self.graph.as_ref().is_some_and(|graph| !graph.rest.is_empty());
+        if self.commands > COMMANDS || left {
             self.leave();
         }
     }

@@ -6,7 +6,7 @@
 //!
 //! Whatever fails on the way is undone, and the sender reads why; the rest of the world goes on.
 
-use super::graph::{Graph, NodeId, ProcessId, ThreadId, TransactionId, Work};
+use super::graph::{Graph, NodeId, ThreadId, TransactionId, Work};
 use super::message::Message;
 use super::outbox::Effect;
 use super::process::BufferRecord;
@@ -25,6 +25,7 @@ use crate::protocol::returns::Return;
 use crate::quota;
 use crate::shortage;
 use crate::uapi::{TF_ACCEPT_FDS, TF_CLEAR_BUF, TF_ONE_WAY};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -87,6 +88,23 @@ pub(crate) struct Target {
     wants_security_ctx: bool,
     /// Nobody would notice the end of the receiving thread.
     unattended: bool,
+    /// Where to go on looking for the receiving thread.
+    search: Option<TransactionId>,
+}
+
+impl Target {
+    /// Looks for the thread that waits, further up, for the sender: a nested call back into a
+    /// process lands there.
+    fn look_for_thread(&mut self, graph: &Graph, from: TransactionId) {
+        let found = match graph.waiting_caller(from, self.process.id) {
+            ControlFlow::Break(found) => found,
+            ControlFlow::Continue(further) => return self.search = Some(further),
+        };
+        self.search = None;
+        self.thread = found;
+        self.thread_id = found.and_then(|id| graph.threads.get(&id)).map(|thread| thread.tid);
+        self.unattended = found.is_some_and(|id| graph.is_unattended(id));
+    }
 }
 
 /// A target that was not found, and the call that the failure concerns.
@@ -149,6 +167,9 @@ impl Sender<'_> {
             return;
         };
         let from = known.identity(self.process, self.tid, self.uid);
+        while let Some(further) = target.search {
+            self.process.context.with_graph(|graph| target.look_for_thread(graph, further));
+        }
         if target.unattended
             && let Some(thread) = target.thread
             && !target.process.attend_thread(thread)
@@ -279,6 +300,7 @@ impl Sender<'_> {
             accepts_fds,
             wants_security_ctx: false,
             unattended: false,
+            search: None,
         })
     }
 
@@ -319,23 +341,34 @@ impl Sender<'_> {
             accepts_fds: node.accept_fds,
             wants_security_ctx: node.txn_security_ctx,
             unattended: false,
+            search: None,
         };
         let thread = graph.threads.get(&self.thread).ok_or_else(Failure::dead)?;
         if thread.todo.len() >= graph.limits.thread_todo {
             return Err(Errno::ENOMEM.into());
         }
         if !oneway {
-            if let Some(Work::Transaction(_)) = thread.todo.values().next() {
+            if let Some(Work::Transaction(_)) = thread.todo.first() {
                 user_error!(
                     Kind::BadCallStack,
                     "new transaction not allowed when there is a transaction on thread todo"
                 );
                 return Err(Errno::EPROTO.into());
             }
-            target.thread = nested_target(graph, self.thread, owner)?;
-            target.thread_id =
-                target.thread.and_then(|id| graph.threads.get(&id)).map(|thread| thread.tid);
-            target.unattended = target.thread.is_some_and(|id| graph.is_unattended(id));
+            if let Some(top) = thread.transaction_stack {
+                if graph
+                    .transactions
+                    .get(&top)
+                    .is_some_and(|top| top.to_thread != Some(self.thread))
+                {
+                    user_error!(
+                        Kind::BadCallStack,
+                        "got new transaction with bad transaction stack"
+                    );
+                    return Err(Errno::EPROTO.into());
+                }
+                target.look_for_thread(graph, top);
+            }
         }
         graph.inc_node(node_id, true, false, None)?;
         graph.inc_node_tmpref(node_id);
@@ -548,31 +581,4 @@ impl Sender<'_> {
             Failure::new(error, 0)
         })
     }
-}
-
-/// The thread of the target that waits, further up, for this very thread: a nested call back into
-/// a process lands there.
-fn nested_target(
-    graph: &Graph,
-    thread: ThreadId,
-    target: ProcessId,
-) -> Result<Option<ThreadId>, Failure> {
-    let stack = graph.threads.get(&thread).and_then(|thread| thread.transaction_stack);
-    let Some(top) = stack.and_then(|id| graph.transactions.get(&id)) else {
-        return Ok(None);
-    };
-    if top.to_thread != Some(thread) {
-        user_error!(Kind::BadCallStack, "got new transaction with bad transaction stack");
-        return Err(Errno::EPROTO.into());
-    }
-    let mut next = Some(top);
-    while let Some(transaction) = next {
-        if let Some(from) = transaction.from
-            && graph.threads.get(&from).is_some_and(|thread| thread.process == target)
-        {
-            return Ok(Some(from));
-        }
-        next = transaction.from_parent.and_then(|id| graph.transactions.get(&id));
-    }
-    Ok(None)
 }

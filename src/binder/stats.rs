@@ -1,6 +1,8 @@
 //! How much a context holds: what a test counts after a storm, and what a user may ask for.
 
-use super::graph::Graph;
+use super::Context;
+use super::graph::ProcessId;
+use super::pieces::AT_ONCE;
 use std::iter::Sum;
 use std::ops::Add;
 
@@ -19,17 +21,27 @@ pub struct Stats {
 }
 
 impl Stats {
-    pub(super) fn of(graph: &Graph) -> Stats {
-        Stats {
+    pub(super) fn of(context: &Context) -> Stats {
+        let mut stats = context.with_graph(|graph| Stats {
             processes: graph.processes.len(),
             threads: graph.threads.len(),
             nodes: graph.nodes.len(),
-            references: graph.processes.values().map(|record| record.refs.len()).sum(),
             transactions: graph.transactions.len(),
-            buffers: graph.processes.values().map(|record| record.buffers.len()).sum(),
             deaths: graph.deaths.len(),
             freezes: graph.freezes.len(),
-        }
+            ..Stats::default()
+        });
+        context.in_pieces(|graph, after: Option<ProcessId>| {
+            let from = after.map_or(ProcessId(0), |id| ProcessId(id.0 + 1));
+            let mut last = None;
+            for (number, (id, record)) in graph.processes.range(from..).take(AT_ONCE).enumerate() {
+                stats.references += record.refs.len();
+                stats.buffers += record.buffers.len();
+                last = Some(*id).filter(|_| number + 1 == AT_ONCE);
+            }
+            last
+        });
+        stats
     }
 }
 

@@ -7,11 +7,13 @@ use super::Birth;
 use super::exit::Life;
 use super::graph::{Graph, ProcessId, Queue, ThreadId, TransactionId, Work, WorkList};
 use super::outbox::Effect;
+use super::pieces::Rest;
 use super::read::{Answer, Parked};
 use crate::Errno;
 use crate::protocol::returns::Return;
 use crate::quota::{Held, bytes};
 use bitflags::bitflags;
+use std::ops::Bound;
 
 bitflags! {
     /// `BINDER_LOOPER_STATE_*`.
@@ -104,7 +106,7 @@ impl Graph {
                 looper: Looper::empty(),
                 looper_need_return: true,
                 process_todo: false,
-                todo: WorkList::new(),
+                todo: WorkList::default(),
                 transaction_stack: None,
                 return_error: None,
                 reply_error: None,
@@ -244,15 +246,25 @@ impl Graph {
 
     /// `binder_deferred_flush`: every thread's read returns once.
     pub fn flush(&mut self, process: ProcessId) {
-        let Some(record) = self.processes.get(&process) else {
-            return;
-        };
-        for id in record.threads.values() {
-            if let Some(thread) = self.threads.get_mut(id) {
+        self.flush_after(process, None);
+    }
+
+    /// The same for its threads with greater numbers.
+    pub fn flush_after(&mut self, process: ProcessId, mut after: Option<i32>) {
+        loop {
+            let least = after.map_or(Bound::Unbounded, Bound::Excluded);
+            let record = self.processes.get(&process);
+            let next = record.and_then(|it| it.threads.range((least, Bound::Unbounded)).next());
+            let Some((&tid, &id)) = next else { return };
+            if !self.spend() {
+                return self.rest.push(Rest::Flush { process, after });
+            }
+            after = Some(tid);
+            if let Some(thread) = self.threads.get_mut(&id) {
                 thread.looper_need_return = true;
                 // Not those that poll: they have nothing to read.
                 if thread.parked.is_some() {
-                    self.woken.push(*id);
+                    self.woken.push(id);
                 }
             }
         }
@@ -271,44 +283,73 @@ impl Graph {
         }
         let polled = thread.looper.contains(Looper::POLL);
         let delivering = thread.delivering.take();
-        let mut next = thread.transaction_stack.take();
+        let top = thread.transaction_stack.take();
         if let Some(record) = self.processes.get_mut(&process) {
             record.threads.remove(&tid);
         }
         if polled {
             self.release_poll_thread(process, id);
         }
-        let mut send_reply = None;
-        let top = next;
-        while let Some(transaction_id) = next {
-            let Some(transaction) = self.transactions.get_mut(&transaction_id) else {
-                break;
-            };
-            if transaction.to_thread == Some(id) {
-                if top == next {
-                    send_reply = Some(transaction_id);
-                }
-                next = transaction.to_parent;
-                self.detach_target(transaction_id);
-                self.dec_outstanding(process);
-            } else {
-                transaction.from = None;
-                next = transaction.from_parent;
-            }
+        if let Some(thread) = self.threads.remove(&id) {
+            self.leftovers.insert(id, thread.todo);
         }
-        if let Some(transaction) = send_reply {
+        let served = top.filter(|top| {
+            self.transactions.get(top).is_some_and(|call| call.to_thread == Some(id))
+        });
+        // The one on top is unlinked here: who waits for it is answered, and it is forgotten then.
+        if let Some(below) = top.and_then(|top| self.unlink_call(id, process, top)) {
+            self.unlink_stack(id, process, below);
+        }
+        if let Some(transaction) = served {
             self.send_failed_reply(transaction, Return::DeadReply);
         }
         if let Some(transaction) = delivering {
             self.cleanup_transaction(transaction, Return::DeadReply);
         }
-        self.release_work(Queue::Thread(id));
-        self.threads.remove(&id);
+        self.release_leftover(id);
     }
 
-    /// Drops everything of a list whose owner goes (`binder_release_work`).
-    pub fn release_work(&mut self, queue: Queue) {
-        while self.release_first_work(queue) {}
+    /// Unlinks a thread that is gone from the calls on its stack, from `next` down.
+    pub fn unlink_stack(&mut self, thread: ThreadId, process: ProcessId, next: TransactionId) {
+        let mut next = Some(next);
+        while let Some(call) = next {
+            if !self.spend() {
+                return self.rest.push(Rest::Stack { thread, process, next: call });
+            }
+            next = self.unlink_call(thread, process, call);
+        }
+    }
+
+    /// The same for one of them; what stands below.
+    fn unlink_call(
+        &mut self,
+        thread: ThreadId,
+        process: ProcessId,
+        id: TransactionId,
+    ) -> Option<TransactionId> {
+        let call = self.transactions.get_mut(&id)?;
+        if call.to_thread != Some(thread) {
+            call.from = None;
+            return call.from_parent;
+        }
+        let below = call.to_parent;
+        self.detach_target(id);
+        self.dec_outstanding(process);
+        below
+    }
+
+    /// Drops what a thread that is gone would have been told (`binder_release_work`).
+    pub fn release_leftover(&mut self, id: ThreadId) {
+        loop {
+            if self.leftovers.get(&id).is_none_or(WorkList::is_empty) {
+                self.leftovers.remove(&id);
+                return;
+            }
+            if !self.spend() {
+                return self.rest.push(Rest::Todo(id));
+            }
+            self.release_first_work(Queue::Thread(id));
+        }
     }
 
     /// The oldest work of it; whether there was any.

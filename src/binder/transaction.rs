@@ -8,13 +8,17 @@
 //! freeze. [`send`](super::send) looks again before the transaction is queued.
 
 use super::graph::{Graph, NodeId, ProcessId, Queue, ThreadId, TransactionId, Work};
+use super::oneway::Update;
 use super::outbox::Effect;
+use super::pieces::{AT_ONCE, Rest};
 use super::process::BufferRecord;
 use super::thread::ExtendedError;
 use super::{File, Process};
+use crate::alloc::Buffer;
 use crate::protocol::returns::Return;
 use crate::quota;
 use crate::uapi::{TF_ONE_WAY, TF_UPDATE_TXN};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI32;
 use std::time::Duration;
@@ -40,6 +44,13 @@ pub(crate) enum Held {
         handle: u32,
         strong: bool,
     },
+}
+
+/// What the objects of a buffer still hold, and the buffer, if it is freed after them.
+pub(crate) struct HeldBuffer {
+    process: ProcessId,
+    held: std::vec::IntoIter<Held>,
+    buffer: Option<(Arc<Process>, Buffer)>,
 }
 
 /// `struct binder_transaction`.
@@ -154,11 +165,15 @@ impl Graph {
     pub fn send_failed_reply(&mut self, id: TransactionId, error: Return) {
         let mut next = Some(id);
         while let Some(id) = next {
+            if !self.spend() {
+                return self.rest.push(Rest::FailedReply { next: id, error });
+            }
             let Some(transaction) = self.transactions.get(&id) else {
                 return;
             };
             let parent = transaction.from_parent;
-            if let Some(sender) = transaction.from {
+            // One that is gone may not have been unlinked from here yet.
+            if let Some(sender) = transaction.from.filter(|it| self.threads.contains_key(it)) {
                 self.pop_transaction(sender, id);
                 if let Some(thread) = self.threads.get_mut(&sender) {
                     if thread.reply_error.is_none() {
@@ -238,8 +253,9 @@ impl Graph {
             if replaces && frozen {
                 outdated = self.take_outdated(id, node_id);
             }
+            let update = self.transactions.get(&id).and_then(Update::of);
             if let Some(node) = self.nodes.get_mut(&node_id) {
-                node.async_todo.push_back(id);
+                node.async_todo.push(id, update);
             }
         }
         if !pending_async {
@@ -261,25 +277,57 @@ impl Graph {
     /// Takes out of a node's queue the transaction that a newer one with TF_UPDATE_TXN replaces
     /// (`binder_find_outdated_transaction_ilocked`): same sender, code and flags.
     fn take_outdated(&mut self, id: TransactionId, node: NodeId) -> Option<TransactionId> {
-        let new = self.transactions.get(&id)?;
-        let queue = &self.nodes.get(&node)?.async_todo;
-        let index = queue.iter().position(|queued| {
-            self.transactions.get(queued).is_some_and(|old| {
-                old.flags & new.flags & (TF_ONE_WAY | TF_UPDATE_TXN) == TF_ONE_WAY | TF_UPDATE_TXN
-                    && old.code == new.code
-                    && old.flags == new.flags
-                    && old.from_pid == new.from_pid
-            })
-        })?;
-        self.nodes.get_mut(&node)?.async_todo.remove(index)
+        let update = Update::of(self.transactions.get(&id)?)?;
+        self.nodes.get_mut(&node)?.async_todo.take_outdated(update)
+    }
+
+    /// Of the threads that wait for the sender of `from`, the nearest of that process: a nested
+    /// call back lands there. What is left of the chain of callers where it is long.
+    pub fn waiting_caller(
+        &self,
+        from: TransactionId,
+        process: ProcessId,
+    ) -> ControlFlow<Option<ThreadId>, TransactionId> {
+        let mut next = Some(from);
+        for _ in 0..AT_ONCE {
+            let Some(call) = next.and_then(|id| self.transactions.get(&id)) else {
+                return ControlFlow::Break(None);
+            };
+            let waits = |id: &ThreadId| self.threads.get(id).is_some_and(|t| t.process == process);
+            if let Some(caller) = call.from.filter(waits) {
+                return ControlFlow::Break(Some(caller));
+            }
+            next = call.from_parent;
+        }
+        next.map_or(ControlFlow::Break(None), ControlFlow::Continue)
     }
 
     /// Undoes what a buffer's objects hold (`binder_transaction_buffer_release`).
     pub fn release_held(&mut self, process: ProcessId, target: Option<NodeId>, held: Vec<Held>) {
+        self.release_held_and_free(process, target, held, None);
+    }
+
+    /// The same, and then frees the buffer.
+    fn release_held_and_free(
+        &mut self,
+        process: ProcessId,
+        target: Option<NodeId>,
+        held: Vec<Held>,
+        buffer: Option<(Arc<Process>, Buffer)>,
+    ) {
         if let Some(node) = target {
             self.dec_node(node, true, false);
         }
-        for held in held {
+        self.release_held_of(HeldBuffer { process, held: held.into_iter(), buffer });
+    }
+
+    pub fn release_held_of(&mut self, mut rest: HeldBuffer) {
+        let process = rest.process;
+        while !rest.held.as_slice().is_empty() {
+            if !self.spend() {
+                return self.rest.push(Rest::Held(rest));
+            }
+            let Some(held) = rest.held.next() else { break };
             match held {
                 Held::Node { ptr, strong } => {
                     if let Some(node) = self.find_node(process, ptr) {
@@ -295,6 +343,9 @@ impl Graph {
                 }
             }
         }
+        if let Some((owner, buffer)) = rest.buffer {
+            self.effects.push(Effect::FreeBuffer(owner, buffer));
+        }
     }
 
     /// Frees a buffer that was never delivered, with all that it holds.
@@ -306,8 +357,8 @@ impl Graph {
         let Some(buffer) = record.buffers.remove(&offset) else {
             return;
         };
-        self.release_held(process, buffer.target_node, buffer.held);
-        self.effects.push(Effect::FreeBuffer(owner, buffer.buffer));
+        let freed = Some((owner, buffer.buffer));
+        self.release_held_and_free(process, buffer.target_node, buffer.held, freed);
     }
 
     /// Frees a buffer that its client has done with (`binder_free_buf`), and hands out the next
@@ -328,14 +379,14 @@ impl Graph {
         {
             self.next_async_transaction(node);
         }
-        self.release_held(process, buffer.target_node, buffer.held);
         if !buffer.close_on_free.is_empty() {
             if let Some(thread) = thread.and_then(|id| self.threads.get_mut(&id)) {
                 thread.looper_need_return = true;
             }
             self.effects.push(Effect::CloseFiles(owner.clone(), buffer.close_on_free));
         }
-        self.effects.push(Effect::FreeBuffer(owner, buffer.buffer));
+        let freed = Some((owner, buffer.buffer));
+        self.release_held_and_free(process, buffer.target_node, buffer.held, freed);
     }
 
     /// Notes in the sender of a call that its answer failed, unless it has an error already

@@ -21,6 +21,7 @@ mod nice;
 mod node;
 mod object;
 mod oneway;
+mod pieces;
 mod poll;
 mod race;
 mod read;

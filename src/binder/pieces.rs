@@ -1,0 +1,200 @@
+//! Long work, in pieces: how much is done in one section under a context's lock, and what becomes of
+//! the rest.
+//!
+//! One client may have a million records, and everybody in its context waits for the lock. So
+//! whatever goes through something that a client makes as long as it likes takes [`AT_ONCE`] steps
+//! ([`Graph::spend`]) and leaves a [`Rest`]; [`Context::leave`] lets go of the lock and goes on with
+//! that in further sections, before its caller goes on. The driver lets go of its locks in the same
+//! places. Others may come in between: a rest names what it has come to by ids and keys, never
+//! by position, and finds nothing where that is gone.
+//!
+//! Letting go is not enough: who takes the lock again at once has it before those who were to be woken,
+//! and several who do so keep all others waiting in a row. So the lock is handed to whoever waits, and
+//! of all long work in a context one piece at a time wants it (`Context::long_work`).
+//!
+//! What is gone through in one section all the same, and why that is short:
+//! - the threads that wait for a process's work (`Graph::stop_waiting`): one number each, and no
+//!   more than [`Limits::threads`](super::Limits::threads);
+//! - the callers that wait to freeze one process (`end_freeze_wait`): a blocked thread each;
+//! - what one read is given: a page of returns at most, and [`LINES_AT_ONCE`] pieces of work;
+//! - the polls of a file: eight of them.
+
+use super::Context;
+use super::graph::{Graph, NodeId, ProcessId, ThreadId, TransactionId};
+use super::transaction::HeldBuffer;
+use crate::protocol::returns::Return;
+use crate::sync::MutexGuard;
+
+/// Steps that are taken in one section. Each looks up some ten records, of which none may be in the
+/// processor's caches where there are a million: some 50 us.
+pub(crate) const AT_ONCE: usize = 32;
+
+/// The same for steps that come to a line of text, or to a return that is read.
+pub(crate) const LINES_AT_ONCE: usize = 128;
+
+/// What of a section's work is left for the next ones.
+pub(crate) enum Rest {
+    /// Of what the objects in a freed buffer held.
+    Held(HeldBuffer),
+    /// Of the calls on the stack of a thread that is gone.
+    Stack { thread: ThreadId, process: ProcessId, next: TransactionId },
+    /// Of what a thread that is gone would have been told.
+    Todo(ThreadId),
+    /// Of a chain of callers that are gone: up there is one who waits.
+    FailedReply { next: TransactionId, error: Return },
+    /// Of the holders of a node whose owner has died: those below this reference.
+    Deaths { node: NodeId, before: u64 },
+    /// Of those who are told that a process froze or thawed.
+    Frozen(super::freeze::Telling),
+    /// Of the threads of a process that is flushed.
+    Flush { process: ProcessId, after: Option<i32> },
+}
+
+impl Graph {
+    /// Whether one more step may be taken in this section; it counts as taken.
+    pub fn spend(&mut self) -> bool {
+        let may = self.left > 0;
+        self.left -= usize::from(may);
+        may
+    }
+
+    fn go_on(&mut self, rest: Rest) {
+        match rest {
+            Rest::Held(buffer) => self.release_held_of(buffer),
+            Rest::Stack { thread, process, next } => self.unlink_stack(thread, process, next),
+            Rest::Todo(thread) => self.release_leftover(thread),
+            Rest::FailedReply { next, error } => self.send_failed_reply(next, error),
+            Rest::Deaths { node, before } => self.tell_deaths(node, before),
+            Rest::Frozen(telling) => self.tell_frozen(telling),
+            Rest::Flush { process, after } => self.flush_after(process, after),
+        }
+    }
+}
+
+impl Context {
+    /// Runs `f` on the graph under its lock. What is to be done in the world is posted afterwards
+    /// ([`super::outbox`]): no client's memory is touched here.
+    pub(super) fn locked<R>(&self, f: impl FnOnce(&mut Graph) -> R) -> R {
+        let mut graph = self.graph.lock();
+        let result = f(&mut graph);
+        self.leave(graph);
+        result
+    }
+
+    /// The same for a piece of long work.
+    pub(super) fn locked_in_turn<R>(&self, f: impl FnOnce(&mut Graph) -> R) -> R {
+        let turn = self.long_work.lock();
+        let mut graph = self.graph.lock();
+        let result = f(&mut graph);
+        let rest = self.end_section(graph, Some(turn));
+        self.go_on(rest);
+        result
+    }
+
+    /// Ends a section, and goes on with what it has left in sections of their own.
+    pub(super) fn leave(&self, graph: MutexGuard<'_, Graph>) {
+        let rest = self.end_section(graph, None);
+        self.go_on(rest);
+    }
+
+    fn go_on(&self, mut left: Vec<Rest>) {
+        // The last is the next: what comes of a rest comes before what stood behind it.
+        left.reverse();
+        while let Some(rest) = left.pop() {
+            let turn = self.long_work.lock();
+            let mut graph = self.graph.lock();
+            graph.go_on(rest);
+            left.extend(self.end_section(graph, Some(turn)).into_iter().rev());
+        }
+    }
+
+    fn end_section(
+        &self,
+        mut graph: MutexGuard<'_, Graph>,
+        turn: Option<MutexGuard<'_, ()>>,
+    ) -> Vec<Rest> {
+        graph.sections += 1;
+        graph.settle();
+        graph.left = AT_ONCE;
+        let effects = std::mem::take(&mut graph.effects);
+        let rest = std::mem::take(&mut graph.rest);
+        count::section_ends();
+        match turn {
+            Some(turn) => end_turn(graph, turn),
+            None => drop(graph),
+        }
+        if !effects.is_empty() {
+            self.shared.post(effects);
+        }
+        rest
+    }
+
+    /// Looks at the graph under its lock.
+    pub(super) fn with_graph<R>(&self, f: impl FnOnce(&Graph) -> R) -> R {
+        let graph = self.graph.lock();
+        let result = f(&graph);
+        count::section_ends();
+        result
+    }
+
+    /// Goes through something long, a piece in each section: `piece` is told the key that the last
+    /// one came to, and tells its own, or that it has come to the end.
+    pub(super) fn in_pieces<K>(&self, mut piece: impl FnMut(&Graph, Option<K>) -> Option<K>) {
+        let mut at = None;
+        loop {
+            let turn = self.long_work.lock();
+            let graph = self.graph.lock();
+            at = piece(&graph, at);
+            count::section_ends();
+            end_turn(graph, turn);
+            if at.is_none() {
+                return;
+            }
+        }
+    }
+}
+
+/// A piece of long work is done: those who wait for the lock have it before the next.
+fn end_turn(graph: MutexGuard<'_, Graph>, turn: MutexGuard<'_, ()>) {
+    MutexGuard::unlock_fair(graph);
+    drop(turn);
+}
+
+pub(crate) use count::handled;
+
+/// How much is handled in the longest section: an instrument of debug builds.
+#[cfg(debug_assertions)]
+mod count {
+    use std::cell::Cell;
+
+    thread_local! {
+        static HANDLED: Cell<usize> = const { Cell::new(0) };
+        static MOST: Cell<usize> = const { Cell::new(0) };
+    }
+
+    /// A record is looked up or passed, or a line is written of it.
+    pub(crate) fn handled() {
+        HANDLED.set(HANDLED.get() + 1);
+    }
+
+    pub(super) fn section_ends() {
+        MOST.set(MOST.get().max(HANDLED.take()));
+    }
+
+    impl super::Context {
+        /// How many records were handled in the longest section of any context on this thread,
+        /// since this was last asked.
+        pub fn longest_section() -> usize {
+            MOST.take()
+        }
+    }
+}
+
+#[cfg(not(debug_assertions))]
+mod count {
+    #[inline(always)]
+    pub(crate) fn handled() {}
+
+    #[inline(always)]
+    pub(super) fn section_ends() {}
+}
