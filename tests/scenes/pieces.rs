@@ -7,8 +7,8 @@ use fakebinder::binder::{Context, Stats};
 use fakebinder::protocol::command::Command;
 use fakebinder::protocol::record::{HandleCookie, TransactionData, WriteRead};
 use fakebinder::protocol::returns::Return;
-use fakebinder::sim::{Pending, Sim, World};
 use fakebinder::uapi;
+use fakebinder_sim::{Pending, Sim, World};
 
 /// No section may handle more. (A step of those that are taken at once looks up some ten records.)
 const MOST: usize = 3000;
