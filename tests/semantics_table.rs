@@ -115,8 +115,8 @@ fn every_number_of_the_protocol_is_in_a_row() {
     };
     let mut named = 0;
     for (file, prefix) in [
-        ("src/binder/command.rs", "BC_"),
-        ("src/binder/returns.rs", "BR_"),
+        ("src/protocol/command.rs", "BC_"),
+        ("src/protocol/returns.rs", "BR_"),
         ("src/uapi.rs", "BINDER_"),
     ] {
         let source = fs::read_to_string(root().join(file)).expect("a readable source");

@@ -206,9 +206,9 @@ fn an_empty_call_takes_few_system_calls() {
         ("writev", 3),
         ("process_vm_readv", 2),
         ("process_vm_writev", 3),
-        // Whose uid it is, of who calls and of who replies; once a millisecond, by what name the
-        // receiver knows it.
-        ("newfstatat", 3),
+        // Whose uid it is, of who calls and of who replies; and once a millisecond, by what name
+        // either of them knows the other's.
+        ("newfstatat", 4),
         // The nice values of who calls, of who is called, before the wait and after the reply.
         ("getpriority", 4),
         ("pidfd_send_signal", 0),
