@@ -115,7 +115,7 @@ pub trait Reply: Send {
 pub struct Call {
     /// The calling thread (in the daemon's pid namespace).
     pub tid: i32,
-    /// The caller's uid as the device was told it; what counts is [`Client::euid`].
+    /// The caller's uid as the device was told it; what counts is [`Client::identity`].
     pub uid: u32,
     /// The open file has O_NONBLOCK.
     pub nonblock: bool,

@@ -342,6 +342,32 @@ pub fn nice_limit(tid: i32) -> Result<i32, Errno> {
     Ok(limit.rlim_cur.min(40) as i32)
 }
 
+/// The effective capabilities of a thread, a bit each. ESRCH when there is no such thread.
+pub fn effective_capabilities(tid: i32) -> Result<u64, Errno> {
+    assert_nothing_held();
+    /// `_LINUX_CAPABILITY_VERSION_3`, which has two words of each kind.
+    const VERSION: u32 = 0x2008_0522;
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    #[repr(C)]
+    #[derive(Default)]
+    struct Data {
+        effective: u32,
+        permitted: u32,
+        inheritable: u32,
+    }
+    let mut header = Header { version: VERSION, pid: tid };
+    let mut words = [Data::default(), Data::default()];
+    // SAFETY: the kernel reads the header, and writes two of `Data`, as that version says.
+    let result = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, words.as_mut_ptr()) };
+    Errno::result(result)?;
+    Ok(u64::from(words[0].effective) | u64::from(words[1].effective) << 32)
+}
+
+/// Sets the nice value of a thread. ESRCH: there is none; EACCES, EPERM: this process may not.
 pub fn setpriority(tid: i32, nice: i32) -> Result<(), Errno> {
     assert_nothing_held();
     // SAFETY: no memory is involved.

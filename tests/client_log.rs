@@ -380,7 +380,7 @@ fn what_is_logged_without_a_limit_is_what_no_client_can_cause() {
         ("device/places.rs", 2, "the start"),
         ("device/threads.rs", 1, "the end of the thread that watches threads"),
         ("device/workers.rs", 2, "the end of a session, and a mistake of the daemon's"),
-        ("main.rs", 9, "the start, the end and signals"),
+        ("main.rs", 8, "the start, the end and signals"),
         ("mm_shim/userfault.rs", 1, "the first open, once"),
         ("shrinker.rs", 3, "the start, and SIGUSR2"),
     ];

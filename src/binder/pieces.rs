@@ -154,10 +154,12 @@ impl Context {
     }
 }
 
-/// A piece of long work is done: those who wait for the lock have it before the next.
+/// A piece of long work is done: those who wait for the lock have it before the next, and so have
+/// those who wait for this processor.
 fn end_turn(graph: MutexGuard<'_, Graph>, turn: MutexGuard<'_, ()>) {
     MutexGuard::unlock_fair(graph);
     drop(turn);
+    std::thread::yield_now();
 }
 
 pub(crate) use count::handled;

@@ -413,15 +413,8 @@ impl binder::Client for Client {
 /// Whether a thread may have any nice value (CAP_SYS_NICE in our user namespace).
 fn may_nice(tid: i32) -> bool {
     const CAP_SYS_NICE: u32 = 23;
-    let namespace =
-        |who: &str| fs::metadata(format!("/proc/{who}/ns/user")).ok().map(|it| it.ino());
-    let Ok(status) = fs::read_to_string(format!("/proc/{tid}/status")) else { return false };
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|capabilities| u64::from_str_radix(capabilities.trim(), 16).ok())
-        .unwrap_or(0);
-    effective & (1 << CAP_SYS_NICE) != 0 && namespace("self") == namespace(&tid.to_string())
+    let effective = client_mem::effective_capabilities(tid).unwrap_or(0);
+    effective & (1 << CAP_SYS_NICE) != 0 && ids::is_in_our_user_namespace(tid)
 }
 
 #[cfg(test)]

@@ -96,6 +96,18 @@ fn user_namespace(who: impl fmt::Display) -> Result<u64, Errno> {
     stat(format_args!("/proc/{who}/ns/user")).map(|it| it.st_ino)
 }
 
+/// The daemon's own.
+fn our_user_namespace() -> Option<u64> {
+    static OURS: OnceLock<Option<u64>> = OnceLock::new();
+    *OURS.get_or_init(|| user_namespace("self").ok())
+}
+
+/// Whether a thread that waits for us is in the daemon's user namespace; no, where that cannot be
+/// seen.
+pub fn is_in_our_user_namespace(tid: i32) -> bool {
+    user_namespace(tid).ok().is_some_and(|theirs| Some(theirs) == our_user_namespace())
+}
+
 impl Names {
     fn name_of(&self, uid: u32) -> u32 {
         match self {
@@ -106,8 +118,7 @@ impl Names {
 
     /// Those that a thread which waits for us goes by.
     fn of(tid: i32) -> std::io::Result<Names> {
-        static OURS: OnceLock<Option<u64>> = OnceLock::new();
-        let ours = *OURS.get_or_init(|| user_namespace("self").ok());
+        let ours = our_user_namespace();
         let map = |who: &str| fs::read_to_string(format!("/proc/{who}/uid_map"));
         match user_namespace(tid) {
             Ok(theirs) if Some(theirs) == ours => Ok(Names::Ours),
