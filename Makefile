@@ -65,7 +65,7 @@ coverage-run: ## runs them in a build that counts
 
 # ---------------------------------------------------------------- changing the engine, and measuring it
 
-.PHONY: prototype wrong-rules planted-model bench-hog bench-stall demo-contention
+.PHONY: prototype wrong-rules planted-model bench bench-hog bench-stall demo-contention
 prototype: build ## what a change does to conformance, random programs and latency; PROTOTYPE_FLAGS='--base main'
 	@scripts/prototype $(PROTOTYPE_FLAGS)
 
@@ -74,6 +74,9 @@ wrong-rules: deps ## breaks rules on purpose, one at a time, in a copy of the tr
 
 planted-model: deps ## breaks rules of the page protocol on purpose: does the model check notice?
 	@scripts/planted model
+
+bench: deps ## what a call costs, against what this machine can do: target/bench/report.md (as root)
+	cargo bench --bench calls $(if $(BENCH_FLAGS),-- $(BENCH_FLAGS))
 
 bench-stall: deps ## a pair's calls, alone and beside 300 threads whose memory does not come (as root)
 	cargo bench --bench stall $(if $(BENCH_FLAGS),-- $(BENCH_FLAGS))
