@@ -32,6 +32,9 @@ pub(crate) const AT_ONCE: usize = 32;
 /// The same for steps that come to a line of text, or to a return that is read.
 pub(crate) const LINES_AT_ONCE: usize = 128;
 
+/// How long long work rests after each section: about as long as a section takes.
+const BREATH: std::time::Duration = std::time::Duration::from_micros(20);
+
 /// What of a section's work is left for the next ones.
 pub(crate) enum Rest {
     /// Of what the objects in a freed buffer held.
@@ -155,11 +158,12 @@ impl Context {
 }
 
 /// A piece of long work is done: those who wait for the lock have it before the next, and so have
-/// those who wait for this processor.
+/// those who wait for this processor. (`sched_yield` would do worse than nothing: who yields often
+/// is put off for so long that others wait for the lock that it holds next.)
 fn end_turn(graph: MutexGuard<'_, Graph>, turn: MutexGuard<'_, ()>) {
     MutexGuard::unlock_fair(graph);
     drop(turn);
-    std::thread::yield_now();
+    std::thread::sleep(BREATH);
 }
 
 pub(crate) use count::handled;
