@@ -135,11 +135,6 @@ impl Alloc {
         self.set_mapped(false);
     }
 
-    /// Its file was closed, and its records are gone.
-    pub fn owner_released(&self) {
-        self.memory.released();
-    }
-
     /// `binder_alloc_new_buf`: a buffer whose pages are all installed.
     ///
     /// ESRCH: the client has no mapping, or is gone. EINVAL: the sizes overflow. ENOSPC: no room,

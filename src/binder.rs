@@ -617,7 +617,6 @@ impl Process {
             // Who is told of it need not wait for the rest, nor the rest for them.
             self.context.shared.hand_over();
         }
-        self.alloc.owner_released();
         // Returns for its threads that still wait for a place will not find them.
         self.copies.give_up(Subject::Process(self.id.0));
         self.due()

@@ -19,7 +19,7 @@ use fakebinder::device::places::{Links, Places};
 use fakebinder::device::tree::Permissions;
 use fakebinder::device::{Hub, HubConfig, cuse, fuse};
 use fakebinder::log_writer;
-use fakebinder::memory::{self, Memory, MemoryConfig, tune_heap};
+use fakebinder::memory::{self, Memory, MemoryConfig};
 use fakebinder::probe::{InstallLatency, Probes, inject_into_the_daemon};
 use fakebinder::quota::UserLimits;
 use fakebinder::shrinker::Reclaimer;
@@ -39,11 +39,29 @@ enum Event {
     Closed(String),
 }
 
+/// Gives back to the machine what is free, little by little. glibc's keeps it, and where it is told
+/// not to (`malloc_trim`), every thread that wants memory waits until it has gone through all.
+#[global_allocator]
+static HEAP: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// A string of C, as the allocator looks for it by its name.
+#[repr(transparent)]
+struct HeapOptions(*const std::ffi::c_char);
+
+// SAFETY: it is a constant, and only read.
+unsafe impl Sync for HeapOptions {}
+
+/// What was free for a second is given back, by a thread of the allocator's own.
+#[unsafe(export_name = "_rjem_malloc_conf")]
+static HEAP_OPTIONS: HeapOptions = HeapOptions(
+    c"background_thread:true,max_background_threads:1,dirty_decay_ms:1000,muzzy_decay_ms:0"
+        .as_ptr(),
+);
+
 fn main() -> ExitCode {
     let options = Options::parse();
     // Started again by --daemonize it would be called "exe", and `pkill fakebinderd` miss it.
     let _ = nix::sys::prctl::set_name(c"fakebinderd");
-    tune_heap();
     let filters = log_filters(std::env::var("RUST_LOG").ok().as_deref(), options.verbose);
     let drain = match log_to_standard_error(&filters) {
         Ok(drain) => drain,

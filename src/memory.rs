@@ -2,11 +2,9 @@
 //! pages, the list of pages that no buffer uses (`binder_freelist`), and the rule by which pages
 //! are installed.
 
-mod heap;
 mod lru;
 mod total;
 
-pub use heap::{trim_heap, tune_heap};
 pub use lru::{LruKey, LruOne, LruStatus, Reclaim};
 pub use total::{available_memory, group_limit};
 
@@ -15,7 +13,7 @@ use crate::page::PAGE_SIZE;
 use lru::ListLru;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 // Not a lock and not part of the protocol: the model check need not look at a counter.
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -66,17 +64,6 @@ pub struct MemoryConfig {
     pub page_install: PageInstall,
 }
 
-/// Bytes of records that have to go before the heap is trimmed.
-const WORTH_TRIMMING: usize = 8 << 20;
-
-struct Trimmer(Box<dyn Fn() + Send + Sync>);
-
-impl fmt::Debug for Trimmer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Trimmer")
-    }
-}
-
 /// The memory that all clients of a daemon share.
 #[derive(Debug)]
 pub struct Memory {
@@ -85,10 +72,6 @@ pub struct Memory {
     used: AtomicUsize,
     /// Bytes of records, which come out of the same budget.
     bytes: AtomicUsize,
-    /// The most that `bytes` was since the heap was last trimmed.
-    peak: AtomicUsize,
-    /// Has the heap trimmed, soon and elsewhere.
-    trimmer: OnceLock<Trimmer>,
     /// Records have taken what pages that nobody uses still occupy.
     pressed: AtomicBool,
     lru: ListLru,
@@ -102,8 +85,6 @@ impl Memory {
             budget: config.page_budget.map_or(usize::MAX, pages),
             used: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
-            peak: AtomicUsize::new(0),
-            trimmer: OnceLock::new(),
             pressed: AtomicBool::new(false),
             lru: ListLru::default(),
             page_install: config.page_install,
@@ -139,8 +120,7 @@ impl Memory {
     /// Takes the bytes of a record out of the budget. May be called under any lock: what has to be
     /// reclaimed for it is, by [`Memory::relieve`]. ENOMEM: there is not enough that could be.
     pub(crate) fn charge_bytes(&self, bytes: usize) -> Result<(), Errno> {
-        let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.peak.fetch_max(before + bytes, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
         let (left, used) = (self.pages_left(), self.used());
         if used <= left && self.bytes.load(Ordering::Relaxed) <= self.budget_bytes() {
             return Ok(());
@@ -160,24 +140,6 @@ impl Memory {
     pub(crate) fn uncharge_bytes(&self, bytes: usize) {
         let before = self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         debug_assert!(before >= bytes, "{bytes} bytes of records freed, {before} in use");
-    }
-
-    /// Somebody who may have had many records is gone: what they took is to be the machine's again.
-    /// To be called under no lock.
-    pub(crate) fn released(&self) {
-        let bytes = self.record_bytes();
-        let peak = self.peak.load(Ordering::Relaxed);
-        if peak.saturating_sub(bytes) >= WORTH_TRIMMING
-            && let Some(Trimmer(trim)) = self.trimmer.get()
-        {
-            self.peak.store(bytes, Ordering::Relaxed);
-            trim();
-        }
-    }
-
-    /// Whom to tell that the heap is worth trimming; once.
-    pub(crate) fn set_trimmer(&self, trim: impl Fn() + Send + Sync + 'static) {
-        let _ = self.trimmer.set(Trimmer(Box::new(trim)));
     }
 
     /// Reclaims the pages whose place in the budget records have taken. To be called under no lock.

@@ -3,7 +3,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::memory::{Memory, trim_heap};
+use crate::memory::Memory;
 use crate::sync::block_signals;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -22,11 +22,6 @@ const MACHINE: &str = "/proc/pressure/memory";
 /// may ask for has a window of a multiple of 2 s.
 const TRIGGERS: [&str; 2] = ["some 100000 1000000", "some 200000 2000000"];
 
-/// After a release of many records the heap is trimmed so often, at such intervals in milliseconds:
-/// what was released is still being taken apart, and others may follow.
-const TRIMS: u32 = 4;
-const TRIM_INTERVAL: u16 = 500;
-
 /// The thread that reclaims pages. It waits in the kernel and costs nothing until something happens.
 #[derive(Debug)]
 pub struct Reclaimer {
@@ -40,8 +35,6 @@ struct Shared {
     stop: AtomicBool,
     /// Somebody has asked for every page.
     kicked: AtomicBool,
-    /// The heap is to be trimmed.
-    trim: AtomicBool,
     rounds: AtomicUsize,
 }
 
@@ -74,15 +67,7 @@ impl Reclaimer {
             wake,
             stop: AtomicBool::new(false),
             kicked: AtomicBool::new(false),
-            trim: AtomicBool::new(false),
             rounds: AtomicUsize::new(0),
-        });
-        let trimming = Arc::downgrade(&shared);
-        memory.set_trimmer(move || {
-            if let Some(shared) = trimming.upgrade() {
-                shared.trim.store(true, Ordering::SeqCst);
-                let _ = shared.wake.write(1);
-            }
         });
         let (memory, theirs) = (memory.clone(), shared.clone());
         let thread = thread::Builder::new().name("shrinker".into());
@@ -114,19 +99,11 @@ impl Drop for Reclaimer {
 
 fn run(memory: &Memory, shared: &Shared, mut pressure: Option<File>) {
     block_signals();
-    let mut trims = 0;
     loop {
         let mut fds = vec![PollFd::new(shared.wake.as_fd(), PollFlags::POLLIN)];
         fds.extend(pressure.as_ref().map(|file| PollFd::new(file.as_fd(), PollFlags::POLLPRI)));
-        let timeout = if trims > 0 { TRIM_INTERVAL.into() } else { PollTimeout::NONE };
-        match poll(&mut fds, timeout) {
-            Ok(0) => {
-                trims -= 1;
-                trim_heap();
-                continue;
-            }
-            Ok(_) => {}
-            Err(_) => continue,
+        if poll(&mut fds, PollTimeout::NONE).is_err() {
+            continue;
         }
         let events =
             |at: usize| fds.get(at).and_then(PollFd::revents).unwrap_or(PollFlags::empty());
@@ -135,9 +112,6 @@ fn run(memory: &Memory, shared: &Shared, mut pressure: Option<File>) {
             let _ = shared.wake.read();
             if shared.stop.load(Ordering::SeqCst) {
                 return;
-            }
-            if shared.trim.swap(false, Ordering::SeqCst) {
-                trims = TRIMS;
             }
             if shared.kicked.swap(false, Ordering::SeqCst) {
                 let pages = memory.reclaim_all();
