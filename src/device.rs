@@ -49,7 +49,7 @@ use crate::lock_order::rank;
 use crate::memory::Memory;
 use crate::mm_shim::{BufferFile, ClientMm, KeptMaps, MappingKind};
 use crate::probe::Probes;
-use crate::quota::{Held, Quotas, UserLimits, What};
+use crate::quota::{Charge, Quotas, UserLimits, What};
 use crate::shortage::{self, is_shortage};
 use crate::sync::{Mutex, RwLock};
 use crate::{Errno, uapi};
@@ -135,7 +135,7 @@ pub struct Open {
     /// The client's memory cannot be reached from here: the kernel must gather it.
     gathered: AtomicBool,
     /// What it takes of its user's quota.
-    _held: (Held, Held),
+    _held: (Charge, Charge),
 }
 
 impl Device {

@@ -32,7 +32,7 @@ pub(crate) struct BufferRecord {
     /// Descriptors (of arrays) that were installed in the client and are closed with the buffer.
     pub close_on_free: Vec<i32>,
     #[expect(dead_code, reason = "held for its drop")]
-    pub charge: quota::Held,
+    pub charge: quota::Charge,
 }
 
 /// `struct binder_proc`, the part that the graph's lock guards.

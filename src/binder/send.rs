@@ -13,7 +13,7 @@ use super::process::BufferRecord;
 use super::section::Section;
 use super::thread::ExtendedError;
 use super::traffic::Entry;
-use super::transaction::{Charge, Fixup, Held, Transaction};
+use super::transaction::{Fixup, Held, Transaction, TransactionCharge};
 use super::write::Known;
 use super::{Identity, Process};
 use crate::Errno;
@@ -125,9 +125,9 @@ pub(crate) struct Filled {
     pub held: Vec<Held>,
     pub fixups: Vec<Fixup>,
     pub security_ctx: u64,
-    charge: Charge,
+    charge: TransactionCharge,
     /// Of the buffer's record, which stays until the buffer is freed.
-    buffer_charge: quota::Held,
+    buffer_charge: quota::Charge,
 }
 
 impl Sender<'_> {
@@ -399,8 +399,10 @@ impl Sender<'_> {
         };
         let user = &self.process.user;
         let buffer_charge = user.hold_record(quota::bytes::BUFFER)?;
-        let mut charge =
-            Charge { record: user.hold_record(quota::bytes::TRANSACTION)?, oneway: None };
+        let mut charge = TransactionCharge {
+            record: user.hold_record(quota::bytes::TRANSACTION)?,
+            oneway: None,
+        };
         let buffer = alloc.alloc_new_buf(&request).map_err(|errno| match errno {
             Errno::ESRCH => {
                 let pid = target.process.pid;

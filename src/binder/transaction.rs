@@ -83,16 +83,16 @@ pub(crate) struct Transaction {
     /// Address of the security context in the receiver's buffer, or 0.
     pub security_ctx: u64,
     #[allow(dead_code, reason = "held for its drop")]
-    pub charge: Charge,
+    pub charge: TransactionCharge,
 }
 
 /// What of its sender's quota a transaction takes, until it is done.
-pub(crate) struct Charge {
+pub(crate) struct TransactionCharge {
     #[allow(dead_code, reason = "held for its drop")]
-    pub record: quota::Held,
+    pub record: quota::Charge,
     /// The bytes of a one-way call, which nobody waits for.
     #[allow(dead_code, reason = "held for its drop")]
-    pub oneway: Option<quota::Held>,
+    pub oneway: Option<quota::Charge>,
 }
 
 impl Transaction {

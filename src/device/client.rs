@@ -7,7 +7,7 @@ use crate::binder::copies::{Allowance, COPIES, Carriers, Copies};
 use crate::client_log::{Caller, Kind, client_log, user_error};
 use crate::lock_order::rank;
 use crate::probe::{Verb, fault};
-use crate::quota::{Held, Quotas, User, What};
+use crate::quota::{Charge, Quotas, User, What};
 use crate::shortage::is_shortage;
 use crate::sync::Mutex;
 use crate::{Errno, binder, client_mem, uapi};
@@ -25,7 +25,7 @@ pub struct TakenFile {
     /// There until this is dropped.
     file: Option<OwnedFd>,
     clients: Arc<Clients>,
-    _held: Held,
+    _held: Charge,
     /// Of the client that it was taken from.
     copies: Arc<Copies>,
 }
