@@ -16,7 +16,7 @@ use super::graph::{
 use super::node::Node;
 use super::process::ProcessRecord;
 use super::thread::{Looper, Thread};
-use super::transaction::{Held, Transaction};
+use super::transaction::{HeldRef, Transaction};
 use super::{Context, Process};
 use crate::alloc::invariants::{Violation, rule};
 use std::collections::BTreeSet;
@@ -480,9 +480,9 @@ impl Graph {
             strong += u64::from(buffer.target_node == Some(id));
             for held in &buffer.held {
                 match *held {
-                    Held::Node { ptr, strong: true } if ptr == node.ptr => strong += 1,
-                    Held::Node { ptr, strong: false } if ptr == node.ptr => weak += 1,
-                    Held::Node { .. } | Held::Handle { .. } => {}
+                    HeldRef::Node { ptr, strong: true } if ptr == node.ptr => strong += 1,
+                    HeldRef::Node { ptr, strong: false } if ptr == node.ptr => weak += 1,
+                    HeldRef::Node { .. } | HeldRef::Handle { .. } => {}
                 }
             }
         }

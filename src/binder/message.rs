@@ -9,7 +9,7 @@
 
 use super::File;
 use super::send::{Sender, Target};
-use super::transaction::{Fixup, Held};
+use super::transaction::{Fixup, HeldRef};
 use crate::Errno;
 use crate::alloc::Buffer;
 use crate::client_log::{Kind, user_error};
@@ -79,7 +79,7 @@ pub(crate) struct Message<'a> {
     /// Object and least offset that the next fix-up may concern; 0 stands for no object.
     last_fixup_object: u64,
     last_fixup_min: u64,
-    held: Vec<Held>,
+    held: Vec<HeldRef>,
     fixups: Vec<Fixup>,
 }
 
@@ -111,7 +111,7 @@ impl<'a> Message<'a> {
     }
 
     /// What the translated objects hold, also after a failure.
-    pub fn into_parts(self) -> (Vec<Held>, Vec<Fixup>) {
+    pub fn into_parts(self) -> (Vec<HeldRef>, Vec<Fixup>) {
         (self.held, self.fixups)
     }
 
@@ -242,7 +242,7 @@ impl<'a> Message<'a> {
             graph.dec_node_tmpref(node);
             result
         })?;
-        self.held.push(Held::Handle { handle, strong });
+        self.held.push(HeldRef::Handle { handle, strong });
         let flat = FlatObject { flags: flat.flags, binder: handle.into(), cookie: 0 };
         Ok(Object::Handle { strong, flat })
     }
@@ -266,7 +266,7 @@ impl<'a> Message<'a> {
             if node.process == Some(target_id) {
                 let own = FlatObject { flags: flat.flags, binder: node.ptr, cookie: node.cookie };
                 graph.inc_node(node_id, strong, false, None)?;
-                let held = Held::Node { ptr: own.binder, strong };
+                let held = HeldRef::Node { ptr: own.binder, strong };
                 return Ok((held, Object::Binder { strong, flat: own }));
             }
             graph.inc_node_tmpref(node_id);
@@ -274,7 +274,7 @@ impl<'a> Message<'a> {
             graph.dec_node_tmpref(node_id);
             let handle = handle?;
             let flat = FlatObject { flags: flat.flags, binder: handle.into(), cookie: 0 };
-            Ok::<_, Errno>((Held::Handle { handle, strong }, Object::Handle { strong, flat }))
+            Ok::<_, Errno>((HeldRef::Handle { handle, strong }, Object::Handle { strong, flat }))
         })?;
         self.held.push(held);
         Ok(object)

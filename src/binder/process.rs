@@ -7,7 +7,7 @@ use super::node::Node;
 use super::outbox::Effect;
 use super::poll::Polls;
 use super::reference::Ref;
-use super::transaction::Held;
+use super::transaction::HeldRef;
 use crate::Errno;
 use crate::alloc::Buffer;
 use crate::client_log::{Kind, user_error};
@@ -28,7 +28,7 @@ pub(crate) struct BufferRecord {
     /// For a transaction (not a reply) the node that it was sent to.
     pub target_node: Option<NodeId>,
     /// What its objects hold, as far as they have been translated.
-    pub held: Vec<Held>,
+    pub held: Vec<HeldRef>,
     /// Descriptors (of arrays) that were installed in the client and are closed with the buffer.
     pub close_on_free: Vec<i32>,
     #[expect(dead_code, reason = "held for its drop")]

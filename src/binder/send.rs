@@ -13,7 +13,7 @@ use super::process::BufferRecord;
 use super::section::Section;
 use super::thread::ExtendedError;
 use super::traffic::Entry;
-use super::transaction::{Fixup, Held, Transaction, TransactionCharge};
+use super::transaction::{Fixup, HeldRef, Transaction, TransactionCharge};
 use super::write::Known;
 use super::{Identity, Process};
 use crate::Errno;
@@ -122,7 +122,7 @@ impl From<Failure> for NoTarget {
 /// A message in its buffer, ready to be queued.
 pub(crate) struct Filled {
     pub buffer: Buffer,
-    pub held: Vec<Held>,
+    pub held: Vec<HeldRef>,
     pub fixups: Vec<Fixup>,
     pub security_ctx: u64,
     charge: TransactionCharge,
