@@ -34,7 +34,7 @@ enum Patch {
 
 /// A scatter-gather buffer that is to be copied when all objects are known
 /// (`struct binder_sg_copy`).
-struct Copy {
+struct SgCopy {
     offset: u64,
     address: u64,
     length: u64,
@@ -74,7 +74,7 @@ pub(crate) struct Message<'a> {
     sg_offset: u64,
     sg_end: u64,
     objects: Vec<Translated>,
-    copies: Vec<Copy>,
+    copies: Vec<SgCopy>,
     patches: BTreeMap<u64, Patch>,
     /// Object and least offset that the next fix-up may concern; 0 stands for no object.
     last_fixup_object: u64,
@@ -366,7 +366,7 @@ impl<'a> Message<'a> {
         if object.length > self.sg_end.saturating_sub(self.sg_offset) {
             return Err(invalid(format_args!("too large buffer, {} bytes", { object.length })));
         }
-        self.copies.push(Copy {
+        self.copies.push(SgCopy {
             offset: self.sg_offset,
             address: object.buffer,
             length: object.length,
