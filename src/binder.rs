@@ -70,7 +70,7 @@ use copies::Subject;
 use graph::{Graph, ProcessId};
 use outbox::{Item, Outbox};
 use pieces::AT_ONCE;
-use process::ProcessRecord;
+use process::ProcessInner;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
@@ -518,7 +518,7 @@ impl Context {
         });
         let mut graph = self.graph.lock();
         graph.created.processes += 1;
-        graph.processes.insert(id, ProcessRecord::new(process.clone()));
+        graph.processes.insert(id, ProcessInner::new(process.clone()));
         graph.by_pid.insert((pid, id));
         drop(graph);
         process

@@ -14,7 +14,7 @@ use super::graph::{
     Graph, NodeId, Place, ProcessId, Queue, ThreadId, TransactionId, Work, WorkList,
 };
 use super::node::Node;
-use super::process::ProcessRecord;
+use super::process::ProcessInner;
 use super::thread::{Looper, Thread};
 use super::transaction::{HeldRef, Transaction};
 use super::{Context, Process};
@@ -91,7 +91,7 @@ impl Process {
     }
 }
 
-impl fmt::Debug for ProcessRecord {
+impl fmt::Debug for ProcessInner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "process {} (pid {})", self.process.id.0, self.process.pid)
     }
@@ -132,7 +132,7 @@ impl Graph {
         Ok(())
     }
 
-    fn check_process(&self, id: ProcessId, record: &ProcessRecord) -> Checked {
+    fn check_process(&self, id: ProcessId, record: &ProcessInner) -> Checked {
         for (tid, thread_id) in &record.threads {
             let thread = self.threads.get(thread_id);
             rule!(
@@ -224,7 +224,7 @@ impl Graph {
 
     /// Handles and references are two views of one table, and every number below the next one is
     /// either in use or known to be free.
-    fn check_references(&self, record: &ProcessRecord) -> Checked {
+    fn check_references(&self, record: &ProcessInner) -> Checked {
         rule!(
             record.handles.len() == record.refs.len(),
             "{record:?}: {} references, {} handles",
@@ -258,7 +258,7 @@ impl Graph {
         Ok(())
     }
 
-    fn check_buffers(&self, id: ProcessId, record: &ProcessRecord) -> Checked {
+    fn check_buffers(&self, id: ProcessId, record: &ProcessInner) -> Checked {
         for (&offset, buffer) in &record.buffers {
             rule!(buffer.buffer.offset == offset, "{record:?}: buffer {offset:#x} lies elsewhere");
             if let Some(transaction) = buffer.transaction {
@@ -281,7 +281,7 @@ impl Graph {
     }
 
     /// Those who wait for a process's work are just those who are parked and may take it.
-    fn check_waiting(&self, id: ProcessId, record: &ProcessRecord) -> Checked {
+    fn check_waiting(&self, id: ProcessId, record: &ProcessInner) -> Checked {
         for (index, waiting) in record.waiting_threads.iter().enumerate() {
             let thread = self.threads.get(waiting);
             rule!(
@@ -469,7 +469,7 @@ impl Graph {
     ///
     /// Not while the owner is being released, which takes several holds of the lock: it is no
     /// context manager any more before its nodes go.
-    fn check_local_refs(&self, id: NodeId, node: &Node, record: &ProcessRecord) -> Checked {
+    fn check_local_refs(&self, id: NodeId, node: &Node, record: &ProcessInner) -> Checked {
         if record.is_dead {
             return Ok(());
         }
@@ -511,7 +511,7 @@ impl Graph {
 
     /// One-way calls to a node are with its owner one at a time: the others wait, and only while
     /// there is one.
-    fn check_oneway(&self, id: NodeId, node: &Node, record: &ProcessRecord) -> Checked {
+    fn check_oneway(&self, id: NodeId, node: &Node, record: &ProcessInner) -> Checked {
         let of_node = record.buffers.values();
         let of_node = of_node.filter(|b| b.buffer.is_async && b.target_node == Some(id)).count();
         let handed_out = of_node.checked_sub(node.async_todo.len());

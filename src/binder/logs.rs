@@ -10,7 +10,7 @@ use super::freeze::FreezeWork;
 use super::graph::{Graph, NodeId, ProcessId, ThreadId, TransactionId, Work};
 use super::node::Node;
 use super::pieces::{LINES_AT_ONCE, handled};
-use super::process::ProcessRecord;
+use super::process::ProcessInner;
 use super::stats::Stats;
 use super::traffic::{Created, TransactionLog};
 use super::{Binder, Context, Process};
@@ -342,7 +342,7 @@ macro_rules! behind {
 
 impl Teller<'_> {
     /// Tells what is next, and what comes after that. None: that was all.
-    fn tell(&mut self, view: &View<'_>, record: &ProcessRecord, next: Next) -> Option<Next> {
+    fn tell(&mut self, view: &View<'_>, record: &ProcessInner, next: Next) -> Option<Next> {
         handled();
         let out = &mut *self.out;
         let graph = view.graph;
@@ -521,7 +521,7 @@ impl View<'_> {
     fn transaction(
         &self,
         out: &mut String,
-        owner: Option<&ProcessRecord>,
+        owner: Option<&ProcessInner>,
         prefix: &str,
         id: TransactionId,
     ) {
@@ -567,7 +567,7 @@ impl View<'_> {
     fn work(
         &self,
         out: &mut String,
-        owner: Option<&ProcessRecord>,
+        owner: Option<&ProcessInner>,
         prefix: &str,
         transaction: &str,
         work: &Work,

@@ -9,7 +9,7 @@
 
 use super::freeze::FreezeWait;
 use super::poll::Notice;
-use super::process::ProcessRecord;
+use super::process::ProcessInner;
 use super::read::Answer;
 use super::transaction::Fixup;
 use super::{Process, Shared};
@@ -42,7 +42,7 @@ pub(crate) enum Effect {
     /// The device need not watch a thread any more.
     DropWatch(Box<dyn Send>),
     /// What is left of its record, which may be large.
-    DropRecord(Box<ProcessRecord>),
+    DropRecord(Box<ProcessInner>),
 }
 
 /// What a section leaves to be done: mostly one thing or two.

@@ -36,7 +36,7 @@ pub(crate) struct BufferRecord {
 }
 
 /// `struct binder_proc`, the part that the graph's lock guards.
-pub(crate) struct ProcessRecord {
+pub(crate) struct ProcessInner {
     pub process: Arc<Process>,
     /// By thread id.
     pub threads: BTreeMap<i32, ThreadId>,
@@ -81,9 +81,9 @@ pub(crate) struct ProcessRecord {
     pub files_in_flight: usize,
 }
 
-impl ProcessRecord {
-    pub fn new(process: Arc<Process>) -> ProcessRecord {
-        ProcessRecord {
+impl ProcessInner {
+    pub fn new(process: Arc<Process>) -> ProcessInner {
+        ProcessInner {
             process,
             threads: BTreeMap::new(),
             look_through_at: super::exit::FEW,
@@ -146,7 +146,7 @@ impl ProcessRecord {
     }
 }
 
-impl ProcessRecord {
+impl ProcessInner {
     /// A list of work that is not empty.
     fn lists_left(&self) -> Option<Queue> {
         let id = self.process.id;
