@@ -24,7 +24,7 @@ pub mod invariants;
 mod pages;
 mod search;
 
-pub use buffers::{Buffer, Request};
+pub use buffers::{Buffer, BufferRequest};
 pub use pages::{PageCounts, PageState};
 
 use crate::client_log::{Kind, client_log};
@@ -145,7 +145,7 @@ impl Alloc {
     /// ESRCH: the client has no mapping, or is gone. EINVAL: the sizes overflow. ENOSPC: no room,
     /// or not in the half that one-way calls may use. ENOMEM: no page to be had. Whatever else
     /// [`MmStruct::vm_insert_page`] fails with is passed on.
-    pub fn alloc_new_buf(&self, request: &Request) -> Result<Buffer, Errno> {
+    pub fn alloc_new_buf(&self, request: &BufferRequest) -> Result<Buffer, Errno> {
         let mapping = self.mapping()?;
         let size = buffers::sanitized_size(request)?;
 

@@ -17,7 +17,7 @@ use super::transaction::{Fixup, HeldRef, Transaction, TransactionCharge};
 use super::write::Known;
 use super::{Identity, Process};
 use crate::Errno;
-use crate::alloc::{Buffer, Request};
+use crate::alloc::{Buffer, BufferRequest};
 use crate::client_log::{Kind, user_error};
 use crate::client_mem::ClientMemory;
 use crate::protocol::record::{TransactionData, align8};
@@ -390,7 +390,7 @@ impl Sender<'_> {
         let context_size = security_ctx.as_ref().map_or(0, |context| align8(context.len() as u64));
         let extra = extra_buffers_size.checked_add(context_size).ok_or(Errno::EINVAL)?;
         let alloc = &target.process.alloc;
-        let request = Request {
+        let request = BufferRequest {
             data_size: data.data_size,
             offsets_size: data.offsets_size,
             extra_buffers_size: extra,

@@ -6,7 +6,7 @@
 pub mod skip;
 
 use fakebinder::Errno;
-use fakebinder::alloc::{Alloc, Buffer, Request};
+use fakebinder::alloc::{Alloc, Buffer, BufferRequest};
 use fakebinder::client_mem::{ClientMemory, SharedSlice};
 use fakebinder::memory::Memory;
 use fakebinder::mm_shim::{ClientMm, Features, MappingKind, create_memfd};
@@ -29,8 +29,8 @@ pub const KERNELS: [Features; 4] = [
 const PAGE: usize = 4096;
 
 /// A synchronous request of `size` bytes of data.
-pub fn request(size: usize) -> Request {
-    Request {
+pub fn request(size: usize) -> BufferRequest {
+    BufferRequest {
         data_size: size as u64,
         offsets_size: 0,
         extra_buffers_size: 0,

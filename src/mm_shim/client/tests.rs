@@ -3,7 +3,7 @@
 use super::super::create_memfd;
 use super::super::maps::tests::{Mapped, lines_read};
 use super::*;
-use crate::alloc::{Alloc, Request};
+use crate::alloc::{Alloc, BufferRequest};
 use crate::memory::{Memory, MemoryConfig};
 use std::io::{Read, Write};
 use std::os::fd::FromRawFd;
@@ -39,7 +39,7 @@ impl ReadAsText {
     }
 
     fn allocate(&self, pages: usize) -> Result<u64, Errno> {
-        let request = Request {
+        let request = BufferRequest {
             data_size: (pages * PAGE_SIZE) as u64,
             offsets_size: 0,
             extra_buffers_size: 0,
