@@ -79,7 +79,8 @@ pub fn open(
         closing.ended();
         on_end();
     });
-    workers::start(session, door, workers::Limits::of_this_machine(), ended).map_err(Error::Threads)
+    workers::start(session, door, workers::WorkerLimits::of_this_machine(), ended)
+        .map_err(Error::Threads)
 }
 
 fn device_number(name: &str) -> Option<u64> {

@@ -118,7 +118,7 @@ pub fn open(
         closing.ended();
         on_end();
     });
-    workers::start(session, door, workers::Limits::of_this_machine(), ended)
+    workers::start(session, door, workers::WorkerLimits::of_this_machine(), ended)
         .map_err(|error| unmount(Error::Threads(error)))
 }
 
