@@ -91,7 +91,7 @@ impl Put for FewBytes {
 
 /// An ioctl that a client waits in. The engine consumes it once: at once, or when another
 /// client's work, a signal or a release completes it.
-pub trait Reply: Send {
+pub trait Completion: Send {
     /// Whether a signal for the calling thread has already been reported.
     fn interrupted(&self) -> bool;
 
@@ -125,7 +125,7 @@ pub struct Call {
     pub arg: FewBytes,
     /// The caller's memory.
     pub memory: Arc<dyn ClientMemory>,
-    pub reply: Box<dyn Reply>,
+    pub reply: Box<dyn Completion>,
 }
 
 /// Those who poll an open file. Told when there may be something to read for one of them, over
@@ -266,7 +266,7 @@ pub trait Timers: Send + Sync {
 pub(crate) struct Finish {
     /// Whose it is.
     pub process: Arc<Process>,
-    pub reply: Box<dyn Reply>,
+    pub reply: Box<dyn Completion>,
     pub result: Result<i32, Errno>,
     pub out: FewBytes,
 }
@@ -586,7 +586,7 @@ impl Process {
     }
 
     /// A signal has arrived for the thread `tid`: ends its blocked ioctl, if it has one.
-    /// To be called after [`Reply::interrupted`] has begun to say true.
+    /// To be called after [`Completion::interrupted`] has begun to say true.
     pub fn interrupt(self: &Arc<Self>, tid: i32) -> Due<'_> {
         let caller = self.context.locked(|graph| {
             graph.interrupt_thread(self.id, tid);

@@ -42,7 +42,7 @@ use self::session::Responder;
 use self::wire::{Header, Ioctl, Request};
 use crate::alloc::Alloc;
 use crate::binder::copies::{Place, Subject, Turn};
-use crate::binder::{self, Binder, Call, Context, FewBytes, Limits, Process, Reply};
+use crate::binder::{self, Binder, Call, Completion, Context, FewBytes, Limits, Process};
 use crate::client_log::{Kind, client_log};
 use crate::client_mem::ClientMemory;
 use crate::lock_order::rank;
