@@ -31,7 +31,7 @@ use crate::client_log::{Kind, client_log};
 use crate::client_mem::ClientMemory;
 use crate::lock_order::rank;
 use crate::memory::{LruKey, LruOne, LruStatus, Memory, PageInstall, Reclaim};
-use crate::mm_shim::{MmStruct, MmUsers, MmapLock, NoVma, Page};
+use crate::mm_shim::{MmStruct, MmWithUser, MmapLock, NoVma, Page};
 use crate::page::{MAX_BUFFER_SIZE, PAGE_SIZE};
 use crate::probe::Probes;
 use crate::quota::User;
@@ -211,7 +211,7 @@ impl Alloc {
     /// `binder_install_single_page`.
     fn install_single_page(
         &self,
-        buffer_users: &MmUsers<'_>,
+        buffer_users: &MmWithUser<'_>,
         mapping: &Mapping,
         index: usize,
     ) -> Result<(), Errno> {
@@ -226,7 +226,7 @@ impl Alloc {
     /// reading, so installers meet at one page only.
     fn install_shared(
         &self,
-        users: &MmUsers<'_>,
+        users: &MmWithUser<'_>,
         mapping: &Mapping,
         index: usize,
     ) -> Result<(), Errno> {
@@ -259,7 +259,7 @@ impl Alloc {
     /// the others.
     fn install_exclusive(
         &self,
-        users: &MmUsers<'_>,
+        users: &MmWithUser<'_>,
         mapping: &Mapping,
         index: usize,
     ) -> Result<(), Errno> {
@@ -286,7 +286,7 @@ impl Alloc {
     /// `binder_page_insert`: puts the page where the client sees it; gives it back on failure.
     fn page_insert(
         &self,
-        users: &MmUsers<'_>,
+        users: &MmWithUser<'_>,
         mapping: &Mapping,
         index: usize,
         page: Page,
@@ -297,7 +297,7 @@ impl Alloc {
 
     fn insert_locked(
         &self,
-        users: &MmUsers<'_>,
+        users: &MmWithUser<'_>,
         mapping: &Mapping,
         index: usize,
         page: Page,

@@ -115,7 +115,7 @@ pub enum NoVma {
 /// out without us, before, between or after our steps. A page that is inserted into the buffer
 /// file of a client that has just unmapped it is seen by nobody and reclaimed like any other; the
 /// next use of the mm finds the mapping gone. So a look may serve for one use of the mm
-/// ([`MmUsers`], one buffer's pages), and never for a second one.
+/// ([`MmWithUser`], one buffer's pages), and never for a second one.
 #[derive(Debug)]
 pub struct Vma<'lock>(PhantomData<&'lock ()>);
 
@@ -129,13 +129,13 @@ pub enum MmapLock<'mm> {
 }
 
 /// A use of the mm, from `mmget_not_zero` to `mmput`.
-pub struct MmUsers<'mm> {
+pub struct MmWithUser<'mm> {
     mm: &'mm dyn Mm,
     /// The pages for which the last look of this user has found the mapping.
     seen: Cell<(usize, usize)>,
 }
 
-impl Drop for MmUsers<'_> {
+impl Drop for MmWithUser<'_> {
     fn drop(&mut self) {
         self.mm.mmput();
     }
@@ -184,10 +184,10 @@ impl MmStruct {
     }
 
     /// ESRCH: the client is gone.
-    pub fn mmget_not_zero(&self) -> Result<MmUsers<'_>, Errno> {
+    pub fn mmget_not_zero(&self) -> Result<MmWithUser<'_>, Errno> {
         self.probes.at(Verb::MmGet)?;
         match self.mm.mmget_not_zero() {
-            true => Ok(MmUsers { mm: &*self.mm, seen: Cell::default() }),
+            true => Ok(MmWithUser { mm: &*self.mm, seen: Cell::default() }),
             false => Err(Errno::ESRCH),
         }
     }
@@ -211,7 +211,7 @@ impl MmStruct {
     /// The client's mapping of page `index` at `address`, if it is still ours.
     pub fn vma_lookup<'lock>(
         &self,
-        users: &MmUsers<'_>,
+        users: &MmWithUser<'_>,
         _lock: &'lock MmapLock<'_>,
         address: u64,
         index: usize,
