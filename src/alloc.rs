@@ -270,7 +270,7 @@ impl Alloc {
         let page = self.mm.alloc_page()?;
         match self.insert_locked(users, mapping, index, page, &mmap) {
             Ok(()) => {}
-            // The client has read the page before we had installed it (see `ClientMm`).
+            // The client has read the page before we had installed it (see `RemoteMm`).
             Err((Errno::EBUSY, page)) if self.mm.get_user_pages_remote(&mmap, index) => {
                 self.mm.free_page(page)
             }

@@ -47,7 +47,7 @@ use crate::client_log::{Kind, client_log};
 use crate::client_mem::ClientMemory;
 use crate::lock_order::rank;
 use crate::memory::Memory;
-use crate::mm_shim::{BufferFile, ClientMm, KeptMaps, MappingKind};
+use crate::mm_shim::{BufferFile, KeptMaps, MappingKind, RemoteMm};
 use crate::probe::Probes;
 use crate::quota::{Charge, Quotas, UserLimits, What};
 use crate::shortage::{self, is_shortage};
@@ -128,7 +128,7 @@ pub struct Open {
     process: Arc<Process>,
     /// For the attach handshake; none where the file itself can be mapped.
     buffer: Option<OwnedFd>,
-    mm: Arc<ClientMm>,
+    mm: Arc<RemoteMm>,
     /// A socket that the client is to connect to (see [`attach`]).
     listener: Mutex<Option<UnixListener>, rank::Listener>,
     nonblock: bool,
@@ -176,7 +176,7 @@ impl Device {
         };
         let descriptors = client.user.hold(What::Descriptors, descriptors)?;
         let (pidfd, kept) = (client.pidfd.clone(), &self.hub.kept_maps);
-        let mm = ClientMm::new(client.pid, pidfd, buffer.memfd, mapping, kept)?;
+        let mm = RemoteMm::new(client.pid, pidfd, buffer.memfd, mapping, kept)?;
         let (memory, probes) = (&self.hub.memory, self.hub.probes.clone());
         let alloc = Alloc::of_user(mm.clone(), memory, client.user.clone(), probes);
         let process = self.context.open(client.pid, header.tid, client.clone(), alloc);

@@ -11,18 +11,18 @@
 //! | `zap_page_range_single` | takes a page out of the client, the daemon and the accounting |
 //!
 //! [`MmStruct`] is what these verbs have in common: locks, budget, fault injection. Behind it stands
-//! an [`Mm`]: a client process ([`ClientMm`]) or, for tests and fuzzing, plain memory ([`HeapMm`]).
+//! an [`Mm`]: a client process ([`RemoteMm`]) or, for tests and fuzzing, plain memory ([`HeapMm`]).
 
 mod buffer_file;
-mod client;
 mod heap;
 mod image;
 mod maps;
+mod remote;
 mod userfault;
 
 pub use buffer_file::{BufferFile, create_memfd};
-pub use client::{ClientMm, Features, KeptMaps, MappingKind};
 pub use heap::HeapMm;
+pub use remote::{Features, KeptMaps, MappingKind, RemoteMm};
 
 use crate::Errno;
 use crate::client_log::{Kind, client_log};
