@@ -37,7 +37,7 @@ use crate::probe::Probes;
 use crate::quota::User;
 use crate::sync::modelled::Mutex;
 use crate::sync::modelled::atomic::{AtomicBool, Ordering};
-use crate::{Errno, mm_shim::Mm};
+use crate::{Errno, mm_shim::AddressSpace};
 use buffers::Buffers;
 use pages::Mapping;
 use search::Searches;
@@ -67,13 +67,13 @@ pub struct Alloc {
 
 impl Alloc {
     /// `binder_alloc_init`: an allocator without a mapping, for one open of a device.
-    pub fn new(mm: Arc<dyn Mm>, memory: &Arc<Memory>) -> Arc<Alloc> {
+    pub fn new(mm: Arc<dyn AddressSpace>, memory: &Arc<Memory>) -> Arc<Alloc> {
         Alloc::of_user(mm, memory, User::unlimited(), Probes::default())
     }
 
     /// The same, whose pages are this user's, and which is probed.
     pub fn of_user(
-        mm: Arc<dyn Mm>,
+        mm: Arc<dyn AddressSpace>,
         memory: &Arc<Memory>,
         user: Arc<User>,
         probes: Probes,

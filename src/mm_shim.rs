@@ -11,7 +11,7 @@
 //! | `zap_page_range_single` | takes a page out of the client, the daemon and the accounting |
 //!
 //! [`MmStruct`] is what these verbs have in common: locks, budget, fault injection. Behind it stands
-//! an [`Mm`]: a client process ([`RemoteMm`]) or, for tests and fuzzing, plain memory ([`HeapMm`]).
+//! an [`AddressSpace`]: a client process ([`RemoteMm`]) or, for tests and fuzzing, plain memory ([`HeapMm`]).
 
 mod buffer_file;
 mod heap;
@@ -49,7 +49,7 @@ pub struct Page(());
 
 /// The buffer file of a client and its address space: what differs between real memory and memory
 /// for tests. Offsets are bytes from the start of the mapping, indices count its pages.
-pub trait Mm: Send + Sync {
+pub trait AddressSpace: Send + Sync {
     /// The client, for log lines.
     fn pid(&self) -> i32;
 
@@ -61,7 +61,7 @@ pub trait Mm: Send + Sync {
     /// than a search: where it has not changed, the client has most likely mapped nothing.
     fn total_vm(&self) -> Option<u64>;
 
-    /// Whether the client lives. If so, [`Mm::mmput`] must follow.
+    /// Whether the client lives. If so, [`AddressSpace::mmput`] must follow.
     fn mmget_not_zero(&self) -> bool;
 
     fn mmput(&self);
@@ -130,7 +130,7 @@ pub enum MmapLock<'mm> {
 
 /// A use of the mm, from `mmget_not_zero` to `mmput`.
 pub struct MmWithUser<'mm> {
-    mm: &'mm dyn Mm,
+    mm: &'mm dyn AddressSpace,
     /// The pages for which the last look of this user has found the mapping.
     seen: Cell<(usize, usize)>,
 }
@@ -143,7 +143,7 @@ impl Drop for MmWithUser<'_> {
 
 /// The address space of one client (`struct mm_struct`), as far as binder cares.
 pub struct MmStruct {
-    mm: Arc<dyn Mm>,
+    mm: Arc<dyn AddressSpace>,
     user: Arc<User>,
     memory: Arc<Memory>,
     probes: Probes,
@@ -154,7 +154,12 @@ pub struct MmStruct {
 
 impl MmStruct {
     /// `user` is whose pages these are.
-    pub fn new(mm: Arc<dyn Mm>, memory: &Arc<Memory>, user: Arc<User>, probes: Probes) -> Self {
+    pub fn new(
+        mm: Arc<dyn AddressSpace>,
+        memory: &Arc<Memory>,
+        user: Arc<User>,
+        probes: Probes,
+    ) -> Self {
         Self {
             mm,
             user,

@@ -5,7 +5,7 @@ mod support;
 use fakebinder::Errno;
 use fakebinder::alloc::Alloc;
 use fakebinder::memory::{Memory, MemoryConfig, PageInstall};
-use fakebinder::mm_shim::{Features, MappingKind, Mm, NoVma, RemoteMm, create_memfd};
+use fakebinder::mm_shim::{AddressSpace, Features, MappingKind, NoVma, RemoteMm, create_memfd};
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::ffi::CString;
 use std::fs::{self, OpenOptions};

@@ -16,7 +16,7 @@ use self::users::{Users, open_maps};
 use super::image::Image;
 use super::maps::{FileVma, Maps};
 use super::userfault::Userfault;
-use super::{Mm, NoVma};
+use super::{AddressSpace, NoVma};
 use crate::Errno;
 use crate::client_log::{Kind, client_log};
 use crate::client_mem::{ClientMemory, SharedSlice};
@@ -225,7 +225,7 @@ impl Drop for RemoteMm {
     }
 }
 
-impl Mm for RemoteMm {
+impl AddressSpace for RemoteMm {
     fn pid(&self) -> i32 {
         self.pid
     }
