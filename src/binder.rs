@@ -3,7 +3,7 @@
 //! A [`Context`] is a device name: one context manager and one graph of processes, threads, nodes,
 //! references and transactions, under one lock. A [`Process`] is an open file of it. The engine
 //! has no descriptor, no clock and no thread of its own: the device hands it ioctls ([`Call`]) and
-//! gives it what it needs of the world ([`Client`], [`ClientMemory`], [`Timers`]); tests and fuzz
+//! gives it what it needs of the world ([`Task`], [`ClientMemory`], [`Timers`]); tests and fuzz
 //! targets do the same with plain bytes.
 //!
 //! Who wants to know how the driver does something finds it here:
@@ -115,7 +115,7 @@ pub trait Completion: Send {
 pub struct Call {
     /// The calling thread (in the daemon's pid namespace).
     pub tid: i32,
-    /// The caller's uid as the device was told it; what counts is [`Client::identity`].
+    /// The caller's uid as the device was told it; what counts is [`Task::identity`].
     pub uid: u32,
     /// The open file has O_NONBLOCK.
     pub nonblock: bool,
@@ -139,9 +139,9 @@ pub trait File: Send + Sync {
     fn as_any(&self) -> &dyn std::any::Any;
 }
 
-/// The process behind an open file, as far as the engine has to reach it. Nothing here is called
-/// under a lock of the engine.
-pub trait Client: Send + Sync {
+/// The process behind an open file (`proc->tsk`, a `struct task_struct`), as far as the engine has
+/// to reach that process. Nothing here is called under a lock of the engine.
+pub trait Task: Send + Sync {
     /// The user who has opened the device, for whom records are counted; asked once.
     fn user(&self) -> Arc<User> {
         User::unlimited()
@@ -150,7 +150,7 @@ pub trait Client: Send + Sync {
     /// `fget` in the calling thread: EBADF when it has no such descriptor.
     fn take_file(&self, tid: i32, fd: i32) -> Result<Arc<dyn File>, Errno>;
 
-    /// Whether [`Client::install_files`] has a way into this client.
+    /// Whether [`Task::install_files`] has a way into this client.
     fn accepts_files(&self) -> bool;
 
     /// Puts files into the client, all or none, and returns their numbers there.
@@ -196,7 +196,7 @@ pub trait Client: Send + Sync {
     fn pid_as_seen(&self, pid: i32) -> i32;
 
     /// A pid that this client names, in the daemon's namespace; the inverse of
-    /// [`Client::pid_as_seen`]. -1 when it is nobody's.
+    /// [`Task::pid_as_seen`]. -1 when it is nobody's.
     fn pid_named(&self, pid: i32) -> i32 {
         pid
     }
@@ -244,7 +244,7 @@ pub enum Watching {
     /// It will, unless this is dropped before; when that happens at the same time, it may be told
     /// all the same.
     Told(Box<dyn Send>),
-    /// It will not; [`Client::thread_is_gone`] has to be asked.
+    /// It will not; [`Task::thread_is_gone`] has to be asked.
     Untold,
 }
 
@@ -332,7 +332,7 @@ pub struct Process {
     /// The opener's nice value.
     default_nice: i32,
     context: Arc<Context>,
-    client: Arc<dyn Client>,
+    task: Arc<dyn Task>,
     /// Whose records these are.
     user: Arc<User>,
     alloc: Arc<Alloc>,
@@ -498,19 +498,19 @@ impl Context {
         self: &Arc<Self>,
         pid: i32,
         tid: i32,
-        client: Arc<dyn Client>,
+        task: Arc<dyn Task>,
         alloc: Arc<Alloc>,
     ) -> Arc<Process> {
         let id = ProcessId(self.graph.lock().next_id());
-        let default_nice = client.nice(tid);
-        let user = client.user();
-        let copies = client.copies();
+        let default_nice = task.nice(tid);
+        let user = task.user();
+        let copies = task.copies();
         let process = Arc::new(Process {
             id,
             pid,
             default_nice,
             context: self.clone(),
-            client,
+            task,
             user,
             alloc,
             copies,
@@ -582,7 +582,7 @@ impl Process {
     }
 
     fn pid_from_client(&self, pid: i32) -> i32 {
-        self.client.pid_named(pid)
+        self.task.pid_named(pid)
     }
 
     /// A signal has arrived for the thread `tid`: ends its blocked ioctl, if it has one.

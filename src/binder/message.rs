@@ -290,7 +290,7 @@ impl<'a> Message<'a> {
             );
             return Err(Errno::EPERM);
         }
-        if !self.target.process.client.accepts_files() {
+        if !self.target.process.task.accepts_files() {
             return Err(Errno::EOPNOTSUPP);
         }
         let limits = &self.sender.process.context.shared.limits;
@@ -306,7 +306,7 @@ impl<'a> Message<'a> {
         }
         let taken = i32::try_from(fd)
             .map_err(|_| Errno::EBADF)
-            .and_then(|fd| self.sender.process.client.take_file(self.sender.tid, fd));
+            .and_then(|fd| self.sender.process.task.take_file(self.sender.tid, fd));
         taken.inspect_err(|errno| {
             user_error!(Kind::BadFile, "got transaction with invalid fd, {fd}: {errno}");
         })

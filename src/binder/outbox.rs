@@ -114,7 +114,7 @@ impl Shared {
                 }
                 Effect::Poll(notice) => notice.give(),
                 Effect::FreeBuffer(process, buffer) => process.alloc.free_buf(&buffer),
-                Effect::CloseFiles(process, files) => process.client.close_files(&files),
+                Effect::CloseFiles(process, files) => process.task.close_files(&files),
                 Effect::DropFiles(files) => drop(files),
                 Effect::DropProcess(process) => drop(process),
                 Effect::DropRecord(record) => drop(record),

@@ -358,7 +358,7 @@ impl Graph {
         let sender = self.sender_process(transaction);
         let sender = sender.map(|process| SenderPid {
             pid: process.pid,
-            client: (!transaction.sender_is_opener).then(|| process.client.clone()),
+            client: (!transaction.sender_is_opener).then(|| process.task.clone()),
         });
         let data = TransactionData {
             target: node.map_or(0, |node| node.ptr),

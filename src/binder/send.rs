@@ -384,7 +384,7 @@ impl Sender<'_> {
         extra_buffers_size: u64,
     ) -> Result<Filled, Failure> {
         let security_ctx = match target.wants_security_ctx {
-            true => Some(self.process.client.security_context()?),
+            true => Some(self.process.task.security_context()?),
             false => None,
         };
         let context_size = security_ctx.as_ref().map_or(0, |context| align8(context.len() as u64));
