@@ -13,7 +13,7 @@
 //! | `ioctl` | the ioctls |
 //! | `write`, `read` | the two halves of BINDER_WRITE_READ |
 //! | `section` | a stay under the lock, from one command to the next |
-//! | `send`, `message` | `binder_transaction`: finding the target; filling the buffer |
+//! | `send`, `target`, `message` | `binder_transaction`: the way of a message; where it goes; how its buffer is filled |
 //! | `delivery` | how what is read gets to its client; a drawing of a call's way |
 //! | `outbox` | what was decided under the lock and is still to be done |
 //! | `copies` | the cap on copies to and from a client's memory that do not come back |
@@ -54,6 +54,7 @@ mod section;
 mod send;
 mod stats;
 mod table;
+mod target;
 mod thread;
 mod traffic;
 mod transaction;

@@ -8,7 +8,8 @@
 //! buffers, security context.
 
 use super::File;
-use super::send::{Sender, Target};
+use super::send::Sender;
+use super::target::Target;
 use super::transaction::{Fixup, HeldRef};
 use crate::Errno;
 use crate::alloc::Buffer;
