@@ -11,7 +11,6 @@ use super::message::Message;
 use super::outbox::Effect;
 use super::process::BufferRecord;
 use super::section::Section;
-
 use super::target::{NoTarget, Target};
 use super::thread::ExtendedError;
 use super::traffic::Entry;
