@@ -24,20 +24,20 @@ pub mod invariants;
 mod pages;
 mod search;
 
-pub use buffers::{Buffer, Request};
+pub use buffers::{Buffer, BufferRequest};
 pub use pages::{PageCounts, PageState};
 
 use crate::client_log::{Kind, client_log};
 use crate::client_mem::ClientMemory;
 use crate::lock_order::rank;
 use crate::memory::{LruKey, LruOne, LruStatus, Memory, PageInstall, Reclaim};
-use crate::mm_shim::{MmStruct, MmUsers, MmapLock, NoVma, Page};
+use crate::mm_shim::{MmStruct, MmWithUser, MmapLock, NoVma, Page};
 use crate::page::{MAX_BUFFER_SIZE, PAGE_SIZE};
 use crate::probe::Probes;
 use crate::quota::User;
 use crate::sync::modelled::Mutex;
 use crate::sync::modelled::atomic::{AtomicBool, Ordering};
-use crate::{Errno, mm_shim::Mm};
+use crate::{Errno, mm_shim::AddressSpace};
 use buffers::Buffers;
 use pages::Mapping;
 use search::Searches;
@@ -67,13 +67,13 @@ pub struct Alloc {
 
 impl Alloc {
     /// `binder_alloc_init`: an allocator without a mapping, for one open of a device.
-    pub fn new(mm: Arc<dyn Mm>, memory: &Arc<Memory>) -> Arc<Alloc> {
+    pub fn new(mm: Arc<dyn AddressSpace>, memory: &Arc<Memory>) -> Arc<Alloc> {
         Alloc::of_user(mm, memory, User::unlimited(), Probes::default())
     }
 
     /// The same, whose pages are this user's, and which is probed.
     pub fn of_user(
-        mm: Arc<dyn Mm>,
+        mm: Arc<dyn AddressSpace>,
         memory: &Arc<Memory>,
         user: Arc<User>,
         probes: Probes,
@@ -140,7 +140,7 @@ impl Alloc {
     /// ESRCH: the client has no mapping, or is gone. EINVAL: the sizes overflow. ENOSPC: no room,
     /// or not in the half that one-way calls may use. ENOMEM: no page to be had. Whatever else
     /// [`MmStruct::vm_insert_page`] fails with is passed on.
-    pub fn alloc_new_buf(&self, request: &Request) -> Result<Buffer, Errno> {
+    pub fn alloc_new_buf(&self, request: &BufferRequest) -> Result<Buffer, Errno> {
         let mapping = self.mapping()?;
         let size = buffers::sanitized_size(request)?;
 
@@ -206,7 +206,7 @@ impl Alloc {
     /// `binder_install_single_page`.
     fn install_single_page(
         &self,
-        buffer_users: &MmUsers<'_>,
+        buffer_users: &MmWithUser<'_>,
         mapping: &Mapping,
         index: usize,
     ) -> Result<(), Errno> {
@@ -221,7 +221,7 @@ impl Alloc {
     /// reading, so installers meet at one page only.
     fn install_shared(
         &self,
-        users: &MmUsers<'_>,
+        users: &MmWithUser<'_>,
         mapping: &Mapping,
         index: usize,
     ) -> Result<(), Errno> {
@@ -254,7 +254,7 @@ impl Alloc {
     /// the others.
     fn install_exclusive(
         &self,
-        users: &MmUsers<'_>,
+        users: &MmWithUser<'_>,
         mapping: &Mapping,
         index: usize,
     ) -> Result<(), Errno> {
@@ -265,7 +265,7 @@ impl Alloc {
         let page = self.mm.alloc_page()?;
         match self.insert_locked(users, mapping, index, page, &mmap) {
             Ok(()) => {}
-            // The client has read the page before we had installed it (see `ClientMm`).
+            // The client has read the page before we had installed it (see `RemoteMm`).
             Err((Errno::EBUSY, page)) if self.mm.get_user_pages_remote(&mmap, index) => {
                 self.mm.free_page(page)
             }
@@ -281,7 +281,7 @@ impl Alloc {
     /// `binder_page_insert`: puts the page where the client sees it; gives it back on failure.
     fn page_insert(
         &self,
-        users: &MmUsers<'_>,
+        users: &MmWithUser<'_>,
         mapping: &Mapping,
         index: usize,
         page: Page,
@@ -292,7 +292,7 @@ impl Alloc {
 
     fn insert_locked(
         &self,
-        users: &MmUsers<'_>,
+        users: &MmWithUser<'_>,
         mapping: &Mapping,
         index: usize,
         page: Page,

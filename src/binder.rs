@@ -3,7 +3,7 @@
 //! A [`Context`] is a device name: one context manager and one graph of processes, threads, nodes,
 //! references and transactions, under one lock. A [`Process`] is an open file of it. The engine
 //! has no descriptor, no clock and no thread of its own: the device hands it ioctls ([`Call`]) and
-//! gives it what it needs of the world ([`Client`], [`ClientMemory`], [`Timers`]); tests and fuzz
+//! gives it what it needs of the world ([`Task`], [`ClientMemory`], [`Timers`]); tests and fuzz
 //! targets do the same with plain bytes.
 //!
 //! Who wants to know how the driver does something finds it here:
@@ -13,7 +13,7 @@
 //! | `ioctl` | the ioctls |
 //! | `write`, `read` | the two halves of BINDER_WRITE_READ |
 //! | `section` | a stay under the lock, from one command to the next |
-//! | `send`, `message` | `binder_transaction`: finding the target; filling the buffer |
+//! | `send`, `target`, `message` | `binder_transaction`: the way of a message; where it goes; how its buffer is filled |
 //! | `delivery` | how what is read gets to its client; a drawing of a call's way |
 //! | `outbox` | what was decided under the lock and is still to be done |
 //! | `copies` | the cap on copies to and from a client's memory that do not come back |
@@ -21,6 +21,7 @@
 //! | `transaction` | a transaction's life, replies that fail, buffers that are freed |
 //! | `exit` | threads that are gone without a word |
 //! | `thread`, `process`, `node`, `reference`, `death`, `freeze` | what they say |
+//! | `ports` | what a device hands in: the calls, and how the engine reaches the world |
 //! | `poll` | who polls, and who is told |
 //! | `graph` | all of them, and their work lists |
 //! | `table`, `pieces` | their tables; what goes through them, a piece in each section |
@@ -45,6 +46,7 @@ mod oneway;
 pub mod outbox;
 mod pieces;
 mod poll;
+mod ports;
 mod process;
 mod read;
 mod reference;
@@ -52,6 +54,7 @@ mod section;
 mod send;
 mod stats;
 mod table;
+mod target;
 mod thread;
 mod traffic;
 mod transaction;
@@ -59,24 +62,24 @@ mod write;
 
 pub use copies::{AtOnce, Carriers, Copies};
 pub use limits::Limits;
+pub use ports::{Birth, Call, Completion, File, Identity, Poller, Task, Timers, Watching};
 pub use stats::Stats;
 
 use crate::lock_order::rank;
 use crate::protocol::record::Put;
 use crate::quota::User;
 use crate::sync::Mutex;
-use crate::{Errno, alloc::Alloc, client_mem::ClientMemory};
+use crate::{Errno, alloc::Alloc};
 use copies::Subject;
 use graph::{Graph, ProcessId};
 use outbox::{Item, Outbox};
 use pieces::AT_ONCE;
-use process::ProcessRecord;
+use process::ProcessInner;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 use traffic::{Created, Traffic, TransactionLog};
 
 /// Bytes that are mostly few, and then lie where the value itself lies: the argument of an ioctl,
@@ -89,184 +92,11 @@ impl Put for FewBytes {
     }
 }
 
-/// An ioctl that a client waits in. The engine consumes it once: at once, or when another
-/// client's work, a signal or a release completes it.
-pub trait Reply: Send {
-    /// Whether a signal for the calling thread has already been reported.
-    fn interrupted(&self) -> bool;
-
-    /// Ends the ioctl. `out` is the ioctl's argument as it is to be copied out (the device drops
-    /// it for ioctls that copy nothing out); it is copied out on errors too.
-    fn send(self: Box<Self>, result: Result<i32, Errno>, out: &[u8]);
-
-    /// Whether ending it touches the caller's memory.
-    fn copies_out(&self) -> bool {
-        false
-    }
-
-    /// Ends the ioctl as ERESTARTSYS does: after the signal's handler it is called again or fails
-    /// with EINTR, as SA_RESTART says.
-    fn restart(self: Box<Self>, out: &[u8]) {
-        self.send(Err(Errno::EINTR), out);
-    }
-}
-
-/// One ioctl, as the device hands it to the engine.
-pub struct Call {
-    /// The calling thread (in the daemon's pid namespace).
-    pub tid: i32,
-    /// The caller's uid as the device was told it; what counts is [`Client::identity`].
-    pub uid: u32,
-    /// The open file has O_NONBLOCK.
-    pub nonblock: bool,
-    pub cmd: u32,
-    /// The argument as copied in: `ioc_size(cmd)` bytes when the ioctl copies in, else zeros of
-    /// that length.
-    pub arg: FewBytes,
-    /// The caller's memory.
-    pub memory: Arc<dyn ClientMemory>,
-    pub reply: Box<dyn Reply>,
-}
-
-/// Those who poll an open file. Told when there may be something to read for one of them, over
-/// and over again: one notice too many does no harm, each of them asks before it believes it.
-pub trait Poller: Send + Sync {
-    fn wake(&self);
-}
-
-/// A descriptor on its way from one client to another. Closed when dropped.
-pub trait File: Send + Sync {
-    fn as_any(&self) -> &dyn std::any::Any;
-}
-
-/// The process behind an open file, as far as the engine has to reach it. Nothing here is called
-/// under a lock of the engine.
-pub trait Client: Send + Sync {
-    /// The user who has opened the device, for whom records are counted; asked once.
-    fn user(&self) -> Arc<User> {
-        User::unlimited()
-    }
-
-    /// `fget` in the calling thread: EBADF when it has no such descriptor.
-    fn take_file(&self, tid: i32, fd: i32) -> Result<Arc<dyn File>, Errno>;
-
-    /// Whether [`Client::install_files`] has a way into this client.
-    fn accepts_files(&self) -> bool;
-
-    /// Puts files into the client, all or none, and returns their numbers there.
-    fn install_files(&self, tid: i32, files: Vec<Arc<dyn File>>) -> Result<Vec<i32>, Errno>;
-
-    /// Closes descriptors in the client (a freed buffer's descriptor arrays).
-    fn close_files(&self, fds: &[i32]);
-
-    /// The cap on copies to and from this client's memory, for this open file.
-    fn copies(&self) -> Arc<Copies> {
-        Copies::unlimited()
-    }
-
-    /// The nice value of a thread of this client.
-    fn nice(&self, tid: i32) -> i32;
-
-    /// Sets it, as far as the client itself might (RLIMIT_NICE).
-    fn set_nice(&self, tid: i32, nice: i32);
-
-    /// The security context that this client had when it opened the device, with its trailing
-    /// NUL. EOPNOTSUPP where there is no security module.
-    fn security_context(&self) -> Result<Vec<u8>, Errno>;
-
-    /// Who a thread is that is in an ioctl, and calls as `uid`.
-    fn identity(&self, _tid: i32, uid: u32) -> Identity {
-        Identity { euid: uid, is_opener: false }
-    }
-
-    /// A uid of the daemon's user namespace as the thread `tid`, which waits in a read, names it;
-    /// (uid_t)-1 where it has no name.
-    fn uid_as_seen(&self, _tid: i32, uid: u32) -> u32 {
-        uid
-    }
-
-    /// Whether its pid is still its own: once it has ended and was waited for, another process
-    /// may get that number, while a child goes on with the open file.
-    fn has_pid(&self) -> bool {
-        true
-    }
-
-    /// `pid` (of another client, in the daemon's namespace) as this client sees it; 0 when it
-    /// does not.
-    fn pid_as_seen(&self, pid: i32) -> i32;
-
-    /// A pid that this client names, in the daemon's namespace; the inverse of
-    /// [`Client::pid_as_seen`]. -1 when it is nobody's.
-    fn pid_named(&self, pid: i32) -> i32 {
-        pid
-    }
-
-    /// What tells a thread from others of the same number, while it is in an ioctl; none when the
-    /// device does not know.
-    fn thread_birth(&self, _tid: i32) -> Option<Birth> {
-        None
-    }
-
-    /// Whether that thread has ended.
-    fn thread_is_gone(&self, _tid: i32, _birth: Option<Birth>) -> bool {
-        false
-    }
-
-    /// Calls `ended`, once and on any thread, when that thread has ended.
-    fn watch_thread(
-        &self,
-        _tid: i32,
-        _birth: Option<Birth>,
-        _ended: Box<dyn FnOnce() + Send>,
-    ) -> Watching {
-        Watching::Untold
-    }
-}
-
-/// Who a calling thread is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Identity {
-    /// Its effective uid, in the daemon's user namespace.
-    pub euid: u32,
-    /// It is a thread of the process that has opened the device, which has its pid, then, as long
-    /// as the thread waits. False too where that is not certain.
-    pub is_opener: bool,
-}
-
-/// What tells a thread from another one that had, or will have, its number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Birth(pub u64);
-
-/// Whether the end of a thread will be told.
-pub enum Watching {
-    /// It has ended already.
-    Gone,
-    /// It will, unless this is dropped before; when that happens at the same time, it may be told
-    /// all the same.
-    Told(Box<dyn Send>),
-    /// It will not; [`Client::thread_is_gone`] has to be asked.
-    Untold,
-}
-
-/// A timer that the engine asks the device for (freezing waits for outstanding transactions).
-pub trait Timers: Send + Sync {
-    /// Calls `fire` after `delay`, on any thread, at most once. `ticket` names it, once.
-    fn after(&self, ticket: u64, delay: Duration, fire: Box<dyn FnOnce() + Send>);
-
-    /// Forgets a timer that has not fired.
-    fn cancel(&self, ticket: u64);
-
-    /// The time since some moment in the past, for the logs: how long a transaction is on its way.
-    fn now(&self) -> Duration {
-        Duration::ZERO
-    }
-}
-
 /// An ioctl that is to be ended.
 pub(crate) struct Finish {
     /// Whose it is.
     pub process: Arc<Process>,
-    pub reply: Box<dyn Reply>,
+    pub reply: Box<dyn Completion>,
     pub result: Result<i32, Errno>,
     pub out: FewBytes,
 }
@@ -332,7 +162,7 @@ pub struct Process {
     /// The opener's nice value.
     default_nice: i32,
     context: Arc<Context>,
-    client: Arc<dyn Client>,
+    task: Arc<dyn Task>,
     /// Whose records these are.
     user: Arc<User>,
     alloc: Arc<Alloc>,
@@ -498,19 +328,19 @@ impl Context {
         self: &Arc<Self>,
         pid: i32,
         tid: i32,
-        client: Arc<dyn Client>,
+        task: Arc<dyn Task>,
         alloc: Arc<Alloc>,
     ) -> Arc<Process> {
         let id = ProcessId(self.graph.lock().next_id());
-        let default_nice = client.nice(tid);
-        let user = client.user();
-        let copies = client.copies();
+        let default_nice = task.nice(tid);
+        let user = task.user();
+        let copies = task.copies();
         let process = Arc::new(Process {
             id,
             pid,
             default_nice,
             context: self.clone(),
-            client,
+            task,
             user,
             alloc,
             copies,
@@ -518,7 +348,7 @@ impl Context {
         });
         let mut graph = self.graph.lock();
         graph.created.processes += 1;
-        graph.processes.insert(id, ProcessRecord::new(process.clone()));
+        graph.processes.insert(id, ProcessInner::new(process.clone()));
         graph.by_pid.insert((pid, id));
         drop(graph);
         process
@@ -582,11 +412,11 @@ impl Process {
     }
 
     fn pid_from_client(&self, pid: i32) -> i32 {
-        self.client.pid_named(pid)
+        self.task.pid_named(pid)
     }
 
     /// A signal has arrived for the thread `tid`: ends its blocked ioctl, if it has one.
-    /// To be called after [`Reply::interrupted`] has begun to say true.
+    /// To be called after [`Completion::interrupted`] has begun to say true.
     pub fn interrupt(self: &Arc<Self>, tid: i32) -> Due<'_> {
         let caller = self.context.locked(|graph| {
             graph.interrupt_thread(self.id, tid);

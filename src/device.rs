@@ -42,14 +42,14 @@ use self::session::Responder;
 use self::wire::{Header, Ioctl, Request};
 use crate::alloc::Alloc;
 use crate::binder::copies::{Place, Subject, Turn};
-use crate::binder::{self, Binder, Call, Context, FewBytes, Limits, Process, Reply};
+use crate::binder::{self, Binder, Call, Completion, Context, FewBytes, Limits, Process};
 use crate::client_log::{Kind, client_log};
 use crate::client_mem::ClientMemory;
 use crate::lock_order::rank;
 use crate::memory::Memory;
-use crate::mm_shim::{BufferFile, ClientMm, KeptMaps, MappingKind};
+use crate::mm_shim::{BufferFile, KeptMaps, MappingKind, RemoteMm};
 use crate::probe::Probes;
-use crate::quota::{Held, Quotas, UserLimits, What};
+use crate::quota::{Charge, Quotas, UserLimits, What};
 use crate::shortage::{self, is_shortage};
 use crate::sync::{Mutex, RwLock};
 use crate::{Errno, uapi};
@@ -128,14 +128,14 @@ pub struct Open {
     process: Arc<Process>,
     /// For the attach handshake; none where the file itself can be mapped.
     buffer: Option<OwnedFd>,
-    mm: Arc<ClientMm>,
+    mm: Arc<RemoteMm>,
     /// A socket that the client is to connect to (see [`attach`]).
     listener: Mutex<Option<UnixListener>, rank::Listener>,
     nonblock: bool,
     /// The client's memory cannot be reached from here: the kernel must gather it.
     gathered: AtomicBool,
     /// What it takes of its user's quota.
-    _held: (Held, Held),
+    _held: (Charge, Charge),
 }
 
 impl Device {
@@ -176,7 +176,7 @@ impl Device {
         };
         let descriptors = client.user.hold(What::Descriptors, descriptors)?;
         let (pidfd, kept) = (client.pidfd.clone(), &self.hub.kept_maps);
-        let mm = ClientMm::new(client.pid, pidfd, buffer.memfd, mapping, kept)?;
+        let mm = RemoteMm::new(client.pid, pidfd, buffer.memfd, mapping, kept)?;
         let (memory, probes) = (&self.hub.memory, self.hub.probes.clone());
         let alloc = Alloc::of_user(mm.clone(), memory, client.user.clone(), probes);
         let process = self.context.open(client.pid, header.tid, client.clone(), alloc);

@@ -187,12 +187,12 @@ fn with_held<R: Default>(f: impl FnOnce(&mut Vec<Rank>) -> R) -> R {
 /// A lock that this thread holds, as far as the check is concerned.
 #[must_use = "the lock counts as held as long as this lives"]
 #[derive(Debug)]
-pub(crate) struct Held {
+pub(crate) struct HeldLock {
     #[cfg(all(debug_assertions, not(loom)))]
     rank: Rank,
 }
 
-impl Held {
+impl HeldLock {
     /// The lock is not held until what comes back is dropped.
     pub(crate) fn give_back(&self) -> GivenBack {
         #[cfg(all(debug_assertions, not(loom)))]
@@ -234,7 +234,7 @@ fn release(rank: Rank) {
 /// In debug builds, when the order forbids it.
 #[track_caller]
 #[inline]
-pub(crate) fn waiting_for(rank: Rank) -> Held {
+pub(crate) fn waiting_for(rank: Rank) -> HeldLock {
     #[cfg(all(debug_assertions, not(loom)))]
     {
         let held = with_held(|held| {
@@ -251,16 +251,16 @@ pub(crate) fn waiting_for(rank: Rank) -> Held {
 
 /// This thread has got a lock without waiting for it.
 #[inline]
-pub(crate) fn holding(rank: Rank) -> Held {
+pub(crate) fn holding(rank: Rank) -> HeldLock {
     #[cfg(all(debug_assertions, not(loom)))]
     {
         with_held(|held| held.push(rank));
-        Held { rank }
+        HeldLock { rank }
     }
     #[cfg(not(all(debug_assertions, not(loom))))]
     {
         let _ = rank;
-        Held {}
+        HeldLock {}
     }
 }
 
@@ -270,7 +270,7 @@ pub(crate) fn holding(rank: Rank) -> Held {
 /// In debug builds, when it holds another.
 #[track_caller]
 #[inline]
-pub(crate) fn assert_only(lock: &Held) {
+pub(crate) fn assert_only(lock: &HeldLock) {
     #[cfg(all(debug_assertions, not(loom)))]
     {
         let held = with_held(|held| held.clone());
@@ -312,7 +312,7 @@ pub(crate) fn as_another_thread<R>(f: impl FnOnce() -> R) -> R {
 }
 
 #[cfg(all(debug_assertions, not(loom)))]
-impl Drop for Held {
+impl Drop for HeldLock {
     fn drop(&mut self) {
         release(self.rank);
     }

@@ -13,7 +13,7 @@ use clap::Parser;
 use daemon::background::{daemonize, ready};
 use daemon::flags::{Doors, Options};
 use daemon::logging::{log_filters, log_to_standard_error};
-use fakebinder::device::claim::{Claim, Thing};
+use fakebinder::device::claim::{Artifact, Claim};
 use fakebinder::device::options::MountOptions;
 use fakebinder::device::places::{Links, Places};
 use fakebinder::device::tree::Permissions;
@@ -256,7 +256,7 @@ fn open_doors(
         let result = (|| -> Result<Claim, Box<dyn Error>> {
             let mut claim = Claim::take(&mount)?;
             claim.directory(&mount)?;
-            claim.note(Thing::Mount { path: mount.clone() })?;
+            claim.note(Artifact::Mount { path: mount.clone() })?;
             let mount_options = MountOptions {
                 max_devices: options.max_devices,
                 stats: options.stats,

@@ -11,18 +11,18 @@
 //! | `zap_page_range_single` | takes a page out of the client, the daemon and the accounting |
 //!
 //! [`MmStruct`] is what these verbs have in common: locks, budget, fault injection. Behind it stands
-//! an [`Mm`]: a client process ([`ClientMm`]) or, for tests and fuzzing, plain memory ([`HeapMm`]).
+//! an [`AddressSpace`]: a client process ([`RemoteMm`]) or, for tests and fuzzing, plain memory ([`HeapMm`]).
 
 mod buffer_file;
-mod client;
 mod heap;
 mod image;
 mod maps;
+mod remote;
 mod userfault;
 
 pub use buffer_file::{BufferFile, create_memfd};
-pub use client::{ClientMm, Features, KeptMaps, MappingKind};
 pub use heap::HeapMm;
+pub use remote::{Features, KeptMaps, MappingKind, RemoteMm};
 
 use crate::Errno;
 use crate::client_log::{Kind, client_log};
@@ -49,7 +49,7 @@ pub struct Page(());
 
 /// The buffer file of a client and its address space: what differs between real memory and memory
 /// for tests. Offsets are bytes from the start of the mapping, indices count its pages.
-pub trait Mm: Send + Sync {
+pub trait AddressSpace: Send + Sync {
     /// The client, for log lines.
     fn pid(&self) -> i32;
 
@@ -61,7 +61,7 @@ pub trait Mm: Send + Sync {
     /// than a search: where it has not changed, the client has most likely mapped nothing.
     fn total_vm(&self) -> Option<u64>;
 
-    /// Whether the client lives. If so, [`Mm::mmput`] must follow.
+    /// Whether the client lives. If so, [`AddressSpace::mmput`] must follow.
     fn mmget_not_zero(&self) -> bool;
 
     fn mmput(&self);
@@ -115,7 +115,7 @@ pub enum NoVma {
 /// out without us, before, between or after our steps. A page that is inserted into the buffer
 /// file of a client that has just unmapped it is seen by nobody and reclaimed like any other; the
 /// next use of the mm finds the mapping gone. So a look may serve for one use of the mm
-/// ([`MmUsers`], one buffer's pages), and never for a second one.
+/// ([`MmWithUser`], one buffer's pages), and never for a second one.
 #[derive(Debug)]
 pub struct Vma<'lock>(PhantomData<&'lock ()>);
 
@@ -129,13 +129,13 @@ pub enum MmapLock<'mm> {
 }
 
 /// A use of the mm, from `mmget_not_zero` to `mmput`.
-pub struct MmUsers<'mm> {
-    mm: &'mm dyn Mm,
+pub struct MmWithUser<'mm> {
+    mm: &'mm dyn AddressSpace,
     /// The pages for which the last look of this user has found the mapping.
     seen: Cell<(usize, usize)>,
 }
 
-impl Drop for MmUsers<'_> {
+impl Drop for MmWithUser<'_> {
     fn drop(&mut self) {
         self.mm.mmput();
     }
@@ -143,7 +143,7 @@ impl Drop for MmUsers<'_> {
 
 /// The address space of one client (`struct mm_struct`), as far as binder cares.
 pub struct MmStruct {
-    mm: Arc<dyn Mm>,
+    mm: Arc<dyn AddressSpace>,
     user: Arc<User>,
     memory: Arc<Memory>,
     probes: Probes,
@@ -154,7 +154,12 @@ pub struct MmStruct {
 
 impl MmStruct {
     /// `user` is whose pages these are.
-    pub fn new(mm: Arc<dyn Mm>, memory: &Arc<Memory>, user: Arc<User>, probes: Probes) -> Self {
+    pub fn new(
+        mm: Arc<dyn AddressSpace>,
+        memory: &Arc<Memory>,
+        user: Arc<User>,
+        probes: Probes,
+    ) -> Self {
         Self {
             mm,
             user,
@@ -184,10 +189,10 @@ impl MmStruct {
     }
 
     /// ESRCH: the client is gone.
-    pub fn mmget_not_zero(&self) -> Result<MmUsers<'_>, Errno> {
+    pub fn mmget_not_zero(&self) -> Result<MmWithUser<'_>, Errno> {
         self.probes.at(Verb::MmGet)?;
         match self.mm.mmget_not_zero() {
-            true => Ok(MmUsers { mm: &*self.mm, seen: Cell::default() }),
+            true => Ok(MmWithUser { mm: &*self.mm, seen: Cell::default() }),
             false => Err(Errno::ESRCH),
         }
     }
@@ -211,7 +216,7 @@ impl MmStruct {
     /// The client's mapping of page `index` at `address`, if it is still ours.
     pub fn vma_lookup<'lock>(
         &self,
-        users: &MmUsers<'_>,
+        users: &MmWithUser<'_>,
         _lock: &'lock MmapLock<'_>,
         address: u64,
         index: usize,

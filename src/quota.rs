@@ -5,7 +5,7 @@
 //! more than a share ([`UserLimits`]; by default half of what there is): the excess is an error of
 //! that user's own (EMFILE or ENOMEM, BR_FAILED_REPLY in a transaction) and a line in the log.
 //!
-//! What is held is a [`Held`], kept beside it and given back when that is dropped: no list of who
+//! What is held is a [`Charge`], kept beside it and given back when that is dropped: no list of who
 //! has to give back what, and nothing to forget. Records (nodes, references and their kin) are
 //! counted one by one, and their bytes come out of the same budget as the pages of buffers.
 //!
@@ -263,25 +263,25 @@ impl User {
     }
 
     /// Holds `n` until the guard is dropped.
-    pub fn hold(self: &Arc<Self>, what: What, n: usize) -> Result<Held, Errno> {
+    pub fn hold(self: &Arc<Self>, what: What, n: usize) -> Result<Charge, Errno> {
         self.charge(what, n)?;
-        Ok(Held { user: self.clone(), what, n, bytes: 0 })
+        Ok(Charge { user: self.clone(), what, n, bytes: 0 })
     }
 
     /// Holds a record of so many bytes. ENOMEM, too, when the memory budget is used up.
-    pub fn hold_record(self: &Arc<Self>, bytes: usize) -> Result<Held, Errno> {
+    pub fn hold_record(self: &Arc<Self>, bytes: usize) -> Result<Charge, Errno> {
         fault(Verb::Record)?;
         let held = self.hold(What::Records, 1)?;
         self.with_bytes(held, bytes)
     }
 
     /// Holds an open file: a record, too.
-    pub fn hold_open(self: &Arc<Self>) -> Result<Held, Errno> {
+    pub fn hold_open(self: &Arc<Self>) -> Result<Charge, Errno> {
         let held = self.hold(What::Opens, 1)?;
         self.with_bytes(held, bytes::OPEN)
     }
 
-    fn with_bytes(&self, mut held: Held, bytes: usize) -> Result<Held, Errno> {
+    fn with_bytes(&self, mut held: Charge, bytes: usize) -> Result<Charge, Errno> {
         self.charge(What::RecordBytes, bytes)?;
         if let Some(memory) = &self.memory {
             memory.charge_bytes(bytes).inspect_err(|_| self.uncharge(What::RecordBytes, bytes))?;
@@ -294,14 +294,14 @@ impl User {
 /// Something that is held for a user, until this is dropped.
 #[derive(Debug)]
 #[must_use = "dropped, it is given back"]
-pub struct Held {
+pub struct Charge {
     user: Arc<User>,
     what: What,
     n: usize,
     bytes: usize,
 }
 
-impl Drop for Held {
+impl Drop for Charge {
     fn drop(&mut self) {
         self.user.uncharge(self.what, self.n);
         self.user.uncharge(What::RecordBytes, self.bytes);
@@ -357,7 +357,7 @@ mod tests {
     fn records_and_pages_draw_on_one_budget() {
         let quotas = quotas(What::Opens, 1, Some(64 << 10));
         let (user, root) = (quotas.user(1000), quotas.user(0));
-        let records: Vec<Held> = std::iter::from_fn(|| user.hold_record(1 << 10).ok()).collect();
+        let records: Vec<Charge> = std::iter::from_fn(|| user.hold_record(1 << 10).ok()).collect();
         assert_eq!(records.len(), 64);
         assert_eq!(root.hold_record(1 << 10).expect_err("all is used up"), Errno::ENOMEM);
         assert_eq!(quotas.memory.charge(), Err(Errno::ENOMEM));
@@ -365,7 +365,7 @@ mod tests {
         assert_eq!(user.held(What::Records), 0);
         assert_eq!(quotas.memory.charge(), Ok(()));
         assert_eq!(std::iter::from_fn(|| root.hold_record(1 << 10).ok()).take(99).count(), 99);
-        let kept: Vec<Held> = std::iter::from_fn(|| root.hold_record(1 << 10).ok()).collect();
+        let kept: Vec<Charge> = std::iter::from_fn(|| root.hold_record(1 << 10).ok()).collect();
         assert_eq!(kept.len(), 60, "a page is gone");
     }
 

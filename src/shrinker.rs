@@ -165,7 +165,7 @@ fn subscribe(path: &Path) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::alloc::{Alloc, Request};
+    use crate::alloc::{Alloc, BufferRequest};
     use crate::memory::MemoryConfig;
     use crate::mm_shim::HeapMm;
     use nix::sys::socket::{MsgFlags, send};
@@ -181,7 +181,7 @@ mod tests {
         mm.attach(0x7000_0000, 64 << 10);
         let alloc = Alloc::new(mm, &memory);
         alloc.mmap_handler(0x7000_0000, 64 << 10).expect("the first mapping");
-        let request = Request {
+        let request = BufferRequest {
             data_size: 8 * 4096,
             offsets_size: 0,
             extra_buffers_size: 0,

@@ -6,7 +6,7 @@
 //! `Arc` stays the standard one in both: loom's cannot hold a trait object.
 #![allow(clippy::disallowed_types, reason = "these are the locks that are to be used instead")]
 
-use crate::lock_order::{self, Held, Ranked};
+use crate::lock_order::{self, HeldLock, Ranked};
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 // A release build pays nothing for the check.
 #[cfg(not(debug_assertions))]
-const _: () = assert!(size_of::<Held>() == 0);
+const _: () = assert!(size_of::<HeldLock>() == 0);
 
 /// Keeps signals away from a thread of our own, for the threads that wait for them.
 pub(crate) fn block_signals() {
@@ -32,7 +32,7 @@ pub struct Mutex<T, R> {
 pub struct MutexGuard<'lock, T> {
     // In this order: it counts as held until it is free.
     guard: parking_lot::MutexGuard<'lock, T>,
-    held: Held,
+    held: HeldLock,
 }
 
 impl<T, R: Ranked> Mutex<T, R> {
@@ -156,14 +156,14 @@ pub struct RwLock<T, R> {
 #[derive(Debug)]
 pub struct RwLockWriteGuard<'lock, T> {
     guard: parking_lot::RwLockWriteGuard<'lock, T>,
-    _held: Held,
+    _held: HeldLock,
 }
 
 /// A [`RwLock`], held by one of those who read.
 #[derive(Debug)]
 pub struct RwLockReadGuard<'lock, T> {
     guard: parking_lot::RwLockReadGuard<'lock, T>,
-    _held: Held,
+    _held: HeldLock,
 }
 
 impl<T, R: Ranked> RwLock<T, R> {

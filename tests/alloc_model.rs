@@ -8,7 +8,7 @@
 #![cfg(loom)]
 
 use fakebinder::Errno;
-use fakebinder::alloc::{Alloc, PageState, Request};
+use fakebinder::alloc::{Alloc, BufferRequest, PageState};
 use fakebinder::memory::{Memory, MemoryConfig, PageInstall};
 use fakebinder::mm_shim::HeapMm;
 use loom::model::Builder;
@@ -42,7 +42,7 @@ impl Scene {
     /// Allocates, writes, reads, frees: as if nobody else were there. Returns the error if the
     /// client is allowed to go away meanwhile.
     fn use_buffer(&self, size: usize, mark: u8, may_go: bool) {
-        let request = Request {
+        let request = BufferRequest {
             data_size: size as u64,
             offsets_size: 0,
             extra_buffers_size: 0,

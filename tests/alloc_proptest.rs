@@ -3,7 +3,7 @@
 mod support;
 
 use fakebinder::Errno;
-use fakebinder::alloc::{Alloc, Buffer, PageState, Request};
+use fakebinder::alloc::{Alloc, Buffer, BufferRequest, PageState};
 use fakebinder::memory::{Memory, MemoryConfig};
 use fakebinder::mm_shim::HeapMm;
 use proptest::prelude::*;
@@ -111,7 +111,7 @@ impl Model {
         self.size / 2 - taken
     }
 
-    fn place(&self, request: &Request) -> Result<(usize, usize), Errno> {
+    fn place(&self, request: &BufferRequest) -> Result<(usize, usize), Errno> {
         let round = |n: u64| n.checked_add(7).map(|n| n / 8 * 8).ok_or(Errno::EINVAL);
         let sum = round(request.data_size)?
             .checked_add(round(request.offsets_size)?)
@@ -189,7 +189,7 @@ struct World {
 }
 
 impl World {
-    fn allocate(&mut self, request: Request) {
+    fn allocate(&mut self, request: BufferRequest) {
         let expected = self.model.place(&request);
         let got = self.alloc.alloc_new_buf(&request);
         let (offset, size) = match (expected, got) {
@@ -247,7 +247,7 @@ impl World {
         let live = self.model.taken.len();
         let pick = |n: usize| (live > 0).then(|| n % live);
         match op {
-            Op::Allocate { data, offsets, extra, is_async, pid } => self.allocate(Request {
+            Op::Allocate { data, offsets, extra, is_async, pid } => self.allocate(BufferRequest {
                 data_size: data,
                 offsets_size: offsets,
                 extra_buffers_size: extra,

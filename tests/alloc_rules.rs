@@ -4,7 +4,7 @@
 mod support;
 
 use fakebinder::Errno;
-use fakebinder::alloc::{Alloc, PageState, Request};
+use fakebinder::alloc::{Alloc, BufferRequest, PageState};
 use fakebinder::memory::{Memory, MemoryConfig, PageInstall};
 use fakebinder::mm_shim::HeapMm;
 use fakebinder::probe::InstallLatency;
@@ -153,7 +153,7 @@ fn a_mapping_that_nobody_told_of_is_found_when_it_is_needed() {
 /// The driver looks for a mapping before it looks at the sizes.
 #[test]
 fn no_mapping_is_esrch_whatever_is_asked() {
-    let huge = Request { data_size: u64::MAX, ..request(0) };
+    let huge = BufferRequest { data_size: u64::MAX, ..request(0) };
     assert_eq!(Alloc::new(HeapMm::new(), &plain()).alloc_new_buf(&huge), Err(Errno::ESRCH));
     let client = client(&plain());
     for sizes in [
@@ -164,7 +164,7 @@ fn no_mapping_is_esrch_whatever_is_asked() {
         (8, 8, u64::MAX - 7),
     ] {
         let (data_size, offsets_size, extra_buffers_size) = sizes;
-        let request = Request { data_size, offsets_size, extra_buffers_size, ..request(0) };
+        let request = BufferRequest { data_size, offsets_size, extra_buffers_size, ..request(0) };
         assert_eq!(client.alloc.alloc_new_buf(&request), Err(Errno::EINVAL), "{sizes:?}");
     }
 }
@@ -365,7 +365,7 @@ fn waiting_for_pages_is_counted_by_sender() {
     let install_latency = Some(latency.clone());
     let probes = Probes { inject, install_latency };
     let client = client(&Machine::new(MemoryConfig::default(), probes));
-    let send = |pid| client.alloc.alloc_new_buf(&Request { pid, ..request(PAGE) });
+    let send = |pid| client.alloc.alloc_new_buf(&BufferRequest { pid, ..request(PAGE) });
     for _ in 0..2 {
         let buffer = send(1).expect("only the other sender gets no page");
         client.alloc.free_buf(&buffer);
@@ -651,7 +651,7 @@ fn a_sender_of_too_many_oneway_buffers_is_a_suspect_once() {
     let memory = plain();
     let client = client(&memory);
     let oneway = |pid, size| {
-        let request = Request { is_async: true, pid, ..request(size) };
+        let request = BufferRequest { is_async: true, pid, ..request(size) };
         client.alloc.alloc_new_buf(&request).map(|buffer| (buffer.oneway_spam_suspect, buffer))
     };
     // 64 KiB for one-way calls; below 13,107 bytes the search begins.
@@ -680,7 +680,7 @@ fn a_sender_of_too_many_oneway_buffers_is_a_suspect_once() {
 fn a_sender_of_too_much_is_a_suspect_too() {
     let client = client(&plain());
     let oneway = |size| {
-        let request = Request { is_async: true, ..request(size) };
+        let request = BufferRequest { is_async: true, ..request(size) };
         client.alloc.alloc_new_buf(&request).expect("room").oneway_spam_suspect
     };
     assert!(!oneway(MAPPING / 4));
@@ -693,7 +693,7 @@ fn a_sender_of_too_much_is_a_suspect_too() {
 fn a_sender_whose_buffers_are_freed_in_time_is_no_suspect() {
     let client = client(&plain());
     let oneway = |pid, size| {
-        let request = Request { is_async: true, pid, ..request(size) };
+        let request = BufferRequest { is_async: true, pid, ..request(size) };
         client.alloc.alloc_new_buf(&request).expect("room")
     };
     for _ in 0..60 {
@@ -833,7 +833,7 @@ fn a_full_mapping_is_hardly_slower_than_an_empty_one() {
     mm.attach(ADDRESS, 4 << 20);
     let alloc = Alloc::new(mm, &plain());
     alloc.mmap_handler(ADDRESS, 4 << 20).expect("the first mapping");
-    let oneway = Request { is_async: true, ..request(8) };
+    let oneway = BufferRequest { is_async: true, ..request(8) };
     let cost = || {
         let once = || {
             let start = Instant::now();

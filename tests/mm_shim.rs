@@ -5,7 +5,7 @@ mod support;
 use fakebinder::Errno;
 use fakebinder::alloc::Alloc;
 use fakebinder::memory::{Memory, MemoryConfig, PageInstall};
-use fakebinder::mm_shim::{ClientMm, Features, MappingKind, Mm, NoVma, create_memfd};
+use fakebinder::mm_shim::{AddressSpace, Features, MappingKind, NoVma, RemoteMm, create_memfd};
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::ffi::CString;
 use std::fs::{self, OpenOptions};
@@ -147,7 +147,7 @@ fn a_mapping_of_another_file_is_not_ours() {
         let pidfd =
             unsafe { OwnedFd::from_raw_fd(libc::syscall(libc::SYS_pidfd_open, pid, 0) as i32) };
         let memfd = client.memfd.try_clone().expect("another descriptor");
-        ClientMm::new(
+        RemoteMm::new(
             pid,
             Arc::new(pidfd),
             memfd,
@@ -216,7 +216,7 @@ fn a_client_whose_mappings_cannot_be_seen_is_believed_where_it_told_its_address(
             unsafe { OwnedFd::from_raw_fd(libc::syscall(libc::SYS_pidfd_open, 1, 0) as i32) };
         let file = create_memfd("fakebinder-test").expect("a buffer file");
         let mm =
-            ClientMm::new(1, Arc::new(pidfd), file.memfd, kind, &Arc::default()).expect("an mm");
+            RemoteMm::new(1, Arc::new(pidfd), file.memfd, kind, &Arc::default()).expect("an mm");
         let stranger = thread::spawn(move || {
             if nix::unistd::geteuid().is_root() {
                 // SAFETY: takes no pointer; the system call, unlike libc's function, is about this

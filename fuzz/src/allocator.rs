@@ -8,7 +8,7 @@ use crate::grammar::{Fault, Install, List, MmVerb, Pick, grammar};
 use crate::trace::{panic_at_errors, trace};
 use arbitrary::{Arbitrary, Result, Unstructured};
 use fakebinder::Errno;
-use fakebinder::alloc::{Alloc, Buffer, PageState, Request};
+use fakebinder::alloc::{Alloc, Buffer, PageState, BufferRequest};
 use fakebinder::memory::{Memory, MemoryConfig, PageInstall};
 use fakebinder::mm_shim::HeapMm;
 use fakebinder::page::PAGE_SIZE;
@@ -150,7 +150,7 @@ impl Client {
 
 /// What an aside did, and for which client.
 enum AsideDone {
-    Allocated(usize, Request, std::result::Result<Buffer, Errno>),
+    Allocated(usize, BufferRequest, std::result::Result<Buffer, Errno>),
     Freed(usize, Buffer),
 }
 
@@ -213,10 +213,10 @@ fn bytes(size: &Size) -> u64 {
 }
 
 /// A size in its three parts: the same sum in different ways.
-fn request(size: &Size, oneway: bool, client: usize) -> Request {
+fn request(size: &Size, oneway: bool, client: usize) -> BufferRequest {
     let all = bytes(size);
     let (data, rest) = if all % 3 == 1 { (all / 2, all - all / 2) } else { (all, 0) };
-    Request {
+    BufferRequest {
         data_size: data,
         offsets_size: rest / 2,
         extra_buffers_size: rest - rest / 2,
@@ -225,7 +225,7 @@ fn request(size: &Size, oneway: bool, client: usize) -> Request {
     }
 }
 
-fn total(request: &Request) -> Option<usize> {
+fn total(request: &BufferRequest) -> Option<usize> {
     let part = |size: u64| size.checked_next_multiple_of(8);
     let sum = part(request.data_size)?.checked_add(part(request.offsets_size)?)?;
     usize::try_from(sum.checked_add(part(request.extra_buffers_size)?)?.max(8)).ok()
@@ -347,7 +347,7 @@ impl Stage {
     fn allocated(
         &mut self,
         index: usize,
-        request: &Request,
+        request: &BufferRequest,
         got: std::result::Result<Buffer, Errno>,
     ) {
         let client = &mut self.clients[index];
@@ -508,7 +508,7 @@ impl Stage {
     fn settle(
         &mut self,
         index: usize,
-        request: &Request,
+        request: &BufferRequest,
         got: std::result::Result<Buffer, Errno>,
         aside: &Mutex<Option<AsideDone>>,
     ) {

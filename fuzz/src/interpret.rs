@@ -288,7 +288,7 @@ impl Stage {
             Step::Nice { by, nice } => {
                 if let Some(role) = self.role(by.process()) {
                     let role = &self.roles[role];
-                    use fakebinder::binder::Client;
+                    use fakebinder::binder::Task;
                     role.client.set_nice(role.tid(by.thread() % THREADS), i32::from(*nice));
                 }
             }

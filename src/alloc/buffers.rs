@@ -12,7 +12,7 @@ use std::ops::Range;
 
 /// What a transaction asks of [`Alloc::alloc_new_buf`](super::Alloc::alloc_new_buf); sizes in bytes, all from a client.
 #[derive(Debug, Clone, Copy)]
-pub struct Request {
+pub struct BufferRequest {
     pub data_size: u64,
     pub offsets_size: u64,
     pub extra_buffers_size: u64,
@@ -96,7 +96,7 @@ pub(super) struct Buffers {
 }
 
 /// `sanitized_size`: each part rounded up to 8 bytes; EINVAL when the sum overflows.
-pub(super) fn sanitized_size(request: &Request) -> Result<usize, Errno> {
+pub(super) fn sanitized_size(request: &BufferRequest) -> Result<usize, Errno> {
     let part = |size: u64| size.checked_next_multiple_of(ALIGNMENT);
     let sum = part(request.data_size)
         .zip(part(request.offsets_size))
@@ -144,7 +144,7 @@ impl Buffers {
     pub(super) fn take(
         &mut self,
         size: usize,
-        request: &Request,
+        request: &BufferRequest,
     ) -> Result<(Buffer, Range<usize>), Errno> {
         if request.is_async && self.free_async_space < size {
             user_error!(

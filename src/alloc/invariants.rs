@@ -118,7 +118,7 @@ impl Buffers {
 mod tests {
     use super::*;
     use crate::alloc::buffers::Node;
-    use crate::alloc::{Buffer, Locked, Mapping, Request};
+    use crate::alloc::{Buffer, BufferRequest, Locked, Mapping};
     use crate::memory::{Memory, MemoryConfig};
     use crate::mm_shim::HeapMm;
     use std::sync::Arc;
@@ -129,7 +129,7 @@ mod tests {
         mm.attach(0x7000_0000, 16 * PAGE_SIZE);
         let alloc = Alloc::new(mm, &Memory::new(MemoryConfig::default()));
         alloc.mmap_handler(0x7000_0000, 16 * PAGE_SIZE).expect("the first mapping");
-        let sizes = Request {
+        let sizes = BufferRequest {
             data_size: PAGE_SIZE as u64,
             offsets_size: 0,
             extra_buffers_size: 0,
@@ -137,7 +137,7 @@ mod tests {
             pid: 1,
         };
         let buffers = [true, false, false].map(|is_async| {
-            alloc.alloc_new_buf(&Request { is_async, ..sizes }).expect("room for all three")
+            alloc.alloc_new_buf(&BufferRequest { is_async, ..sizes }).expect("room for all three")
         });
         alloc.free_buf(&buffers[1]);
         assert_eq!(alloc.check_invariants(), Ok(()));

@@ -8,7 +8,7 @@ use super::graph::{DeathId, Graph, NodeId, Place, ProcessId, Queue, ThreadId, Wo
 use crate::client_log::{Kind, user_error};
 use crate::protocol::record::HandleCookie;
 use crate::protocol::returns::Return;
-use crate::quota::{Held, bytes};
+use crate::quota::{Charge, bytes};
 
 /// What a link will tell its holder (`BINDER_WORK_DEAD_BINDER` and its kin).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub(crate) struct Death {
     pub told: bool,
     pub place: Option<Place>,
     #[expect(dead_code, reason = "held for its drop")]
-    pub charge: Held,
+    pub charge: Charge,
 }
 
 impl Graph {

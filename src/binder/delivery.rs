@@ -42,7 +42,7 @@ use super::read::{Answer, Parked};
 use super::thread::ExtendedError;
 use super::traffic::returns_in;
 use super::transaction::Fixup;
-use super::{Client, FewBytes, Process};
+use super::{FewBytes, Process, Task};
 use crate::Errno;
 use crate::alloc::Buffer;
 use crate::client_log::{Kind, client_log};
@@ -97,7 +97,7 @@ pub(crate) struct SenderPid {
     pub pid: i32,
     /// Who has to be asked whether the pid is still its own; nobody, where one of its threads waits
     /// for the answer.
-    pub client: Option<Arc<dyn Client>>,
+    pub client: Option<Arc<dyn Task>>,
 }
 
 impl Graph {
@@ -370,7 +370,7 @@ impl Delivery {
         }
         let process = &self.read.process;
         let files = delivered.fixups.iter().map(|fixup| fixup.file.clone()).collect();
-        let numbers = process.client.install_files(self.tid, files)?;
+        let numbers = process.task.install_files(self.tid, files)?;
         for (fixup, number) in delivered.fixups.iter().zip(&numbers) {
             let number = *number as u32;
             let written = process.alloc.copy_to_buffer(
@@ -379,7 +379,7 @@ impl Delivery {
                 &number.to_ne_bytes(),
             );
             if let Err(errno) = written {
-                process.client.close_files(&numbers);
+                process.task.close_files(&numbers);
                 return Err(errno);
             }
             if fixup.in_array {
@@ -396,7 +396,7 @@ impl Delivery {
         let Some(delivered) = &self.transaction else {
             return;
         };
-        let client = &self.read.process.client;
+        let client = &self.read.process.task;
         if let Some(SenderPid { pid, client: sender }) = &delivered.sender
             && sender.as_ref().is_none_or(|sender| sender.has_pid())
         {

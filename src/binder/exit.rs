@@ -82,7 +82,7 @@ impl Process {
             }
             Found::None => section.leave(),
         }
-        let birth = self.client.thread_birth(tid);
+        let birth = self.task.thread_birth(tid);
         let added = section.graph().new_thread(self.id, tid, birth, false);
         if added != Err(Errno::EAGAIN) {
             return added;
@@ -124,7 +124,7 @@ impl Process {
                 process.context.shared.hand_over();
             }
         };
-        let life = match self.client.watch_thread(tid, birth, Box::new(ended)) {
+        let life = match self.task.watch_thread(tid, birth, Box::new(ended)) {
             Watching::Gone => {
                 self.thread_ended(id);
                 return false;
@@ -167,7 +167,7 @@ impl Process {
             Some((thread.tid, thread.birth))
         });
         let Some((tid, birth)) = awaited else { return };
-        if self.client.thread_is_gone(tid, birth) {
+        if self.task.thread_is_gone(tid, birth) {
             self.thread_ended(id);
         } else {
             self.ask_later(id, (last * 2).min(LAST_LOOK));
@@ -184,7 +184,7 @@ impl Process {
         });
         let gone: Vec<ThreadId> = suspects
             .into_iter()
-            .filter(|(_, tid, birth)| self.client.thread_is_gone(*tid, *birth))
+            .filter(|(_, tid, birth)| self.task.thread_is_gone(*tid, *birth))
             .map(|(id, ..)| id)
             .collect();
         for batch in gone.chunks(AT_ONCE) {

@@ -12,7 +12,7 @@ use crate::Errno;
 use crate::client_log::{Kind, user_error};
 use crate::protocol::record::HandleCookie;
 use crate::protocol::returns::Return;
-use crate::quota::{Held, bytes};
+use crate::quota::{Charge, bytes};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ pub(crate) struct Freeze {
     pub work: FreezeWork,
     pub place: Option<Place>,
     #[expect(dead_code, reason = "held for its drop")]
-    pub charge: Held,
+    pub charge: Charge,
 }
 
 /// How far it has been told that a process froze or thawed.

@@ -14,7 +14,7 @@ use super::node::Node;
 use super::outbox::Effects;
 use super::pieces::{AT_ONCE, Rest, handled};
 use super::poll::Notice;
-use super::process::ProcessRecord;
+use super::process::ProcessInner;
 use super::table::Table;
 use super::thread::{Looper, Thread};
 use super::traffic::Created;
@@ -165,7 +165,7 @@ pub(crate) type Cookies = BTreeSet<(u64, u64)>;
 
 /// Every record of a context.
 pub(crate) struct Graph {
-    pub processes: Table<ProcessId, ProcessRecord>,
+    pub processes: Table<ProcessId, ProcessInner>,
     pub threads: Table<ThreadId, Thread>,
     pub nodes: Table<NodeId, Node>,
     pub transactions: Table<TransactionId, Transaction>,

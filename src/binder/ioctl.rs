@@ -131,7 +131,7 @@ impl Process {
             }
             if known.nice(self, call.tid) != self.default_nice {
                 section.leave();
-                self.client.set_nice(call.tid, self.default_nice);
+                self.task.set_nice(call.tid, self.default_nice);
             }
         }
         if is_good || data.read_consumed != 0 {
@@ -168,7 +168,7 @@ impl Process {
                 } else {
                     FlatObject::default()
                 };
-                let euid = self.client.identity(call.tid, call.uid).euid;
+                let euid = self.task.identity(call.tid, call.uid).euid;
                 self.context.locked(|graph| graph.set_context_manager(self.id, euid, &object))?;
                 Ok(unchanged())
             }

@@ -8,8 +8,9 @@
 //! buffers, security context.
 
 use super::File;
-use super::send::{Sender, Target};
-use super::transaction::{Fixup, Held};
+use super::send::Sender;
+use super::target::Target;
+use super::transaction::{Fixup, HeldRef};
 use crate::Errno;
 use crate::alloc::Buffer;
 use crate::client_log::{Kind, user_error};
@@ -34,7 +35,7 @@ enum Patch {
 
 /// A scatter-gather buffer that is to be copied when all objects are known
 /// (`struct binder_sg_copy`).
-struct Copy {
+struct SgCopy {
     offset: u64,
     address: u64,
     length: u64,
@@ -74,12 +75,12 @@ pub(crate) struct Message<'a> {
     sg_offset: u64,
     sg_end: u64,
     objects: Vec<Translated>,
-    copies: Vec<Copy>,
+    copies: Vec<SgCopy>,
     patches: BTreeMap<u64, Patch>,
     /// Object and least offset that the next fix-up may concern; 0 stands for no object.
     last_fixup_object: u64,
     last_fixup_min: u64,
-    held: Vec<Held>,
+    held: Vec<HeldRef>,
     fixups: Vec<Fixup>,
 }
 
@@ -111,7 +112,7 @@ impl<'a> Message<'a> {
     }
 
     /// What the translated objects hold, also after a failure.
-    pub fn into_parts(self) -> (Vec<Held>, Vec<Fixup>) {
+    pub fn into_parts(self) -> (Vec<HeldRef>, Vec<Fixup>) {
         (self.held, self.fixups)
     }
 
@@ -242,7 +243,7 @@ impl<'a> Message<'a> {
             graph.dec_node_tmpref(node);
             result
         })?;
-        self.held.push(Held::Handle { handle, strong });
+        self.held.push(HeldRef::Handle { handle, strong });
         let flat = FlatObject { flags: flat.flags, binder: handle.into(), cookie: 0 };
         Ok(Object::Handle { strong, flat })
     }
@@ -266,7 +267,7 @@ impl<'a> Message<'a> {
             if node.process == Some(target_id) {
                 let own = FlatObject { flags: flat.flags, binder: node.ptr, cookie: node.cookie };
                 graph.inc_node(node_id, strong, false, None)?;
-                let held = Held::Node { ptr: own.binder, strong };
+                let held = HeldRef::Node { ptr: own.binder, strong };
                 return Ok((held, Object::Binder { strong, flat: own }));
             }
             graph.inc_node_tmpref(node_id);
@@ -274,7 +275,7 @@ impl<'a> Message<'a> {
             graph.dec_node_tmpref(node_id);
             let handle = handle?;
             let flat = FlatObject { flags: flat.flags, binder: handle.into(), cookie: 0 };
-            Ok::<_, Errno>((Held::Handle { handle, strong }, Object::Handle { strong, flat }))
+            Ok::<_, Errno>((HeldRef::Handle { handle, strong }, Object::Handle { strong, flat }))
         })?;
         self.held.push(held);
         Ok(object)
@@ -290,7 +291,7 @@ impl<'a> Message<'a> {
             );
             return Err(Errno::EPERM);
         }
-        if !self.target.process.client.accepts_files() {
+        if !self.target.process.task.accepts_files() {
             return Err(Errno::EOPNOTSUPP);
         }
         let limits = &self.sender.process.context.shared.limits;
@@ -306,7 +307,7 @@ impl<'a> Message<'a> {
         }
         let taken = i32::try_from(fd)
             .map_err(|_| Errno::EBADF)
-            .and_then(|fd| self.sender.process.client.take_file(self.sender.tid, fd));
+            .and_then(|fd| self.sender.process.task.take_file(self.sender.tid, fd));
         taken.inspect_err(|errno| {
             user_error!(Kind::BadFile, "got transaction with invalid fd, {fd}: {errno}");
         })
@@ -366,7 +367,7 @@ impl<'a> Message<'a> {
         if object.length > self.sg_end.saturating_sub(self.sg_offset) {
             return Err(invalid(format_args!("too large buffer, {} bytes", { object.length })));
         }
-        self.copies.push(Copy {
+        self.copies.push(SgCopy {
             offset: self.sg_offset,
             address: object.buffer,
             length: object.length,

@@ -12,7 +12,7 @@ use super::pieces::Rest;
 use crate::Errno;
 use crate::client_log::{Kind, user_error};
 use crate::protocol::object::FlatObject;
-use crate::quota::{Held, bytes};
+use crate::quota::{Charge, bytes};
 use crate::uapi;
 use std::collections::BTreeMap;
 
@@ -45,7 +45,7 @@ pub(crate) struct Node {
     pub has_async_transaction: bool,
     pub async_todo: AsyncTodo,
     #[expect(dead_code, reason = "held for its drop")]
-    pub charge: Held,
+    pub charge: Charge,
 }
 
 impl Node {

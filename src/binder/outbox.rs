@@ -9,7 +9,7 @@
 
 use super::freeze::FreezeWait;
 use super::poll::Notice;
-use super::process::ProcessRecord;
+use super::process::ProcessInner;
 use super::read::Answer;
 use super::transaction::Fixup;
 use super::{Process, Shared};
@@ -42,7 +42,7 @@ pub(crate) enum Effect {
     /// The device need not watch a thread any more.
     DropWatch(Box<dyn Send>),
     /// What is left of its record, which may be large.
-    DropRecord(Box<ProcessRecord>),
+    DropRecord(Box<ProcessInner>),
 }
 
 /// What a section leaves to be done: mostly one thing or two.
@@ -114,7 +114,7 @@ impl Shared {
                 }
                 Effect::Poll(notice) => notice.give(),
                 Effect::FreeBuffer(process, buffer) => process.alloc.free_buf(&buffer),
-                Effect::CloseFiles(process, files) => process.client.close_files(&files),
+                Effect::CloseFiles(process, files) => process.task.close_files(&files),
                 Effect::DropFiles(files) => drop(files),
                 Effect::DropProcess(process) => drop(process),
                 Effect::DropRecord(record) => drop(record),

@@ -7,7 +7,7 @@ use super::node::Node;
 use super::outbox::Effect;
 use super::poll::Polls;
 use super::reference::Ref;
-use super::transaction::Held;
+use super::transaction::HeldRef;
 use crate::Errno;
 use crate::alloc::Buffer;
 use crate::client_log::{Kind, user_error};
@@ -28,15 +28,15 @@ pub(crate) struct BufferRecord {
     /// For a transaction (not a reply) the node that it was sent to.
     pub target_node: Option<NodeId>,
     /// What its objects hold, as far as they have been translated.
-    pub held: Vec<Held>,
+    pub held: Vec<HeldRef>,
     /// Descriptors (of arrays) that were installed in the client and are closed with the buffer.
     pub close_on_free: Vec<i32>,
     #[expect(dead_code, reason = "held for its drop")]
-    pub charge: quota::Held,
+    pub charge: quota::Charge,
 }
 
 /// `struct binder_proc`, the part that the graph's lock guards.
-pub(crate) struct ProcessRecord {
+pub(crate) struct ProcessInner {
     pub process: Arc<Process>,
     /// By thread id.
     pub threads: BTreeMap<i32, ThreadId>,
@@ -81,9 +81,9 @@ pub(crate) struct ProcessRecord {
     pub files_in_flight: usize,
 }
 
-impl ProcessRecord {
-    pub fn new(process: Arc<Process>) -> ProcessRecord {
-        ProcessRecord {
+impl ProcessInner {
+    pub fn new(process: Arc<Process>) -> ProcessInner {
+        ProcessInner {
             process,
             threads: BTreeMap::new(),
             look_through_at: super::exit::FEW,
@@ -146,7 +146,7 @@ impl ProcessRecord {
     }
 }
 
-impl ProcessRecord {
+impl ProcessInner {
     /// A list of work that is not empty.
     fn lists_left(&self) -> Option<Queue> {
         let id = self.process.id;

@@ -7,7 +7,7 @@
 use super::delivery::{Delivered, Delivery, SenderPid};
 use super::graph::{Graph, Queue, ThreadId, TransactionId, Work};
 use super::pieces::LINES_AT_ONCE;
-use super::{FewBytes, Finish, Process, Reply};
+use super::{Completion, FewBytes, Finish, Process};
 use crate::Errno;
 use crate::client_mem::ClientMemory;
 use crate::protocol::record::{PtrCookie, TransactionData, WriteRead, align8};
@@ -28,7 +28,7 @@ pub(crate) struct Parked {
     pub call: WriteRead,
     pub memory: Arc<dyn ClientMemory>,
     pub nonblock: bool,
-    pub reply: Box<dyn Reply>,
+    pub reply: Box<dyn Completion>,
     /// `read_consumed` when it began: what a read that fails says.
     pub start: u64,
 }
@@ -39,7 +39,7 @@ impl Parked {
         call: WriteRead,
         memory: Arc<dyn ClientMemory>,
         nonblock: bool,
-        reply: Box<dyn Reply>,
+        reply: Box<dyn Completion>,
     ) -> Parked {
         Parked { process, start: call.read_consumed, call, memory, nonblock, reply }
     }
@@ -358,7 +358,7 @@ impl Graph {
         let sender = self.sender_process(transaction);
         let sender = sender.map(|process| SenderPid {
             pid: process.pid,
-            client: (!transaction.sender_is_opener).then(|| process.client.clone()),
+            client: (!transaction.sender_is_opener).then(|| process.task.clone()),
         });
         let data = TransactionData {
             target: node.map_or(0, |node| node.ptr),

@@ -3,7 +3,7 @@
 use super::graph::{DeathId, FreezeId, Graph, NodeId, ProcessId, ThreadId};
 use crate::Errno;
 use crate::client_log::{Kind, user_error};
-use crate::quota::{Held, bytes};
+use crate::quota::{Charge, bytes};
 
 /// `struct binder_ref`. A process has at most one for each node.
 pub(crate) struct Ref {
@@ -15,7 +15,7 @@ pub(crate) struct Ref {
     pub death: Option<DeathId>,
     pub freeze: Option<FreezeId>,
     #[expect(dead_code, reason = "held for its drop")]
-    pub charge: Held,
+    pub charge: Charge,
 }
 
 impl Graph {

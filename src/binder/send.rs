@@ -6,28 +6,28 @@
 //!
 //! Whatever fails on the way is undone, and the sender reads why; the rest of the world goes on.
 
-use super::graph::{Graph, NodeId, ThreadId, TransactionId, Work};
+use super::graph::{Graph, ThreadId, TransactionId, Work};
 use super::message::Message;
 use super::outbox::Effect;
 use super::process::BufferRecord;
 use super::section::Section;
+use super::target::{NoTarget, Target};
 use super::thread::ExtendedError;
 use super::traffic::Entry;
-use super::transaction::{Charge, Fixup, Held, Transaction};
+use super::transaction::{Fixup, HeldRef, Transaction, TransactionCharge};
 use super::write::Known;
 use super::{Identity, Process};
 use crate::Errno;
-use crate::alloc::{Buffer, Request};
+use crate::alloc::{Buffer, BufferRequest};
 use crate::client_log::{Kind, user_error};
 use crate::client_mem::ClientMemory;
 use crate::protocol::record::{TransactionData, align8};
 use crate::protocol::returns::Return;
 use crate::quota;
 use crate::shortage;
-use crate::uapi::{TF_ACCEPT_FDS, TF_CLEAR_BUF, TF_ONE_WAY};
-use std::ops::ControlFlow;
+use crate::uapi::{TF_CLEAR_BUF, TF_ONE_WAY};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::AtomicI32;
 
 /// Why a transaction failed: what the sender reads, and the `param` of its extended error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,11 +38,11 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    fn new(error: Return, param: i32) -> Failure {
+    pub fn new(error: Return, param: i32) -> Failure {
         Failure { error, param }
     }
 
-    fn dead() -> Failure {
+    pub fn dead() -> Failure {
         Failure::new(Return::DeadReply, 0)
     }
 }
@@ -72,62 +72,15 @@ struct Sent {
     from: Identity,
 }
 
-/// Where a transaction goes, as the first look under the lock found it.
-pub(crate) struct Target {
-    pub process: Arc<Process>,
-    /// The receiving thread, where it is known: the waiting caller of a reply, or the thread
-    /// that a nested call returns to.
-    thread: Option<ThreadId>,
-    /// Its number, for the logs.
-    thread_id: Option<i32>,
-    /// The node of a call; none for a reply.
-    node: Option<NodeId>,
-    /// The call that a reply answers.
-    in_reply_to: Option<TransactionId>,
-    pub accepts_fds: bool,
-    wants_security_ctx: bool,
-    /// Nobody would notice the end of the receiving thread.
-    unattended: bool,
-    /// Where to go on looking for the receiving thread.
-    search: Option<TransactionId>,
-}
-
-impl Target {
-    /// Looks for the thread that waits, further up, for the sender: a nested call back into a
-    /// process lands there.
-    fn look_for_thread(&mut self, graph: &Graph, from: TransactionId) {
-        let found = match graph.waiting_caller(from, self.process.id) {
-            ControlFlow::Break(found) => found,
-            ControlFlow::Continue(further) => return self.search = Some(further),
-        };
-        self.search = None;
-        self.thread = found;
-        self.thread_id = found.and_then(|id| graph.threads.get(&id)).map(|thread| thread.tid);
-        self.unattended = found.is_some_and(|id| graph.is_unattended(id));
-    }
-}
-
-/// A target that was not found, and the call that the failure concerns.
-struct NoTarget {
-    failure: Failure,
-    in_reply_to: Option<TransactionId>,
-}
-
-impl From<Failure> for NoTarget {
-    fn from(failure: Failure) -> NoTarget {
-        NoTarget { failure, in_reply_to: None }
-    }
-}
-
 /// A message in its buffer, ready to be queued.
 pub(crate) struct Filled {
     pub buffer: Buffer,
-    pub held: Vec<Held>,
+    pub held: Vec<HeldRef>,
     pub fixups: Vec<Fixup>,
     pub security_ctx: u64,
-    charge: Charge,
+    charge: TransactionCharge,
     /// Of the buffer's record, which stays until the buffer is freed.
-    buffer_charge: quota::Held,
+    buffer_charge: quota::Charge,
 }
 
 impl Sender<'_> {
@@ -261,120 +214,6 @@ impl Sender<'_> {
         }
     }
 
-    /// The waiting caller that a reply goes to. Whether it is there or not, the thread has done
-    /// with the call and gets its `own` nice value back.
-    fn reply_target(&self, graph: &mut Graph, own: &mut Option<i32>) -> Result<Target, NoTarget> {
-        let thread = graph.threads.get_mut(&self.thread).ok_or_else(Failure::dead)?;
-        let Some(call_id) = thread.transaction_stack else {
-            user_error!(Kind::BadReply, "got reply transaction with no transaction stack");
-            return Err(Failure::from(Errno::EPROTO).into());
-        };
-        let call = graph.transactions.get(&call_id).ok_or_else(Failure::dead)?;
-        if call.to_thread != Some(self.thread) {
-            user_error!(Kind::BadReply, "got reply transaction with bad transaction stack");
-            return Err(Failure::from(Errno::EPROTO).into());
-        }
-        thread.transaction_stack = call.to_parent;
-        *own = call.saved_priority.as_ref().map(|own| own.load(Ordering::Relaxed));
-        let accepts_fds = call.flags & TF_ACCEPT_FDS != 0;
-        let none = |failure, in_reply_to| NoTarget { failure, in_reply_to };
-        let Some(caller) = call.from else {
-            return Err(none(Failure::dead(), Some(call_id)));
-        };
-        let Some(caller_thread) = graph.threads.get(&caller) else {
-            return Err(none(Failure::dead(), Some(call_id)));
-        };
-        if caller_thread.transaction_stack != Some(call_id) {
-            user_error!(Kind::BadReply, "got reply transaction with bad target transaction stack");
-            return Err(Failure::from(Errno::EPROTO).into());
-        }
-        let Some(record) = graph.processes.get(&caller_thread.process) else {
-            return Err(none(Failure::dead(), Some(call_id)));
-        };
-        Ok(Target {
-            process: record.process.clone(),
-            thread: Some(caller),
-            thread_id: Some(caller_thread.tid),
-            node: None,
-            in_reply_to: Some(call_id),
-            accepts_fds,
-            wants_security_ctx: false,
-            unattended: false,
-            search: None,
-        })
-    }
-
-    /// The process behind a call's handle. Its node is kept until the call is queued.
-    fn call_target(&self, graph: &mut Graph, data: &TransactionData) -> Result<Target, Failure> {
-        let oneway = data.flags & TF_ONE_WAY != 0;
-        let missing = |error| Failure::new(error, -(Errno::EINVAL as i32));
-        let handle = data.handle();
-        let node_id = if handle == 0 {
-            graph.manager.ok_or(missing(Return::DeadReply))?
-        } else {
-            let reference = graph.find_ref(self.process.id, handle, true);
-            reference.map(|reference| reference.node).ok_or_else(|| {
-                user_error!(Kind::BadHandle, "got transaction to invalid handle, {handle}");
-                missing(Return::FailedReply)
-            })?
-        };
-        let node = graph.nodes.get(&node_id).ok_or(missing(Return::DeadReply))?;
-        let owner = node.process.ok_or(missing(Return::DeadReply))?;
-        let record = graph.processes.get(&owner).ok_or(missing(Return::DeadReply))?;
-        if handle == 0 && record.process.pid == self.process.pid {
-            user_error!(
-                Kind::CallToSelf,
-                "got transaction to context manager from process owning it"
-            );
-            return Err(Errno::EINVAL.into());
-        }
-        if owner == self.process.id {
-            user_error!(Kind::CallToSelf, "got transaction to a node of its own, handle {handle}");
-            return Err(Errno::EINVAL.into());
-        }
-        let mut target = Target {
-            process: record.process.clone(),
-            thread: None,
-            thread_id: None,
-            node: Some(node_id),
-            in_reply_to: None,
-            accepts_fds: node.accept_fds,
-            wants_security_ctx: node.txn_security_ctx,
-            unattended: false,
-            search: None,
-        };
-        let thread = graph.threads.get(&self.thread).ok_or_else(Failure::dead)?;
-        if thread.todo.len() >= graph.limits.thread_todo {
-            return Err(Errno::ENOMEM.into());
-        }
-        if !oneway {
-            if let Some(Work::Transaction(_)) = thread.todo.first() {
-                user_error!(
-                    Kind::BadCallStack,
-                    "new transaction not allowed when there is a transaction on thread todo"
-                );
-                return Err(Errno::EPROTO.into());
-            }
-            if let Some(top) = thread.transaction_stack {
-                if graph
-                    .transactions
-                    .get(&top)
-                    .is_some_and(|top| top.to_thread != Some(self.thread))
-                {
-                    user_error!(
-                        Kind::BadCallStack,
-                        "got new transaction with bad transaction stack"
-                    );
-                    return Err(Errno::EPROTO.into());
-                }
-                target.look_for_thread(graph, top);
-            }
-        }
-        graph.inc_node(node_id, true, false, None)?;
-        graph.inc_node_tmpref(node_id);
-        Ok(target)
-    }
-
     /// Takes a buffer in the target and fills it. What fails leaves nothing behind.
     fn fill(
         &self,
@@ -384,13 +223,13 @@ impl Sender<'_> {
         extra_buffers_size: u64,
     ) -> Result<Filled, Failure> {
         let security_ctx = match target.wants_security_ctx {
-            true => Some(self.process.client.security_context()?),
+            true => Some(self.process.task.security_context()?),
             false => None,
         };
         let context_size = security_ctx.as_ref().map_or(0, |context| align8(context.len() as u64));
         let extra = extra_buffers_size.checked_add(context_size).ok_or(Errno::EINVAL)?;
         let alloc = &target.process.alloc;
-        let request = Request {
+        let request = BufferRequest {
             data_size: data.data_size,
             offsets_size: data.offsets_size,
             extra_buffers_size: extra,
@@ -399,8 +238,10 @@ impl Sender<'_> {
         };
         let user = &self.process.user;
         let buffer_charge = user.hold_record(quota::bytes::BUFFER)?;
-        let mut charge =
-            Charge { record: user.hold_record(quota::bytes::TRANSACTION)?, oneway: None };
+        let mut charge = TransactionCharge {
+            record: user.hold_record(quota::bytes::TRANSACTION)?,
+            oneway: None,
+        };
         let buffer = alloc.alloc_new_buf(&request).map_err(|errno| match errno {
             Errno::ESRCH => {
                 let pid = target.process.pid;

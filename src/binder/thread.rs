@@ -11,7 +11,7 @@ use super::pieces::Rest;
 use super::read::{Answer, Parked};
 use crate::Errno;
 use crate::protocol::returns::Return;
-use crate::quota::{Held, bytes};
+use crate::quota::{Charge, bytes};
 use bitflags::bitflags;
 use std::ops::Bound;
 
@@ -73,7 +73,7 @@ pub(crate) struct Thread {
     /// Where the last read buffer lay that could be written to.
     pub known_read_buffer: Option<u64>,
     #[expect(dead_code, reason = "held for its drop")]
-    pub charge: Held,
+    pub charge: Charge,
 }
 
 impl Graph {

@@ -34,7 +34,7 @@ pub(crate) struct Fixup {
 
 /// What an object in a buffer holds, in the process that the buffer belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Held {
+pub(crate) enum HeldRef {
     /// One of the process's own nodes.
     Node {
         ptr: u64,
@@ -49,7 +49,7 @@ pub(crate) enum Held {
 /// What the objects of a buffer still hold, and the buffer, if it is freed after them.
 pub(crate) struct HeldBuffer {
     process: ProcessId,
-    held: std::vec::IntoIter<Held>,
+    held: std::vec::IntoIter<HeldRef>,
     buffer: Option<(Arc<Process>, Buffer)>,
 }
 
@@ -83,16 +83,16 @@ pub(crate) struct Transaction {
     /// Address of the security context in the receiver's buffer, or 0.
     pub security_ctx: u64,
     #[allow(dead_code, reason = "held for its drop")]
-    pub charge: Charge,
+    pub charge: TransactionCharge,
 }
 
 /// What of its sender's quota a transaction takes, until it is done.
-pub(crate) struct Charge {
+pub(crate) struct TransactionCharge {
     #[allow(dead_code, reason = "held for its drop")]
-    pub record: quota::Held,
+    pub record: quota::Charge,
     /// The bytes of a one-way call, which nobody waits for.
     #[allow(dead_code, reason = "held for its drop")]
-    pub oneway: Option<quota::Held>,
+    pub oneway: Option<quota::Charge>,
 }
 
 impl Transaction {
@@ -303,7 +303,7 @@ impl Graph {
     }
 
     /// Undoes what a buffer's objects hold (`binder_transaction_buffer_release`).
-    pub fn release_held(&mut self, process: ProcessId, target: Option<NodeId>, held: Vec<Held>) {
+    pub fn release_held(&mut self, process: ProcessId, target: Option<NodeId>, held: Vec<HeldRef>) {
         self.release_held_and_free(process, target, held, None);
     }
 
@@ -312,7 +312,7 @@ impl Graph {
         &mut self,
         process: ProcessId,
         target: Option<NodeId>,
-        held: Vec<Held>,
+        held: Vec<HeldRef>,
         buffer: Option<(Arc<Process>, Buffer)>,
     ) {
         if let Some(node) = target {
@@ -329,14 +329,14 @@ impl Graph {
             }
             let Some(held) = rest.held.next() else { break };
             match held {
-                Held::Node { ptr, strong } => {
+                HeldRef::Node { ptr, strong } => {
                     if let Some(node) = self.find_node(process, ptr) {
                         self.inc_node_tmpref(node);
                         self.dec_node(node, strong, false);
                         self.dec_node_tmpref(node);
                     }
                 }
-                Held::Handle { handle, strong } => {
+                HeldRef::Handle { handle, strong } => {
                     if self.update_ref_for_handle(process, handle, false, strong).is_err() {
                         log::debug!("transaction release: bad handle {handle}");
                     }

@@ -81,20 +81,20 @@ impl Known {
 
     /// Its nice value. The first question is a system call.
     pub fn nice(&mut self, process: &Process, tid: i32) -> i32 {
-        *self.nice.get_or_insert_with(|| process.client.nice(tid))
+        *self.nice.get_or_insert_with(|| process.task.nice(tid))
     }
 
     /// Gives it a nice value, unless it has that already. A system call.
     pub fn set_nice(&mut self, process: &Process, tid: i32, nice: i32) {
         if self.nice(process, tid) != nice {
-            process.client.set_nice(tid, nice);
+            process.task.set_nice(tid, nice);
             self.nice = Some(nice);
         }
     }
 
     /// Who it is. The first question is a system call.
     pub fn identity(&mut self, process: &Process, tid: i32, uid: u32) -> Identity {
-        *self.identity.get_or_insert_with(|| process.client.identity(tid, uid))
+        *self.identity.get_or_insert_with(|| process.task.identity(tid, uid))
     }
 }
 

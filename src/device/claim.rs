@@ -14,7 +14,7 @@
 
 mod made;
 
-pub use made::Thing;
+pub use made::Artifact;
 
 use super::mounts;
 
@@ -49,7 +49,7 @@ pub enum Error {
 pub struct Claim {
     /// The locked list. None where there is no place for one.
     file: Option<(Flock<File>, PathBuf)>,
-    things: Vec<Made>,
+    artifacts: Vec<Made>,
     keep_directory: bool,
 }
 
@@ -116,8 +116,8 @@ fn clear(file: &mut File) -> bool {
     if file.read_to_string(&mut content).is_err() {
         return false;
     }
-    let things: Vec<Made> = content.lines().skip(1).filter_map(Made::from_line).collect();
-    things.iter().rev().filter(|thing| !thing.clear()).count() == 0
+    let artifacts: Vec<Made> = content.lines().skip(1).filter_map(Made::from_line).collect();
+    artifacts.iter().rev().filter(|artifact| !artifact.clear()).count() == 0
 }
 
 /// Whether `file` is still what `path` names.
@@ -160,7 +160,7 @@ impl Claim {
                     directory.display(),
                     what.display()
                 );
-                return Ok(Claim { file: None, things: Vec::new(), keep_directory });
+                return Ok(Claim { file: None, artifacts: Vec::new(), keep_directory });
             }
         };
         let path = directory.join(file_name(place, what));
@@ -169,7 +169,7 @@ impl Claim {
             Ok(mut file) => {
                 clear(&mut file);
                 let file = Some((file, path.clone()));
-                let mut claim = Claim { file, things: Vec::new(), keep_directory };
+                let mut claim = Claim { file, artifacts: Vec::new(), keep_directory };
                 claim.save().map_err(failed)?;
                 Ok(claim)
             }
@@ -183,17 +183,17 @@ impl Claim {
     }
 
     /// Notes what is about to be made, so that it goes with the claim.
-    pub fn note(&mut self, thing: Thing) -> Result<(), Error> {
-        let path = thing.path().to_owned();
+    pub fn note(&mut self, artifact: Artifact) -> Result<(), Error> {
+        let path = artifact.path().to_owned();
         let failed = |error| Error::Io(path.clone(), error);
         let parent = Identity::of_parent(&path).map_err(failed)?;
-        self.things.push(Made { thing, parent });
+        self.artifacts.push(Made { artifact, parent });
         self.save().map_err(failed)
     }
 
     fn save(&mut self) -> io::Result<()> {
         let Some((file, _)) = &mut self.file else { return Ok(()) };
-        let lines: Vec<String> = self.things.iter().map(Made::to_line).collect();
+        let lines: Vec<String> = self.artifacts.iter().map(Made::to_line).collect();
         let content = format!("{}\n{}", std::process::id(), lines.concat());
         file.seek(SeekFrom::Start(0))?;
         file.write_all(content.as_bytes())?;
@@ -219,7 +219,7 @@ impl Claim {
             }
             Ok(_) => Err(Error::Foreign(path.to_owned())),
             Err(_) => {
-                self.note(Thing::Directory { path: path.to_owned() })?;
+                self.note(Artifact::Directory { path: path.to_owned() })?;
                 fs::create_dir_all(path).map_err(failed)
             }
         }
@@ -236,18 +236,18 @@ impl Claim {
     /// A link that is there already, to the same target, was ours.
     pub fn link(&mut self, path: &Path, target: &Path) -> Result<(), Error> {
         if fs::read_link(path).is_ok_and(|found| found == target) {
-            return self.note(Thing::Link { path: path.to_owned(), target: target.to_owned() });
+            return self.note(Artifact::Link { path: path.to_owned(), target: target.to_owned() });
         }
         self.free(path)?;
-        self.note(Thing::Link { path: path.to_owned(), target: target.to_owned() })?;
+        self.note(Artifact::Link { path: path.to_owned(), target: target.to_owned() })?;
         std::os::unix::fs::symlink(target, path).map_err(|error| Error::Io(path.to_owned(), error))
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        for thing in self.things.iter().rev() {
-            thing.remove();
+        for artifact in self.artifacts.iter().rev() {
+            artifact.remove();
         }
         let Some((_, path)) = &self.file else { return };
         // Still locked: whoever opens it now finds out that it is gone.
@@ -339,7 +339,7 @@ mod tests {
 
     /// As if its daemon was killed: the lock goes, nothing else.
     fn kill(mut claim: Claim) {
-        claim.things.clear();
+        claim.artifacts.clear();
         let path = claim.file.as_ref().unwrap().1.clone();
         let saved = fs::read(&path).unwrap();
         drop(claim);
@@ -377,7 +377,7 @@ mod tests {
         // One of another mount namespace, where the same path is in another directory.
         let mut claim = scratch.take("elsewhere").unwrap();
         claim.link(&elsewhere, target).unwrap();
-        claim.things[0].parent.ino += 1;
+        claim.artifacts[0].parent.ino += 1;
         claim.save().unwrap();
         kill(claim);
 

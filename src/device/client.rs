@@ -7,7 +7,7 @@ use crate::binder::copies::{Allowance, COPIES, Carriers, Copies};
 use crate::client_log::{Caller, Kind, client_log, user_error};
 use crate::lock_order::rank;
 use crate::probe::{Verb, fault};
-use crate::quota::{Held, Quotas, User, What};
+use crate::quota::{Charge, Quotas, User, What};
 use crate::shortage::is_shortage;
 use crate::sync::Mutex;
 use crate::{Errno, binder, client_mem, uapi};
@@ -25,7 +25,7 @@ pub struct TakenFile {
     /// There until this is dropped.
     file: Option<OwnedFd>,
     clients: Arc<Clients>,
-    _held: Held,
+    _held: Charge,
     /// Of the client that it was taken from.
     copies: Arc<Copies>,
 }
@@ -164,7 +164,7 @@ impl Clients {
     /// What a process of the user `uid` may have in copies, over all that it opens.
     fn allowance(&self, pid: i32, uid: u32) -> Arc<Allowance> {
         // Not that of a process that had this pid before.
-        if let Some(known) = self.find(pid).filter(|known| binder::Client::has_pid(&**known)) {
+        if let Some(known) = self.find(pid).filter(|known| binder::Task::has_pid(&**known)) {
             return known.allowance.clone();
         }
         let mut users = self.users.lock();
@@ -182,7 +182,7 @@ impl Clients {
         let pid = thread_group(tid)?;
         // Open files of one process share a descriptor, as long as its number is its own.
         let pidfd = match self.find(pid) {
-            Some(known) if binder::Client::has_pid(&*known) => known.pidfd.clone(),
+            Some(known) if binder::Task::has_pid(&*known) => known.pidfd.clone(),
             _ => Arc::new(client_mem::pidfd_open(pid)?),
         };
         let security_context = self.security_contexts.of(tid, uid);
@@ -236,7 +236,7 @@ impl Client {
         if self.namespaces.get().is_none() {
             let namespaces = Namespaces::of(self.pid).ok()?;
             // Only now is it certain that this was about the process we mean.
-            if !binder::Client::has_pid(self) {
+            if !binder::Task::has_pid(self) {
                 return None;
             }
             let _ = self.namespaces.set(namespaces);
@@ -255,7 +255,7 @@ impl Drop for Client {
     }
 }
 
-impl binder::Client for Client {
+impl binder::Task for Client {
     fn user(&self) -> Arc<User> {
         self.user.clone()
     }
@@ -420,7 +420,7 @@ fn may_nice(tid: i32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::binder::Client as _;
+    use crate::binder::Task as _;
     use crate::memory::{Memory, MemoryConfig};
     use crate::quota::UserLimits;
 

@@ -4,7 +4,7 @@
 //! the caller's memory by itself, or has the kernel do it (see [`retry`](super::retry)). A CUSE
 //! device has no mmap (clients attach, see [`attach`](super::attach)) and no flush.
 
-use super::claim::{Claim, Thing};
+use super::claim::{Artifact, Claim};
 use super::session::{BUFFER_SIZE, Door, MAJOR, MINOR, Responder, Session};
 use super::tree::Permissions;
 use super::wire::{Header, Request};
@@ -79,7 +79,8 @@ pub fn open(
         closing.ended();
         on_end();
     });
-    workers::start(session, door, workers::Limits::of_this_machine(), ended).map_err(Error::Threads)
+    workers::start(session, door, workers::WorkerLimits::of_this_machine(), ended)
+        .map_err(Error::Threads)
 }
 
 fn device_number(name: &str) -> Option<u64> {
@@ -95,7 +96,7 @@ fn node(claim: &mut Claim, path: &Path, rdev: u64, permissions: Permissions) -> 
         Ok(found) if found.file_type().is_char_device() && found.rdev() == rdev => {}
         Ok(_) => return Err(claim::Error::Foreign(path.to_owned()).into()),
         Err(_) => {
-            claim.note(Thing::Node { path: path.to_owned(), rdev })?;
+            claim.note(Artifact::Node { path: path.to_owned(), rdev })?;
             mknod(path, SFlag::S_IFCHR, Mode::empty(), rdev).map_err(failed)?;
         }
     }

@@ -63,7 +63,7 @@ struct FuseDoor {
     stale: Option<Arc<Stale>>,
     tree: Arc<Tree>,
     opens: Opens,
-    files: Mutex<Files, rank::Files>,
+    files: Mutex<OpenFiles, rank::Files>,
     /// `st_dev` of the mount.
     dev: u64,
     /// Whether INIT agreed on passthrough.
@@ -72,7 +72,7 @@ struct FuseDoor {
 }
 
 #[derive(Default)]
-struct Files {
+struct OpenFiles {
     by_handle: HashMap<u64, OpenFile>,
     busy: HashMap<u64, Busy>,
     /// What open files of text say, by their handles.
@@ -118,7 +118,7 @@ pub fn open(
         closing.ended();
         on_end();
     });
-    workers::start(session, door, workers::Limits::of_this_machine(), ended)
+    workers::start(session, door, workers::WorkerLimits::of_this_machine(), ended)
         .map_err(|error| unmount(Error::Threads(error)))
 }
 

@@ -45,7 +45,7 @@ impl IoctlReply {
     }
 }
 
-impl binder::Reply for IoctlReply {
+impl binder::Completion for IoctlReply {
     fn interrupted(&self) -> bool {
         self.responder.interrupted()
     }

@@ -88,7 +88,7 @@ impl Threads {
         Ok(Threads { shared })
     }
 
-    /// Watches a thread: see [`Client::watch_thread`](crate::binder::Client::watch_thread).
+    /// Watches a thread: see [`Task::watch_thread`](crate::binder::Task::watch_thread).
     pub fn watch(&self, tid: i32, birth: Option<Birth>, of_one: &Count, ended: Ended) -> Watching {
         assert_nothing_held();
         let pidfd = match pidfd_open_thread(tid) {

@@ -2,9 +2,9 @@
 //!
 //! A worker never waits for a client on purpose, but a client can make one wait: its memory may
 //! lie behind a userfaultfd or a file system of its own, and then `process_vm_readv` takes as long
-//! as the client likes. A worker that has been at one request for [`Limits::stuck`] counts as held
-//! up, and another one is started in its place, up to [`Limits::most`]: so there are always
-//! [`Limits::least`] that serve. A worker that comes back and finds that many others waiting for
+//! as the client likes. A worker that has been at one request for [`WorkerLimits::stuck`] counts as held
+//! up, and another one is started in its place, up to [`WorkerLimits::most`]: so there are always
+//! [`WorkerLimits::least`] that serve. A worker that comes back and finds that many others waiting for
 //! requests leaves. How many a client can hold up is bounded where it gets its places
 //! ([`crate::binder::copies`]).
 //!
@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 /// How many workers a session has.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct WorkerLimits {
     /// Those that are not held up.
     pub least: usize,
     /// All of them.
@@ -32,12 +32,12 @@ pub struct Limits {
     pub stuck: Duration,
 }
 
-impl Limits {
+impl WorkerLimits {
     /// As many as there are cores, 2 to 4; up to 256 while clients hold some of them up. One that
     /// is held up costs its stack and little else.
-    pub fn of_this_machine() -> Limits {
+    pub fn of_this_machine() -> WorkerLimits {
         let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get());
-        Limits { least: cores.clamp(2, 4), most: 256, stuck: Duration::from_millis(10) }
+        WorkerLimits { least: cores.clamp(2, 4), most: 256, stuck: Duration::from_millis(10) }
     }
 }
 
@@ -51,7 +51,7 @@ struct Slot {
 struct Pool {
     session: Arc<Session>,
     door: Arc<dyn Door>,
-    limits: Limits,
+    limits: WorkerLimits,
     slots: Mutex<Vec<Arc<Slot>>, rank::Slots>,
     /// All worker threads.
     workers: AtomicUsize,
@@ -71,7 +71,7 @@ struct Pool {
 pub fn start(
     session: Arc<Session>,
     door: Arc<dyn Door>,
-    limits: Limits,
+    limits: WorkerLimits,
     on_end: Box<dyn FnOnce() + Send>,
 ) -> std::io::Result<()> {
     let pool = Pool::new(session, door, limits, on_end);
@@ -86,7 +86,7 @@ impl Pool {
     fn new(
         session: Arc<Session>,
         door: Arc<dyn Door>,
-        limits: Limits,
+        limits: WorkerLimits,
         on_end: Box<dyn FnOnce() + Send>,
     ) -> Arc<Pool> {
         Arc::new(Pool {
@@ -282,7 +282,7 @@ mod tests {
         let (kernel, ours) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::empty()).unwrap();
         let door = Arc::new(Stuck { open: false.into(), opened: Default::default() });
-        let limits = Limits { least: 2, most: 5, stuck: Duration::from_millis(20) };
+        let limits = WorkerLimits { least: 2, most: 5, stuck: Duration::from_millis(20) };
         let (tell, ended) = mpsc::channel();
         let on_end = Box::new(move || tell.send(()).unwrap());
         let pool = Pool::new(Session::new(ours, "test"), door.clone(), limits, on_end);

@@ -1,6 +1,6 @@
 //! An mm without a client: pages are plain memory, and no verb is a system call.
 
-use super::{Mm, NoVma};
+use super::{AddressSpace, NoVma};
 use crate::Errno;
 use crate::client_mem::{ClientMemory, SharedSlice};
 use crate::lock_order::rank;
@@ -162,7 +162,7 @@ impl HeapMm {
     }
 }
 
-impl Mm for HeapMm {
+impl AddressSpace for HeapMm {
     fn pid(&self) -> i32 {
         0
     }

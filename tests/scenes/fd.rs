@@ -2,7 +2,7 @@
 
 use crate::support::*;
 use fakebinder::Errno;
-use fakebinder::binder::Client;
+use fakebinder::binder::Task;
 use fakebinder::protocol::command::Command;
 use fakebinder::protocol::object::{BufferObject, FdArrayObject, FlatObject, Object};
 use fakebinder::protocol::record::{PtrCookie, TransactionData};

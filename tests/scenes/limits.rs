@@ -315,7 +315,7 @@ fn pages_are_counted_for_the_user_whose_buffer_they_are_in() {
     let crowd = crowd(Limits::default());
     let user = user(What::Pages, 4);
     let server = open_for(&crowd.pair.world, &user, 400);
-    let request = |data_size| fakebinder::alloc::Request {
+    let request = |data_size| fakebinder::alloc::BufferRequest {
         data_size,
         offsets_size: 0,
         extra_buffers_size: 0,

@@ -1,7 +1,7 @@
 //! Races: what others do at the moments when the engine holds no lock, because it copies.
 
 use crate::support::*;
-use fakebinder::alloc::Request;
+use fakebinder::alloc::BufferRequest;
 use fakebinder::protocol::command::Command;
 use fakebinder::protocol::record::IntoBytes;
 use fakebinder::protocol::record::{TransactionData, WriteRead};
@@ -182,7 +182,7 @@ fn two_first_transactions_both_find_the_mapping() {
         let start = Barrier::new(2);
         let send = || {
             start.wait();
-            client.alloc.alloc_new_buf(&Request {
+            client.alloc.alloc_new_buf(&BufferRequest {
                 data_size: 8,
                 offsets_size: 0,
                 extra_buffers_size: 0,

@@ -6,10 +6,10 @@
 pub mod skip;
 
 use fakebinder::Errno;
-use fakebinder::alloc::{Alloc, Buffer, Request};
+use fakebinder::alloc::{Alloc, Buffer, BufferRequest};
 use fakebinder::client_mem::{ClientMemory, SharedSlice};
 use fakebinder::memory::Memory;
-use fakebinder::mm_shim::{ClientMm, Features, MappingKind, create_memfd};
+use fakebinder::mm_shim::{Features, MappingKind, RemoteMm, create_memfd};
 use fakebinder::probe::Probes;
 use fakebinder::quota::User;
 use fakebinder_sim::child::{Child, Plan};
@@ -29,8 +29,8 @@ pub const KERNELS: [Features; 4] = [
 const PAGE: usize = 4096;
 
 /// A synchronous request of `size` bytes of data.
-pub fn request(size: usize) -> Request {
-    Request {
+pub fn request(size: usize) -> BufferRequest {
+    BufferRequest {
         data_size: size as u64,
         offsets_size: 0,
         extra_buffers_size: 0,
@@ -94,7 +94,7 @@ pub struct Client {
     pub size: usize,
     /// Our number of its buffer file, for [`resident`].
     pub memfd: OwnedFd,
-    pub mm: Arc<ClientMm>,
+    pub mm: Arc<RemoteMm>,
     pub alloc: Arc<Alloc>,
 }
 
@@ -131,7 +131,7 @@ impl Client {
         let kind = MappingKind::FuseFile { dev: stat.st_dev, ino: stat.st_ino };
         let pidfd = Arc::new(pidfd);
         let kept = Arc::default();
-        let mm = ClientMm::with_features(pid.as_raw(), pidfd, file.memfd, kind, &kept, features)
+        let mm = RemoteMm::with_features(pid.as_raw(), pidfd, file.memfd, kind, &kept, features)
             .expect("an mm");
         let alloc = Alloc::of_user(mm.clone(), memory, User::unlimited(), probes);
         let mut client =

@@ -1,7 +1,7 @@
 //! What the engine may ask of a simulated client.
 
 use fakebinder::Errno;
-use fakebinder::binder::{Birth, Client, File, Watching};
+use fakebinder::binder::{Birth, File, Task, Watching};
 use fakebinder::lock_order::assert_nothing_held;
 use fakebinder::quota::User;
 use parking_lot::Mutex;
@@ -122,7 +122,7 @@ impl Drop for SimWatch {
     }
 }
 
-impl Client for SimClient {
+impl Task for SimClient {
     fn take_file(&self, _tid: i32, fd: i32) -> Result<Arc<dyn File>, Errno> {
         self.reach();
         self.files.lock().get(&fd).cloned().ok_or(Errno::EBADF)

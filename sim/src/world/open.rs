@@ -5,7 +5,7 @@ use super::client::{Fire, SimClient, SimFile};
 use super::thread::SimThread;
 use fakebinder::Errno;
 use fakebinder::alloc::Alloc;
-use fakebinder::binder::{Client, Context, Process};
+use fakebinder::binder::{Context, Process, Task};
 use fakebinder::mm_shim::HeapMm;
 use fakebinder::protocol::object::Object;
 use fakebinder::protocol::record::TransactionData;

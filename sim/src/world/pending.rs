@@ -2,7 +2,7 @@
 
 use super::arena::Arena;
 use fakebinder::Errno;
-use fakebinder::binder::{Process, Reply};
+use fakebinder::binder::{Completion, Process};
 use fakebinder::client_mem::ClientMemory;
 use fakebinder::lock_order::assert_nothing_held;
 use fakebinder::protocol::record::{Record, WriteRead};
@@ -65,7 +65,7 @@ impl SimReply {
     }
 }
 
-impl Reply for SimReply {
+impl Completion for SimReply {
     fn interrupted(&self) -> bool {
         self.0.interrupted.load(Ordering::SeqCst)
     }

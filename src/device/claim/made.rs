@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 /// Something in the file system that goes when the claim goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Thing {
+pub enum Artifact {
     Link { path: PathBuf, target: PathBuf },
     Node { path: PathBuf, rdev: u64 },
     Directory { path: PathBuf },
@@ -34,42 +34,42 @@ impl Identity {
     }
 }
 
-/// A thing, and the directory in which it was made: the same path may lead elsewhere in another
+/// An artifact, and the directory in which it was made: the same path may lead elsewhere in another
 /// mount namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Made {
-    pub thing: Thing,
+    pub artifact: Artifact,
     pub parent: Identity,
 }
 
-impl Thing {
+impl Artifact {
     pub(super) fn path(&self) -> &Path {
         match self {
-            Thing::Link { path, .. }
-            | Thing::Node { path, .. }
-            | Thing::Directory { path }
-            | Thing::Mount { path } => path,
+            Artifact::Link { path, .. }
+            | Artifact::Node { path, .. }
+            | Artifact::Directory { path }
+            | Artifact::Mount { path } => path,
         }
     }
 
     pub(super) fn remove(&self) -> io::Result<()> {
         match self {
-            Thing::Link { path, target } => match fs::read_link(path) {
+            Artifact::Link { path, target } => match fs::read_link(path) {
                 Ok(found) if found == *target => fs::remove_file(path),
                 _ => Ok(()),
             },
-            Thing::Node { path, rdev } => match fs::symlink_metadata(path) {
+            Artifact::Node { path, rdev } => match fs::symlink_metadata(path) {
                 Ok(found) if found.file_type().is_char_device() && found.rdev() == *rdev => {
                     fs::remove_file(path)
                 }
                 _ => Ok(()),
             },
             // Only if it is empty.
-            Thing::Directory { path } => fs::remove_dir(path),
-            Thing::Mount { path } if is_ours(path) => {
+            Artifact::Directory { path } => fs::remove_dir(path),
+            Artifact::Mount { path } if is_ours(path) => {
                 umount2(path.as_path(), MntFlags::MNT_DETACH).map_err(io::Error::from)
             }
-            Thing::Mount { .. } => Ok(()),
+            Artifact::Mount { .. } => Ok(()),
         }
     }
 }
@@ -78,12 +78,12 @@ impl Made {
     /// Fields as in the kernel's lists (see [`mounts`]).
     pub(super) fn to_line(&self) -> String {
         let Identity { dev, ino } = self.parent;
-        let path = mounts::escape(self.thing.path());
-        let kind = match &self.thing {
-            Thing::Link { target, .. } => format!("link {path} {}", mounts::escape(target)),
-            Thing::Node { rdev, .. } => format!("node {path} {rdev}"),
-            Thing::Directory { .. } => format!("directory {path} -"),
-            Thing::Mount { .. } => format!("mount {path} -"),
+        let path = mounts::escape(self.artifact.path());
+        let kind = match &self.artifact {
+            Artifact::Link { target, .. } => format!("link {path} {}", mounts::escape(target)),
+            Artifact::Node { rdev, .. } => format!("node {path} {rdev}"),
+            Artifact::Directory { .. } => format!("directory {path} -"),
+            Artifact::Mount { .. } => format!("mount {path} -"),
         };
         format!("{dev} {ino} {kind}\n")
     }
@@ -92,26 +92,26 @@ impl Made {
         let fields: Vec<&str> = line.split(' ').collect();
         let [dev, ino, kind, path, last] = fields[..] else { return None };
         let path = PathBuf::from(mounts::unescape(path.as_bytes()));
-        let thing = match kind {
-            "link" => Thing::Link { path, target: mounts::unescape(last.as_bytes()).into() },
-            "node" => Thing::Node { path, rdev: last.parse().ok()? },
-            "directory" => Thing::Directory { path },
-            "mount" => Thing::Mount { path },
+        let artifact = match kind {
+            "link" => Artifact::Link { path, target: mounts::unescape(last.as_bytes()).into() },
+            "node" => Artifact::Node { path, rdev: last.parse().ok()? },
+            "directory" => Artifact::Directory { path },
+            "mount" => Artifact::Mount { path },
             _ => return None,
         };
         let parent = Identity { dev: dev.parse().ok()?, ino: ino.parse().ok()? };
-        Some(Made { thing, parent })
+        Some(Made { artifact, parent })
     }
 
     /// Removes it if it is still what was made. False: it is not to be seen from here.
     pub(super) fn remove(&self) -> bool {
-        match Identity::of_parent(self.thing.path()) {
+        match Identity::of_parent(self.artifact.path()) {
             Ok(parent) if parent == self.parent => {}
             _ => return false,
         }
-        match self.thing.remove() {
+        match self.artifact.remove() {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                log::warn!("removing {:?}: {error}", self.thing);
+                log::warn!("removing {:?}: {error}", self.artifact);
             }
             _ => {}
         }
@@ -120,13 +120,13 @@ impl Made {
 
     /// The same for what a daemon has left that was killed: what it has mounted is dead.
     pub(super) fn clear(&self) -> bool {
-        if let Thing::Mount { path } = &self.thing
+        if let Artifact::Mount { path } = &self.artifact
             && is_ours(path)
             && !is_dead(path)
         {
             return true;
         }
-        log::info!("removing what a daemon that was killed has left: {:?}", self.thing);
+        log::info!("removing what a daemon that was killed has left: {:?}", self.artifact);
         self.remove()
     }
 }
@@ -148,14 +148,14 @@ mod tests {
 
     #[test]
     fn lines_are_read_back() {
-        let things = [
-            Thing::Link { path: "/a b".into(), target: "/c\td".into() },
-            Thing::Node { path: "/dev/x".into(), rdev: 0xe900 },
-            Thing::Directory { path: "/d\n".into() },
-            Thing::Mount { path: "/d\\".into() },
+        let artifacts = [
+            Artifact::Link { path: "/a b".into(), target: "/c\td".into() },
+            Artifact::Node { path: "/dev/x".into(), rdev: 0xe900 },
+            Artifact::Directory { path: "/d\n".into() },
+            Artifact::Mount { path: "/d\\".into() },
         ];
-        for thing in things {
-            let made = Made { thing, parent: Identity { dev: 5, ino: u64::MAX } };
+        for artifact in artifacts {
+            let made = Made { artifact, parent: Identity { dev: 5, ino: u64::MAX } };
             let line = made.to_line();
             assert_eq!(Made::from_line(line.trim_end()), Some(made), "{line}");
         }

@@ -16,7 +16,7 @@ use self::users::{Users, open_maps};
 use super::image::Image;
 use super::maps::{FileVma, Maps};
 use super::userfault::Userfault;
-use super::{Mm, NoVma};
+use super::{AddressSpace, NoVma};
 use crate::Errno;
 use crate::client_log::{Kind, client_log};
 use crate::client_mem::{ClientMemory, SharedSlice};
@@ -51,7 +51,7 @@ pub enum MappingKind {
 
 /// The mm of a client process.
 #[derive(Debug)]
-pub struct ClientMm {
+pub struct RemoteMm {
     pid: i32,
     pidfd: Arc<OwnedFd>,
     /// The program that the process executed when it opened the device.
@@ -86,11 +86,11 @@ impl Features {
 
 // SAFETY: `base` is a mapping of a file, not memory of one thread; all access to it is through raw
 // pointers, to buffers that the allocator gives to one user at a time.
-unsafe impl Send for ClientMm {}
+unsafe impl Send for RemoteMm {}
 // SAFETY: as above.
-unsafe impl Sync for ClientMm {}
+unsafe impl Sync for RemoteMm {}
 
-impl ClientMm {
+impl RemoteMm {
     /// The mm of the thread group `pid` with the buffer file `memfd` (from
     /// [`create_memfd`](super::create_memfd)).
     pub fn new(
@@ -99,11 +99,11 @@ impl ClientMm {
         memfd: OwnedFd,
         kind: MappingKind,
         kept: &Arc<KeptMaps>,
-    ) -> Result<Arc<ClientMm>, Errno> {
+    ) -> Result<Arc<RemoteMm>, Errno> {
         Self::with_features(pid, pidfd, memfd, kind, kept, Features::ALL)
     }
 
-    /// As [`ClientMm::new`] on a kernel that has no more than these features.
+    /// As [`RemoteMm::new`] on a kernel that has no more than these features.
     pub fn with_features(
         pid: i32,
         pidfd: Arc<OwnedFd>,
@@ -111,7 +111,7 @@ impl ClientMm {
         kind: MappingKind,
         kept: &Arc<KeptMaps>,
         features: Features,
-    ) -> Result<Arc<ClientMm>, Errno> {
+    ) -> Result<Arc<RemoteMm>, Errno> {
         let userfault = if features.userfault { Userfault::get() } else { None };
         let (dev, ino) = match kind {
             MappingKind::FuseFile { dev, ino } => (dev, ino),
@@ -126,7 +126,7 @@ impl ClientMm {
         fault(Verb::Mmap)?;
         // SAFETY: at an address of the kernel's choice, so nothing that exists is replaced.
         let base = unsafe { mman::mmap(None, size, protection, flags, &memfd, 0) }?.cast();
-        let mm = ClientMm {
+        let mm = RemoteMm {
             pid,
             pidfd,
             image: Image::of(pid),
@@ -218,14 +218,14 @@ impl ClientMm {
     }
 }
 
-impl Drop for ClientMm {
+impl Drop for RemoteMm {
     fn drop(&mut self) {
         // SAFETY: mapped by `new`, of this size, and no pointer into it outlives us.
         let _ = unsafe { mman::munmap(self.base.cast::<c_void>(), MAX_BUFFER_SIZE) };
     }
 }
 
-impl Mm for ClientMm {
+impl AddressSpace for RemoteMm {
     fn pid(&self) -> i32 {
         self.pid
     }

@@ -3,7 +3,7 @@
 use super::super::create_memfd;
 use super::super::maps::tests::{Mapped, lines_read};
 use super::*;
-use crate::alloc::{Alloc, Request};
+use crate::alloc::{Alloc, BufferRequest};
 use crate::memory::{Memory, MemoryConfig};
 use std::io::{Read, Write};
 use std::os::fd::FromRawFd;
@@ -23,7 +23,7 @@ fn pidfd_of(pid: u32) -> Arc<OwnedFd> {
 
 /// A client on a kernel where looking for a mapping means reading the text.
 struct ReadAsText {
-    mm: Arc<ClientMm>,
+    mm: Arc<RemoteMm>,
     alloc: Arc<Alloc>,
     file: OwnedFd,
 }
@@ -39,7 +39,7 @@ impl ReadAsText {
     }
 
     fn allocate(&self, pages: usize) -> Result<u64, Errno> {
-        let request = Request {
+        let request = BufferRequest {
             data_size: (pages * PAGE_SIZE) as u64,
             offsets_size: 0,
             extra_buffers_size: 0,
@@ -50,9 +50,9 @@ impl ReadAsText {
     }
 }
 
-fn mm_of(pid: u32, memfd: OwnedFd, kind: MappingKind) -> Arc<ClientMm> {
+fn mm_of(pid: u32, memfd: OwnedFd, kind: MappingKind) -> Arc<RemoteMm> {
     let features = Features { procmap_query: false, ..Features::ALL };
-    ClientMm::with_features(pid as i32, pidfd_of(pid), memfd, kind, &Arc::default(), features)
+    RemoteMm::with_features(pid as i32, pidfd_of(pid), memfd, kind, &Arc::default(), features)
         .expect("an mm")
 }
 
@@ -148,9 +148,9 @@ fn a_client_too_many_has_its_maps_open_only_while_they_are_used() {
     let kept = Arc::new(KeptMaps::at_most(1));
     let new = || {
         let file = create_memfd("fakebinder-test").expect("a buffer file");
-        ClientMm::new(pid, pidfd.clone(), file.memfd, MappingKind::Memfd, &kept).expect("an mm")
+        RemoteMm::new(pid, pidfd.clone(), file.memfd, MappingKind::Memfd, &kept).expect("an mm")
     };
-    let use_twice = |mm: &ClientMm| {
+    let use_twice = |mm: &RemoteMm| {
         assert!(mm.mmget_not_zero() && mm.mmget_not_zero());
         mm.mmput();
         let maps = mm.users.lock().maps.is_some();

@@ -1,0 +1,186 @@
+//! What a device hands to the engine: the ioctls of its clients ([`Call`], [`Completion`]), and what
+//! the engine needs of the world for each of them ([`Task`], [`File`], [`Poller`], [`Timers`]).
+//!
+//! A [`Task`] is asked, and a [`File`] dropped, under no lock of the engine: both can take as long as
+//! the client likes. [`Completion::interrupted`] and [`Timers::now`] are asked under the lock of a
+//! context, and answer at once.
+
+use super::{Copies, FewBytes};
+use crate::Errno;
+use crate::client_mem::ClientMemory;
+use crate::quota::User;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// An ioctl that a client waits in. The engine consumes it once: at once, or when another
+/// client's work, a signal or a release completes it.
+pub trait Completion: Send {
+    /// Whether a signal for the calling thread has already been reported.
+    fn interrupted(&self) -> bool;
+
+    /// Ends the ioctl. `out` is the ioctl's argument as it is to be copied out (the device drops
+    /// it for ioctls that copy nothing out); it is copied out on errors too.
+    fn send(self: Box<Self>, result: Result<i32, Errno>, out: &[u8]);
+
+    /// Whether ending it touches the caller's memory.
+    fn copies_out(&self) -> bool {
+        false
+    }
+
+    /// Ends the ioctl as ERESTARTSYS does: after the signal's handler it is called again or fails
+    /// with EINTR, as SA_RESTART says.
+    fn restart(self: Box<Self>, out: &[u8]) {
+        self.send(Err(Errno::EINTR), out);
+    }
+}
+
+/// One ioctl, as the device hands it to the engine.
+pub struct Call {
+    /// The calling thread (in the daemon's pid namespace).
+    pub tid: i32,
+    /// The caller's uid as the device was told it; what counts is [`Task::identity`].
+    pub uid: u32,
+    /// The open file has O_NONBLOCK.
+    pub nonblock: bool,
+    pub cmd: u32,
+    /// The argument as copied in: `ioc_size(cmd)` bytes when the ioctl copies in, else zeros of
+    /// that length.
+    pub arg: FewBytes,
+    /// The caller's memory.
+    pub memory: Arc<dyn ClientMemory>,
+    pub reply: Box<dyn Completion>,
+}
+
+/// Those who poll an open file. Told when there may be something to read for one of them, over
+/// and over again: one notice too many does no harm, each of them asks before it believes it.
+pub trait Poller: Send + Sync {
+    fn wake(&self);
+}
+
+/// A descriptor on its way from one client to another. Closed when dropped.
+pub trait File: Send + Sync {
+    fn as_any(&self) -> &dyn std::any::Any;
+}
+
+/// The process behind an open file (`proc->tsk`, a `struct task_struct`), as far as the engine has
+/// to reach that process. Nothing here is called under a lock of the engine.
+pub trait Task: Send + Sync {
+    /// The user who has opened the device, for whom records are counted; asked once.
+    fn user(&self) -> Arc<User> {
+        User::unlimited()
+    }
+
+    /// `fget` in the calling thread: EBADF when it has no such descriptor.
+    fn take_file(&self, tid: i32, fd: i32) -> Result<Arc<dyn File>, Errno>;
+
+    /// Whether [`Task::install_files`] has a way into this client.
+    fn accepts_files(&self) -> bool;
+
+    /// Puts files into the client, all or none, and returns their numbers there.
+    fn install_files(&self, tid: i32, files: Vec<Arc<dyn File>>) -> Result<Vec<i32>, Errno>;
+
+    /// Closes descriptors in the client (a freed buffer's descriptor arrays).
+    fn close_files(&self, fds: &[i32]);
+
+    /// The cap on copies to and from this client's memory, for this open file.
+    fn copies(&self) -> Arc<Copies> {
+        Copies::unlimited()
+    }
+
+    /// The nice value of a thread of this client.
+    fn nice(&self, tid: i32) -> i32;
+
+    /// Sets it, as far as the client itself might (RLIMIT_NICE).
+    fn set_nice(&self, tid: i32, nice: i32);
+
+    /// The security context that this client had when it opened the device, with its trailing
+    /// NUL. EOPNOTSUPP where there is no security module.
+    fn security_context(&self) -> Result<Vec<u8>, Errno>;
+
+    /// Who a thread is that is in an ioctl, and calls as `uid`.
+    fn identity(&self, _tid: i32, uid: u32) -> Identity {
+        Identity { euid: uid, is_opener: false }
+    }
+
+    /// A uid of the daemon's user namespace as the thread `tid`, which waits in a read, names it;
+    /// (uid_t)-1 where it has no name.
+    fn uid_as_seen(&self, _tid: i32, uid: u32) -> u32 {
+        uid
+    }
+
+    /// Whether its pid is still its own: once it has ended and was waited for, another process
+    /// may get that number, while a child goes on with the open file.
+    fn has_pid(&self) -> bool {
+        true
+    }
+
+    /// `pid` (of another client, in the daemon's namespace) as this client sees it; 0 when it
+    /// does not.
+    fn pid_as_seen(&self, pid: i32) -> i32;
+
+    /// A pid that this client names, in the daemon's namespace; the inverse of
+    /// [`Task::pid_as_seen`]. -1 when it is nobody's.
+    fn pid_named(&self, pid: i32) -> i32 {
+        pid
+    }
+
+    /// What tells a thread from others of the same number, while it is in an ioctl; none when the
+    /// device does not know.
+    fn thread_birth(&self, _tid: i32) -> Option<Birth> {
+        None
+    }
+
+    /// Whether that thread has ended.
+    fn thread_is_gone(&self, _tid: i32, _birth: Option<Birth>) -> bool {
+        false
+    }
+
+    /// Calls `ended`, once and on any thread, when that thread has ended.
+    fn watch_thread(
+        &self,
+        _tid: i32,
+        _birth: Option<Birth>,
+        _ended: Box<dyn FnOnce() + Send>,
+    ) -> Watching {
+        Watching::Untold
+    }
+}
+
+/// Who a calling thread is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// Its effective uid, in the daemon's user namespace.
+    pub euid: u32,
+    /// It is a thread of the process that has opened the device, which has its pid, then, as long
+    /// as the thread waits. False too where that is not certain.
+    pub is_opener: bool,
+}
+
+/// What tells a thread from another one that had, or will have, its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Birth(pub u64);
+
+/// Whether the end of a thread will be told.
+pub enum Watching {
+    /// It has ended already.
+    Gone,
+    /// It will, unless this is dropped before; when that happens at the same time, it may be told
+    /// all the same.
+    Told(Box<dyn Send>),
+    /// It will not; [`Task::thread_is_gone`] has to be asked.
+    Untold,
+}
+
+/// A timer that the engine asks the device for (freezing waits for outstanding transactions).
+pub trait Timers: Send + Sync {
+    /// Calls `fire` after `delay`, on any thread, at most once. `ticket` names it, once.
+    fn after(&self, ticket: u64, delay: Duration, fire: Box<dyn FnOnce() + Send>);
+
+    /// Forgets a timer that has not fired.
+    fn cancel(&self, ticket: u64);
+
+    /// The time since some moment in the past, for the logs: how long a transaction is on its way.
+    fn now(&self) -> Duration {
+        Duration::ZERO
+    }
+}
