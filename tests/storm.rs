@@ -18,6 +18,8 @@ use fakebinder_client::{
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::wait::WaitStatus;
+use rand_core::{RngCore, SeedableRng};
+use rand_xoshiro::SplitMix64;
 use std::fs;
 use std::io::{PipeReader, PipeWriter, Read, pipe};
 use std::os::fd::{AsFd, AsRawFd};
@@ -28,20 +30,16 @@ use std::time::{Duration, Instant};
 
 // ---------------------------------------------------------------- chance
 
-/// splitmix64.
-struct Chance(u64);
+/// What a client does next, by chance.
+struct Chance(SplitMix64);
 
 impl Chance {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+    fn new(seed: u64) -> Chance {
+        Chance(SplitMix64::seed_from_u64(seed))
     }
 
     fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit.max(1)
+        self.0.next_u64() % limit.max(1)
     }
 
     fn one_in(&mut self, times: u64) -> bool {
@@ -409,7 +407,7 @@ impl Client {
         let client = Client {
             device,
             tally,
-            chance: Mutex::new(Chance(seed)),
+            chance: Mutex::new(Chance::new(seed)),
             known: Mutex::default(),
             keeps: if manages { 200 } else { 6 },
             pids: Mutex::default(),
@@ -441,13 +439,13 @@ fn storm_maker() {
     let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
     let clients = setting("FAKEBINDER_STORM_CLIENTS", 1000) as usize;
     let seconds = setting("FAKEBINDER_STORM_SECONDS", 5);
-    let mut chance = Chance(setting("FAKEBINDER_STORM_SEED", 1));
+    let mut chance = Chance::new(setting("FAKEBINDER_STORM_SEED", 1));
     let tally = Tally::shared();
     let (reader, writer) = pipe().unwrap();
     let mut started = 0;
     let mut start = |chance: &mut Chance, manages: bool| {
         started += 1;
-        let seed = chance.next();
+        let seed = chance.0.next_u64();
         let device = &devices[chance.below(devices.len() as u64) as usize];
         let file = writer.try_clone().unwrap();
         Forked::start(|| Client::live(device, seed, manages, tally, file))

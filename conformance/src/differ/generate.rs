@@ -4,24 +4,25 @@
 use super::program::{Act, Buffer, MAPPING, PROCESSES, Part, Send, Step, THREADS, Twist, Write};
 use super::stage::{Actor, Stage};
 use fakebinder_client::uapi;
+use rand_core::{RngCore, SeedableRng};
+use rand_xoshiro::SplitMix64;
 
 /// Programs of this seed and above have numbers of any size in them. Those below are as they were
 /// when the driver's outcomes were recorded.
 pub const ANY_NUMBER: u64 = 1000;
 
-/// SplitMix64: a program is the same for the same seed, everywhere.
+/// A program is the same for the same seed, everywhere and for ever: what the driver gave to the
+/// programs of some seeds is recorded.
 pub(super) struct Chance {
-    state: u64,
+    rng: SplitMix64,
     any_number: bool,
 }
 
 impl Chance {
     pub(super) fn new(seed: u64, program: u64) -> Chance {
-        Chance {
-            state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)
-                ^ program.wrapping_mul(0xd134_2543_de82_ef95),
-            any_number: seed >= ANY_NUMBER,
-        }
+        let state =
+            seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ program.wrapping_mul(0xd134_2543_de82_ef95);
+        Chance { rng: SplitMix64::seed_from_u64(state), any_number: seed >= ANY_NUMBER }
     }
 
     /// Now and then another number: a power of two, the one before it or the one behind it, up to
@@ -42,16 +43,8 @@ impl Chance {
         power.wrapping_add(self.below(3) as u32).wrapping_sub(1)
     }
 
-    fn next(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
     pub(super) fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit.max(1) as u64) as usize
+        (self.rng.next_u64() % limit.max(1) as u64) as usize
     }
 
     /// Once in so many times.
@@ -196,7 +189,9 @@ fn write(chance: &mut Chance, actor: &Actor, thread: usize) -> Write {
             0 => Write::AttemptAcquire,
             1 => Write::AcquireResult,
             2 => Write::Words(vec![uapi::BR_NOOP]),
-            _ => Write::Words((0..1 + chance.below(3)).map(|_| chance.next() as u32).collect()),
+            _ => Write::Words(
+                (0..1 + chance.below(3)).map(|_| chance.rng.next_u64() as u32).collect(),
+            ),
         },
     }
 }
