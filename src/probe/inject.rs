@@ -294,16 +294,8 @@ fn parse_errno(text: &str) -> Result<Errno, String> {
 }
 
 fn parse_delay(text: &str) -> Result<Duration, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let number = number.parse().ok();
-    let delay = match unit {
-        "us" => number.map(Duration::from_micros),
-        "ms" => number.map(Duration::from_millis),
-        "s" => number.map(Duration::from_secs),
-        _ => None,
-    };
-    delay.ok_or_else(|| format!("no delay '{text}': a number and us, ms or s"))
+    humantime::parse_duration(text)
+        .map_err(|error| format!("no delay '{text}': {error} (as in 50us, 1ms or 2s)"))
 }
 
 fn parse_rule(text: &str) -> Result<Rule, String> {
