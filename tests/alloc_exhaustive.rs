@@ -12,7 +12,7 @@ mod support;
 
 use fakebinder::alloc::{Alloc, Buffer, PageState};
 use fakebinder::memory::{Memory, MemoryConfig};
-use fakebinder::mm_shim::HeapMm;
+use fakebinder_sim::HeapMm;
 use std::sync::Arc;
 use support::request;
 

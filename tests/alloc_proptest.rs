@@ -5,7 +5,7 @@ mod support;
 use fakebinder::Errno;
 use fakebinder::alloc::{Alloc, Buffer, PageState, Request};
 use fakebinder::memory::{Memory, MemoryConfig};
-use fakebinder::mm_shim::HeapMm;
+use fakebinder_sim::HeapMm;
 use proptest::prelude::*;
 use std::sync::Arc;
 
