@@ -324,7 +324,7 @@ fn run(rounds: usize, calls: u64) -> Outcome<()> {
 fn main() -> Outcome<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     // The registrar of a daemon under test is this program again.
-    if arguments.iter().any(|argument| argument == "common::registrar") {
+    if arguments.iter().any(|argument| argument == "common::registrar::registrar") {
         common::be_registrar(&role_device().expect("a role has a device"));
         return Ok(());
     }

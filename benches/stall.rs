@@ -98,7 +98,7 @@ fn measure(target: &Target, daemon: &Daemon, kind: Kind, rounds: usize, count: u
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     // The registrar of a daemon under test is this program again.
-    if arguments.iter().any(|argument| argument == "common::registrar") {
+    if arguments.iter().any(|argument| argument == "common::registrar::registrar") {
         return common::be_registrar(&role_device().expect("a role has a device"));
     }
     // Cargo passes --bench.

@@ -12,8 +12,9 @@ use crate::shortage::{self, is_shortage};
 use crate::sync::Mutex;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
+use rustix::process::{PidfdFlags, PidfdGetfdFlags};
 use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A stretch of memory that other processes may change while it is written to: a piece of a
@@ -262,21 +263,28 @@ impl ClientMemory for GatheredMemory {
 
 /// The process `pid`, which must be the number of a thread group, for as long as the descriptor lives.
 pub fn pidfd_open(pid: i32) -> Result<OwnedFd, Errno> {
-    pidfd_open_with(pid, 0)
+    pidfd_open_with(pid, PidfdFlags::empty())
 }
 
 /// One thread (Linux 6.9; EINVAL before).
 pub fn pidfd_open_thread(tid: i32) -> Result<OwnedFd, Errno> {
-    const PIDFD_THREAD: libc::c_uint = libc::O_EXCL as libc::c_uint;
+    const PIDFD_THREAD: PidfdFlags = PidfdFlags::from_bits_retain(libc::O_EXCL as u32);
     pidfd_open_with(tid, PIDFD_THREAD)
 }
 
-fn pidfd_open_with(id: i32, flags: libc::c_uint) -> Result<OwnedFd, Errno> {
+fn pidfd_open_with(id: i32, flags: PidfdFlags) -> Result<OwnedFd, Errno> {
     fault(Verb::Descriptor)?;
-    // SAFETY: no memory is involved.
-    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, id, flags) })?;
-    // SAFETY: the kernel has just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    rustix::process::pidfd_open(task(id)?, flags).map_err(errno)
+}
+
+/// The number of a thread or a process. A system call takes 0 for its caller, whom nobody here
+/// means: ESRCH.
+fn task(id: i32) -> Result<rustix::process::Pid, Errno> {
+    rustix::process::Pid::from_raw(id).ok_or(Errno::ESRCH)
+}
+
+fn errno(error: rustix::io::Errno) -> Errno {
+    Errno::from_raw(error.raw_os_error())
 }
 
 /// Whether the process still has a number: it has not ended, or was not waited for.
@@ -293,11 +301,11 @@ pub fn pidfd_exists(pidfd: BorrowedFd<'_>) -> bool {
 /// this process may not look into it (ptrace access: CAP_SYS_PTRACE, Yama).
 pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: i32) -> Result<OwnedFd, Errno> {
     fault(Verb::Descriptor)?;
-    // SAFETY: no memory is involved.
-    let result = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) };
-    let fd = Errno::result(result)?;
-    // SAFETY: the kernel has just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    // Clients give any number; rustix takes none below 0 for a descriptor, by an assertion.
+    if fd < 0 {
+        return Err(Errno::EBADF);
+    }
+    rustix::process::pidfd_getfd(pidfd, fd, PidfdGetfdFlags::empty()).map_err(errno)
 }
 
 /// A copy of the descriptor `fd` of the thread `tid` of the process `pidfd`. Threads nearly always
@@ -321,15 +329,7 @@ pub fn getfd(pidfd: BorrowedFd<'_>, tid: i32, fd: i32) -> Result<OwnedFd, Errno>
 /// The nice value of a thread. ESRCH when there is no such thread.
 pub fn getpriority(tid: i32) -> Result<i32, Errno> {
     assert_nothing_held();
-    // -1 is a nice value, too: only errno tells.
-    Errno::clear();
-    // SAFETY: no memory is involved.
-    let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, tid as libc::id_t) };
-    match Errno::last_raw() {
-        0 => Ok(nice),
-        error if nice == -1 => Err(Errno::from_raw(error)),
-        _ => Ok(nice),
-    }
+    rustix::process::getpriority_process(Some(task(tid)?)).map_err(errno)
 }
 
 /// The soft RLIMIT_NICE of a thread's process: 20 less the lowest nice value it may take.
@@ -345,34 +345,14 @@ pub fn nice_limit(tid: i32) -> Result<i32, Errno> {
 /// The effective capabilities of a thread, a bit each. ESRCH when there is no such thread.
 pub fn effective_capabilities(tid: i32) -> Result<u64, Errno> {
     assert_nothing_held();
-    /// `_LINUX_CAPABILITY_VERSION_3`, which has two words of each kind.
-    const VERSION: u32 = 0x2008_0522;
-    #[repr(C)]
-    struct Header {
-        version: u32,
-        pid: i32,
-    }
-    #[repr(C)]
-    #[derive(Default)]
-    struct Data {
-        effective: u32,
-        permitted: u32,
-        inheritable: u32,
-    }
-    let mut header = Header { version: VERSION, pid: tid };
-    let mut words = [Data::default(), Data::default()];
-    // SAFETY: the kernel reads the header, and writes two of `Data`, as that version says.
-    let result = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, words.as_mut_ptr()) };
-    Errno::result(result)?;
-    Ok(u64::from(words[0].effective) | u64::from(words[1].effective) << 32)
+    let sets = rustix::thread::capabilities(Some(task(tid)?)).map_err(errno)?;
+    Ok(sets.effective.bits())
 }
 
 /// Sets the nice value of a thread. ESRCH: there is none; EACCES, EPERM: this process may not.
 pub fn setpriority(tid: i32, nice: i32) -> Result<(), Errno> {
     assert_nothing_held();
-    // SAFETY: no memory is involved.
-    let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, tid as libc::id_t, nice) };
-    Errno::result(result).map(drop)
+    rustix::process::setpriority_process(Some(task(tid)?), nice).map_err(errno)
 }
 
 #[cfg(test)]

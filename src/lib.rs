@@ -64,6 +64,10 @@
 #[cfg(feature = "daemon")]
 pub use nix::errno::Errno;
 
+// By this name its users know this library, and so does what its unit tests share with them.
+#[cfg(test)]
+extern crate self as fakebinder;
+
 #[cfg(feature = "daemon")]
 #[doc = include_str!("../docs/architecture.md")]
 pub mod architecture {}

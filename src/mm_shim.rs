@@ -11,17 +11,25 @@
 //! | `zap_page_range_single` | takes a page out of the client, the daemon and the accounting |
 //!
 //! [`MmStruct`] is what these verbs have in common: locks, budget, fault injection. Behind it stands
-//! an [`AddressSpace`]: a client process ([`RemoteMm`]) or, for tests and fuzzing, plain memory ([`HeapMm`]).
+//! an [`AddressSpace`]: a client process ([`RemoteMm`]) or, for tests and fuzzing, the plain memory of the
+//! package `fakebinder-sim`.
 
 mod buffer_file;
-mod heap;
 mod image;
 mod maps;
 mod remote;
 mod userfault;
 
+// The unit tests' mm, too. They cannot take it from its package: that has this library as others
+// see it, and so another trait `Mm`.
+#[cfg(test)]
+#[path = "../sim/src/heap.rs"]
+#[allow(dead_code, reason = "these tests use a part of it")]
+mod heap;
+
 pub use buffer_file::{BufferFile, create_memfd};
-pub use heap::HeapMm;
+#[cfg(test)]
+pub(crate) use heap::HeapMm;
 pub use remote::{Features, KeptMaps, MappingKind, RemoteMm};
 
 use crate::Errno;

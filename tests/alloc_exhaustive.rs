@@ -8,13 +8,13 @@
 //!
 //! A debug build takes a sample.
 
-mod support;
+mod common;
 
+use common::mapped::request;
 use fakebinder::alloc::{Alloc, Buffer, PageState};
 use fakebinder::memory::{Memory, MemoryConfig};
-use fakebinder::mm_shim::HeapMm;
+use fakebinder_sim::HeapMm;
 use std::sync::Arc;
-use support::request;
 
 const PAGE: usize = 4096;
 const MAPPING: usize = 128 << 10;
@@ -95,7 +95,8 @@ impl Bench {
                 .alloc_new_buf(&request(size))
                 .map_err(|e| format!("buffer {number}: {e}"))?;
             let states = self.alloc.page_states();
-            let unused = support::pages(&buffer).find(|&page| states[page] != PageState::Active);
+            let unused =
+                common::mapped::pages(&buffer).find(|&page| states[page] != PageState::Active);
             if let Some(page) = unused {
                 return Err(format!("buffer {number}: page {page} is {:?}", states[page]));
             }

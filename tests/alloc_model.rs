@@ -10,7 +10,7 @@
 use fakebinder::Errno;
 use fakebinder::alloc::{Alloc, BufferRequest, PageState};
 use fakebinder::memory::{Memory, MemoryConfig, PageInstall};
-use fakebinder::mm_shim::HeapMm;
+use fakebinder_sim::HeapMm;
 use loom::model::Builder;
 use loom::thread;
 use std::sync::Arc;

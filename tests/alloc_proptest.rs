@@ -1,11 +1,11 @@
 //! The allocator against a simple model: a list of what is taken, scanned from end to end.
 
-mod support;
+mod common;
 
 use fakebinder::Errno;
 use fakebinder::alloc::{Alloc, Buffer, BufferRequest, PageState};
 use fakebinder::memory::{Memory, MemoryConfig};
-use fakebinder::mm_shim::HeapMm;
+use fakebinder_sim::HeapMm;
 use proptest::prelude::*;
 use std::sync::Arc;
 
@@ -148,7 +148,7 @@ impl Model {
     fn used_pages(&self) -> Vec<bool> {
         let mut used = vec![false; self.size / PAGE];
         for taken in &self.taken {
-            support::pages(&taken.buffer).for_each(|page| used[page] = true);
+            common::mapped::pages(&taken.buffer).for_each(|page| used[page] = true);
         }
         used
     }
@@ -215,7 +215,7 @@ impl World {
             }
         );
         let used = self.model.used_pages();
-        for page in support::pages(&buffer) {
+        for page in common::mapped::pages(&buffer) {
             // What the pages held before is none of the model's business.
             if !std::mem::replace(&mut self.model.installed[page], true) && !used[page] {
                 self.model.high = self.model.high.max(page + 1);

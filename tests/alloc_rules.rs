@@ -1,23 +1,26 @@
 //! The rules by which pages come and go, one scene each: every one of them fails when its rule is
 //! undone. Pages are plain memory here; hooks of the fault injector get between two steps.
+//!
+//! More than 500 lines: this is the list of the rules of `src/alloc.rs`, in the order of its verbs,
+//! and is read beside it.
 
-mod support;
+mod common;
 
+use common::mapped::{Bytes, request};
 use fakebinder::Errno;
 use fakebinder::alloc::{Alloc, BufferRequest, PageState};
 use fakebinder::memory::{Memory, MemoryConfig, PageInstall};
-use fakebinder::mm_shim::HeapMm;
 use fakebinder::probe::InstallLatency;
 use fakebinder::probe::{Injector, Probes, Rule, Verb};
 use fakebinder::quota::User;
 use fakebinder::shrinker::Reclaimer;
+use fakebinder_sim::HeapMm;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
-use support::{Bytes, request};
 
 const PAGE: usize = 4096;
 const ADDRESS: u64 = 0x7000_0000;

@@ -3,8 +3,9 @@
 //! `FAKEBINDER_STRESS_SECONDS` (5 if not set) says for how long. Every byte of every live buffer is
 //! compared, as we and as the client see it.
 
-mod support;
+mod common;
 
+use common::mapped::{ByProcessVm, Client, request};
 use fakebinder::Errno;
 use fakebinder::alloc::{Alloc, Buffer};
 use fakebinder::memory::{Memory, MemoryConfig, PageInstall};
@@ -13,7 +14,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
-use support::{ByProcessVm, Client, request};
 
 const PAGE: usize = 4096;
 

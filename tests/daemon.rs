@@ -11,7 +11,9 @@ use fakebinder::uapi;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -204,6 +206,39 @@ fn daemonize_returns_when_clients_can_come_and_tells_why_it_cannot() {
     assert!(String::from_utf8(second.stderr).unwrap().contains("in use by another"));
     assert!(wait_until(PATIENCE, || !exists(&mount)));
     fs::remove_file(&log).unwrap();
+}
+
+/// As a unit of `Type=notify` is started: the manager's socket has a path or an abstract name.
+#[test]
+fn a_service_manager_is_told_when_clients_can_come() {
+    if !possible() {
+        return;
+    }
+    for is_abstract in [false, true] {
+        let name = unique_name();
+        let mount = mount_of(&name);
+        let path = std::env::temp_dir().join(format!("{name}.notify"));
+        let (manager, address) = if is_abstract {
+            let address = SocketAddr::from_abstract_name(&name).expect("a name");
+            (UnixDatagram::bind_addr(&address), format!("@{name}"))
+        } else {
+            (UnixDatagram::bind(&path), path.display().to_string())
+        };
+        let manager = manager.expect("a socket");
+        manager.set_read_timeout(Some(PATIENCE)).expect("a time limit");
+        let mut daemon = command(&name, &mount);
+        daemon.env("NOTIFY_SOCKET", &address).stdout(Stdio::null());
+        let mut daemon = daemon.spawn().expect("fakebinderd is built");
+        let mut told = [0; 64];
+        let told = manager.recv(&mut told).map(|length| told[..length].to_vec());
+        let served = open(&mount.join(&name)).map(|device| version(&device));
+        let pid = nix::unistd::Pid::from_raw(daemon.id() as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("a child of ours");
+        assert!(daemon.wait().expect("a child of ours").success());
+        assert_eq!(told.expect(&address).trim_ascii_end(), b"READY=1");
+        assert_eq!(served.expect("a device"), Ok(8));
+        let _ = fs::remove_file(&path);
+    }
 }
 
 /// What is logged up to "ready", with these flags and this RUST_LOG.

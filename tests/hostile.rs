@@ -1,6 +1,8 @@
 //! Clients that do the daemon harm, or try to: with memory that blocks or is not there, with
 //! mappings and sockets that are not what they should be, with lengths that no machine has. The
 //! daemon keeps serving the others, and what it spends on such a client stays bounded.
+//!
+//! More than 500 lines, since every scene is the same sentence about another kind of harm.
 
 mod common;
 

@@ -1,5 +1,7 @@
 //! Who a sender is: the driver says so, not the sender. And what belongs to whom when descriptors
 //! are inherited, namespaces differ, or a thread's number is used again.
+//!
+//! More than 500 lines: the rows of docs/semantics.md about who a sender is all lead here.
 
 mod common;
 

@@ -1,7 +1,9 @@
 //! The page verbs over real memory: a client process that maps its buffer file.
 
-mod support;
+mod common;
 
+use common::mapped::{ByProcessVm, Bytes, Client, KERNELS, request, resident};
+use common::skip;
 use fakebinder::Errno;
 use fakebinder::alloc::Alloc;
 use fakebinder::memory::{Memory, MemoryConfig, PageInstall};
@@ -16,8 +18,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
-use support::skip::skip;
-use support::{ByProcessVm, Bytes, Client, KERNELS, request, resident};
 
 const PAGE: usize = 4096;
 

@@ -7,21 +7,22 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, pipe, setpgid};
+use quick_junit::{NonSuccessKind, SerializeError, TestCase, TestCaseStatus, TestSuite};
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::fmt;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+use wildmatch::WildMatch;
 
 /// What to run, and where.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Devices; as many tests run at a time, each on one of them.
     pub devices: Vec<PathBuf>,
-    /// Only tests whose `group/name` matches one of these (`*` stands for anything).
+    /// Only tests whose `group/name` matches one of these (`*` stands for anything, `?` for one character).
     pub filters: Vec<String>,
     /// How long one test may take.
     pub timeout: Duration,
@@ -89,14 +90,7 @@ fn selected(filters: &[String]) -> Vec<(String, Test)> {
 
 /// Whether the whole text matches the pattern.
 fn matches(pattern: &str, text: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == text,
-        Some((head, tail)) => text.strip_prefix(head).is_some_and(|rest| {
-            (0..=rest.len())
-                .filter(|&skip| rest.is_char_boundary(skip))
-                .any(|skip| matches(tail, &rest[skip..]))
-        }),
-    }
+    WildMatch::new(pattern).matches(text)
 }
 
 struct Running {
@@ -269,6 +263,23 @@ impl Verdict {
         }
         text
     }
+
+    fn junit(&self) -> TestCaseStatus {
+        let (mut status, why) = match (&self.outcome, self.known) {
+            (Outcome::Passed, _) => return TestCaseStatus::success(),
+            (Outcome::Skipped(why), _) => (TestCaseStatus::skipped(), why.clone()),
+            (Outcome::Failed(_), Some(why)) => {
+                (TestCaseStatus::skipped(), format!("known difference: {why}"))
+            }
+            (Outcome::Failed(why), None) => {
+                let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
+                status.set_description(why.as_str());
+                (status, why.lines().next().unwrap_or_default().to_owned())
+            }
+        };
+        status.set_message(why);
+        status
+    }
 }
 
 impl Report {
@@ -283,71 +294,28 @@ impl Report {
         ]
     }
 
-    /// JUnit XML, one suite for each group.
+    /// JUnit XML, one suite for each group; a known difference counts as skipped.
     ///
     /// Errors: those of the writer.
-    pub fn junit(&self, out: &mut dyn Write) -> std::io::Result<()> {
-        let [_, failed, known, skipped] = self.counts();
-        writeln!(out, "<?xml version=\"1.0\" encoding=\"UTF-8\"?>")?;
-        writeln!(
-            out,
-            "<testsuites name=\"fb-conformance\" tests=\"{}\" failures=\"{failed}\" skipped=\"{}\" time=\"{:.3}\">",
-            self.verdicts.len(),
-            known + skipped,
-            self.time.as_secs_f32()
-        )?;
+    pub fn junit(&self, out: &mut dyn Write) -> Result<(), SerializeError> {
+        let mut report = quick_junit::Report::new("fb-conformance");
+        report.set_time(self.time);
         for Group { name: group, .. } in GROUPS {
-            let prefix = format!("{group}/");
-            let tests: Vec<_> =
-                self.verdicts.iter().filter(|v| v.name.starts_with(&prefix)).collect();
-            if tests.is_empty() {
-                continue;
-            }
-            writeln!(out, "  <testsuite name=\"{group}\" tests=\"{}\">", tests.len())?;
-            for test in tests {
-                let name = Escaped(&test.name[prefix.len()..]);
-                let time = test.time.as_secs_f32();
-                write!(
-                    out,
-                    "    <testcase classname=\"{group}\" name=\"{name}\" time=\"{time:.3}\">"
-                )?;
-                match (&test.outcome, test.known) {
-                    (Outcome::Passed, _) => {}
-                    (Outcome::Skipped(why), _) => {
-                        write!(out, "<skipped message=\"{}\"/>", Escaped(why))?;
-                    }
-                    (Outcome::Failed(_), Some(why)) => {
-                        write!(out, "<skipped message=\"known difference: {}\"/>", Escaped(why))?;
-                    }
-                    (Outcome::Failed(why), None) => {
-                        write!(out, "<failure message=\"{}\"/>", Escaped(why))?;
-                    }
+            let mut suite = TestSuite::new(*group);
+            for verdict in &self.verdicts {
+                if let Some(name) =
+                    verdict.name.strip_prefix(group).and_then(|it| it.strip_prefix('/'))
+                {
+                    let mut test = TestCase::new(name, verdict.junit());
+                    test.set_classname(*group).set_time(verdict.time);
+                    suite.add_test_case(test);
                 }
-                writeln!(out, "</testcase>")?;
             }
-            writeln!(out, "  </testsuite>")?;
-        }
-        writeln!(out, "</testsuites>")
-    }
-}
-
-/// Text inside an attribute of XML.
-struct Escaped<'a>(&'a str);
-
-impl fmt::Display for Escaped<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for c in self.0.chars() {
-            match c {
-                '&' => f.write_str("&amp;")?,
-                '<' => f.write_str("&lt;")?,
-                '>' => f.write_str("&gt;")?,
-                '"' => f.write_str("&quot;")?,
-                '\n' => f.write_str("&#10;")?,
-                c if c.is_control() => f.write_str("?")?,
-                c => write!(f, "{c}")?,
+            if !suite.test_cases.is_empty() {
+                report.add_test_suite(suite);
             }
         }
-        Ok(())
+        report.serialize(out)
     }
 }
 
@@ -357,12 +325,45 @@ mod tests {
 
     #[test]
     fn a_star_matches_anything() {
-        for pattern in ["call/*", "*", "call/echo", "*echo", "c*l/e*o", "call/echo*"] {
+        for pattern in ["call/*", "*", "call/echo", "*echo", "c*l/e*o", "call/echo*", "call/ech?"] {
             assert!(matches(pattern, "call/echo"), "{pattern}");
         }
         for pattern in ["", "call", "call/", "*x*", "echo", "call/echo?"] {
             assert!(!matches(pattern, "call/echo"), "{pattern}");
         }
+    }
+
+    #[test]
+    fn junit_has_a_suite_for_each_group_and_escapes_what_it_is_told() {
+        let verdict = |name: &str, outcome, known| Verdict {
+            name: name.into(),
+            outcome,
+            known,
+            time: Duration::from_millis(1500),
+        };
+        let failed = || Outcome::Failed("a < b & \"c\" \u{1b}[1m\nat here".into());
+        let verdicts = vec![
+            verdict("call/echo", Outcome::Passed, None),
+            verdict("death/told", failed(), None),
+            verdict("call/nested", failed(), Some("so it is here")),
+            verdict("call/deep", Outcome::Skipped("no such kernel".into()), None),
+        ];
+        let mut bytes = Vec::new();
+        Report { verdicts, time: Duration::from_secs(2) }.junit(&mut bytes).expect("a vector");
+        let text = String::from_utf8(bytes).expect("UTF-8");
+        for part in [
+            r#"<testsuites name="fb-conformance" tests="4" skipped="2" failures="1" errors="0" time="2.000">"#,
+            r#"<testsuite name="call" tests="3" skipped="2""#,
+            r#"<testsuite name="death" tests="1" skipped="0" errors="0" failures="1""#,
+            r#"<testcase name="echo" classname="call" time="1.500"/>"#,
+            r#"<skipped message="known difference: so it is here"/>"#,
+            r#"<skipped message="no such kernel"/>"#,
+            r#"<failure message="a &lt; b &amp; &quot;c&quot; "#,
+            "\nat here",
+        ] {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+        assert!(!text.contains('\u{1b}'), "{text}");
     }
 
     #[test]

@@ -4,149 +4,28 @@
 //! best fit must lie; pages and the rest are checked by [`Alloc::check_invariants`] and by
 //! [`HeapMm`], which counts everybody who comes for a page that is not there.
 
-use crate::grammar::{Fault, Install, List, MmVerb, Pick, grammar};
+mod model;
+mod program;
+
+pub use program::{Aside, Meanwhile, Oneway, Program, Setting, Size, Step};
+
+use crate::grammar::{Install, MmVerb, Pick};
 use crate::trace::{panic_at_errors, trace};
-use arbitrary::{Arbitrary, Result, Unstructured};
 use fakebinder::Errno;
-use fakebinder::alloc::{Alloc, Buffer, PageState, BufferRequest};
+use fakebinder::alloc::{Alloc, Buffer, BufferRequest, PageState};
 use fakebinder::memory::{Memory, MemoryConfig, PageInstall};
-use fakebinder::mm_shim::HeapMm;
 use fakebinder::page::PAGE_SIZE;
 use fakebinder::probe::{Injector, Probes, Rule, Verb};
 use fakebinder::quota::User;
+use fakebinder_sim::HeapMm;
 use fakebinder_sim::MAPPING;
+use model::{Client, Taken};
+use program::{request, total};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Allocators that share a budget.
 const CLIENTS: usize = 2;
-
-/// The most steps of one input.
-const MAX_STEPS: usize = 64;
-
-grammar! {
-    pub enum Step {
-        40 => Allocate { client: Pick, size: Size, oneway: Oneway, trouble: Meanwhile },
-        30 => Free { client: Pick, buffer: Pick },
-        /// By its address, as BC_FREE_BUFFER does.
-        8 => UserFree { client: Pick, buffer: Pick, allowed: bool },
-        10 => Write { client: Pick, buffer: Pick, at: u8, length: u8 },
-        3 => Clear { client: Pick, buffer: Pick },
-        14 => Reclaim { pages: u8, trouble: Meanwhile },
-        2 => Unmap { client: Pick },
-        1 => Exit { client: Pick },
-        1 => Release { client: Pick },
-        2 => OutOfBounds { client: Pick, buffer: Pick, offset: u16, length: u16 },
-    }
-
-    /// Bytes of a buffer.
-    pub enum Size {
-        4 => Bytes { count: u8 },
-        /// In units of 64.
-        4 => Chunks { count: u8 },
-        /// Whole pages, and a little more or less.
-        3 => Pages { count: u8, more: i8 },
-        1 => Huge { bits: u8 },
-    }
-
-    pub enum Oneway {
-        3 => TwoWay,
-        2 => OneWay,
-    }
-
-    /// What somebody else does at the n-th time that a verb of the mm is carried out in a step.
-    pub enum Meanwhile {
-        8 => Nothing,
-        4 => Do { nth: u8, what: Aside },
-    }
-
-    pub enum Aside {
-        4 => AllocateToo { client: Pick, size: Size },
-        3 => FreeToo { client: Pick, buffer: Pick },
-        3 => ReclaimToo { pages: u8 },
-        1 => UnmapToo { client: Pick },
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Arbitrary)]
-pub struct Setting {
-    /// Pages for both clients together: from 128 on as many as they like, else a few.
-    pub budget: u8,
-    pub pages: u8,
-    pub install: Install,
-    pub faults: List<Fault>,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub struct Program {
-    pub setting: Setting,
-    pub steps: List<Step>,
-}
-
-impl Program {
-    /// Steps follow one another without gaps, until the bytes end.
-    pub fn from_bytes(bytes: &[u8]) -> Program {
-        let mut bytes = Unstructured::new(bytes);
-        let setting = Setting::arbitrary(&mut bytes).expect("never runs out");
-        let mut steps = Vec::new();
-        while !bytes.is_empty() && steps.len() < MAX_STEPS {
-            steps.push(Step::arbitrary(&mut bytes).expect("never runs out"));
-        }
-        Program { setting, steps: List(steps) }
-    }
-}
-
-/// A buffer, as the model knows it.
-#[derive(Clone)]
-struct Taken {
-    buffer: Buffer,
-    size: usize,
-    /// The user may free it.
-    allowed: bool,
-    clear: bool,
-    /// What was written, where it was.
-    content: Vec<Option<u8>>,
-}
-
-struct Client {
-    alloc: Arc<Alloc>,
-    mm: Arc<HeapMm>,
-    mapped: bool,
-    taken: Vec<Taken>,
-}
-
-impl Client {
-    fn size(&self) -> usize {
-        self.alloc.buffer_size()
-    }
-
-    /// Where the best fit for `size` bytes is: the smallest gap, of equals the first.
-    fn best_fit(&self, size: usize) -> Option<usize> {
-        let mut taken: Vec<(usize, usize)> =
-            self.taken.iter().map(|taken| (taken.buffer.offset, taken.size)).collect();
-        taken.sort_unstable();
-        taken.push((self.size(), 0));
-        let mut end = 0;
-        let mut best: Option<(usize, usize)> = None;
-        for (offset, length) in taken {
-            let gap = offset - end;
-            if gap >= size.max(1) && best.is_none_or(|(smallest, _)| gap < smallest) {
-                best = Some((gap, end));
-            }
-            end = offset + length;
-        }
-        best.map(|(_, offset)| offset)
-    }
-
-    fn oneway_left(&self) -> usize {
-        let taken: usize = self.taken.iter().filter(|t| t.buffer.is_async).map(|t| t.size).sum();
-        self.size() / 2 - taken
-    }
-
-    fn pick(&self, pick: Pick) -> Option<usize> {
-        usize::from(pick.0).checked_rem(self.taken.len())
-    }
-}
 
 /// What an aside did, and for which client.
 enum AsideDone {
@@ -156,13 +35,13 @@ enum AsideDone {
 
 /// Lets somebody act at the n-th verb of the mm, unless that would have to wait for us.
 #[derive(Default)]
-struct Wings {
+struct Interruption {
     countdown: AtomicU32,
     #[allow(clippy::type_complexity, reason = "a thing to do, once")]
     act: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
-impl Wings {
+impl Interruption {
     fn pass(&self) {
         let left = self.countdown.load(Ordering::Relaxed);
         if left > 0 {
@@ -175,10 +54,10 @@ impl Wings {
     }
 }
 
-struct Stage {
+struct Machine {
     memory: Arc<Memory>,
     clients: Vec<Client>,
-    wings: Arc<Wings>,
+    interruption: Arc<Interruption>,
     /// Whether an allocation may fail for want of a page or an injected reason.
     pages_may_fail: bool,
     zap_fails: bool,
@@ -190,54 +69,24 @@ struct Stage {
 /// When the allocator does anything that it must not.
 pub fn play(program: &Program) {
     panic_at_errors();
-    let mut stage = Stage::new(&program.setting);
+    let mut machine = Machine::new(&program.setting);
     for step in program.steps.iter() {
         trace(|| format!("{step:?}"));
-        stage.step(step);
-        stage.check();
+        machine.step(step);
+        machine.check();
     }
-    let memory = stage.memory.clone();
-    drop(stage);
+    let memory = machine.memory.clone();
+    drop(machine);
     assert_eq!((memory.used(), memory.count()), (0, 0), "pages are left");
 }
 
-fn bytes(size: &Size) -> u64 {
-    match *size {
-        Size::Bytes { count } => u64::from(count),
-        Size::Chunks { count } => 64 * u64::from(count),
-        Size::Pages { count, more } => {
-            (PAGE_SIZE as u64 * u64::from(1 + count % 5)).saturating_add_signed(i64::from(more))
-        }
-        Size::Huge { bits } => u64::MAX >> (bits % 64),
-    }
-}
-
-/// A size in its three parts: the same sum in different ways.
-fn request(size: &Size, oneway: bool, client: usize) -> BufferRequest {
-    let all = bytes(size);
-    let (data, rest) = if all % 3 == 1 { (all / 2, all - all / 2) } else { (all, 0) };
-    BufferRequest {
-        data_size: data,
-        offsets_size: rest / 2,
-        extra_buffers_size: rest - rest / 2,
-        is_async: oneway,
-        pid: 100 + client as i32,
-    }
-}
-
-fn total(request: &BufferRequest) -> Option<usize> {
-    let part = |size: u64| size.checked_next_multiple_of(8);
-    let sum = part(request.data_size)?.checked_add(part(request.offsets_size)?)?;
-    usize::try_from(sum.checked_add(part(request.extra_buffers_size)?)?.max(8)).ok()
-}
-
-impl Stage {
-    fn new(setting: &Setting) -> Stage {
-        let wings = Arc::new(Wings::default());
+impl Machine {
+    fn new(setting: &Setting) -> Machine {
+        let interruption = Arc::new(Interruption::default());
         let mut inject = Injector::default();
         for verb in [Verb::AllocPage, Verb::InsertPage, Verb::VmaLookup, Verb::MmGet, Verb::Zap] {
-            let wings = wings.clone();
-            inject = inject.with(Rule::new(verb).hook(move |_| wings.pass()));
+            let interruption = interruption.clone();
+            inject = inject.with(Rule::new(verb).hook(move |_| interruption.pass()));
         }
         let mut zap_fails = false;
         for fault in setting.faults.iter() {
@@ -272,14 +121,14 @@ impl Stage {
             })
             .collect();
         let pages_may_fail = limited || !setting.faults.is_empty();
-        Stage { memory, clients, wings, pages_may_fail, zap_fails }
+        Machine { memory, clients, interruption, pages_may_fail, zap_fails }
     }
 
     fn client(&self, pick: Pick) -> usize {
         usize::from(pick.0) % CLIENTS
     }
 
-    /// Arms the wings; what the aside came to is found in the returned cell. Ranges are taken and
+    /// Arms the interruption; what the aside came to is found in the returned cell. Ranges are taken and
     /// given back at the beginning of a call, before any verb: so the aside comes after.
     fn arm(&self, meanwhile: &Meanwhile) -> Arc<Mutex<Option<AsideDone>>> {
         let result = Arc::new(Mutex::new(None));
@@ -321,15 +170,15 @@ impl Stage {
                 Box::new(move || mm.munmap())
             }
         };
-        *self.wings.act.lock().expect("one thread") = Some(act);
-        self.wings.countdown.store(1 + u32::from(*nth % 8), Ordering::Relaxed);
+        *self.interruption.act.lock().expect("one thread") = Some(act);
+        self.interruption.countdown.store(1 + u32::from(*nth % 8), Ordering::Relaxed);
         result
     }
 
     /// The step is over; what came of its aside, if there was one.
     fn land(&mut self, aside: &Mutex<Option<AsideDone>>) {
-        self.wings.countdown.store(0, Ordering::Relaxed);
-        *self.wings.act.lock().expect("one thread") = None;
+        self.interruption.countdown.store(0, Ordering::Relaxed);
+        *self.interruption.act.lock().expect("one thread") = None;
         match aside.lock().expect("one thread").take() {
             None => {}
             Some(AsideDone::Allocated(client, request, got)) => {
@@ -526,14 +375,14 @@ impl Stage {
                     is_async: request.is_async,
                     oneway_spam_suspect: false,
                 };
-                let ghost =
+                let unfinished =
                     Taken { buffer, size, allowed: false, clear: false, content: Vec::new() };
-                self.clients[index].taken.push(ghost);
+                self.clients[index].taken.push(unfinished);
                 self.land(aside);
                 // A buffer that the aside freed may have stood before it.
                 let taken = &mut self.clients[index].taken;
-                let ghost = taken.iter().position(|taken| taken.buffer.offset == offset);
-                taken.remove(ghost.expect("nobody else frees it"));
+                let unfinished = taken.iter().position(|taken| taken.buffer.offset == offset);
+                taken.remove(unfinished.expect("nobody else frees it"));
                 assert!(self.pages_may_fail || !self.clients[index].mapped, "{got:?}");
                 return;
             }

@@ -33,14 +33,14 @@ macro_rules! grammar {
             fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
                 const TOTAL: u32 = 0 $(+ $weight)*;
                 const { assert!(TOTAL <= 256) };
-                let mut dice = u32::from(u8::arbitrary(u)?) % TOTAL;
+                let mut left = u32::from(u8::arbitrary(u)?) % TOTAL;
                 $(
-                    if dice < $weight {
+                    if left < $weight {
                         return Ok($name::$variant $({ $($field: Arbitrary::arbitrary(u)?),* })?);
                     }
-                    dice -= $weight;
+                    left -= $weight;
                 )*
-                unreachable!("{dice} is past the last weight")
+                unreachable!("{left} is past the last weight")
             }
         }
     )*};

@@ -20,7 +20,6 @@ use fakebinder::alloc::Alloc;
 use fakebinder::binder::{Binder, Call, Context, Stats};
 use fakebinder::client_mem::ClientMemory;
 use fakebinder::memory::{Memory, MemoryConfig, PageInstall};
-use fakebinder::mm_shim::HeapMm;
 use fakebinder::page::PAGE_SIZE;
 use fakebinder::probe::{Injector, Probes, Rule, Verb};
 use fakebinder::protocol::command::Command as Bc;
@@ -31,6 +30,7 @@ use fakebinder::protocol::record::{
 use fakebinder::protocol::returns::Return;
 use fakebinder::quota::User;
 use fakebinder::uapi::*;
+use fakebinder_sim::HeapMm;
 use fakebinder_sim::{ARENA, Arena, MAPPING, ManualTimers, SimClient, SimReply, Slot};
 use role::{COOKIE, Done, Idle, Kind, Role, Running};
 use std::collections::HashSet;

@@ -2,10 +2,10 @@
 
 use fakebinder::Errno;
 use fakebinder::binder::{File, Process};
-use fakebinder::mm_shim::HeapMm;
 use fakebinder::protocol::object::Object;
 use fakebinder::protocol::record::TransactionData;
 use fakebinder::uapi::{TF_ONE_WAY, TF_UPDATE_TXN};
+use fakebinder_sim::HeapMm;
 use fakebinder_sim::SimClient;
 use std::sync::Arc;
 

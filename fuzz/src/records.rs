@@ -4,6 +4,8 @@
 
 use crate::grammar::{List, Program, Setting, Step};
 use arbitrary::{Arbitrary, Unstructured};
+use rand_core::{RngCore, SeedableRng};
+use rand_xoshiro::SplitMix64;
 
 /// Bytes of a record. A step that needs more reads zeros, which are the plainest of everything.
 pub const RECORD: usize = 64;
@@ -21,15 +23,16 @@ impl Program {
     }
 }
 
-/// A small generator for choices that a seed must repeat (xorshift).
-struct Rng(u64);
+/// Choices that a seed must repeat.
+struct Rng(SplitMix64);
 
 impl Rng {
+    fn seeded(seed: u32) -> Rng {
+        Rng(SplitMix64::seed_from_u64(seed.into()))
+    }
+
     fn below(&mut self, bound: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 33) as usize % bound.max(1)
+        (self.0.next_u64() % bound.max(1) as u64) as usize
     }
 }
 
@@ -42,7 +45,7 @@ pub fn mutate(
     seed: u32,
     inner: impl FnOnce(&mut [u8], usize, usize) -> usize,
 ) -> usize {
-    let mut rng = Rng(u64::from(seed) << 16 | 0x9e37);
+    let mut rng = Rng::seeded(seed);
     let max_records = max_size.min(data.len()) / RECORD;
     let records = size.div_ceil(RECORD).clamp(1, max_records.max(1));
     if max_records < 2 {
@@ -104,7 +107,7 @@ pub fn mutate(
 
 /// Crosses two programs over between steps. Returns the size of the new one.
 pub fn cross_over(one: &[u8], other: &[u8], out: &mut [u8], seed: u32) -> usize {
-    let mut rng = Rng(u64::from(seed) << 16 | 0x79b9);
+    let mut rng = Rng::seeded(seed);
     let (ones, others) = (one.len() / RECORD, other.len() / RECORD);
     let head = 1 + rng.below(ones);
     let tail = 1 + rng.below(others);

@@ -1,14 +1,19 @@
 //! What tests and fuzz targets drive the daemon with; nothing of it is in the daemon.
 //!
 //! - [`world`]: binder clients in plain memory, without a device, a kernel or a process
+//! - [`HeapMm`]: a client's address space in plain memory, for the allocator
 //! - [`child`]: child processes that make the system calls they are told to, for clients of a device
 #![deny(missing_docs)]
 #![deny(unsafe_code)]
 
 pub mod child;
 #[cfg(feature = "world")]
+mod heap;
+#[cfg(feature = "world")]
 pub mod world;
 
+#[cfg(feature = "world")]
+pub use heap::HeapMm;
 #[cfg(feature = "world")]
 pub use world::{
     ARENA, Arena, Ended, MAPPING, ManualTimers, Pending, Sim, SimClient, SimFile, SimReply,

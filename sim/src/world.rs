@@ -19,10 +19,10 @@ pub use pending::{Ended, Pending, SimReply, Slot};
 pub use thread::SimThread;
 pub use timers::ManualTimers;
 
+use crate::HeapMm;
 use fakebinder::alloc::Alloc;
 use fakebinder::binder::{Binder, Limits, Stats};
 use fakebinder::memory::{Memory, MemoryConfig};
-use fakebinder::mm_shim::HeapMm;
 use fakebinder::probe::Probes;
 use fakebinder::quota::User;
 use std::sync::Arc;

@@ -3,11 +3,10 @@
 use super::Context;
 use super::graph::ProcessId;
 use super::pieces::AT_ONCE;
-use std::iter::Sum;
-use std::ops::Add;
+use derive_more::{Add, Sum};
 
 /// Records that exist. All are 0 when every client is gone.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Add, Sum)]
 pub struct Stats {
     pub processes: usize,
     pub threads: usize,
@@ -42,28 +41,5 @@ impl Stats {
             last
         });
         stats
-    }
-}
-
-impl Add for Stats {
-    type Output = Stats;
-
-    fn add(self, other: Stats) -> Stats {
-        Stats {
-            processes: self.processes + other.processes,
-            threads: self.threads + other.threads,
-            nodes: self.nodes + other.nodes,
-            references: self.references + other.references,
-            transactions: self.transactions + other.transactions,
-            buffers: self.buffers + other.buffers,
-            deaths: self.deaths + other.deaths,
-            freezes: self.freezes + other.freezes,
-        }
-    }
-}
-
-impl Sum for Stats {
-    fn sum<I: Iterator<Item = Stats>>(stats: I) -> Stats {
-        stats.fold(Stats::default(), Add::add)
     }
 }

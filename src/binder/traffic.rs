@@ -6,8 +6,8 @@ use crate::lock_order::rank;
 use crate::protocol::returns::Return;
 use crate::sync::Mutex;
 use crate::uapi;
+use derive_more::Add;
 use std::collections::VecDeque;
-use std::ops::Add;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -146,7 +146,7 @@ impl TransactionLog {
 }
 
 /// How many records of a kind there have ever been.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default, Clone, Copy, Add)]
 pub(crate) struct Created {
     pub processes: u64,
     pub threads: u64,
@@ -156,23 +156,6 @@ pub(crate) struct Created {
     pub transactions: u64,
     pub transaction_completes: u64,
     pub freezes: u64,
-}
-
-impl Add for Created {
-    type Output = Created;
-
-    fn add(self, other: Created) -> Created {
-        Created {
-            processes: self.processes + other.processes,
-            threads: self.threads + other.threads,
-            nodes: self.nodes + other.nodes,
-            references: self.references + other.references,
-            deaths: self.deaths + other.deaths,
-            transactions: self.transactions + other.transactions,
-            transaction_completes: self.transaction_completes + other.transaction_completes,
-            freezes: self.freezes + other.freezes,
-        }
-    }
 }
 
 #[cfg(test)]

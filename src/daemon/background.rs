@@ -13,6 +13,7 @@ const READY: &str = "fakebinderd: ready";
 pub fn ready() {
     println!("{READY}");
     let _ = std::io::stdout().flush();
+    // By hand: the crate sd-notify does not know the abstract names, which begin with @.
     let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
     let told = UnixDatagram::unbound().and_then(|sender| {
         use std::os::linux::net::SocketAddrExt;

@@ -141,6 +141,7 @@ fn device_name(name: &str) -> Result<String, String> {
     Ok(name.to_owned())
 }
 
+/// K is 1,024, as for other memory limits; the crate bytesize takes it for 1,000.
 fn size(text: &str) -> Result<u64, String> {
     let (number, unit) = match text.strip_suffix(['K', 'M', 'G', 'k', 'm', 'g']) {
         Some(number) => (number, &text[number.len()..]),

@@ -17,6 +17,8 @@
 //! call alone, not on time or on which thread makes it.
 
 use crate::Errno;
+use rand_core::{RngCore, SeedableRng};
+use rand_xoshiro::SplitMix64;
 use std::cell::Cell;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -192,12 +194,13 @@ pub(crate) fn fault(verb: Verb) -> Result<(), Errno> {
     }
 }
 
-/// The `n`-th number of a repeatable sequence (splitmix64).
+/// The `n`-th number, from 0, of the sequence of a seed: any of them without those before, since
+/// calls that are counted by many threads come in any order.
 fn random(seed: u64, n: u64) -> u64 {
-    let mut z = seed.wrapping_add(n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+    /// What SplitMix64 adds to its state for each number.
+    const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+    let state = seed.wrapping_add(n.wrapping_sub(1).wrapping_mul(STEP));
+    SplitMix64::seed_from_u64(state).next_u64()
 }
 
 thread_local! {
@@ -291,16 +294,8 @@ fn parse_errno(text: &str) -> Result<Errno, String> {
 }
 
 fn parse_delay(text: &str) -> Result<Duration, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let number = number.parse().ok();
-    let delay = match unit {
-        "us" => number.map(Duration::from_micros),
-        "ms" => number.map(Duration::from_millis),
-        "s" => number.map(Duration::from_secs),
-        _ => None,
-    };
-    delay.ok_or_else(|| format!("no delay '{text}': a number and us, ms or s"))
+    humantime::parse_duration(text)
+        .map_err(|error| format!("no delay '{text}': {error} (as in 50us, 1ms or 2s)"))
 }
 
 fn parse_rule(text: &str) -> Result<Rule, String> {

@@ -5,19 +5,22 @@
 //!   of their own (the kernel's /dev/binder, say), in place of a private daemon's
 //! - `FAKEBINDER_NO_SKIP=1`: what cannot run here fails
 //! - `FAKEBINDER_BUILT=1`: the client programs are built already
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(dead_code, unused_imports, reason = "each test file uses a part of it")]
 
 pub mod binderfs;
 pub mod bystanders;
 pub mod forked;
+pub mod mapped;
 pub mod never_read;
+mod registrar;
 mod skip;
 pub mod stalled;
 pub mod unfilled;
 
+pub use registrar::{COOKIE, GET, NODE, Pair, be_registrar, become_manager, look_up, offer, open};
 pub use skip::skip;
 
-use fakebinder_client::{Call, Command as Write, Device, Object, Parcel, Reply, Thread, uapi};
+use fakebinder_client::{Device, uapi};
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Write as _};
@@ -283,7 +286,8 @@ impl Target {
     /// A context manager that keeps the node which it is [offered](offer) last, for whoever
     /// [asks](look_up).
     pub fn registrar(&self) -> Killed {
-        let mut registrar = Killed(role("common::registrar", &self.path).spawn().unwrap());
+        let mut registrar =
+            Killed(role("common::registrar::registrar", &self.path).spawn().unwrap());
         registrar.wait_for("ready");
         registrar
     }
@@ -309,103 +313,6 @@ pub fn on_doors(scene: impl Fn(&Target, &Daemon)) {
     }
 }
 
-/// Identity and cookie of the server's node in a [`Pair`].
-pub const NODE: u64 = 0x1000;
-pub const COOKIE: u64 = 0x2000;
-
-/// What the registrar understands.
-const PUT: u32 = 1;
-pub const GET: u32 = 2;
-
-/// Two opens of a device, of which one has a reference to a node of the other.
-pub struct Pair {
-    pub server: Device,
-    pub client: Device,
-    /// The server's node, as the client knows it; the client owns one strong reference.
-    pub handle: u32,
-    path: PathBuf,
-    _registrar: Killed,
-}
-
-impl Pair {
-    /// One more client, with its own handle.
-    pub fn another(&self) -> (Device, u32) {
-        let client = open(&self.path);
-        let handle = look_up(&client);
-        (client, handle)
-    }
-}
-
-/// A fresh open, mapped.
-pub fn open(path: &Path) -> Device {
-    let mut device = Device::open(path).expect("the device can be opened");
-    device.mmap(1 << 20).expect("the device can be mapped");
-    device
-}
-
-/// Gives the registrar a node of the server, [`NODE`] and [`COOKIE`], with these flags.
-pub fn offer(server: &Device, flags: u32) {
-    let mut parcel = Parcel::new();
-    parcel.binder(NODE, COOKIE, flags);
-    let mut thread = Thread::new(server);
-    let reply = thread.call(&Call::to(0).code(PUT).oneway().parcel(&parcel)).unwrap();
-    assert_eq!(reply, Reply::Sent);
-    thread.flush().unwrap();
-}
-
-/// Asks the registrar for the server's node, until it has it. The client owns a reference then.
-pub fn look_up(client: &Device) -> u32 {
-    let mut thread = Thread::new(client);
-    let mut known = 0;
-    let found = wait_until(PATIENCE, || {
-        let reply = thread.call(&Call::to(0).code(GET)).unwrap();
-        let Reply::Data(contents) = reply else { panic!("{reply:?}") };
-        if let Some(Some(Object::Handle { handle, .. })) = contents.objects().next() {
-            // The reference comes before the freeing of the buffer, which holds one of its own.
-            client.write(&[Write::Acquire(handle)]).unwrap();
-            known = handle;
-        }
-        thread.flush().unwrap();
-        known != 0
-    });
-    assert!(found, "the server's node arrives at the registrar");
-    known
-}
-
-/// Not a test: the context manager that keeps a node for others to find.
-#[test]
-#[ignore = "a role in other tests"]
-fn registrar() {
-    if let Some(device) = role_device() {
-        be_registrar(&device);
-    }
-}
-
-/// Keeps a node for others to find, until the device is gone. Says when it is there.
-pub fn be_registrar(device: &Device) {
-    become_manager(device);
-    let mut thread = Thread::new(device);
-    thread.queue(Write::EnterLooper);
-    thread.flush().unwrap();
-    println!("ready");
-    let mut kept = None;
-    loop {
-        let served = thread.serve(&mut |thread, call, contents, reply| {
-            if call.code == GET {
-                if let Some(handle) = kept {
-                    reply.handle(handle);
-                }
-            } else if let Some(Some(Object::Handle { handle, .. })) = contents.objects().next() {
-                thread.queue(Write::Acquire(handle));
-                kept = Some(handle);
-            }
-        });
-        if served.is_err() {
-            return;
-        }
-    }
-}
-
 /// A child that does not outlive the test.
 pub struct Killed(pub Child);
 
@@ -423,20 +330,6 @@ impl Drop for Killed {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-/// The one before may not be released yet: the kernel does that a little after its close.
-pub fn become_manager(device: &Device) {
-    let mut result = device.set_context_manager();
-    wait_until(PATIENCE, || {
-        let busy =
-            matches!(&result, Err(error) if error.errno() == fakebinder_client::Errno::EBUSY);
-        if busy {
-            result = device.set_context_manager();
-        }
-        !busy
-    });
-    result.expect("this is the only context manager");
 }
 
 /// One scene at a time: another one's fork would give this one's devices a flush, when the child

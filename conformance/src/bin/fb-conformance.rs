@@ -2,10 +2,11 @@
 //! can see?
 
 use clap::Parser;
-use fakebinder_conformance::{Options, list, run};
+use fakebinder_conformance::{Options, Report, list, run};
 use std::collections::BTreeMap;
-use std::io::Write;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -80,13 +81,17 @@ fn main() -> ExitCode {
         "# {passed} passed, {failed} failed, {known} differ as known, {skipped} skipped, in {:.1} s",
         report.time.as_secs_f32()
     );
-    if let Some(path) = args.junit {
-        let written = std::fs::File::create(&path)
-            .and_then(|file| report.junit(&mut std::io::BufWriter::new(file)));
-        if let Err(error) = written {
-            eprintln!("fb-conformance: {}: {error}", path.display());
-            return ExitCode::from(2);
-        }
+    if let Some(path) = args.junit
+        && let Err(error) = write_junit(&report, &path)
+    {
+        eprintln!("fb-conformance: {}: {error}", path.display());
+        return ExitCode::from(2);
     }
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn write_junit(report: &Report, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let mut out = BufWriter::new(File::create(path)?);
+    report.junit(&mut out)?;
+    Ok(out.flush()?)
 }

@@ -2,26 +2,27 @@
 //! far, so that most of them mean something, some nearly, and a few nothing at all.
 
 use super::program::{Act, Buffer, MAPPING, PROCESSES, Part, Send, Step, THREADS, Twist, Write};
-use super::stage::{Actor, Stage};
+use super::setup::{Client, Setup};
 use fakebinder_client::uapi;
+use rand_core::{RngCore, SeedableRng};
+use rand_xoshiro::SplitMix64;
 
 /// Programs of this seed and above have numbers of any size in them. Those below are as they were
 /// when the driver's outcomes were recorded.
 pub const ANY_NUMBER: u64 = 1000;
 
-/// SplitMix64: a program is the same for the same seed, everywhere.
-pub(super) struct Chance {
-    state: u64,
+/// A program is the same for the same seed, everywhere and for ever: what the driver gave to the
+/// programs of some seeds is recorded.
+pub(super) struct Rng {
+    numbers: SplitMix64,
     any_number: bool,
 }
 
-impl Chance {
-    pub(super) fn new(seed: u64, program: u64) -> Chance {
-        Chance {
-            state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)
-                ^ program.wrapping_mul(0xd134_2543_de82_ef95),
-            any_number: seed >= ANY_NUMBER,
-        }
+impl Rng {
+    pub(super) fn new(seed: u64, program: u64) -> Rng {
+        let state =
+            seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ program.wrapping_mul(0xd134_2543_de82_ef95);
+        Rng { numbers: SplitMix64::seed_from_u64(state), any_number: seed >= ANY_NUMBER }
     }
 
     /// Now and then another number: a power of two, the one before it or the one behind it, up to
@@ -42,16 +43,8 @@ impl Chance {
         power.wrapping_add(self.below(3) as u32).wrapping_sub(1)
     }
 
-    fn next(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
     pub(super) fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit.max(1) as u64) as usize
+        (self.numbers.next_u64() % limit.max(1) as u64) as usize
     }
 
     /// Once in so many times.
@@ -78,78 +71,78 @@ impl Chance {
 }
 
 /// The next step; `unmap`: whether it may be a munmap.
-pub(super) fn step(chance: &mut Chance, stage: &Stage, unmap: bool) -> Step {
-    let living: Vec<_> = (0..PROCESSES).filter(|&index| stage.actors[index].alive).collect();
-    let process = chance.pick(&living).unwrap_or(0);
-    let thread = if chance.once_in(4) { 1 % THREADS } else { 0 };
-    let actor = &stage.actors[process];
-    let act = match chance.weighted(&[50, 35, 2, 1, 1, 3, 1, 2, 1, 3, 2, 1, 1, 2]) {
+pub(super) fn step(rng: &mut Rng, setup: &Setup, unmap: bool) -> Step {
+    let living: Vec<_> = (0..PROCESSES).filter(|&index| setup.clients[index].alive).collect();
+    let process = rng.pick(&living).unwrap_or(0);
+    let thread = if rng.once_in(4) { 1 % THREADS } else { 0 };
+    let client = &setup.clients[process];
+    let act = match rng.weighted(&[50, 35, 2, 1, 1, 3, 1, 2, 1, 3, 2, 1, 1, 2]) {
         0 => {
-            let count = 1 + chance.below(3);
-            let write = (0..count).map(|_| write(chance, actor, thread)).collect();
-            Act::WriteRead { write, read: if chance.once_in(2) { 256 } else { 0 } }
+            let count = 1 + rng.below(3);
+            let write = (0..count).map(|_| write(rng, client, thread)).collect();
+            Act::WriteRead { write, read: if rng.once_in(2) { 256 } else { 0 } }
         }
         1 => Act::WriteRead {
             write: Vec::new(),
             read: {
-                let size = chance.pick(&[256, 256, 256, 256, 1024, 80, 79, 120, 4]);
-                chance.or_any(size.unwrap_or(256)) as usize
+                let size = rng.pick(&[256, 256, 256, 256, 1024, 80, 79, 120, 4]);
+                rng.or_any(size.unwrap_or(256)) as usize
             },
         },
         2 => Act::Poll,
         3 => {
-            let threads = chance.below(4) as u32;
-            Act::MaxThreads(chance.or_any_u32(threads))
+            let threads = rng.below(4) as u32;
+            Act::MaxThreads(rng.or_any_u32(threads))
         }
         4 => Act::ThreadExit,
         5 => Act::ExtendedError,
         6 => {
-            let after = chance.below(5) as u64;
-            Act::NodeDebugInfo(chance.or_any(after))
+            let after = rng.below(5) as u64;
+            Act::NodeDebugInfo(rng.or_any(after))
         }
-        7 => Act::NodeInfo(handle(chance, actor)),
-        8 => Act::SpamDetection(!chance.once_in(4)),
-        9 => Act::Freeze { process: chance.below(PROCESSES), enable: chance.once_in(2) },
-        10 => Act::FrozenInfo(chance.below(PROCESSES)),
+        7 => Act::NodeInfo(handle(rng, client)),
+        8 => Act::SpamDetection(!rng.once_in(4)),
+        9 => Act::Freeze { process: rng.below(PROCESSES), enable: rng.once_in(2) },
+        10 => Act::FrozenInfo(rng.below(PROCESSES)),
         11 => Act::SetContextManager,
-        12 if unmap && chance.once_in(3) => Act::Unmap,
-        13 if living.len() > 2 && chance.once_in(2) => Act::Kill,
+        12 if unmap && rng.once_in(3) => Act::Unmap,
+        13 if living.len() > 2 && rng.once_in(2) => Act::Kill,
         _ => Act::Poll,
     };
     Step { process, thread, act }
 }
 
-fn handle(chance: &mut Chance, actor: &Actor) -> u32 {
-    let known: Vec<_> = actor.handles.iter().copied().collect();
-    match chance.below(12) {
+fn handle(rng: &mut Rng, client: &Client) -> u32 {
+    let known: Vec<_> = client.handles.iter().copied().collect();
+    match rng.below(12) {
         0 => {
-            let handle = chance.below(6) as u32;
-            chance.or_any_u32(handle)
+            let handle = rng.below(6) as u32;
+            rng.or_any_u32(handle)
         }
         1 => {
-            let handle = chance.pick(&[7, 99, u32::MAX]).unwrap_or(0);
-            chance.or_any_u32(handle)
+            let handle = rng.pick(&[7, 99, u32::MAX]).unwrap_or(0);
+            rng.or_any_u32(handle)
         }
         2 | 3 => 0,
-        _ => chance.pick(&known).unwrap_or(0),
+        _ => rng.pick(&known).unwrap_or(0),
     }
 }
 
-fn cookie(chance: &mut Chance) -> u64 {
-    let cookie = 1 + chance.below(3) as u64;
-    chance.or_any(cookie)
+fn cookie(rng: &mut Rng) -> u64 {
+    let cookie = 1 + rng.below(3) as u64;
+    rng.or_any(cookie)
 }
 
-fn write(chance: &mut Chance, actor: &Actor, thread: usize) -> Write {
-    let serving = actor.serving[thread] > 0;
+fn write(rng: &mut Rng, client: &Client, thread: usize) -> Write {
+    let serving = client.serving[thread] > 0;
     let weights = [
         14,
         10,
         if serving { 25 } else { 1 },
-        if actor.held.is_empty() { 1 } else { 12 },
-        if actor.undone.is_empty() { 1 } else { 14 },
-        if actor.dead.is_empty() { 1 } else { 8 },
-        if actor.frosts.is_empty() { 1 } else { 8 },
+        if client.held.is_empty() { 1 } else { 12 },
+        if client.undone.is_empty() { 1 } else { 14 },
+        if client.dead.is_empty() { 1 } else { 8 },
+        if client.freezes.is_empty() { 1 } else { 8 },
         3,
         5,
         4,
@@ -161,121 +154,121 @@ fn write(chance: &mut Chance, actor: &Actor, thread: usize) -> Write {
         2,
         1,
     ];
-    match chance.weighted(&weights) {
-        0 => Write::Send(send(chance, actor, false, 0)),
-        1 => Write::Send(send(chance, actor, false, uapi::TF_ONE_WAY)),
-        2 => Write::Send(send(chance, actor, true, 0)),
-        3 => Write::Free(match chance.below(12) {
+    match rng.weighted(&weights) {
+        0 => Write::Send(send(rng, client, false, 0)),
+        1 => Write::Send(send(rng, client, false, uapi::TF_ONE_WAY)),
+        2 => Write::Send(send(rng, client, true, 0)),
+        3 => Write::Free(match rng.below(12) {
             0 => {
-                let at = [0, 8, 64, -8, 4096, MAPPING as i64][chance.below(6)];
-                Buffer::At(chance.or_any(at as u64) as i64)
+                let at = [0, 8, 64, -8, 4096, MAPPING as i64][rng.below(6)];
+                Buffer::At(rng.or_any(at as u64) as i64)
             }
-            1 => Buffer::Received(chance.below(8)),
-            _ => Buffer::Received(chance.pick(&actor.held).unwrap_or(0)),
+            1 => Buffer::Received(rng.below(8)),
+            _ => Buffer::Received(rng.pick(&client.held).unwrap_or(0)),
         }),
-        4 => match actor.undone.get(chance.below(actor.undone.len())) {
-            Some(&(ptr, cookie, false)) if !chance.once_in(10) => Write::IncrefsDone(ptr, cookie),
-            Some(&(ptr, cookie, true)) if !chance.once_in(10) => Write::AcquireDone(ptr, cookie),
-            _ if chance.once_in(2) => Write::IncrefsDone(cookie(chance), cookie(chance)),
-            _ => Write::AcquireDone(cookie(chance), cookie(chance)),
+        4 => match client.undone.get(rng.below(client.undone.len())) {
+            Some(&(ptr, cookie, false)) if !rng.once_in(10) => Write::IncrefsDone(ptr, cookie),
+            Some(&(ptr, cookie, true)) if !rng.once_in(10) => Write::AcquireDone(ptr, cookie),
+            _ if rng.once_in(2) => Write::IncrefsDone(cookie(rng), cookie(rng)),
+            _ => Write::AcquireDone(cookie(rng), cookie(rng)),
         },
-        5 => Write::DeadBinderDone(actor.dead.front().copied().unwrap_or(cookie(chance))),
-        6 => Write::FreezeDone(actor.frosts.front().copied().unwrap_or(cookie(chance))),
-        7 => Write::Increfs(handle(chance, actor)),
-        8 => Write::Acquire(handle(chance, actor)),
-        9 => Write::Release(handle(chance, actor)),
-        10 => Write::Decrefs(handle(chance, actor)),
-        11 => Write::RequestDeath(handle(chance, actor), cookie(chance)),
-        12 => Write::ClearDeath(handle(chance, actor), cookie(chance)),
-        13 => Write::RequestFreeze(handle(chance, actor), cookie(chance)),
-        14 => Write::ClearFreeze(handle(chance, actor), cookie(chance)),
-        15 => chance
+        5 => Write::DeadBinderDone(client.dead.front().copied().unwrap_or(cookie(rng))),
+        6 => Write::FreezeDone(client.freezes.front().copied().unwrap_or(cookie(rng))),
+        7 => Write::Increfs(handle(rng, client)),
+        8 => Write::Acquire(handle(rng, client)),
+        9 => Write::Release(handle(rng, client)),
+        10 => Write::Decrefs(handle(rng, client)),
+        11 => Write::RequestDeath(handle(rng, client), cookie(rng)),
+        12 => Write::ClearDeath(handle(rng, client), cookie(rng)),
+        13 => Write::RequestFreeze(handle(rng, client), cookie(rng)),
+        14 => Write::ClearFreeze(handle(rng, client), cookie(rng)),
+        15 => rng
             .pick(&[Write::EnterLooper, Write::RegisterLooper, Write::ExitLooper])
             .unwrap_or(Write::EnterLooper),
-        _ => match chance.below(4) {
+        _ => match rng.below(4) {
             0 => Write::AttemptAcquire,
             1 => Write::AcquireResult,
             2 => Write::Words(vec![uapi::BR_NOOP]),
-            _ => Write::Words((0..1 + chance.below(3)).map(|_| chance.next() as u32).collect()),
+            _ => {
+                Write::Words((0..1 + rng.below(3)).map(|_| rng.numbers.next_u64() as u32).collect())
+            }
         },
     }
 }
 
-fn send(chance: &mut Chance, actor: &Actor, reply: bool, flags: u32) -> Send {
+fn send(rng: &mut Rng, client: &Client, reply: bool, flags: u32) -> Send {
     let mut flags = flags;
     for flag in [uapi::TF_ACCEPT_FDS, uapi::TF_CLEAR_BUF, uapi::TF_UPDATE_TXN, uapi::TF_STATUS_CODE]
     {
-        if chance.once_in(6) {
+        if rng.once_in(6) {
             flags |= flag;
         }
     }
     let mut parts = Vec::new();
-    if !chance.once_in(3) {
-        parts.push(Part::Bytes(match chance.below(10) {
+    if !rng.once_in(3) {
+        parts.push(Part::Bytes(match rng.below(10) {
             0 => MAPPING as usize / 2,
             1 => MAPPING as usize / 4,
             2 => MAPPING as usize / 10,
             3 => 4096,
-            _ => chance.below(64),
+            _ => rng.below(64),
         }));
     }
     let mut offsets = 0;
-    for _ in 0..[0, 0, 1, 1, 1, 2, 3][chance.below(7)] {
-        let weak = chance.once_in(4);
-        match chance.weighted(&[10, 8, 3, 4, 1]) {
+    for _ in 0..[0, 0, 1, 1, 1, 2, 3][rng.below(7)] {
+        let weak = rng.once_in(4);
+        match rng.weighted(&[10, 8, 3, 4, 1]) {
             0 => {
-                let ptr = 1 + chance.below(3) as u64;
-                let ptr = chance.or_any(ptr);
+                let ptr = 1 + rng.below(3) as u64;
+                let ptr = rng.or_any(ptr);
                 // The cookie belongs to the node; now and then it is another.
-                let cookie = if chance.once_in(12) { 9 } else { ptr.wrapping_mul(10) };
-                let accepts =
-                    if chance.once_in(2) { uapi::FLAT_BINDER_FLAG_ACCEPTS_FDS } else { 0 };
+                let cookie = if rng.once_in(12) { 9 } else { ptr.wrapping_mul(10) };
+                let accepts = if rng.once_in(2) { uapi::FLAT_BINDER_FLAG_ACCEPTS_FDS } else { 0 };
                 parts.push(Part::Binder { ptr, cookie, flags: accepts, weak });
             }
-            1 => parts.push(Part::Handle { handle: handle(chance, actor), weak }),
-            2 => parts.push(Part::Fd((!chance.once_in(8)).then(|| chance.below(4)))),
+            1 => parts.push(Part::Handle { handle: handle(rng, client), weak }),
+            2 => parts.push(Part::Fd((!rng.once_in(8)).then(|| rng.below(4)))),
             3 => {
-                let parent = (offsets > 0 && chance.once_in(2)).then(|| {
-                    (chance.below(offsets + 1) as u64, [0, 8, 16, 4, 60][chance.below(5)])
-                });
-                let parent = parent.map(|(parent, at)| (chance.or_any(parent), chance.or_any(at)));
-                parts.push(Part::Buffer { length: [8, 24, 40, 5, 0][chance.below(5)], parent });
+                let parent = (offsets > 0 && rng.once_in(2))
+                    .then(|| (rng.below(offsets + 1) as u64, [0, 8, 16, 4, 60][rng.below(5)]));
+                let parent = parent.map(|(parent, at)| (rng.or_any(parent), rng.or_any(at)));
+                parts.push(Part::Buffer { length: [8, 24, 40, 5, 0][rng.below(5)], parent });
             }
             _ => {
                 parts.push(Part::Buffer { length: 16, parent: None });
                 offsets += 1;
-                let count = [1, 2, 4, 5, 0][chance.below(5)];
-                let parent = if chance.once_in(8) { 0 } else { offsets as u64 - 1 };
-                let offset = [0, 4, 8, 2][chance.below(4)];
+                let count = [1, 2, 4, 5, 0][rng.below(5)];
+                let parent = if rng.once_in(8) { 0 } else { offsets as u64 - 1 };
+                let offset = [0, 4, 8, 2][rng.below(4)];
                 parts.push(Part::FdArray {
-                    count: chance.or_any(count),
-                    parent: chance.or_any(parent),
-                    offset: chance.or_any(offset),
+                    count: rng.or_any(count),
+                    parent: rng.or_any(parent),
+                    offset: rng.or_any(offset),
                 });
             }
         }
         offsets += 1;
-        if chance.once_in(3) {
-            parts.push(Part::Bytes(chance.below(12)));
+        if rng.once_in(3) {
+            parts.push(Part::Bytes(rng.below(12)));
         }
     }
-    let twist = chance.once_in(12).then(|| match chance.below(10) {
-        0 => Twist::DataAt([16, 0xffff_8880_0000_0000][chance.below(2)]),
-        1 => Twist::DataSize([0, 1, 100_000, u64::MAX, u64::MAX - 16][chance.below(5)]),
-        2 => Twist::OffsetsAt([16, 0xffff_8880_0000_0000][chance.below(2)]),
-        3 => Twist::OffsetsSize([1, 4, 12, 1 << 40, u64::MAX - 7][chance.below(5)]),
-        4 => Twist::Offset([0, 4, 8, 24, 1000, u64::MAX][chance.below(6)]),
-        5 => Twist::Shift([1, 2, 4, -4, 8, -24, 24][chance.below(7)]),
+    let twist = rng.once_in(12).then(|| match rng.below(10) {
+        0 => Twist::DataAt([16, 0xffff_8880_0000_0000][rng.below(2)]),
+        1 => Twist::DataSize([0, 1, 100_000, u64::MAX, u64::MAX - 16][rng.below(5)]),
+        2 => Twist::OffsetsAt([16, 0xffff_8880_0000_0000][rng.below(2)]),
+        3 => Twist::OffsetsSize([1, 4, 12, 1 << 40, u64::MAX - 7][rng.below(5)]),
+        4 => Twist::Offset([0, 4, 8, 24, 1000, u64::MAX][rng.below(6)]),
+        5 => Twist::Shift([1, 2, 4, -4, 8, -24, 24][rng.below(7)]),
         6 => Twist::Reverse,
-        7 => Twist::BuffersSize([0, 8, 12, 64, u64::MAX - 7][chance.below(5)]),
-        8 => Twist::Flip(chance.below(128)),
-        _ => Twist::Cut(1 + chance.below(30)),
+        7 => Twist::BuffersSize([0, 8, 12, 64, u64::MAX - 7][rng.below(5)]),
+        8 => Twist::Flip(rng.below(128)),
+        _ => Twist::Cut(1 + rng.below(30)),
     });
     let twist = twist.map(|twist| match twist {
-        Twist::DataSize(size) => Twist::DataSize(chance.or_any(size)),
-        Twist::OffsetsSize(size) => Twist::OffsetsSize(chance.or_any(size)),
-        Twist::Offset(offset) => Twist::Offset(chance.or_any(offset)),
-        Twist::BuffersSize(size) => Twist::BuffersSize(chance.or_any(size)),
+        Twist::DataSize(size) => Twist::DataSize(rng.or_any(size)),
+        Twist::OffsetsSize(size) => Twist::OffsetsSize(rng.or_any(size)),
+        Twist::Offset(offset) => Twist::Offset(rng.or_any(offset)),
+        Twist::BuffersSize(size) => Twist::BuffersSize(rng.or_any(size)),
         as_it_is @ (Twist::DataAt(_)
         | Twist::OffsetsAt(_)
         | Twist::Shift(_)
@@ -283,7 +276,7 @@ fn send(chance: &mut Chance, actor: &Actor, reply: bool, flags: u32) -> Send {
         | Twist::Flip(_)
         | Twist::Cut(_)) => as_it_is,
     });
-    let handle = if reply { 0 } else { handle(chance, actor) };
-    let code = chance.below(4) as u32;
-    Send { reply, handle, code: chance.or_any_u32(code), flags, parts, twist }
+    let handle = if reply { 0 } else { handle(rng, client) };
+    let code = rng.below(4) as u32;
+    Send { reply, handle, code: rng.or_any_u32(code), flags, parts, twist }
 }

@@ -11,8 +11,8 @@
 mod generate;
 mod program;
 mod record;
+mod setup;
 mod shrink;
-mod stage;
 mod workers;
 
 pub use program::{Act, Buffer, Part, Program, Send, Step, Twist, Write};
@@ -22,7 +22,7 @@ pub use workers::{Finding, Options, Outcome, Right, Total, run};
 use super::runner::known_difference;
 use super::scene::{Scene, door};
 use serde::{Deserialize, Serialize};
-use stage::Stage;
+use setup::Setup;
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -53,14 +53,14 @@ pub struct Difference {
 /// A device, and the processes that run programs on it, one program after another.
 struct Host {
     scene: Scene,
-    stage: Option<Stage>,
+    setup: Option<Setup>,
 }
 
 impl Host {
     /// `patience`: how long a step may take.
     fn new(device: &Path, patience: Duration) -> Host {
         let scene = Scene { device: device.to_owned(), patience, blocking: false, files: true };
-        Host { scene, stage: None }
+        Host { scene, setup: None }
     }
 
     /// Makes up the program of this seed and number while it runs.
@@ -72,41 +72,41 @@ impl Host {
         steps: usize,
     ) -> (Program, Transcript) {
         let mut program = Program::default();
-        let transcript = self.perform(|stage, lines| {
-            let mut chance = generate::Chance::new(seed, number);
+        let transcript = self.perform(|setup, lines| {
+            let mut rng = generate::Rng::new(seed, number);
             for _ in 0..steps {
-                let step = generate::step(&mut chance, stage, unmap);
+                let step = generate::step(&mut rng, setup, unmap);
                 program.steps.push(step.clone());
-                lines.push(stage.perform(&step));
+                lines.push(setup.perform(&step));
             }
         });
         (program, transcript)
     }
 
     fn run(&mut self, program: &Program) -> Transcript {
-        self.perform(|stage, lines| {
+        self.perform(|setup, lines| {
             for step in &program.steps {
-                lines.push(stage.perform(step));
+                lines.push(setup.perform(step));
             }
         })
     }
 
     /// When a program panics (a step hangs, a process dies), the transcript ends with that, and
     /// the next one is given new processes.
-    fn perform(&mut self, act: impl FnOnce(&mut Stage, &mut Vec<String>)) -> Transcript {
+    fn perform(&mut self, act: impl FnOnce(&mut Setup, &mut Vec<String>)) -> Transcript {
         let mut transcript = Transcript::default();
-        let last = self.stage.take();
+        let last = self.setup.take();
         let ended = catch_unwind(AssertUnwindSafe(|| {
-            let mut stage = match last {
-                Some(stage) => stage.again(),
-                None => Stage::new(&self.scene),
+            let mut setup = match last {
+                Some(setup) => setup.again(),
+                None => Setup::new(&self.scene),
             };
-            act(&mut stage, &mut transcript.lines);
-            transcript.reached = std::mem::take(&mut stage.reached);
-            stage
+            act(&mut setup, &mut transcript.lines);
+            transcript.reached = std::mem::take(&mut setup.reached);
+            setup
         }));
         match ended {
-            Ok(stage) => self.stage = Some(stage),
+            Ok(setup) => self.setup = Some(setup),
             Err(payload) => {
                 let what = payload.downcast_ref::<String>().cloned().unwrap_or_default();
                 transcript.lines.push(format!("fails: {}", without_numbers(&what)));

@@ -6,8 +6,8 @@ use crate::ledger::Identity;
 use fakebinder::Errno;
 use fakebinder::alloc::Alloc;
 use fakebinder::binder::{Poller, Process};
-use fakebinder::mm_shim::HeapMm;
 use fakebinder::protocol::record::{HandleCookie, PtrCookie};
+use fakebinder_sim::HeapMm;
 use fakebinder_sim::{Arena, SimClient, Slot};
 use std::sync::Arc;
 

@@ -3,10 +3,10 @@
 use super::arena::Arena;
 use super::client::{Fire, SimClient, SimFile};
 use super::thread::SimThread;
+use crate::HeapMm;
 use fakebinder::Errno;
 use fakebinder::alloc::Alloc;
 use fakebinder::binder::{Context, Process, Task};
-use fakebinder::mm_shim::HeapMm;
 use fakebinder::protocol::object::Object;
 use fakebinder::protocol::record::TransactionData;
 use std::collections::BTreeMap;

@@ -1,5 +1,8 @@
 //! The bytes that travel: a header that says what they must be, then a seeded pattern.
 
+use rand_core::{RngCore, SeedableRng};
+use rand_xoshiro::SplitMix64;
+
 /// Length of the header in bytes.
 pub const HEADER: usize = 24;
 
@@ -30,9 +33,9 @@ impl Header {
         out.extend_from_slice(&self.sequence.to_ne_bytes());
         let mut stream = self.stream(direction);
         for _ in 0..payload / 8 {
-            out.extend_from_slice(&stream.next_bytes());
+            out.extend_from_slice(&stream.next_u64().to_le_bytes());
         }
-        out.extend_from_slice(&stream.next_bytes()[..payload % 8]);
+        out.extend_from_slice(&stream.next_u64().to_le_bytes()[..payload % 8]);
     }
 
     /// Reads a header off a message.
@@ -47,7 +50,7 @@ impl Header {
         let mut stream = self.stream(direction);
         let body = message.get(HEADER..).unwrap_or_default();
         for (index, chunk) in body.chunks(8).enumerate() {
-            let expected = stream.next_bytes();
+            let expected = stream.next_u64().to_le_bytes();
             if chunk != &expected[..chunk.len()] {
                 let inside = chunk.iter().zip(expected).position(|(&a, b)| a != b);
                 return Some(HEADER + index * 8 + inside.unwrap_or(0));
@@ -56,13 +59,14 @@ impl Header {
         None
     }
 
-    fn stream(&self, direction: Direction) -> Stream {
+    fn stream(&self, direction: Direction) -> SplitMix64 {
         let way = match direction {
             Direction::Request => 0x5bd1_e995,
             Direction::Reply => 0xc2b2_ae35,
         };
-        let mut mixed = Stream(self.seed ^ (u64::from(self.client) << 40) ^ (way << 8));
-        Stream(mixed.next() ^ self.sequence)
+        let seed = self.seed ^ (u64::from(self.client) << 40) ^ (way << 8);
+        let mixed = SplitMix64::seed_from_u64(seed).next_u64();
+        SplitMix64::seed_from_u64(mixed ^ self.sequence)
     }
 }
 
@@ -74,23 +78,6 @@ pub fn verdict(request: &[u8]) -> u32 {
         Some(header) => header
             .first_wrong(Direction::Request, request)
             .map_or(0, |position| position as u32 + 1),
-    }
-}
-
-/// SplitMix64.
-struct Stream(u64);
-
-impl Stream {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn next_bytes(&mut self) -> [u8; 8] {
-        self.next().to_le_bytes()
     }
 }
 

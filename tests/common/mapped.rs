@@ -1,9 +1,5 @@
 //! A client of the allocator: a child process that has mapped a buffer file, and does what it is
 //! told.
-#![allow(dead_code, reason = "no test uses all of it")]
-
-#[path = "../common/skip.rs"]
-pub mod skip;
 
 use fakebinder::Errno;
 use fakebinder::alloc::{Alloc, Buffer, BufferRequest};

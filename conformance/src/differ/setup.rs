@@ -1,21 +1,25 @@
 //! Where a program runs: its processes on one device, and what they could see, in words that
 //! mean the same on every device.
 
-use super::super::message::{self, Batch, Bc, Msg};
+mod words;
+mod write;
+
+use super::super::message::Batch;
 use super::super::scene::{Process, Reads, Received, Scene, Thread, in_words};
-use super::program::{Act, Buffer, MAPPING, PROCESSES, Part, Send, Step, THREADS, Twist, Write};
+use super::program::{Act, Buffer, MAPPING, PROCESSES, Step, THREADS, Write};
 use fakebinder_client::Object;
 use fakebinder_client::Return;
 use fakebinder_client::{Errno, uapi};
 use nix::unistd::Pid;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
+use words::{contents, file_name, kind, words};
 
 /// The files that each process has for sending: both ends of so many pipes.
 const PIPES: usize = 2;
 
 /// One process, and what it has seen: what the next steps may refer to.
-pub(super) struct Actor {
+pub(super) struct Client {
     process: Process,
     pub(super) alive: bool,
     pub(super) unmapped: bool,
@@ -31,18 +35,18 @@ pub(super) struct Actor {
     pub(super) undone: VecDeque<(u64, u64, bool)>,
     /// Cookies of deaths and freezes that were told.
     pub(super) dead: VecDeque<u64>,
-    pub(super) frosts: VecDeque<u64>,
+    pub(super) freezes: VecDeque<u64>,
     /// Calls that each thread has not answered, and calls of its own.
     pub(super) serving: [usize; THREADS],
     pub(super) calling: [usize; THREADS],
 }
 
-pub(super) struct Stage {
-    /// Sees when the driver has released a process; `broom` is the one to be released after it.
+pub(super) struct Setup {
+    /// Sees when the driver has released a process; `last` is the one to be released after it.
     witness: Process,
-    broom: Process,
+    last: Process,
     scene: Scene,
-    pub(super) actors: Vec<Actor>,
+    pub(super) clients: Vec<Client>,
     /// Which file a kernel's name stands for.
     names: BTreeMap<String, String>,
     /// (command, outcome and circumstances) pairs.
@@ -50,9 +54,9 @@ pub(super) struct Stage {
     step: usize,
 }
 
-impl Actor {
+impl Client {
     /// A process with its pipes, which has not opened the device.
-    fn new(scene: &Scene, index: usize, names: &mut BTreeMap<String, String>) -> Actor {
+    fn new(scene: &Scene, index: usize, names: &mut BTreeMap<String, String>) -> Client {
         let process = scene.bare_with(THREADS, 0);
         let mut files = Vec::new();
         for pipe in 0..PIPES {
@@ -63,11 +67,11 @@ impl Actor {
                 files.push(fd);
             }
         }
-        Actor::around(process, files)
+        Client::around(process, files)
     }
 
-    fn around(process: Process, files: Vec<i32>) -> Actor {
-        Actor {
+    fn around(process: Process, files: Vec<i32>) -> Client {
+        Client {
             process,
             alive: true,
             unmapped: false,
@@ -78,7 +82,7 @@ impl Actor {
             handles: BTreeSet::new(),
             undone: VecDeque::new(),
             dead: VecDeque::new(),
-            frosts: VecDeque::new(),
+            freezes: VecDeque::new(),
             serving: [0; THREADS],
             calling: [0; THREADS],
         }
@@ -112,50 +116,50 @@ impl Actor {
     }
 }
 
-impl Stage {
+impl Setup {
     /// All processes have opened and mapped the device; the first is the context manager.
-    pub(super) fn new(scene: &Scene) -> Stage {
+    pub(super) fn new(scene: &Scene) -> Setup {
         let mut names = BTreeMap::new();
-        let actors = (0..PROCESSES).map(|index| Actor::new(scene, index, &mut names)).collect();
-        let (witness, broom) = (scene.bare(), scene.bare());
+        let clients = (0..PROCESSES).map(|index| Client::new(scene, index, &mut names)).collect();
+        let (witness, last) = (scene.bare(), scene.bare());
         witness.open();
-        let mut stage = Stage {
+        let mut setup = Setup {
             scene: scene.clone(),
             witness,
-            broom,
-            actors,
+            last,
+            clients,
             names,
             reached: BTreeSet::new(),
             step: 0,
         };
-        stage.enter();
-        stage
+        setup.enter();
+        setup
     }
 
     fn enter(&mut self) {
-        for (index, actor) in self.actors.iter().enumerate() {
-            actor.enter(index, &mut self.names);
+        for (index, client) in self.clients.iter().enumerate() {
+            client.enter(index, &mut self.names);
         }
     }
 
-    /// As a new stage, on a new device file for everyone: to the driver, new processes. To make
+    /// As a new setup, on a new device file for everyone: to the driver, new processes. To make
     /// processes costs far more than all the steps of a program.
-    pub(super) fn again(mut self) -> Stage {
-        for actor in self.actors.iter().filter(|actor| actor.alive) {
-            actor.leave();
+    pub(super) fn again(mut self) -> Setup {
+        for client in self.clients.iter().filter(|client| client.alive) {
+            client.leave();
         }
-        for actor in self.actors.iter().filter(|actor| actor.alive) {
-            self.witness.until("a release to begin", || self.is_gone(actor.process.child.pid()));
+        for client in self.clients.iter().filter(|client| client.alive) {
+            self.witness.until("a release to begin", || self.is_gone(client.process.child.pid()));
         }
         self.names.retain(|_, name| name != "the device");
         self.reached.clear();
         self.step = 0;
         for index in 0..PROCESSES {
-            let actor = self.actors.remove(0);
-            self.actors.push(if actor.alive {
-                Actor::around(actor.process, actor.files)
+            let client = self.clients.remove(0);
+            self.clients.push(if client.alive {
+                Client::around(client.process, client.files)
             } else {
-                Actor::new(&self.scene, index, &mut self.names)
+                Client::new(&self.scene, index, &mut self.names)
             });
         }
         self.enter();
@@ -170,22 +174,22 @@ impl Stage {
 
     /// Kills a process, and waits until its release is done: see [`Scene::bury`].
     fn bury(&self, index: usize) {
-        let dead = &self.actors[index].process;
+        let dead = &self.clients[index].process;
         dead.kill();
         self.witness.until("a release to begin", || self.is_gone(dead.child.pid()));
-        self.broom.open();
-        self.broom.close();
-        self.witness.until("a release to end", || self.is_gone(self.broom.child.pid()));
+        self.last.open();
+        self.last.close();
+        self.witness.until("a release to end", || self.is_gone(self.last.child.pid()));
     }
 
     /// Performs a step, and says what came of it.
     pub(super) fn perform(&mut self, step: &Step) -> String {
         self.step += 1;
         let (index, thread) = (step.process % PROCESSES, step.thread % THREADS);
-        if !self.actors[index].alive {
+        if !self.clients[index].alive {
             return "is dead".to_owned();
         }
-        let handle = self.actors[index].process.threads[thread].clone();
+        let handle = self.clients[index].process.threads[thread].clone();
         let text = match &step.act {
             Act::WriteRead { write, read } => return self.write_read(index, thread, write, *read),
             Act::Poll => (if handle.polls() { "readable" } else { "not readable" }).to_owned(),
@@ -193,8 +197,8 @@ impl Stage {
                 words(handle.ioctl_words(uapi::BINDER_SET_MAX_THREADS, &mut [*count]), &[])
             }
             Act::ThreadExit => {
-                self.actors[index].serving[thread] = 0;
-                self.actors[index].calling[thread] = 0;
+                self.clients[index].serving[thread] = 0;
+                self.clients[index].calling[thread] = 0;
                 words(handle.ioctl_words(uapi::BINDER_THREAD_EXIT, &mut [0]), &[])
             }
             Act::ExtendedError => {
@@ -222,16 +226,16 @@ impl Stage {
             ),
             Act::Freeze { process, enable } => {
                 let target = process % PROCESSES;
-                let pid = self.actors[target].process.pid() as u32;
+                let pid = self.clients[target].process.pid() as u32;
                 let result =
                     handle.ioctl_words(uapi::BINDER_FREEZE, &mut [pid, u32::from(*enable), 0]);
                 if result.is_ok() {
-                    self.actors[target].frozen = *enable;
+                    self.clients[target].frozen = *enable;
                 }
                 words(result, &[])
             }
             Act::FrozenInfo(process) => {
-                let pid = self.actors[process % PROCESSES].process.pid() as u32;
+                let pid = self.clients[process % PROCESSES].process.pid() as u32;
                 let mut got = [pid, 0, 0];
                 let result = handle.ioctl_words(uapi::BINDER_GET_FROZEN_INFO, &mut got);
                 words(result, &got[1..])
@@ -240,7 +244,7 @@ impl Stage {
                 words(handle.ioctl_words(uapi::BINDER_SET_CONTEXT_MGR, &mut [0]), &[])
             }
             Act::Unmap => {
-                if std::mem::replace(&mut self.actors[index].unmapped, true) {
+                if std::mem::replace(&mut self.clients[index].unmapped, true) {
                     "is unmapped".to_owned()
                 } else {
                     handle.unmap();
@@ -248,7 +252,7 @@ impl Stage {
                 }
             }
             Act::Kill => {
-                self.actors[index].alive = false;
+                self.clients[index].alive = false;
                 self.bury(index);
                 "done".to_owned()
             }
@@ -261,19 +265,19 @@ impl Stage {
     }
 
     fn reach(&mut self, index: usize, thread: usize, what: &str, outcome: &str) {
-        let actor = &self.actors[index];
+        let client = &self.clients[index];
         self.reached.insert(format!(
             "{what} -> {outcome}, serving {}, calling {}, holding {}, {}{}",
-            actor.serving[thread].min(2),
-            actor.calling[thread].min(1),
-            actor.held.len().min(2),
-            if actor.frozen { "frozen, " } else { "" },
+            client.serving[thread].min(2),
+            client.calling[thread].min(1),
+            client.held.len().min(2),
+            if client.frozen { "frozen, " } else { "" },
             if index == 0 { "manager" } else { "client" },
         ));
     }
 
     fn write_read(&mut self, index: usize, thread: usize, write: &[Write], read: usize) -> String {
-        let handle = self.actors[index].process.threads[thread].clone();
+        let handle = self.clients[index].process.threads[thread].clone();
         let batch = Batch(write.iter().map(|command| self.command(index, command)).collect());
         let sizes: Vec<_> =
             batch.0.iter().map(|one| handle.lay_out(&Batch(vec![one.clone()])).1).collect();
@@ -308,19 +312,21 @@ impl Stage {
 
     /// What follows from a command that was taken.
     fn done(&mut self, index: usize, thread: usize, command: &Write) {
-        let actor = &mut self.actors[index];
+        let client = &mut self.clients[index];
         match command {
             Write::Send(send) if send.reply => {
-                actor.serving[thread] = actor.serving[thread].saturating_sub(1);
+                client.serving[thread] = client.serving[thread].saturating_sub(1);
             }
-            Write::Send(send) if send.flags & uapi::TF_ONE_WAY == 0 => actor.calling[thread] += 1,
-            Write::Free(Buffer::Received(buffer)) => actor.held.retain(|held| held != buffer),
+            Write::Send(send) if send.flags & uapi::TF_ONE_WAY == 0 => client.calling[thread] += 1,
+            Write::Free(Buffer::Received(buffer)) => client.held.retain(|held| held != buffer),
             Write::IncrefsDone(ptr, _) => {
-                actor.undone.retain(|one| (one.0, one.2) != (*ptr, false))
+                client.undone.retain(|one| (one.0, one.2) != (*ptr, false))
             }
-            Write::AcquireDone(ptr, _) => actor.undone.retain(|one| (one.0, one.2) != (*ptr, true)),
-            Write::DeadBinderDone(cookie) => actor.dead.retain(|one| one != cookie),
-            Write::FreezeDone(cookie) => actor.frosts.retain(|one| one != cookie),
+            Write::AcquireDone(ptr, _) => {
+                client.undone.retain(|one| (one.0, one.2) != (*ptr, true))
+            }
+            Write::DeadBinderDone(cookie) => client.dead.retain(|one| one != cookie),
+            Write::FreezeDone(cookie) => client.freezes.retain(|one| one != cookie),
             _ => {}
         }
     }
@@ -337,16 +343,16 @@ impl Stage {
         let mut received = reads.received.iter();
         for what in &reads.returns {
             text.push_str("; ");
-            let actor = &mut self.actors[index];
+            let client = &mut self.clients[index];
             match what {
                 Return::Transaction(_) | Return::TransactionSecCtx(_) | Return::Reply(_) => {
                     let Some(got) = received.next() else { continue };
-                    actor.held.push(actor.buffers.len());
-                    actor.buffers.push(got.transaction.buffer);
+                    client.held.push(client.buffers.len());
+                    client.buffers.push(got.transaction.buffer);
                     if matches!(what, Return::Reply(_)) {
-                        actor.calling[thread] = actor.calling[thread].saturating_sub(1);
+                        client.calling[thread] = client.calling[thread].saturating_sub(1);
                     } else if !got.transaction.is_oneway() {
-                        actor.serving[thread] += 1;
+                        client.serving[thread] += 1;
                     }
                     text.push_str(&in_words(what));
                     self.transaction(index, handle, got, text);
@@ -354,12 +360,12 @@ impl Stage {
                     continue;
                 }
                 Return::DeadReply | Return::FailedReply | Return::FrozenReply => {
-                    actor.calling[thread] = actor.calling[thread].saturating_sub(1);
+                    client.calling[thread] = client.calling[thread].saturating_sub(1);
                 }
-                Return::Increfs { ptr, cookie } => actor.undone.push_back((*ptr, *cookie, false)),
-                Return::Acquire { ptr, cookie } => actor.undone.push_back((*ptr, *cookie, true)),
-                Return::DeadBinder(cookie) => actor.dead.push_back(*cookie),
-                Return::FrozenBinder { cookie, .. } => actor.frosts.push_back(*cookie),
+                Return::Increfs { ptr, cookie } => client.undone.push_back((*ptr, *cookie, false)),
+                Return::Acquire { ptr, cookie } => client.undone.push_back((*ptr, *cookie, true)),
+                Return::DeadBinder(cookie) => client.dead.push_back(*cookie),
+                Return::FrozenBinder { cookie, .. } => client.freezes.push_back(*cookie),
                 _ => {}
             }
             text.push_str(&in_words(what));
@@ -369,7 +375,7 @@ impl Stage {
 
     fn transaction(&mut self, index: usize, handle: &Thread, got: &Received, text: &mut String) {
         let t = &got.transaction;
-        let sender = self.actors.iter().position(|actor| actor.process.pid() == t.sender_pid);
+        let sender = self.clients.iter().position(|client| client.process.pid() == t.sender_pid);
         let sender = match (sender, t.sender_pid) {
             (Some(index), _) => format!("p{index}"),
             (None, 0) => "nobody".to_owned(),
@@ -405,7 +411,7 @@ impl Stage {
             plain[offset as usize..end].fill(0);
             match object {
                 Object::Handle { handle, .. } | Object::WeakHandle { handle, .. } => {
-                    self.actors[index].handles.insert(handle);
+                    self.clients[index].handles.insert(handle);
                     let _ = write!(text, ", {object:?}");
                 }
                 Object::Fd { fd, cookie } => {
@@ -456,188 +462,4 @@ impl Stage {
             Some(name) => self.names.get(&name).cloned().unwrap_or(name),
         }
     }
-
-    fn command(&self, index: usize, command: &Write) -> Bc {
-        let actor = &self.actors[index];
-        match command {
-            Write::Send(send) => Bc::Send(self.message(actor, send)),
-            Write::Free(Buffer::Received(number)) => {
-                // Not received (any more): an address that is none.
-                message::free(actor.buffers.get(*number).copied().unwrap_or(8))
-            }
-            Write::Free(Buffer::At(offset)) => {
-                message::free(actor.process.start().wrapping_add_signed(*offset))
-            }
-            Write::Increfs(handle) => message::increfs(*handle),
-            Write::Acquire(handle) => message::acquire(*handle),
-            Write::Release(handle) => message::release(*handle),
-            Write::Decrefs(handle) => message::decrefs(*handle),
-            Write::IncrefsDone(ptr, cookie) => message::increfs_done(*ptr, *cookie),
-            Write::AcquireDone(ptr, cookie) => message::acquire_done(*ptr, *cookie),
-            Write::EnterLooper => message::enter_looper(),
-            Write::RegisterLooper => message::register_looper(),
-            Write::ExitLooper => message::exit_looper(),
-            Write::RequestDeath(handle, cookie) => message::request_death(*handle, *cookie),
-            Write::ClearDeath(handle, cookie) => message::clear_death(*handle, *cookie),
-            Write::DeadBinderDone(cookie) => message::dead_binder_done(*cookie),
-            Write::RequestFreeze(handle, cookie) => message::request_freeze(*handle, *cookie),
-            Write::ClearFreeze(handle, cookie) => message::clear_freeze(*handle, *cookie),
-            Write::FreezeDone(cookie) => message::freeze_done(*cookie),
-            Write::AttemptAcquire => message::attempt_acquire(0, 1),
-            Write::AcquireResult => message::acquire_result(0),
-            Write::Words(words) => {
-                Bc::Bytes(words.iter().flat_map(|word| word.to_ne_bytes()).collect())
-            }
-        }
-    }
-
-    fn message(&self, actor: &Actor, send: &Send) -> Msg {
-        let mut message = if send.reply { message::reply() } else { message::call(send.handle) };
-        message = message.code(send.code).flags(send.flags);
-        let arrays = send.parts.iter().any(|part| matches!(part, Part::FdArray { .. }));
-        let file = |number: usize| actor.files[number % actor.files.len()];
-        for part in &send.parts {
-            message = match *part {
-                Part::Bytes(count) => {
-                    let salt = self.step + count;
-                    let bytes: Vec<u8> = (0..count).map(|i| (i * 31 + salt) as u8).collect();
-                    message.data(&bytes)
-                }
-                Part::Binder { ptr, cookie, flags, weak: false } => {
-                    message.object(Object::Binder { ptr, cookie, flags })
-                }
-                Part::Binder { ptr, cookie, flags, weak: true } => {
-                    message.object(Object::WeakBinder { ptr, cookie, flags })
-                }
-                Part::Handle { handle, weak: false } => message.handle(handle),
-                Part::Handle { handle, weak: true } => message.weak_handle(handle),
-                Part::Fd(number) => message.fd(number.map_or(-1, file)),
-                Part::Buffer { length, parent } => {
-                    let bytes: Vec<u8> = if arrays {
-                        (0..length).map(|i| file(i / 4).to_ne_bytes()[i % 4]).collect()
-                    } else {
-                        (0..length).map(|i| (i * 17 + self.step) as u8).collect()
-                    };
-                    match parent {
-                        None => message.buffer(&bytes),
-                        Some((parent, offset)) => message.child(&bytes, parent, offset),
-                    }
-                }
-                Part::FdArray { count, parent, offset } => message.fd_array(count, parent, offset),
-            };
-        }
-        match send.twist {
-            None => {}
-            Some(Twist::DataAt(address)) => {
-                message.data_at = Some(address);
-            }
-            Some(Twist::DataSize(size)) => message.data_size = Some(size),
-            Some(Twist::OffsetsAt(address)) => message.offsets_at = Some(address),
-            Some(Twist::OffsetsSize(size)) => message.offsets_size = Some(size),
-            Some(Twist::Offset(offset)) => message.offsets.push(offset),
-            Some(Twist::Shift(by)) => {
-                if let Some(first) = message.offsets.first_mut() {
-                    *first = first.wrapping_add_signed(by);
-                }
-            }
-            Some(Twist::Reverse) => message.offsets.reverse(),
-            Some(Twist::BuffersSize(size)) => message.buffers_size = Some(size),
-            Some(Twist::Flip(at)) => {
-                let length = message.data.len();
-                if length > 0 {
-                    message.data[at % length] ^= 0xff;
-                }
-            }
-            Some(Twist::Cut(count)) => {
-                let size = (message.data.len() as u64).saturating_sub(count as u64);
-                message.data_size = Some(size);
-            }
-        }
-        message
-    }
-}
-
-/// The variant's name, and for transactions what kind it is.
-fn kind(command: &Write) -> String {
-    match command {
-        Write::Send(send) => {
-            let parts: BTreeSet<_> = send
-                .parts
-                .iter()
-                .map(|part| {
-                    let name = format!("{part:?}");
-                    name.split(['(', ' ']).next().unwrap_or("").to_owned()
-                })
-                .collect();
-            format!(
-                "{}{parts:?}{}",
-                match (send.reply, send.flags & uapi::TF_ONE_WAY != 0) {
-                    (true, _) => "reply",
-                    (false, true) => "oneway",
-                    (false, false) => "call",
-                },
-                if send.twist.is_some() { " twisted" } else { "" }
-            )
-        }
-        other => {
-            let name = format!("{other:?}");
-            name.split(['(', ' ']).next().unwrap_or("").to_owned()
-        }
-    }
-}
-
-fn words(result: Result<i64, Errno>, words: &[u32]) -> String {
-    match result {
-        Ok(value) => format!("{value} {words:?}"),
-        Err(errno) => format!("{errno:?}"),
-    }
-}
-
-/// The kernel's name of an open file: pipes have their own.
-fn file_name(pid: i32, fd: i32) -> Option<String> {
-    let link = std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok()?;
-    Some(link.to_string_lossy().into_owned())
-}
-
-/// The fix-up of a buffer may write an address to any multiple of 4: there it becomes an offset.
-fn without_unaligned_addresses(bytes: &[u8], start: u64) -> Vec<u8> {
-    let mut bytes = bytes.to_vec();
-    let mut at = 4;
-    while let Some(word) = bytes.get(at..at + 8).and_then(|eight| eight.first_chunk()) {
-        let address = u64::from_ne_bytes(*word);
-        if address >= start && address < start + MAPPING {
-            bytes[at..at + 8].copy_from_slice(&(address - start).to_ne_bytes());
-        }
-        at += 8;
-    }
-    bytes
-}
-
-/// Bytes in words: addresses in the mapping as offsets, and long ones by their sum.
-fn contents(bytes: &[u8], start: u64) -> String {
-    let bytes = &without_unaligned_addresses(bytes, start);
-    let mut text = String::new();
-    for (index, eight) in bytes.chunks(8).enumerate() {
-        let word = <[u8; 8]>::try_from(eight).map(u64::from_ne_bytes).unwrap_or_default();
-        if word >= start && word < start + MAPPING {
-            let _ = write!(text, "[+{}]", word - start);
-        } else if index < 4 {
-            for byte in eight {
-                let _ = write!(text, "{byte:02x}");
-            }
-        }
-    }
-    if bytes.len() > 32 {
-        let sum = bytes.iter().enumerate().filter(|(index, _)| {
-            let word = index / 8 * 8;
-            let address = bytes
-                .get(word..word + 8)
-                .and_then(|eight| <[u8; 8]>::try_from(eight).ok())
-                .map_or(0, u64::from_ne_bytes);
-            !(address >= start && address < start + MAPPING)
-        });
-        let sum = sum.fold(0u64, |sum, (_, &byte)| sum.wrapping_mul(31).wrapping_add(byte.into()));
-        let _ = write!(text, "...{} bytes, sum {sum:x}", bytes.len());
-    }
-    text
 }

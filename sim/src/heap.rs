@@ -1,11 +1,11 @@
 //! An mm without a client: pages are plain memory, and no verb is a system call.
 
-use super::{AddressSpace, NoVma};
-use crate::Errno;
-use crate::client_mem::{ClientMemory, SharedSlice};
-use crate::lock_order::rank;
-use crate::page::{MAX_BUFFER_SIZE, PAGE_SIZE};
-use crate::sync::modelled::LeafMutex;
+use fakebinder::Errno;
+use fakebinder::client_mem::{ClientMemory, SharedSlice};
+use fakebinder::lock_order::rank;
+use fakebinder::mm_shim::{AddressSpace, NoVma};
+use fakebinder::page::{MAX_BUFFER_SIZE, PAGE_SIZE};
+use fakebinder::sync::modelled::LeafMutex;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -239,6 +239,7 @@ impl AddressSpace for HeapMm {
     ) -> Result<(), Errno> {
         // Not into the pages: others may want the page table while the client's memory is reached.
         let mut bytes = vec![0; len];
+        #[allow(unsafe_code, reason = "the allocator copies to memory that others may change")]
         // SAFETY: the bytes are ours, and nobody has a reference to them meanwhile.
         from.read_shared(addr, unsafe { SharedSlice::new(bytes.as_mut_ptr(), len) })?;
         self.write(offset, &bytes)
