@@ -319,6 +319,7 @@ impl Shared {
 }
 
 impl Context {
+    /// The name that the context was made with.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -394,10 +395,12 @@ impl Process {
         self.context.shared.traffic.count_return(number);
     }
 
+    /// The opener's thread group, in the daemon's pid namespace.
     pub fn pid(&self) -> i32 {
         self.pid
     }
 
+    /// The allocator of the buffers in this file's mapping.
     pub fn alloc(&self) -> &Arc<Alloc> {
         &self.alloc
     }

@@ -32,6 +32,7 @@ impl<'a> SharedSlice<'a> {
         Self { start, len, lifetime: std::marker::PhantomData }
     }
 
+    /// Where the stretch begins.
     pub fn as_mut_ptr(&self) -> *mut u8 {
         self.start
     }
@@ -41,6 +42,7 @@ impl<'a> SharedSlice<'a> {
         self.len
     }
 
+    /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -87,6 +89,7 @@ pub struct ProcessMemory {
 }
 
 impl ProcessMemory {
+    /// The memory of the thread `tid`, which waits in an ioctl.
     pub fn new(tid: i32) -> ProcessMemory {
         ProcessMemory { tid: Pid::from_raw(tid), given_up: AtomicBool::new(false) }
     }

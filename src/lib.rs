@@ -59,6 +59,7 @@
 
 // Locks without a rank (clippy.toml).
 #![warn(clippy::disallowed_types)]
+#![deny(missing_docs)]
 
 /// The kernel's error numbers, as every layer of this crate returns them.
 #[cfg(feature = "daemon")]

@@ -13,6 +13,7 @@ use std::cell::RefCell;
 
 /// A lock's type names its rank by one of the types in [`rank`].
 pub trait Ranked {
+    /// The rank of such a lock.
     const RANK: Rank;
 }
 

@@ -64,6 +64,7 @@ pub trait AddressSpace: Send + Sync {
     /// Whether the client lives. If so, [`AddressSpace::mmput`] must follow.
     fn mmget_not_zero(&self) -> bool;
 
+    /// Ends a use of the mm; one for each [`AddressSpace::mmget_not_zero`] that found a client.
     fn mmput(&self);
 
     /// Whether `address` is where the client has mapped page `index` of its buffer file, as of now,
@@ -93,6 +94,7 @@ pub trait AddressSpace: Send + Sync {
         len: usize,
     ) -> Result<(), Errno>;
 
+    /// Copies `bytes` into pages that are installed. EFAULT: one of them is not.
     fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), Errno>;
 
     /// Overwrites with zeros.
@@ -122,8 +124,10 @@ pub struct Vma<'lock>(PhantomData<&'lock ()>);
 /// The mm's lock, held.
 #[derive(Debug)]
 pub enum MmapLock<'mm> {
+    /// Held by whoever installs or zaps pages.
     #[allow(dead_code, reason = "held for its drop")]
     Read(RwLockReadGuard<'mm, ()>),
+    /// Held by mmap and release.
     #[allow(dead_code, reason = "held for its drop")]
     Write(RwLockWriteGuard<'mm, ()>),
 }
@@ -170,10 +174,12 @@ impl MmStruct {
         }
     }
 
+    /// The client, for log lines.
     pub fn pid(&self) -> i32 {
         self.mm.pid()
     }
 
+    /// As [`AddressSpace::find_mapping`].
     pub fn find_mapping(&self) -> Result<(u64, usize), Errno> {
         self.mm.find_mapping()
     }
@@ -184,6 +190,7 @@ impl MmStruct {
         self.probes.installing(sender)
     }
 
+    /// As [`AddressSpace::total_vm`].
     pub fn total_vm(&self) -> Option<u64> {
         self.mm.total_vm()
     }
@@ -197,18 +204,22 @@ impl MmStruct {
         }
     }
 
+    /// Waits until nobody holds the lock for writing.
     pub fn mmap_read_lock(&self) -> MmapLock<'_> {
         MmapLock::Read(self.mmap_lock.read())
     }
 
+    /// Waits until nobody holds the lock.
     pub fn mmap_write_lock(&self) -> MmapLock<'_> {
         MmapLock::Write(self.mmap_lock.write())
     }
 
+    /// None where somebody holds the lock.
     pub fn mmap_write_trylock(&self) -> Option<MmapLock<'_>> {
         self.mmap_lock.try_write().map(MmapLock::Write)
     }
 
+    /// None where somebody holds the lock for writing.
     pub fn mmap_read_trylock(&self) -> Option<MmapLock<'_>> {
         self.mmap_lock.try_read().map(MmapLock::Read)
     }
@@ -327,6 +338,7 @@ impl MmStruct {
         self.charged[index].load(Ordering::Relaxed)
     }
 
+    /// As [`AddressSpace::copy_from_client`].
     pub fn copy_from_client(
         &self,
         offset: usize,
@@ -337,10 +349,12 @@ impl MmStruct {
         self.mm.copy_from_client(offset, from, addr, len)
     }
 
+    /// As [`AddressSpace::write`].
     pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), Errno> {
         self.mm.write(offset, bytes)
     }
 
+    /// As [`AddressSpace::clear`].
     pub fn clear(&self, offset: usize, len: usize) -> Result<(), Errno> {
         self.mm.clear(offset, len)
     }

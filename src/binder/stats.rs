@@ -9,14 +9,21 @@ use std::ops::Add;
 /// Records that exist. All are 0 when every client is gone.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Stats {
+    /// Open files.
     pub processes: usize,
+    /// Threads that have called since they last exited.
     pub threads: usize,
+    /// Nodes, also those whose process is gone while somebody holds a reference.
     pub nodes: usize,
+    /// References, over all processes.
     pub references: usize,
+    /// Transactions that are queued, or not answered yet.
     pub transactions: usize,
     /// Buffers that clients hold or that are on their way to them.
     pub buffers: usize,
+    /// Death links.
     pub deaths: usize,
+    /// Freeze links.
     pub freezes: usize,
 }
 

@@ -55,6 +55,7 @@ struct Watch {
 }
 
 impl Carriers {
+    /// Carriers without a thread yet: each is started when there is something to carry.
     pub fn new() -> Arc<Carriers> {
         Arc::new(Carriers(Arc::default()))
     }

@@ -42,14 +42,19 @@ const MAX_WRITE: u32 = 4096;
 /// Releases are sent in the background; many may be on their way when many clients exit at once.
 const MAX_BACKGROUND: u16 = 1024;
 
+/// Why there is no FUSE door.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// /dev/fuse could not be opened.
     #[error("/dev/fuse: {0} (is the fuse module loaded, and does a container pass the device on?)")]
     Device(std::io::Error),
+    /// The mount was refused.
     #[error("mounting on {0}: {1} (it takes CAP_SYS_ADMIN)")]
     Mount(PathBuf, Errno),
+    /// The mount was made, and cannot be found.
     #[error("{0} is not in /proc/self/mountinfo")]
     Unknown(PathBuf),
+    /// The workers could not be started.
     #[error("starting threads: {0}")]
     Threads(std::io::Error),
 }

@@ -16,6 +16,7 @@ pub enum Links {
     Convenience,
     /// In this directory, or it is an error.
     In(PathBuf),
+    /// Nowhere.
     None,
 }
 
@@ -35,6 +36,7 @@ impl Links {
     }
 }
 
+/// The places that the daemon has claimed for nodes and links of its devices.
 pub struct Places {
     claims: BTreeMap<PathBuf, Claim>,
     /// The nodes that are there.
@@ -43,6 +45,7 @@ pub struct Places {
 }
 
 impl Places {
+    /// No place claimed yet.
     pub fn new(links: Links) -> Places {
         Places { claims: BTreeMap::new(), nodes: Vec::new(), links }
     }

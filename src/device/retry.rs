@@ -44,7 +44,9 @@ pub enum Step {
     Again(Needs),
     /// All is here.
     Ready {
+        /// The argument of the ioctl, as copied in.
         argument: Vec<u8>,
+        /// What the kernel has copied of the memory that the argument points to.
         memory: GatheredMemory,
         /// The argument, if it is copied out, and the read buffer.
         output: Vec<Range>,
@@ -54,9 +56,11 @@ pub enum Step {
 }
 
 impl Needs {
+    /// The stretches that the kernel is asked to copy in, the argument first.
     pub fn input(&self) -> &[Range] {
         &self.input
     }
+    /// The stretches that the kernel is asked to copy out.
     pub fn output(&self) -> &[Range] {
         &self.output
     }

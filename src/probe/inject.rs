@@ -27,10 +27,15 @@ use std::{fmt, thread};
 /// What can be made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verb {
+    /// Taking a page out of the budget.
     AllocPage,
+    /// Installing a page (`vm_insert_page`).
     InsertPage,
+    /// Looking for the client's mapping.
     VmaLookup,
+    /// Looking whether the client lives (`mmget_not_zero`).
     MmGet,
+    /// Taking an installed page away.
     Zap,
     /// Whatever needs a new descriptor: pidfds, copies of a client's descriptors, buffer files,
     /// sockets, files of `/proc`.
@@ -39,7 +44,9 @@ pub enum Verb {
     Mmap,
     /// Looking whether a process lives.
     Poll,
+    /// Copies out of a client's memory.
     ReadMemory,
+    /// Copies into a client's memory.
     WriteMemory,
     /// A message to a client's socket.
     Send,
@@ -54,6 +61,7 @@ pub enum Verb {
 }
 
 impl Verb {
+    /// All of them, with the names that `--inject` takes.
     pub const ALL: [(&'static str, Verb); 15] = [
         ("alloc_page", Verb::AllocPage),
         ("vm_insert_page", Verb::InsertPage),
@@ -151,10 +159,12 @@ impl Rule {
         Self { pid: Some(pid), ..self }
     }
 
+    /// Those calls fail with `errno`.
     pub fn fail(self, errno: Errno) -> Self {
         Self { errno: Some(errno), ..self }
     }
 
+    /// Those calls take that much longer.
     pub fn delay(self, delay: Duration) -> Self {
         Self { delay, ..self }
     }
@@ -229,10 +239,12 @@ pub struct Injector {
 }
 
 impl Injector {
+    /// No rules; chances are drawn from this seed.
     pub fn seeded(seed: u64) -> Self {
         Self { seed, rules: Vec::new() }
     }
 
+    /// The same, and this rule.
     pub fn with(mut self, rule: Rule) -> Self {
         self.rules.push(rule);
         self
