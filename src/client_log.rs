@@ -11,9 +11,9 @@
 //!
 //! The next line of a kind says how many were suppressed, and when none comes, a summary does.
 //!
-//! The user is the one whose request is being served ([`Caller`]): who writes a line need not
-//! know. The lock here is a leaf, and the logger behind it must not block (the daemon's hands its
-//! lines to a thread, see [`log_writer`](crate::log_writer)), so a line may be written under any lock.
+//! The user is the one whose request is being served ([`Caller`]): who writes a line need not know.
+//! The lock here is a leaf, and the logger behind it must not block (the daemon's hands its lines
+//! to a thread, see [`log_writer`](crate::log_writer)), so a line may be written under any lock.
 
 #![allow(clippy::disallowed_types, reason = "a leaf that may be taken under any lock")]
 

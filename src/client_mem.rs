@@ -188,8 +188,8 @@ struct Output {
 }
 
 impl GatheredMemory {
-    /// `input` says where in the client `bytes` come from, one stretch after the other, `output` what
-    /// may be written. None when there are fewer or more bytes than that.
+    /// `input` says where in the client `bytes` come from, one stretch after the other, `output`
+    /// what may be written. None when there are fewer or more bytes than that.
     pub fn new(
         input: impl Iterator<Item = (u64, usize)>,
         mut bytes: &[u8],
@@ -263,7 +263,8 @@ impl ClientMemory for GatheredMemory {
     }
 }
 
-/// The process `pid`, which must be the number of a thread group, for as long as the descriptor lives.
+/// The process `pid`, which must be the number of a thread group, for as long as the descriptor
+/// lives.
 pub fn pidfd_open(pid: i32) -> Result<OwnedFd, Errno> {
     pidfd_open_with(pid, 0)
 }

@@ -151,8 +151,8 @@ impl Device {
         self.hub.binder.forget_context(&self.context);
     }
 
-    /// `binder_open`, for the process of the calling thread. EPERM when that process cannot be seen from here;
-    /// EMFILE when the daemon has no descriptor left for it.
+    /// `binder_open`, for the process of the calling thread. EPERM when that process cannot be seen
+    /// from here; EMFILE when the daemon has no descriptor left for it.
     pub fn open(
         &self,
         header: &Header,

@@ -2,16 +2,17 @@
 //!
 //! | verb | what it does here |
 //! |---|---|
-//! | `mmget_not_zero`, `mmput` | the client lives, and its mappings can be asked for until the put |
+//! | `mmget_not_zero`, `mmput` | the client lives, and tells of its mappings until the put |
 //! | `mmap_read_lock`, `_write_lock`, `_read_trylock` | a read-write lock per client |
-//! | `vma_lookup` | the client's real mapping; none after munmap, none for an impostor at that address |
+//! | `vma_lookup` | the client's real mapping; none after munmap, nor for an impostor there |
 //! | `alloc_page`, `free_page` | takes from and gives to the budget of pages |
 //! | `vm_insert_page` | installs one page of the buffer file; EBUSY when it is there |
 //! | `get_user_pages_remote` | finds the page that somebody else installed; never makes one |
 //! | `zap_page_range_single` | takes a page out of the client, the daemon and the accounting |
 //!
-//! [`MmStruct`] is what these verbs have in common: locks, budget, fault injection. Behind it stands
-//! an [`AddressSpace`]: a client process ([`RemoteMm`]) or, for tests and fuzzing, plain memory ([`HeapMm`]).
+//! [`MmStruct`] is what these verbs have in common: locks, budget, fault injection. Behind it
+//! stands an [`AddressSpace`]: a client process ([`RemoteMm`]) or, for tests and fuzzing, plain
+//! memory ([`HeapMm`]).
 
 mod buffer_file;
 mod heap;

@@ -1,9 +1,9 @@
 //! The daemon's locks: parking_lot's, each with its [rank](crate::lock_order) in its type. Nothing
 //! else is locked in this crate (clippy says so), so the check of their order sees all of them.
 //!
-//! What installs and reclaims pages takes its locks and atomics from [`modelled`]: `--cfg loom` puts
-//! others in their place there, so that the model check runs the very code that the daemon runs.
-//! `Arc` stays the standard one in both: loom's cannot hold a trait object.
+//! What installs and reclaims pages takes its locks and atomics from [`modelled`]: `--cfg loom`
+//! puts others in their place there, so that the model check runs the very code that the daemon
+//! runs. `Arc` stays the standard one in both: loom's cannot hold a trait object.
 #![allow(clippy::disallowed_types, reason = "these are the locks that are to be used instead")]
 
 use crate::lock_order::{self, HeldLock, Ranked};

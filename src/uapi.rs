@@ -273,7 +273,8 @@ pub struct fakebinder_attach_name {
     pub version: u32,
     /// Out: bytes of `name`.
     pub length: u32,
-    /// Out: the name of a `SOCK_SEQPACKET` socket in the abstract namespace, without the leading NUL.
+    /// Out: the name of a `SOCK_SEQPACKET` socket in the abstract namespace, without the leading
+    /// NUL.
     pub name: [u8; 56],
 }
 
@@ -283,9 +284,9 @@ impl Default for fakebinder_attach_name {
     }
 }
 
-/// Hands the daemon one end of a socketpair. EPERM: the daemon may not take it. On the CUSE door the daemon answers through it with
-/// one message of one byte and, by SCM_RIGHTS, a read-only descriptor of the caller's buffer,
-/// which is there when the ioctl returns.
+/// Hands the daemon one end of a socketpair. EPERM: the daemon may not take it. On the CUSE door
+/// the daemon answers through it with one message of one byte and, by SCM_RIGHTS, a read-only
+/// descriptor of the caller's buffer, which is there when the ioctl returns.
 pub const FAKEBINDER_ATTACH: u32 = iowr::<fakebinder_attach>(b'F', 1);
 /// Where the daemon may not take descriptors from the caller: asks for a socket to connect to (in
 /// the daemon's network namespace). [`FAKEBINDER_ATTACH`] with socket -1 follows.

@@ -10,7 +10,8 @@ use crate::page::PAGE_SIZE;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
-/// What a transaction asks of [`Alloc::alloc_new_buf`](super::Alloc::alloc_new_buf); sizes in bytes, all from a client.
+/// What a transaction asks of [`Alloc::alloc_new_buf`](super::Alloc::alloc_new_buf); sizes in
+/// bytes, all from a client.
 #[derive(Debug, Clone, Copy)]
 pub struct BufferRequest {
     /// Of the data.

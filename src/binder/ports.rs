@@ -1,9 +1,10 @@
-//! What a device hands to the engine: the ioctls of its clients ([`Call`], [`Completion`]), and what
-//! the engine needs of the world for each of them ([`Task`], [`File`], [`Poller`], [`Timers`]).
+//! What a device hands to the engine: the ioctls of its clients ([`Call`], [`Completion`]), and
+//! what the engine needs of the world for each of them ([`Task`], [`File`], [`Poller`],
+//! [`Timers`]).
 //!
-//! A [`Task`] is asked, and a [`File`] dropped, under no lock of the engine: both can take as long as
-//! the client likes. [`Completion::interrupted`] and [`Timers::now`] are asked under the lock of a
-//! context, and answer at once.
+//! A [`Task`] is asked, and a [`File`] dropped, under no lock of the engine: both can take as long
+//! as the client likes. [`Completion::interrupted`] and [`Timers::now`] are asked under the lock of
+//! a context, and answer at once.
 
 use super::{Copies, FewBytes};
 use crate::Errno;

@@ -1,4 +1,4 @@
-//! How much a context holds: what a test counts after a storm, and what a user may ask for.
+//! How many records a context holds, for tests and for FAKEBINDER_STATS.
 
 use super::Context;
 use super::graph::ProcessId;

@@ -1,4 +1,4 @@
-//! What chmod, chown and touch change of a file, and stat shows.
+//! The attributes of a file that chmod, chown and touch change and that stat shows.
 
 use super::tree::Permissions;
 use super::wire::SetAttr;

@@ -29,7 +29,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// Where the lists of what daemons have made are kept, and the FUSE door mounts if nothing else is said.
+/// Where the lists of what daemons have made are kept, and the FUSE door mounts if nothing else is
+/// said.
 pub const DIRECTORY: &str = "/run/fakebinder";
 
 /// Why a place cannot be claimed.
@@ -147,8 +148,8 @@ impl Claim {
         }
     }
 
-    /// Claims a place: the path of a link, a device node or a mount, in a directory that is there or
-    /// can be made. Clears away what a daemon that was killed has left there.
+    /// Claims a place: the path of a link, a device node or a mount, in a directory that is there
+    /// or can be made. Clears away what a daemon that was killed has left there.
     pub fn take(path: &Path) -> Result<Claim, Error> {
         Claim::take_in(Path::new(DIRECTORY), path)
     }

@@ -315,8 +315,8 @@ impl Door for FuseDoor {
                     .and_then(|(from, to)| self.tree.rename((from, name), (to, new_name), flags));
                 answer_done(renamed, responder);
             }
-            // Nothing else can be made here, as in binderfs, whose directories have no such operation:
-            // `vfs_create` then says EACCES, and its fellows EPERM.
+            // Nothing else can be made here, as in binderfs, whose directories have no such
+            // operation: `vfs_create` then says EACCES, and its fellows EPERM.
             Request::Symlink { name } => self.symlink(&header, name, responder),
             Request::Mknod { mode } => responder.error(match mode & libc::S_IFMT {
                 0 | libc::S_IFREG => Errno::EACCES,
@@ -346,7 +346,8 @@ impl Door for FuseDoor {
                 responder.value(&out);
             }
             Request::ReleaseDir | Request::Destroy => responder.done(),
-            // FSYNC: as in the driver. All else is not supported, and the kernel need not ask again.
+            // FSYNC: as in the driver. All else is not supported, and the kernel need not ask
+            // again.
             Request::Other { opcode: uapi::FUSE_FSYNC } => responder.error(Errno::EINVAL),
             Request::Other { .. } | Request::CuseInit { .. } => responder.error(Errno::ENOSYS),
             Request::Forget(_)

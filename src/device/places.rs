@@ -1,4 +1,4 @@
-//! Where devices are to be found besides the mount: `/dev/NAME` for the CUSE door's, and links to
+//! The paths of devices outside the mount: `/dev/NAME` for the CUSE door's, and links to
 //! those of the FUSE door.
 
 use super::claim::{Claim, Error};

@@ -1,4 +1,4 @@
-//! How an ioctl ends, whichever thread ends it.
+//! The end of an ioctl: where its result and its argument go, whichever thread ends it.
 
 use super::retry::READ_SIZE;
 use super::session::{Responder, Session};

@@ -16,7 +16,8 @@
 //! Nothing is stored for a node: its number says what it is, and names that are looked up and
 //! never opened cost nothing here. Lookups are only counted for each device, which is kept while
 //! the kernel knows it. An entry of `.open` is valid for no time at all, and dropped when it is
-//! stale (`device::stale`). Neither are a device's attributes: another of its nodes may be changed.
+//! stale (`device::stale`). A device's attributes are valid for no time either, because they can be
+//! changed through another of its nodes.
 //!
 //! What binderfs allows in its directories is allowed here, and refused with its errors
 //! (`binderfs_unlink`, `binderfs_rename`), but for renaming its directories.

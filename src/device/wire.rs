@@ -1,4 +1,5 @@
-//! The messages of the FUSE and CUSE protocols, as types: decoded and checked here and nowhere else.
+//! The messages of the FUSE and CUSE protocols, as types: decoded and checked here and nowhere
+//! else.
 //!
 //! No I/O: a message is the bytes of one `read` of the device. Everything variable in it (names,
 //! ioctl arguments) comes from a client and is bounded by the length of the message; everything
@@ -175,8 +176,9 @@ fn ioctl(body: &[u8]) -> Option<Ioctl<'_>> {
     })
 }
 
-/// One entry of a directory listing, as READDIR returns it: padded to 8 bytes.
-/// `next` is where a listing that ends here goes on. False, and nothing added, when it does not fit into `size` bytes.
+/// One entry of a directory listing, as READDIR returns it: padded to 8 bytes. `next` is where a
+/// listing that ends here goes on. False, and nothing added, when it does not fit into `size`
+/// bytes.
 pub fn push_dirent(
     listing: &mut Vec<u8>,
     size: usize,

@@ -7,14 +7,14 @@
 //! alloc_page:pid=4711:delay=1ms
 //! ```
 //!
-//! A rule names a verb (those of the mm, `alloc_page`, `vm_insert_page`, `vma_lookup`, `mmget`, `zap`,
-//! or what the daemon asks of its own kernel: `descriptor`, `mmap`, `poll`, `read_memory`,
-//! `write_memory`, `send`, `record`, `receive`, `reply`, `thread`), then the
-//! calls it is about (`nth=N`: the N-th, from 1; `share=F`: that fraction of them, at random;
-//! neither: all of them; `pid=N`: and only those for transactions that this process sends, which
-//! are then counted alone), then what happens to them (`delay=1ms`, `errno=NAME`; with neither, the
-//! verb's usual failure). Which calls the share hits depends on the seed and on the number of the
-//! call alone, not on time or on which thread makes it.
+//! A rule names a verb (those of the mm, `alloc_page`, `vm_insert_page`, `vma_lookup`, `mmget`,
+//! `zap`, or what the daemon asks of its own kernel: `descriptor`, `mmap`, `poll`, `read_memory`,
+//! `write_memory`, `send`, `record`, `receive`, `reply`, `thread`), then the calls it is about
+//! (`nth=N`: the N-th, from 1; `share=F`: that fraction of them, at random; neither: all of them;
+//! `pid=N`: and only those for transactions that this process sends, which are then counted alone),
+//! then what happens to them (`delay=1ms`, `errno=NAME`; with neither, the verb's usual failure).
+//! Which calls the share hits depends on the seed and on the number of the call alone, not on time
+//! or on which thread makes it.
 
 use crate::Errno;
 use std::cell::Cell;
@@ -87,7 +87,8 @@ impl Verb {
                 Errno::ENOMEM
             }
             Verb::ReadMemory | Verb::WriteMemory | Verb::Receive | Verb::Reply => Errno::ENOMEM,
-            // Both look at `/proc/PID/maps`. (ESRCH, if it is asked for, says that the client is gone.)
+            // Both look at `/proc/PID/maps`. (ESRCH, if it is asked for, says that the client is
+            // gone.)
             Verb::VmaLookup | Verb::MmGet | Verb::Descriptor => Errno::EMFILE,
             Verb::Send => Errno::ENOBUFS,
             Verb::Thread => Errno::EAGAIN,

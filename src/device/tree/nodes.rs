@@ -96,8 +96,8 @@ pub enum Node {
 }
 
 impl Node {
-    /// Whether that is the number of what one open of a device opens: to be known at each of its ioctls
-    /// without looking at the devices.
+    /// Whether that is the number of what one open of a device opens: to be known at each of its
+    /// ioctls without looking at the devices.
     pub fn is_file(number: u64) -> bool {
         number & PROCESS_LOG == 0 && number >> SERIAL_BITS != 0
     }

@@ -1,4 +1,4 @@
-//! The requests of the kernel, as types, and what a message that is none can be.
+//! The requests of the kernel, as types, and the ways in which a message can be malformed.
 
 use crate::uapi;
 use std::mem::size_of;
@@ -28,7 +28,8 @@ pub struct Ioctl<'a> {
     pub cmd: u32,
     /// The caller's argument: mostly an address in the caller.
     pub arg: u64,
-    /// What the kernel has copied in: all of the argument (restricted), what a retry asked for, or nothing.
+    /// What the kernel has copied in: all of the argument (restricted), what a retry asked for, or
+    /// nothing.
     pub input: &'a [u8],
     /// How many bytes the kernel will copy out.
     pub out_size: usize,
