@@ -379,7 +379,7 @@ impl Alloc {
         }
     }
 
-    /// `check_buffer`: whether `len` bytes from `offset` lie within the buffer, from a multiple of 4.
+    /// `check_buffer`: whether `offset` is a multiple of 4, and `len` bytes from there are within.
     fn check_buffer(&self, buffer: &Buffer, offset: usize, len: usize) -> bool {
         let size = buffer.size();
         size >= len && offset <= size - len && offset.is_multiple_of(4)

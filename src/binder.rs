@@ -3,8 +3,8 @@
 //! A [`Context`] is a device name: one context manager and one graph of processes, threads, nodes,
 //! references and transactions, under one lock. A [`Process`] is an open file of it. The engine
 //! has no descriptor, no clock and no thread of its own: the device hands it ioctls ([`Call`]) and
-//! gives it what it needs of the world ([`Task`], [`ClientMemory`], [`Timers`]); tests and fuzz
-//! targets do the same with plain bytes.
+//! gives it what it needs of the world ([`Task`], [`Timers`], the memory of a client); tests and
+//! fuzz targets do the same with plain bytes.
 //!
 //! Who wants to know how the driver does something finds it here:
 //!
@@ -13,21 +13,24 @@
 //! | `ioctl` | the ioctls |
 //! | `write`, `read` | the two halves of BINDER_WRITE_READ |
 //! | `section` | a stay under the lock, from one command to the next |
-//! | `send`, `target`, `message` | `binder_transaction`: the way of a message; where it goes; how its buffer is filled |
+//! | `send` | `binder_transaction`: the way of a transaction to its target's list of work |
+//! | `target` | where a transaction goes |
+//! | `message` | how the buffer of a transaction is filled |
 //! | `delivery` | how what is read gets to its client; a drawing of a call's way |
 //! | `outbox` | what was decided under the lock and is still to be done |
 //! | `copies` | the cap on copies to and from a client's memory that do not come back |
 //! | `oneway` | the calls that wait for a node |
 //! | `transaction` | a transaction's life, replies that fail, buffers that are freed |
-//! | `exit` | threads that are gone without a word |
-//! | `thread`, `process`, `node`, `reference`, `death`, `freeze` | what they say |
+//! | `exit` | threads that have ended without BINDER_THREAD_EXIT |
+//! | `thread`, `process`, `node`, `reference` | the records of the driver |
+//! | `death`, `freeze` | the notifications, and what freezing does to a process |
 //! | `ports` | what a device hands in: the calls, and how the engine reaches the world |
 //! | `poll` | who polls, and who is told |
-//! | `graph` | all of them, and their work lists |
-//! | `table`, `pieces` | their tables; what goes through them, a piece in each section |
+//! | `graph` | all records of a context, and their work lists |
+//! | `table`, `pieces` | the tables of records; long work, a piece in each section |
 //! | `logs`, `traffic` | what binderfs shows in `binder_logs` |
 //! | `limits` | what one client may make us hold |
-//! | `invariants` | what holds of all of it between two ioctls |
+//! | `invariants` | what holds of a context between two ioctls |
 #![forbid(unsafe_code)]
 
 pub mod copies;
@@ -319,6 +322,7 @@ impl Shared {
 }
 
 impl Context {
+    /// The name that the context was made with.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -394,10 +398,12 @@ impl Process {
         self.context.shared.traffic.count_return(number);
     }
 
+    /// The opener's thread group, in the daemon's pid namespace.
     pub fn pid(&self) -> i32 {
         self.pid
     }
 
+    /// The allocator of the buffers in this file's mapping.
     pub fn alloc(&self) -> &Arc<Alloc> {
         &self.alloc
     }

@@ -11,9 +11,9 @@
 //!
 //! The next line of a kind says how many were suppressed, and when none comes, a summary does.
 //!
-//! The user is the one whose request is being served ([`Caller`]): who writes a line need not
-//! know. The lock here is a leaf, and the logger behind it must not block (the daemon's hands its
-//! lines to a thread, see [`log_writer`](crate::log_writer)), so a line may be written under any lock.
+//! The user is the one whose request is being served ([`Caller`]): who writes a line need not know.
+//! The lock here is a leaf, and the logger behind it must not block (the daemon's hands its lines
+//! to a thread, see [`log_writer`](crate::log_writer)), so a line may be written under any lock.
 
 #![allow(clippy::disallowed_types, reason = "a leaf that may be taken under any lock")]
 
@@ -46,8 +46,10 @@ macro_rules! kinds {
         }
 
         impl Kind {
+            /// All of them.
             pub const ALL: &'static [Kind] = &[$(Kind::$name,)*];
 
+            /// The level at which such a line is logged.
             pub fn level(self) -> Level {
                 match self {
                     $(Kind::$name => Level::$level,)*
@@ -173,9 +175,11 @@ pub use user_error;
 /// Whose request this thread is serving.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Caller {
+    /// Its effective uid, in the daemon's user namespace.
     pub uid: u32,
     /// Thread group; 0 while that is not known.
     pub pid: i32,
+    /// Its number in the daemon's pid namespace; 0 is the daemon itself.
     pub tid: i32,
 }
 
@@ -193,6 +197,7 @@ impl Caller {
         Serving { before: CALLER.replace(self), here: std::marker::PhantomData }
     }
 
+    /// The caller whom this thread is serving.
     pub fn now() -> Caller {
         CALLER.get()
     }
@@ -224,7 +229,9 @@ impl Drop for Serving {
 /// What may pass: `at_once` at the start, and more as time goes by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
+    /// Lines that may pass at the start.
     pub at_once: u32,
+    /// Lines more for each second, up to `at_once`.
     pub per_second: u32,
 }
 

@@ -33,6 +33,7 @@ impl<'a> SharedSlice<'a> {
         Self { start, len, lifetime: std::marker::PhantomData }
     }
 
+    /// Where the stretch begins.
     pub fn as_mut_ptr(&self) -> *mut u8 {
         self.start
     }
@@ -42,6 +43,7 @@ impl<'a> SharedSlice<'a> {
         self.len
     }
 
+    /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -88,6 +90,7 @@ pub struct ProcessMemory {
 }
 
 impl ProcessMemory {
+    /// The memory of the thread `tid`, which waits in an ioctl.
     pub fn new(tid: i32) -> ProcessMemory {
         ProcessMemory { tid: Pid::from_raw(tid), given_up: AtomicBool::new(false) }
     }
@@ -186,8 +189,8 @@ struct Output {
 }
 
 impl GatheredMemory {
-    /// `input` says where in the client `bytes` come from, one stretch after the other, `output` what
-    /// may be written. None when there are fewer or more bytes than that.
+    /// `input` says where in the client `bytes` come from, one stretch after the other, `output`
+    /// what may be written. None when there are fewer or more bytes than that.
     pub fn new(
         input: impl Iterator<Item = (u64, usize)>,
         mut bytes: &[u8],
@@ -261,7 +264,8 @@ impl ClientMemory for GatheredMemory {
     }
 }
 
-/// The process `pid`, which must be the number of a thread group, for as long as the descriptor lives.
+/// The process `pid`, which must be the number of a thread group, for as long as the descriptor
+/// lives.
 pub fn pidfd_open(pid: i32) -> Result<OwnedFd, Errno> {
     pidfd_open_with(pid, PidfdFlags::empty())
 }

@@ -80,10 +80,12 @@ pub struct HubConfig {
 }
 
 impl Hub {
+    /// A hub with what is usual. Fails when its threads cannot be started.
     pub fn new(memory: Arc<Memory>) -> std::io::Result<Arc<Hub>> {
         Self::with(memory, HubConfig::default())
     }
 
+    /// A hub with a configuration of its own. Fails when its threads cannot be started.
     pub fn with(memory: Arc<Memory>, config: HubConfig) -> std::io::Result<Arc<Hub>> {
         let timers = Arc::new(timers::Timers::start()?);
         let carriers = carriers::Carriers::new();
@@ -149,8 +151,8 @@ impl Device {
         self.hub.binder.forget_context(&self.context);
     }
 
-    /// `binder_open`, for the process of the calling thread. EPERM when that process cannot be seen from here;
-    /// EMFILE when the daemon has no descriptor left for it.
+    /// `binder_open`, for the process of the calling thread. EPERM when that process cannot be seen
+    /// from here; EMFILE when the daemon has no descriptor left for it.
     pub fn open(
         &self,
         header: &Header,
@@ -396,6 +398,7 @@ impl Opens {
         handle
     }
 
+    /// The open file of this handle, until it is removed.
     pub fn get(&self, handle: u64) -> Option<Arc<Open>> {
         self.by_handle.read().get(&handle).cloned()
     }
@@ -415,6 +418,7 @@ impl Opens {
         }
     }
 
+    /// A signal has arrived for the thread `tid`, which is in an ioctl on this file.
     pub fn interrupt(&self, handle: u64, tid: i32) {
         if let Some(open) = self.get(handle)
             && !open.process.copies().give_up(Subject::Ioctl(tid))

@@ -25,7 +25,8 @@
 //! - [`page`]: the sizes of pages and mappings.
 //! - [`probe`]: faults and delays on purpose, and how long senders wait for pages; handed to an
 //!   allocator when it is made.
-//! - [`mod@client_log`], [`log_writer`]: what clients can have logged, and the thread that writes the log.
+//! - [`mod@client_log`], [`log_writer`]: what clients can have logged, and the thread that writes
+//!   the log.
 //! - [`client_mem`]: reading and writing the memory of a client.
 //! - [`quota`]: what one user may make the daemon hold.
 //! - [`shortage`]: what the daemon itself runs out of.
@@ -35,21 +36,26 @@
 //! # Locks
 //!
 //! Every lock has a rank in its type ([`sync`]), and a rank says which others may be waited for
-//! while it is held ([`lock_order::Rank::under`]). All there is:
+//! while it is held ([`lock_order::Rank::under`]). While the first of these is held, the others may
+//! be waited for:
 //!
-//! | while this is held | these may be waited for |
-//! |---|---|
-//! | the devices of a mount (a device is added, or goes) | the contexts, what those that are gone have made |
-//! | the contexts of a driver | the same contexts as they know of each other |
-//! | the copies of a client (`binder::copies`) | the list of those that wait for others to give copies back |
-//! | the turn of who goes through something long (`binder::pieces`) | the object graph of that context, and what may be waited for under it |
-//! | a context's object graph (`binder::graph`) | a session's requests in flight (has a signal come?), the table of waiting freezes, the log of transactions |
-//! | the mm of a client (read by page installs, written by mmap and release) | the buffer mutex, the LRU, who uses the mm, the text of its mappings, the page table |
-//! | the buffer mutex of an allocator | the LRU, the page table |
+//! - the devices of a mount, while a device is added or goes: the contexts of the driver, and what
+//!   the contexts that are gone have made;
+//! - the contexts of a driver: the same contexts, as they know of each other;
+//! - the copies of a client (`binder::copies`): the list of those that wait for others to give
+//!   copies back;
+//! - the turn of whoever goes through something long (`binder::pieces`): the object graph of that
+//!   context, and what may be waited for under the graph;
+//! - the object graph of a context (`binder::graph`): a session's requests in flight (has a signal
+//!   come?), the table of waiting freezes, the log of transactions;
+//! - the mm of a client, read by page installs, written by mmap and release: the buffer mutex, the
+//!   LRU, who uses the mm, the text of its mappings, the page table;
+//! - the buffer mutex of an allocator: the LRU, the page table.
 //!
-//! Under every other lock nothing is waited for. (The limits of the client log, the log's queue and the
-//! table of users are leaves without a rank, which may be taken under any.) The shrinker comes from the other end, from the
-//! LRU: it only tries the mm and the buffer mutex, and skips a page whose locks are busy.
+//! Under every other lock nothing is waited for. (The limits of the client log, the log's queue and
+//! the table of users are leaves without a rank, which may be taken under any.) The shrinker comes
+//! from the other end, from the LRU: it only tries the mm and the buffer mutex, and skips a page
+//! whose locks are busy.
 //!
 //! A client is reached (its memory, its descriptors, what the system says of it) with no lock held
 //! at all, for that takes as long as the client likes. Sections under a graph are short: no
@@ -59,6 +65,7 @@
 
 // Locks without a rank (clippy.toml).
 #![warn(clippy::disallowed_types)]
+#![deny(missing_docs)]
 
 /// The kernel's error numbers, as every layer of this crate returns them.
 #[cfg(feature = "daemon")]

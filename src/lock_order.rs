@@ -13,6 +13,7 @@ use std::cell::RefCell;
 
 /// A lock's type names its rank by one of the types in [`rank`].
 pub trait Ranked {
+    /// The rank of such a lock.
     const RANK: Rank;
 }
 
@@ -44,7 +45,8 @@ macro_rules! ranks {
 
             pub(super) const RANK: &[Rank] = &[$(Rank::$rank,)*];
 
-            /// Takes a lock of that rank, which has to be waited for in that way, and then does `then`.
+            /// Takes a lock of that rank, which has to be waited for in that way, and then does
+            /// `then`.
             pub(super) fn taking(wanted: Rank, way: super::tests::Way, then: &mut dyn FnMut()) {
                 use super::tests::Way;
                 match wanted {
@@ -143,7 +145,8 @@ ranks! {
     MmUsers,
     /// The text of a client's mappings, while it is read.
     Maps,
-    /// The page table of a buffer file, where adding a page is not atomic, or where it is plain memory.
+    /// The page table of a buffer file, where adding a page is not atomic, or where it is plain
+    /// memory.
     PageTable,
 }
 

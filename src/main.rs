@@ -157,8 +157,8 @@ fn run(options: &Options, log: &log_writer::Drain) -> Result<(), Box<dyn Error>>
     result
 }
 
-/// Three quarters of the control group's memory limit or half of what the machine has left, whichever
-/// is less.
+/// Three quarters of the control group's memory limit or half of what the machine has left,
+/// whichever is less.
 fn default_budget() -> Option<u64> {
     let group = memory::group_limit()
         .map(|limit| (limit / 4 * 3, "three quarters of this control group's memory"));
@@ -285,8 +285,8 @@ fn open_doors(
     }
 }
 
-/// A client costs several descriptors, and the kernel's own hard limit of 4,096 is soon reached: who may
-/// (CAP_SYS_RESOURCE) takes more.
+/// A client costs several descriptors, and the kernel's own hard limit of 4,096 is soon reached:
+/// who may (CAP_SYS_RESOURCE) takes more.
 fn raise_descriptor_limit() {
     const ENOUGH: u64 = 1 << 20;
     let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {

@@ -61,6 +61,7 @@ impl fmt::Display for PageInstall {
 pub struct MemoryConfig {
     /// The most that all clients together may have installed, in bytes; no limit if `None`.
     pub page_budget: Option<u64>,
+    /// How much of an allocator an install of pages keeps to itself.
     pub page_install: PageInstall,
 }
 
@@ -75,10 +76,12 @@ pub struct Memory {
     /// Records have taken what pages that nobody uses still occupy.
     pressed: AtomicBool,
     lru: ListLru,
+    /// As [`MemoryConfig::page_install`].
     pub page_install: PageInstall,
 }
 
 impl Memory {
+    /// Memory of which nothing is used yet.
     pub fn new(config: MemoryConfig) -> Arc<Memory> {
         let pages = |bytes: u64| usize::try_from(bytes / PAGE_SIZE as u64).unwrap_or(usize::MAX);
         Arc::new(Memory {

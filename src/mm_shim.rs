@@ -2,17 +2,17 @@
 //!
 //! | verb | what it does here |
 //! |---|---|
-//! | `mmget_not_zero`, `mmput` | the client lives, and its mappings can be asked for until the put |
+//! | `mmget_not_zero`, `mmput` | the client lives, and tells of its mappings until the put |
 //! | `mmap_read_lock`, `_write_lock`, `_read_trylock` | a read-write lock per client |
-//! | `vma_lookup` | the client's real mapping; none after munmap, none for an impostor at that address |
+//! | `vma_lookup` | the client's real mapping; none after munmap, nor for an impostor there |
 //! | `alloc_page`, `free_page` | takes from and gives to the budget of pages |
 //! | `vm_insert_page` | installs one page of the buffer file; EBUSY when it is there |
 //! | `get_user_pages_remote` | finds the page that somebody else installed; never makes one |
 //! | `zap_page_range_single` | takes a page out of the client, the daemon and the accounting |
 //!
-//! [`MmStruct`] is what these verbs have in common: locks, budget, fault injection. Behind it stands
-//! an [`AddressSpace`]: a client process ([`RemoteMm`]) or, for tests and fuzzing, the plain memory of the
-//! package `fakebinder-sim`.
+//! [`MmStruct`] is what these verbs have in common: locks, budget, fault injection. Behind it
+//! stands an [`AddressSpace`]: a client process ([`RemoteMm`]) or, for tests and fuzzing, the plain
+//! memory of the package `fakebinder-sim`.
 
 mod buffer_file;
 mod image;
@@ -72,6 +72,7 @@ pub trait AddressSpace: Send + Sync {
     /// Whether the client lives. If so, [`AddressSpace::mmput`] must follow.
     fn mmget_not_zero(&self) -> bool;
 
+    /// Ends a use of the mm; one for each [`AddressSpace::mmget_not_zero`] that found a client.
     fn mmput(&self);
 
     /// Whether `address` is where the client has mapped page `index` of its buffer file, as of now,
@@ -101,6 +102,7 @@ pub trait AddressSpace: Send + Sync {
         len: usize,
     ) -> Result<(), Errno>;
 
+    /// Copies `bytes` into pages that are installed. EFAULT: one of them is not.
     fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), Errno>;
 
     /// Overwrites with zeros.
@@ -130,8 +132,10 @@ pub struct Vma<'lock>(PhantomData<&'lock ()>);
 /// The mm's lock, held.
 #[derive(Debug)]
 pub enum MmapLock<'mm> {
+    /// Held by whoever installs or zaps pages.
     #[allow(dead_code, reason = "held for its drop")]
     Read(RwLockReadGuard<'mm, ()>),
+    /// Held by mmap and release.
     #[allow(dead_code, reason = "held for its drop")]
     Write(RwLockWriteGuard<'mm, ()>),
 }
@@ -178,10 +182,12 @@ impl MmStruct {
         }
     }
 
+    /// The client, for log lines.
     pub fn pid(&self) -> i32 {
         self.mm.pid()
     }
 
+    /// As [`AddressSpace::find_mapping`].
     pub fn find_mapping(&self) -> Result<(u64, usize), Errno> {
         self.mm.find_mapping()
     }
@@ -192,6 +198,7 @@ impl MmStruct {
         self.probes.installing(sender)
     }
 
+    /// As [`AddressSpace::total_vm`].
     pub fn total_vm(&self) -> Option<u64> {
         self.mm.total_vm()
     }
@@ -205,18 +212,22 @@ impl MmStruct {
         }
     }
 
+    /// Waits until nobody holds the lock for writing.
     pub fn mmap_read_lock(&self) -> MmapLock<'_> {
         MmapLock::Read(self.mmap_lock.read())
     }
 
+    /// Waits until nobody holds the lock.
     pub fn mmap_write_lock(&self) -> MmapLock<'_> {
         MmapLock::Write(self.mmap_lock.write())
     }
 
+    /// None where somebody holds the lock.
     pub fn mmap_write_trylock(&self) -> Option<MmapLock<'_>> {
         self.mmap_lock.try_write().map(MmapLock::Write)
     }
 
+    /// None where somebody holds the lock for writing.
     pub fn mmap_read_trylock(&self) -> Option<MmapLock<'_>> {
         self.mmap_lock.try_read().map(MmapLock::Read)
     }
@@ -335,6 +346,7 @@ impl MmStruct {
         self.charged[index].load(Ordering::Relaxed)
     }
 
+    /// As [`AddressSpace::copy_from_client`].
     pub fn copy_from_client(
         &self,
         offset: usize,
@@ -345,10 +357,12 @@ impl MmStruct {
         self.mm.copy_from_client(offset, from, addr, len)
     }
 
+    /// As [`AddressSpace::write`].
     pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), Errno> {
         self.mm.write(offset, bytes)
     }
 
+    /// As [`AddressSpace::clear`].
     pub fn clear(&self, offset: usize, len: usize) -> Result<(), Errno> {
         self.mm.clear(offset, len)
     }

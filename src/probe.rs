@@ -21,6 +21,7 @@ use std::sync::Arc;
 /// The probes of one allocator.
 #[derive(Debug, Default, Clone)]
 pub struct Probes {
+    /// What is made to fail or to take long.
     pub inject: Injector,
     /// Where to note how long senders wait for pages to be installed, if anywhere.
     pub install_latency: Option<Arc<InstallLatency>>,

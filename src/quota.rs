@@ -44,6 +44,7 @@ pub enum What {
 }
 
 impl What {
+    /// All of them, with the names that `--user-limit` takes.
     pub const ALL: [(&'static str, What); 7] = [
         ("opens", What::Opens),
         ("descriptors", What::Descriptors),
@@ -85,12 +86,15 @@ impl Default for UserLimits {
 }
 
 impl UserLimits {
+    /// As much of everything as there is.
     pub const NONE: UserLimits = UserLimits([usize::MAX; What::ALL.len()]);
 
+    /// Lets a user have `most` of `what`.
     pub fn set(&mut self, what: What, most: usize) {
         self.0[what as usize] = most;
     }
 
+    /// The most that a user may have of `what`.
     pub fn get(&self, what: What) -> usize {
         self.0[what as usize]
     }
@@ -118,7 +122,9 @@ impl UserLimits {
 /// `WHAT=N`, with K, M or G after the number if it is large.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UserLimit {
+    /// What is limited.
     pub what: What,
+    /// The most that a user may have of it.
     pub most: usize,
 }
 
@@ -148,12 +154,17 @@ impl FromStr for UserLimit {
 pub mod bytes {
     /// An open file, with what is kept for each of its pages.
     pub const OPEN: usize = 12 << 10;
+    /// A thread.
     pub const THREAD: usize = 640;
+    /// A node.
     pub const NODE: usize = 768;
+    /// A reference.
     pub const REFERENCE: usize = 384;
     /// A death or a freeze link.
     pub const LINK: usize = 192;
+    /// A transaction.
     pub const TRANSACTION: usize = 640;
+    /// A buffer.
     pub const BUFFER: usize = 256;
 }
 
@@ -173,6 +184,7 @@ struct Users {
 }
 
 impl Quotas {
+    /// Nobody holds anything yet.
     pub fn new(memory: &Arc<Memory>, limits: UserLimits) -> Quotas {
         Quotas { limits, memory: memory.clone(), users: Mutex::default() }
     }
@@ -182,6 +194,7 @@ impl Quotas {
         if uid == 0 { usize::MAX } else { self.limits.get(what) }
     }
 
+    /// The user of this uid, the same for all who ask while somebody keeps it.
     pub fn user(&self, uid: u32) -> Arc<User> {
         let mut users = self.users.lock();
         if let Some(user) = users.by_uid.get(&uid).and_then(Weak::upgrade) {
@@ -257,6 +270,7 @@ impl User {
         self.held[what as usize].fetch_add(n, Ordering::Relaxed);
     }
 
+    /// Gives back what [`User::charge`] took.
     pub fn uncharge(&self, what: What, n: usize) {
         let before = self.held[what as usize].fetch_sub(n, Ordering::Relaxed);
         debug_assert!(before >= n, "{n} {what} given back, {before} held");

@@ -1,7 +1,7 @@
 //! What the daemon itself may run out of: descriptors, memory.
 //!
-//! That says nothing about any client. Whoever meets such an error fails what is being done, with
-//! that error, and never takes it for the end of somebody's process.
+//! An error of that kind says nothing about any client. The operation that meets the error fails
+//! with it, and never takes it for the end of a client's process.
 
 use crate::Errno;
 use crate::client_log::{Kind, user_error};

@@ -1,5 +1,6 @@
-//! What makes us give pages back: pressure on the machine's memory, or on our control group's, and
-//! whoever asks for it. (The third reason, a used-up page budget, is found by `Memory::charge`.)
+//! What makes the daemon give pages back: pressure on the memory of the machine or of the daemon's
+//! control group, and requests of the administrator. (The third reason, a used-up page budget, is
+//! found by `Memory::charge`.)
 
 #![forbid(unsafe_code)]
 
@@ -22,7 +23,8 @@ const MACHINE: &str = "/proc/pressure/memory";
 /// may ask for has a window of a multiple of 2 s.
 const TRIGGERS: [&str; 2] = ["some 100000 1000000", "some 200000 2000000"];
 
-/// The thread that reclaims pages. It waits in the kernel and costs nothing until something happens.
+/// The thread that reclaims pages. It waits in the kernel and costs nothing until something
+/// happens.
 #[derive(Debug)]
 pub struct Reclaimer {
     shared: Arc<Shared>,
@@ -139,7 +141,8 @@ fn pressure_file() -> Option<PathBuf> {
     of_group.into_iter().chain([PathBuf::from(MACHINE)]).find(|path| path.exists())
 }
 
-/// From `/proc/self/cgroup`: where the pressure file of the group on the unified hierarchy would be.
+/// From `/proc/self/cgroup`: where the pressure file of the group on the unified hierarchy would
+/// be.
 fn pressure_of_group(groups: &str, root: &Path) -> Option<PathBuf> {
     Some(unified_group(groups, root)?.join("memory.pressure"))
 }

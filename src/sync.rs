@@ -1,9 +1,9 @@
 //! The daemon's locks: parking_lot's, each with its [rank](crate::lock_order) in its type. Nothing
 //! else is locked in this crate (clippy says so), so the check of their order sees all of them.
 //!
-//! What installs and reclaims pages takes its locks and atomics from [`modelled`]: `--cfg loom` puts
-//! others in their place there, so that the model check runs the very code that the daemon runs.
-//! `Arc` stays the standard one in both: loom's cannot hold a trait object.
+//! What installs and reclaims pages takes its locks and atomics from [`modelled`]: `--cfg loom`
+//! puts others in their place there, so that the model check runs the very code that the daemon
+//! runs. `Arc` stays the standard one in both: loom's cannot hold a trait object.
 #![allow(clippy::disallowed_types, reason = "these are the locks that are to be used instead")]
 
 use crate::lock_order::{self, HeldLock, Ranked};
@@ -36,6 +36,7 @@ pub struct MutexGuard<'lock, T> {
 }
 
 impl<T, R: Ranked> Mutex<T, R> {
+    /// A mutex that nobody holds.
     pub const fn new(value: T) -> Self {
         Self { lock: parking_lot::Mutex::new(value), rank: PhantomData }
     }
@@ -54,6 +55,7 @@ impl<T, R: Ranked> Mutex<T, R> {
         self.lock.get_mut()
     }
 
+    /// None where somebody holds the mutex. Never against the order: it does not wait.
     #[inline]
     pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         let guard = self.lock.try_lock()?;
@@ -109,14 +111,17 @@ impl<T> DerefMut for MutexGuard<'_, T> {
 pub struct Condvar(parking_lot::Condvar);
 
 impl Condvar {
+    /// A condition that nobody waits for.
     pub const fn new() -> Self {
         Self(parking_lot::Condvar::new())
     }
 
+    /// Wakes one of those who wait.
     pub fn notify_one(&self) {
         self.0.notify_one();
     }
 
+    /// Wakes all who wait.
     pub fn notify_all(&self) {
         self.0.notify_all();
     }
@@ -129,6 +134,7 @@ impl Condvar {
         self.0.wait(&mut guard.guard);
     }
 
+    /// As [`Condvar::wait`], for at most so long.
     #[track_caller]
     pub fn wait_for<T>(
         &self,
@@ -139,6 +145,7 @@ impl Condvar {
         self.0.wait_for(&mut guard.guard, most)
     }
 
+    /// As [`Condvar::wait`], until that moment at the latest.
     #[track_caller]
     pub fn wait_until<T>(&self, guard: &mut MutexGuard<'_, T>, end: Instant) {
         lock_order::assert_only(&guard.held);
@@ -167,6 +174,7 @@ pub struct RwLockReadGuard<'lock, T> {
 }
 
 impl<T, R: Ranked> RwLock<T, R> {
+    /// A lock that nobody holds.
     pub const fn new(value: T) -> Self {
         Self { lock: parking_lot::RwLock::new(value), rank: PhantomData }
     }
@@ -181,6 +189,7 @@ impl<T, R: Ranked> RwLock<T, R> {
         RwLockReadGuard { guard: self.lock.read(), _held }
     }
 
+    /// None where somebody holds the lock for writing. Never against the order: it does not wait.
     #[inline]
     pub fn try_read(&self) -> Option<RwLockReadGuard<'_, T>> {
         let guard = self.lock.try_read()?;
@@ -196,6 +205,7 @@ impl<T, R: Ranked> RwLock<T, R> {
         RwLockWriteGuard { guard: self.lock.write(), _held }
     }
 
+    /// None where somebody holds the lock. Never against the order: it does not wait.
     #[inline]
     pub fn try_write(&self) -> Option<RwLockWriteGuard<'_, T>> {
         let guard = self.lock.try_write()?;

@@ -69,19 +69,33 @@ pub const fn ioc_type(cmd: u32) -> u8 {
     (cmd >> 8) as u8
 }
 
+/// Carries out commands, and reads returns.
 pub const BINDER_WRITE_READ: u32 = iowr::<binder_write_read>(b'b', 1);
+/// A number of the old driver: EINVAL.
 pub const BINDER_SET_IDLE_TIMEOUT: u32 = iow::<i64>(b'b', 3);
+/// How many threads the driver may ask a process for.
 pub const BINDER_SET_MAX_THREADS: u32 = iow::<u32>(b'b', 5);
+/// A number of the old driver: EINVAL.
 pub const BINDER_SET_IDLE_PRIORITY: u32 = iow::<i32>(b'b', 6);
+/// Makes the caller the context manager.
 pub const BINDER_SET_CONTEXT_MGR: u32 = iow::<i32>(b'b', 7);
+/// The calling thread is done with binder.
 pub const BINDER_THREAD_EXIT: u32 = iow::<i32>(b'b', 8);
+/// The version of the protocol.
 pub const BINDER_VERSION: u32 = iowr::<binder_version>(b'b', 9);
+/// The next node of the process, with its counts.
 pub const BINDER_GET_NODE_DEBUG_INFO: u32 = iowr::<binder_node_debug_info>(b'b', 11);
+/// How many references there are to the node of a handle; for the context manager.
 pub const BINDER_GET_NODE_INFO_FOR_REF: u32 = iowr::<binder_node_info_for_ref>(b'b', 12);
+/// [`BINDER_SET_CONTEXT_MGR`], with the flags of its node.
 pub const BINDER_SET_CONTEXT_MGR_EXT: u32 = iow::<flat_binder_object>(b'b', 13);
+/// Freezes or thaws a process.
 pub const BINDER_FREEZE: u32 = iow::<binder_freeze_info>(b'b', 14);
+/// Whether a process has got calls while it was frozen.
 pub const BINDER_GET_FROZEN_INFO: u32 = iowr::<binder_frozen_status_info>(b'b', 15);
+/// Tells senders who take too much one-way space, or stops telling them.
 pub const BINDER_ENABLE_ONEWAY_SPAM_DETECTION: u32 = iow::<u32>(b'b', 16);
+/// Why the thread's last transaction failed.
 pub const BINDER_GET_EXTENDED_ERROR: u32 = iowr::<binder_extended_error>(b'b', 17);
 
 /// Argument of [`BINDER_CTL_ADD`] (`<linux/android/binderfs.h>`).
@@ -92,6 +106,7 @@ pub struct binderfs_device {
     pub name: [u8; 256],
     /// Out: its number, on binderfs.
     pub major: u32,
+    /// Out: the other half of its number.
     pub minor: u32,
 }
 
@@ -110,27 +125,43 @@ pub const BINDER_CTL_ADD: u32 = iowr::<binderfs_device>(b'b', 1);
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Default, Clone, Copy)]
 pub struct binder_frozen_state_info {
+    /// The cookie that the notification was asked for with.
     pub cookie: u64,
+    /// 1: it is frozen; 0: it is not.
     pub is_frozen: u32,
+    /// 0.
     pub reserved: u32,
 }
 
+/// The one-way call waits for a target that is frozen.
 pub const BR_TRANSACTION_PENDING_FROZEN: u32 = io(b'r', 20);
+/// A process has frozen or thawed; with a [`binder_frozen_state_info`].
 pub const BR_FROZEN_BINDER: u32 = ior::<binder_frozen_state_info>(b'r', 21);
+/// With the cookie of the freeze notification that was cleared.
 pub const BR_CLEAR_FREEZE_NOTIFICATION_DONE: u32 = ior::<u64>(b'r', 22);
+/// Asks for freeze notifications.
 pub const BC_REQUEST_FREEZE_NOTIFICATION: u32 = iow::<binder_handle_cookie>(b'c', 19);
+/// Ends freeze notifications.
 pub const BC_CLEAR_FREEZE_NOTIFICATION: u32 = iow::<binder_handle_cookie>(b'c', 20);
+/// With the cookie of the [`BR_FROZEN_BINDER`] that was read.
 pub const BC_FREEZE_NOTIFICATION_DONE: u32 = iow::<u64>(b'c', 21);
 
+/// Nobody waits for an answer.
 pub const TF_ONE_WAY: u32 = 0x01;
+/// Of the root object of a component; the driver passes it on.
 pub const TF_ROOT_OBJECT: u32 = 0x04;
+/// The data is a status of 32 bits; the driver passes it on.
 pub const TF_STATUS_CODE: u32 = 0x08;
+/// The answer may have descriptors in it.
 pub const TF_ACCEPT_FDS: u32 = 0x10;
+/// The buffer is overwritten with zeros when it is freed.
 pub const TF_CLEAR_BUF: u32 = 0x20;
+/// Takes the place of a like one-way call that waits for a frozen process.
 pub const TF_UPDATE_TXN: u32 = 0x40;
 
 // ---------------------------------------------------------------- FUSE, newer than 7.38
 
+/// The file is opened in passthrough: the kernel goes to its backing file by itself.
 pub const FOPEN_PASSTHROUGH: u32 = 1 << 7;
 /// flags2 of INIT (bit 37 of the whole): the server may open files in passthrough.
 pub const FUSE2_PASSTHROUGH: u32 = 1 << 5;
@@ -139,19 +170,33 @@ pub const FUSE2_PASSTHROUGH: u32 = 1 << 5;
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Default, Clone, Copy)]
 pub struct fuse_init_out {
+    /// The version that both sides speak, its first half.
     pub major: u32,
+    /// Its second half.
     pub minor: u32,
+    /// Bytes that the kernel may read ahead.
     pub max_readahead: u32,
+    /// `FUSE_*` of INIT that the server has, the low half.
     pub flags: u32,
+    /// Requests that may be on their way in the background.
     pub max_background: u16,
+    /// From so many on, the kernel takes the server to be congested.
     pub congestion_threshold: u16,
+    /// Bytes of one write at most.
     pub max_write: u32,
+    /// The grain of times, in nanoseconds.
     pub time_gran: u32,
+    /// Pages of one request at most.
     pub max_pages: u16,
+    /// For DAX: log2 of the alignment of mappings.
     pub map_alignment: u16,
+    /// `FUSE_*` of INIT that the server has, the high half.
     pub flags2: u32,
+    /// How many file systems may lie under a backing file; at least 1 for passthrough.
     pub max_stack_depth: u32,
+    /// Seconds after which the kernel ends the session of a server that does not answer; 0: never.
     pub request_timeout: u16,
+    /// 0.
     pub unused: [u16; 11],
 }
 
@@ -159,8 +204,11 @@ pub struct fuse_init_out {
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Default, Clone, Copy)]
 pub struct fuse_open_out {
+    /// The server's name for the open file.
     pub fh: u64,
+    /// `FOPEN_*`.
     pub open_flags: u32,
+    /// What the kernel has registered the backing file as; for [`FOPEN_PASSTHROUGH`].
     pub backing_id: i32,
 }
 
@@ -168,12 +216,17 @@ pub struct fuse_open_out {
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Default, Clone, Copy)]
 pub struct fuse_backing_map {
+    /// The descriptor of the backing file, in the server.
     pub fd: i32,
+    /// 0.
     pub flags: u32,
+    /// 0.
     pub padding: u64,
 }
 
+/// Registers a backing file; gives its number.
 pub const FUSE_DEV_IOC_BACKING_OPEN: u32 = iow::<fuse_backing_map>(229, 1);
+/// Forgets a backing file, by its number.
 pub const FUSE_DEV_IOC_BACKING_CLOSE: u32 = iow::<u32>(229, 2);
 
 // ---------------------------------------------------------------- fakebinder's own ioctls
@@ -220,7 +273,8 @@ pub struct fakebinder_attach_name {
     pub version: u32,
     /// Out: bytes of `name`.
     pub length: u32,
-    /// Out: the name of a `SOCK_SEQPACKET` socket in the abstract namespace, without the leading NUL.
+    /// Out: the name of a `SOCK_SEQPACKET` socket in the abstract namespace, without the leading
+    /// NUL.
     pub name: [u8; 56],
 }
 
@@ -230,9 +284,9 @@ impl Default for fakebinder_attach_name {
     }
 }
 
-/// Hands the daemon one end of a socketpair. EPERM: the daemon may not take it. On the CUSE door the daemon answers through it with
-/// one message of one byte and, by SCM_RIGHTS, a read-only descriptor of the caller's buffer,
-/// which is there when the ioctl returns.
+/// Hands the daemon one end of a socketpair. EPERM: the daemon may not take it. On the CUSE door
+/// the daemon answers through it with one message of one byte and, by SCM_RIGHTS, a read-only
+/// descriptor of the caller's buffer, which is there when the ioctl returns.
 pub const FAKEBINDER_ATTACH: u32 = iowr::<fakebinder_attach>(b'F', 1);
 /// Where the daemon may not take descriptors from the caller: asks for a socket to connect to (in
 /// the daemon's network namespace). [`FAKEBINDER_ATTACH`] with socket -1 follows.
@@ -282,11 +336,17 @@ pub const FAKEBINDER_SLOTS: u32 = iow::<fakebinder_slots>(b'F', 3);
     FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Default, Clone, Copy, PartialEq, Eq,
 )]
 pub struct fakebinder_stats {
+    /// Open files of devices.
     pub processes: u64,
+    /// Threads that have called.
     pub threads: u64,
+    /// Nodes.
     pub nodes: u64,
+    /// References.
     pub references: u64,
+    /// Transactions that are queued, or not answered yet.
     pub transactions: u64,
+    /// Buffers that clients hold or that are on their way to them.
     pub buffers: u64,
     /// Death links.
     pub deaths: u64,

@@ -116,7 +116,8 @@ impl HeapMm {
         Ok(())
     }
 
-    /// What lies from `offset` on in pages that are installed. EFAULT, and lost: one of them is not.
+    /// What lies from `offset` on in pages that are installed. EFAULT, and lost: one of them is
+    /// not.
     pub fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<(), Errno> {
         let mut rest = bytes;
         let len = rest.len();

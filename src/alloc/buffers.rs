@@ -10,12 +10,17 @@ use crate::page::PAGE_SIZE;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
-/// What a transaction asks of [`Alloc::alloc_new_buf`](super::Alloc::alloc_new_buf); sizes in bytes, all from a client.
+/// What a transaction asks of [`Alloc::alloc_new_buf`](super::Alloc::alloc_new_buf); sizes in
+/// bytes, all from a client.
 #[derive(Debug, Clone, Copy)]
 pub struct BufferRequest {
+    /// Of the data.
     pub data_size: u64,
+    /// Of the offsets of the objects, 8 for each.
     pub offsets_size: u64,
+    /// Of scatter-gather buffers and the security context.
     pub extra_buffers_size: u64,
+    /// For a one-way call: at most half of the mapping is for these.
     pub is_async: bool,
     /// The sender's thread group, to whom the buffer is charged.
     pub pid: i32,
@@ -28,9 +33,13 @@ pub struct Buffer {
     pub offset: usize,
     /// Address of the buffer in the client (`user_data`).
     pub user_data: u64,
+    /// Bytes of the data, as asked for.
     pub data_size: usize,
+    /// Bytes of the offsets, as asked for.
     pub offsets_size: usize,
+    /// Bytes of what comes behind the offsets, as asked for.
     pub extra_buffers_size: usize,
+    /// The buffer is that of a one-way call.
     pub is_async: bool,
     /// The sender took more one-way space than is good (`oneway_spam_suspect`).
     pub oneway_spam_suspect: bool,

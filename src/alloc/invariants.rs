@@ -123,7 +123,8 @@ mod tests {
     use crate::mm_shim::HeapMm;
     use std::sync::Arc;
 
-    /// An allocator with three buffers of a page: a one-way one, an unused one and a synchronous one.
+    /// An allocator with three buffers of a page: a one-way one, an unused one and a synchronous
+    /// one.
     fn three_buffers() -> (Arc<Alloc>, [Buffer; 3]) {
         let mm = HeapMm::new();
         mm.attach(0x7000_0000, 16 * PAGE_SIZE);

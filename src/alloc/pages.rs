@@ -7,8 +7,11 @@ use crate::sync::modelled::atomic::{AtomicBool, Ordering};
 /// How many pages of a mapping are in which state (`binder_alloc_print_pages`).
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct PageCounts {
+    /// Installed, and part of a buffer.
     pub active: usize,
+    /// Installed, part of no buffer, and to be reclaimed when memory is short.
     pub lru: usize,
+    /// Not installed.
     pub free: usize,
     /// One more than the highest page that was ever installed.
     pub high: usize,
@@ -17,8 +20,11 @@ pub struct PageCounts {
 /// The state of one page of a mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PageState {
+    /// Not installed.
     Free,
+    /// Installed, and on the list of those that can be reclaimed.
     Lru,
+    /// Installed, and in use by a buffer.
     Active,
 }
 

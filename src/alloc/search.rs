@@ -1,4 +1,4 @@
-//! The search for the mapping of a client that has told nobody of it.
+//! The search for a client's mapping, where the daemon was not told of the mmap (passthrough).
 
 use super::Alloc;
 use super::pages::Mapping;

@@ -28,7 +28,8 @@ pub trait Carriers: Send + Sync {
     fn carry(&self, work: Work);
 
     /// Something was put into the outbox. Where it still lies there after some milliseconds, since
-    /// the thread that put it there is held up, it is to be carried out ([`super::Binder::carry_out`]).
+    /// the thread that put it there is held up, it is to be carried out
+    /// ([`super::Binder::carry_out`]).
     fn watch(&self);
 }
 
@@ -226,8 +227,8 @@ impl Copies {
         self.state.lock().waiting.len()
     }
 
-    /// Begins what waits, as far as there are places. Who calls this calls [`Allowance::feed`] next:
-    /// what it lacks may have been given back before it was known that somebody starves.
+    /// Begins what waits, as far as there are places. Who calls this calls [`Allowance::feed`]
+    /// next: what it lacks may have been given back before it was known that somebody starves.
     fn start_waiting(self: &Arc<Self>) {
         loop {
             let mut state = self.state.lock();

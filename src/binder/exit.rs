@@ -1,11 +1,12 @@
-//! A thread that is gone, though it has not said BINDER_THREAD_EXIT.
+//! Threads that have ended without calling BINDER_THREAD_EXIT.
 //!
-//! Programs leave without a word, and those that say it may not be heard: libbinder calls
-//! `ioctl(fd, BINDER_THREAD_EXIT, 0)`, and where the kernel copies the argument in our place, that
-//! is EFAULT before we are asked. So the end of a thread is noticed, and is then the same as
-//! BINDER_THREAD_EXIT: whoever waits for that thread reads BR_DEAD_REPLY.
+//! Many programs never make that call, and the call of others does not arrive: libbinder calls
+//! `ioctl(fd, BINDER_THREAD_EXIT, 0)`, and where the kernel copies the argument in our place, the
+//! call fails with EFAULT before the daemon is asked. So the daemon looks for the end of a thread
+//! by itself, and treats that end as BINDER_THREAD_EXIT: whoever waits for the thread reads
+//! BR_DEAD_REPLY.
 //!
-//! Nobody is asked at every call. A record of a thread is in one of three states:
+//! The device is not asked at every call. The record of a thread is in one of three states:
 //! - nobody waits for the thread and its record says nothing that a new thread's would not: it may
 //!   be gone. Such records are looked through when a process has twice as many as the last time,
 //!   and when it has as many as it may have;
@@ -234,8 +235,8 @@ impl Graph {
         self.get_thread(process, tid, birth)
     }
 
-    /// Some threads that may be gone; none when it is too early to look again. The number of the last
-    /// that was looked at, when there may be more behind it.
+    /// Some threads that may be gone; none when it is too early to look again. The number of the
+    /// last that was looked at, when there may be more behind it.
     fn unwatched_threads(
         &self,
         process: ProcessId,
@@ -303,8 +304,8 @@ impl Graph {
         (calls && self.is_unattended(id)).then_some(id)
     }
 
-    /// Whether somebody waits for what that thread does: a call is on its stack, or unread. (Under a
-    /// call of the thread's own stands one that it serves, or none.)
+    /// Whether somebody waits for what that thread does: a call is on its stack, or unread. (Under
+    /// a call of the thread's own stands one that it serves, or none.)
     fn is_awaited(&self, id: ThreadId) -> bool {
         let Some(thread) = self.threads.get(&id) else { return false };
         let mut next = thread.transaction_stack;

@@ -2,8 +2,8 @@
 //!
 //! Pointers that the kernel prints hashed are ids here; line numbers of its source are 0.
 //!
-//! Whatever has more than [`LINES_AT_ONCE`] lines is not told as of one moment: the lock is let go of in
-//! between, as the driver does between two nodes, and what is gone by then is left out.
+//! Whatever has more than [`LINES_AT_ONCE`] lines is not told as of one moment: the lock is let go
+//! of in between, as the driver does between two nodes, and what is gone by then is left out.
 
 use super::graph::{NodeId, ProcessId, ThreadId};
 use super::pieces::{LINES_AT_ONCE, handled};

@@ -311,8 +311,8 @@ impl Graph {
         self.dec_node_tmpref(id);
     }
 
-    /// Fails the first of the one-way calls that wait for a node whose owner has died; whether there
-    /// was any.
+    /// Fails the first of the one-way calls that wait for a node whose owner has died; whether
+    /// there was any.
     pub fn release_first_async(&mut self, id: NodeId) -> bool {
         let first = self.nodes.get_mut(&id).and_then(|node| node.async_todo.pop());
         if let Some(transaction) = first {

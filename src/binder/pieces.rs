@@ -1,16 +1,17 @@
-//! Long work, in pieces: how much is done in one section under a context's lock, and what becomes of
-//! the rest.
+//! Long work, in pieces: how much is done in one section under a context's lock, and what becomes
+//! of the rest.
 //!
 //! One client may have a million records, and everybody in its context waits for the lock. So
 //! whatever goes through something that a client makes as long as it likes takes [`AT_ONCE`] steps
-//! ([`Graph::spend`]) and leaves a [`Rest`]; [`Context::leave`] lets go of the lock and goes on with
-//! that in further sections, before its caller goes on. The driver lets go of its locks in the same
-//! places. Others may come in between: a rest names what it has come to by ids and keys, never
+//! ([`Graph::spend`]) and leaves a [`Rest`]; [`Context::leave`] lets go of the lock and goes on
+//! with that in further sections, before its caller goes on. The driver lets go of its locks in the
+//! same places. Others may come in between: a rest names what it has come to by ids and keys, never
 //! by position, and finds nothing where that is gone.
 //!
-//! Letting go is not enough: who takes the lock again at once has it before those who were to be woken,
-//! and several who do so keep all others waiting in a row. So the lock is handed to whoever waits, and
-//! of all long work in a context one piece at a time wants it (`Context::long_work`).
+//! To release the lock is not enough: a thread that takes the lock again at once has it before a
+//! thread that has to be woken first, and several such threads keep all others waiting. So the lock
+//! is handed to whoever waits, and of all long work in a context one piece at a time wants it
+//! (`Context::long_work`).
 //!
 //! What is gone through in one section all the same, and why that is short:
 //! - the threads that wait for a process's work (`Graph::stop_waiting`): one number each, and no

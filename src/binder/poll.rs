@@ -1,12 +1,12 @@
 //! Polling: who is told that there may be something to read (`binder_poll`).
 //!
-//! In the driver every thread has a wait queue, and whoever polls waits on that of the thread which
-//! began to. Behind a device in userspace there is one queue for an open file: a notice wakes all
-//! who wait there, and each of them asks again for itself.
+//! In the driver every thread has a wait queue, and a poll waits on the queue of the thread that
+//! began it. A device in userspace has one queue for an open file: a notice wakes all pollers that
+//! wait there, and each of them asks the device again.
 //!
-//! Nobody says when the last of them has gone, or whether one will ask again before it wants the
-//! next notice: an edge-triggered epoll does not, and an exclusive one hears of every second
-//! arrival only, when another takes turns with it. So a file that was ever polled is told of
+//! The kernel does not say when the last poller has gone, or whether a poller will ask again before
+//! it wants the next notice: an edge-triggered epoll does not, and an exclusive one hears of every
+//! second arrival only, when another takes turns with it. So a file that was ever polled is told of
 //! every arrival, but no more than [`AHEAD`] times before somebody asks again.
 
 use super::graph::{Graph, ProcessId, ThreadId};

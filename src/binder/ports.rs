@@ -1,9 +1,10 @@
-//! What a device hands to the engine: the ioctls of its clients ([`Call`], [`Completion`]), and what
-//! the engine needs of the world for each of them ([`Task`], [`File`], [`Poller`], [`Timers`]).
+//! What a device hands to the engine: the ioctls of its clients ([`Call`], [`Completion`]), and
+//! what the engine needs of the world for each of them ([`Task`], [`File`], [`Poller`],
+//! [`Timers`]).
 //!
-//! A [`Task`] is asked, and a [`File`] dropped, under no lock of the engine: both can take as long as
-//! the client likes. [`Completion::interrupted`] and [`Timers::now`] are asked under the lock of a
-//! context, and answer at once.
+//! A [`Task`] is asked, and a [`File`] dropped, under no lock of the engine: both can take as long
+//! as the client likes. [`Completion::interrupted`] and [`Timers::now`] are asked under the lock of
+//! a context, and answer at once.
 
 use super::{Copies, FewBytes};
 use crate::Errno;
@@ -42,23 +43,27 @@ pub struct Call {
     pub uid: u32,
     /// The open file has O_NONBLOCK.
     pub nonblock: bool,
+    /// The number of the ioctl, as the caller gave it.
     pub cmd: u32,
     /// The argument as copied in: `ioc_size(cmd)` bytes when the ioctl copies in, else zeros of
     /// that length.
     pub arg: FewBytes,
     /// The caller's memory.
     pub memory: Arc<dyn ClientMemory>,
+    /// What ends the ioctl.
     pub reply: Box<dyn Completion>,
 }
 
 /// Those who poll an open file. Told when there may be something to read for one of them, over
 /// and over again: one notice too many does no harm, each of them asks before it believes it.
 pub trait Poller: Send + Sync {
+    /// Has those who poll look again.
     fn wake(&self);
 }
 
 /// A descriptor on its way from one client to another. Closed when dropped.
 pub trait File: Send + Sync {
+    /// The file as the type that the device has given it.
     fn as_any(&self) -> &dyn std::any::Any;
 }
 

@@ -217,8 +217,8 @@ impl Graph {
         }
     }
 
-    /// Releases some records of a process that is dead: its threads, its nodes, its references, what
-    /// it was to be told, its buffers; then the process. Whether something is left: the caller
+    /// Releases some records of a process that is dead: its threads, its nodes, its references,
+    /// what it was to be told, its buffers; then the process. Whether something is left: the caller
     /// lets go of the lock in between, as the driver does.
     pub fn release_some(&mut self, id: ProcessId) -> bool {
         while self.spend() {

@@ -1,4 +1,4 @@
-//! How much a context holds: what a test counts after a storm, and what a user may ask for.
+//! How many records a context holds, for tests and for FAKEBINDER_STATS.
 
 use super::Context;
 use super::graph::ProcessId;
@@ -8,14 +8,21 @@ use derive_more::{Add, Sum};
 /// Records that exist. All are 0 when every client is gone.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Add, Sum)]
 pub struct Stats {
+    /// Open files.
     pub processes: usize,
+    /// Threads that have called since they last exited.
     pub threads: usize,
+    /// Nodes, also those whose process is gone while somebody holds a reference.
     pub nodes: usize,
+    /// References, over all processes.
     pub references: usize,
+    /// Transactions that are queued, or not answered yet.
     pub transactions: usize,
     /// Buffers that clients hold or that are on their way to them.
     pub buffers: usize,
+    /// Death links.
     pub deaths: usize,
+    /// Freeze links.
     pub freezes: usize,
 }
 

@@ -1,5 +1,5 @@
-//! What went by: how many of each command and return, and the last transactions. The sources of
-//! `binder_logs/stats` and `binder_logs/transaction_log` (see [`logs`](super::logs)).
+//! Counts of the commands and returns that were exchanged, and the last transactions: the sources
+//! of `binder_logs/stats` and `binder_logs/transaction_log` (see [`logs`](super::logs)).
 
 use super::send::Failure;
 use crate::lock_order::rank;

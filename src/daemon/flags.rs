@@ -34,7 +34,8 @@ pub struct Options {
     #[arg(long, value_name = "DIR", default_value = "/dev/fakebinderfs")]
     pub mount: PathBuf,
 
-    /// Where to make links to the FUSE door's devices; /dev unless told otherwise, and then nothing is amiss if it cannot be written
+    /// Where to make links to the FUSE door's devices; /dev unless told otherwise, and then nothing
+    /// is amiss if it cannot be written
     #[arg(long, value_name = "DIR", conflicts_with = "no_link")]
     pub link: Option<PathBuf>,
 
@@ -50,11 +51,13 @@ pub struct Options {
     #[arg(long, value_name = "USER[:GROUP]", default_value = "0:0", value_parser = owner)]
     pub owner: (u32, u32),
 
-    /// How many devices the mount may hold, those of --name and those that binder-control adds (binderfs: max=)
+    /// How many devices the mount may hold, those of --name and those that binder-control adds
+    /// (binderfs: max=)
     #[arg(long, value_name = "N", default_value_t = MAX_DEVICES, value_parser = max_devices)]
     pub max_devices: usize,
 
-    /// Who may see binder_logs/ in the mount; --stats alone is --stats global (binderfs: stats=global)
+    /// Who may see binder_logs/ in the mount; --stats alone is --stats global (binderfs:
+    /// stats=global)
     #[arg(long, value_name = "WHO", value_enum, default_value_t = Stats::Root, num_args = 0..=1, require_equals = true,
           default_missing_value = "global")]
     pub stats: Stats,
@@ -71,43 +74,49 @@ pub struct Options {
     #[arg(long, value_name = "FILE", default_value = "/var/log/fakebinderd.log")]
     pub log: PathBuf,
 
-    /// How the pages of a buffer are installed: many at a time, or one after the other, as the driver did before Linux 6.14
+    /// How the pages of a buffer are installed: many at a time, or one after the other, as the
+    /// driver did before Linux 6.14
     #[arg(long, value_name = "shared|exclusive", default_value_t = PageInstall::Shared)]
     pub page_install: PageInstall,
 
-    /// The most memory that the buffers and records of all clients together may take, in bytes or with K, M or G; what is not
-    /// in use is reclaimed first, then a transaction fails. Without it: three quarters of the memory limit of the daemon's
-    /// control group, or half of the memory that is available at the start, whichever is less
+    /// The most memory that the buffers and records of all clients together may take, in bytes or
+    /// with K, M or G; what is not in use is reclaimed first, then a transaction fails. Without it:
+    /// three quarters of the memory limit of the daemon's control group, or half of the memory that
+    /// is available at the start, whichever is less
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub page_budget: Option<u64>,
 
-    /// The most of something that one user other than root may make the daemon hold, as in opens=1000 or oneway-bytes=16M; may be
-    /// given more than once. It is counted over all of the user's processes: opens, descriptors, pages (of 4 KiB), records
-    /// (threads, nodes, references, death and freeze links, transactions), record-bytes, oneway-bytes and stalled-copies. Without
-    /// it: half of what there is
+    /// The most of something that one user other than root may make the daemon hold, as in
+    /// opens=1000 or oneway-bytes=16M; may be given more than once. It is counted over all of the
+    /// user's processes: opens, descriptors, pages (of 4 KiB), records (threads, nodes, references,
+    /// death and freeze links, transactions), record-bytes, oneway-bytes and stalled-copies.
+    /// Without it: half of what there is
     #[arg(long, value_name = "WHAT=N")]
     pub user_limit: Vec<UserLimit>,
 
-    /// The security context that nodes which ask for one are told of their callers (Android's service managers ask on every call):
-    /// a label for everybody, as in u:r:app:s0, or with @FILE one for each user, in lines of UID LABEL or * LABEL. Without it, as
-    /// the driver does: what SELinux or Smack says; without these, such a call fails
+    /// The security context that nodes which ask for one are told of their callers (Android's
+    /// service managers ask on every call): a label for everybody, as in u:r:app:s0, or with @FILE
+    /// one for each user, in lines of UID LABEL or * LABEL. Without it, as the driver does: what
+    /// SELinux or Smack says; without these, such a call fails
     #[arg(long, value_name = "LABEL|@FILE")]
     pub security_context: Option<SecurityContexts>,
 
-    /// Make operations fail or wait, for tests: OPERATION:WHEN, then :errno or :delay or both, and commas between rules, as in
-    /// alloc_page:nth=3:errno=ENOMEM, zap:share=0.1:delay=1ms,seed=7 or alloc_page:pid=4711:delay=1ms (for what that process sends);
-    /// operations are alloc_page, vm_insert_page, vma_lookup, mmget and zap, and what the daemon needs for itself: descriptor, mmap,
-    /// poll, read_memory, write_memory, send, record, receive, reply and thread
+    /// Make operations fail or wait, for tests: OPERATION:WHEN, then :errno or :delay or both, and
+    /// commas between rules, as in alloc_page:nth=3:errno=ENOMEM, zap:share=0.1:delay=1ms,seed=7 or
+    /// alloc_page:pid=4711:delay=1ms (for what that process sends); operations are alloc_page,
+    /// vm_insert_page, vma_lookup, mmget and zap, and what the daemon needs for itself: descriptor,
+    /// mmap, poll, read_memory, write_memory, send, record, receive, reply and thread
     #[arg(long, value_name = "SPEC", default_value = "", hide_default_value = true)]
     pub inject: Injector,
 
-    /// At the end, write to FILE how long senders waited for the pages of their transactions: lines of a sender's pid, a
-    /// time in nanoseconds (rounded up by 6 % at most) and how many transactions waited so long
+    /// At the end, write to FILE how long senders waited for the pages of their transactions: lines
+    /// of a sender's pid, a time in nanoseconds (rounded up by 6 % at most) and how many
+    /// transactions waited so long
     #[arg(long, value_name = "FILE")]
     pub install_latency: Option<PathBuf>,
 
-    /// Log more: twice for every request. RUST_LOG (see env_logger) alone says what is logged in place of the usual lines;
-    /// with -v a line is logged when either asks for it
+    /// Log more: twice for every request. RUST_LOG (see env_logger) alone says what is logged in
+    /// place of the usual lines; with -v a line is logged when either asks for it
     #[arg(short, long, action = ArgAction::Count)]
     pub verbose: u8,
 

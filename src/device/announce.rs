@@ -1,4 +1,4 @@
-//! Devices that come by ioctl, made so that watchers of the directory learn of them.
+//! New devices that BINDER_CTL_ADD makes, announced to whoever watches the directory (inotify).
 //!
 //! What a client removes or renames goes through the kernel, which tells inotify's watchers by
 //! itself; a device that BINDER_CTL_ADD adds does not, and FUSE has no notification for a new
@@ -53,8 +53,8 @@ impl Announcer {
         self.mount.is_some()
     }
 
-    /// Has the kernel ask for `name`, and then calls `done`, from any thread: with None if the kernel
-    /// was not asked, because the mount cannot be reached or written by its path.
+    /// Has the kernel ask for `name`, and then calls `done`, from any thread: with None if the
+    /// kernel was not asked, because the mount cannot be reached or written by its path.
     pub fn make(&self, name: &[u8], done: Done) {
         let Some((path, dev)) = &self.mount else { return done(None) };
         let jobs = self.jobs.get_or_init(|| {

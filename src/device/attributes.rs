@@ -1,4 +1,4 @@
-//! What chmod, chown and touch change of a file, and stat shows.
+//! The attributes of a file that chmod, chown and touch change and that stat shows.
 
 use super::tree::Permissions;
 use super::wire::SetAttr;
@@ -11,14 +11,20 @@ const SETTABLE: u32 = 0o7777;
 /// A moment: seconds since 1970, as FUSE has them, and nanoseconds.
 pub type Time = (u64, u32);
 
+/// What stat says of a node of the FUSE door, as far as it can change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attributes {
     /// Permissions, without the type of the file.
     pub mode: u32,
+    /// The owner.
     pub uid: u32,
+    /// The group of the owner.
     pub gid: u32,
+    /// Last access.
     pub atime: Time,
+    /// Last change of the content.
     pub mtime: Time,
+    /// Last change of these attributes.
     pub ctime: Time,
 }
 

@@ -1,5 +1,5 @@
-//! Threads for what the threads of a session must not be held up by: work whose turn came after it
-//! had waited for a place ([`crate::binder::copies`]), descriptors whose last close may take long,
+//! Threads that do the work which must not hold up the threads of a session: work that had to wait
+//! for a place ([`crate::binder::copies`]), descriptors whose last close may take long,
 //! and what lies in the outbox while the thread that put it there is held up.
 //!
 //! There are none until there is work, one more whenever work finds all of them busy, at most
@@ -55,6 +55,7 @@ struct Watch {
 }
 
 impl Carriers {
+    /// Carriers without a thread yet: each is started when there is something to carry.
     pub fn new() -> Arc<Carriers> {
         Arc::new(Carriers(Arc::default()))
     }

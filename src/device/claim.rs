@@ -29,18 +29,26 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+/// Where the lists of what daemons have made are kept, and the FUSE door mounts if nothing else is
+/// said.
 pub const DIRECTORY: &str = "/run/fakebinder";
 
+/// Why a place cannot be claimed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// Another daemon has the place: its process as the list tells it.
     #[error("{0} is in use by another fakebinderd (process {1})")]
     InUse(PathBuf, String),
+    /// Something is there that no daemon has made.
     #[error("{0} exists, and is not fakebinderd's: remove it, or choose another name")]
     Foreign(PathBuf),
+    /// A daemon in another mount namespace has mounted there.
     #[error("{0} is mounted already, by a fakebinderd that runs elsewhere")]
     Mounted(PathBuf),
+    /// The directory has entries.
     #[error("{0} is not empty: mounting there would hide what it holds")]
     NotEmpty(PathBuf),
+    /// A step in the file system failed.
     #[error("{0}: {1}")]
     Io(PathBuf, io::Error),
 }
@@ -140,8 +148,8 @@ impl Claim {
         }
     }
 
-    /// Claims a place: the path of a link, a device node or a mount, in a directory that is there or
-    /// can be made. Clears away what a daemon that was killed has left there.
+    /// Claims a place: the path of a link, a device node or a mount, in a directory that is there
+    /// or can be made. Clears away what a daemon that was killed has left there.
     pub fn take(path: &Path) -> Result<Claim, Error> {
         Claim::take_in(Path::new(DIRECTORY), path)
     }

@@ -57,7 +57,9 @@ pub struct Client {
     pub pid: i32,
     /// The opener's, as the device's open tells it.
     pub uid: u32,
+    /// The user for whom records of this process are counted.
     pub user: Arc<User>,
+    /// Names the process itself: its number may be another's one day.
     pub pidfd: Arc<OwnedFd>,
     /// As it was at the open, with its NUL: `binder_transaction` tells `proc->cred`, whoever calls.
     security_context: Result<Vec<u8>, Errno>,
@@ -143,6 +145,7 @@ pub struct Clients {
 }
 
 impl Clients {
+    /// No clients yet. Fails when the thread that watches threads cannot be started.
     pub fn start(
         carriers: Arc<dyn Carriers>,
         security_contexts: SecurityContexts,
@@ -223,6 +226,7 @@ impl Client {
         Caller { uid: self.uid, pid: self.pid, tid: self.pid }
     }
 
+    /// The client has attached: files reach it through this socket from now on.
     pub fn set_channel(&self, channel: Channel) {
         *self.channel.lock() = Some(channel);
     }

@@ -22,18 +22,25 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// The most that one read or write could carry; there are none.
 const MAX_TRANSFER: u32 = 4096;
 
+/// Why there is no CUSE door.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// /dev/cuse could not be opened.
     #[error("/dev/cuse: {0} (is the cuse module loaded?)")]
     Device(std::io::Error),
+    /// The first request was not INIT, or could not be read.
     #[error("the kernel did not ask for a device: {0}")]
     NoInit(Errno),
+    /// The kernel ended the session instead of making the device.
     #[error("the kernel refused the device {0}: is there one of this name already?")]
     Refused(String),
+    /// The node in /dev could not be made.
     #[error("{0}: {1}")]
     Node(PathBuf, std::io::Error),
+    /// The place of the node is not ours.
     #[error(transparent)]
     Claim(#[from] claim::Error),
+    /// The workers could not be started.
     #[error("starting threads: {0}")]
     Threads(std::io::Error),
 }

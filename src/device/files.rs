@@ -23,6 +23,7 @@ pub struct Channel {
 }
 
 impl Channel {
+    /// A channel to a client that has not offered numbers yet.
     pub fn new(socket: OwnedFd) -> Channel {
         Channel { socket, slots: BTreeSet::new(), receives: false }
     }

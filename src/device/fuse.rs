@@ -42,14 +42,19 @@ const MAX_WRITE: u32 = 4096;
 /// Releases are sent in the background; many may be on their way when many clients exit at once.
 const MAX_BACKGROUND: u16 = 1024;
 
+/// Why there is no FUSE door.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// /dev/fuse could not be opened.
     #[error("/dev/fuse: {0} (is the fuse module loaded, and does a container pass the device on?)")]
     Device(std::io::Error),
+    /// The mount was refused.
     #[error("mounting on {0}: {1} (it takes CAP_SYS_ADMIN)")]
     Mount(PathBuf, Errno),
+    /// The mount was made, and cannot be found.
     #[error("{0} is not in /proc/self/mountinfo")]
     Unknown(PathBuf),
+    /// The workers could not be started.
     #[error("starting threads: {0}")]
     Threads(std::io::Error),
 }
@@ -310,8 +315,8 @@ impl Door for FuseDoor {
                     .and_then(|(from, to)| self.tree.rename((from, name), (to, new_name), flags));
                 answer_done(renamed, responder);
             }
-            // Nothing else can be made here, as in binderfs, whose directories have no such operation:
-            // `vfs_create` then says EACCES, and its fellows EPERM.
+            // Nothing else can be made here, as in binderfs, whose directories have no such
+            // operation: `vfs_create` then says EACCES, and its fellows EPERM.
             Request::Symlink { name } => self.symlink(&header, name, responder),
             Request::Mknod { mode } => responder.error(match mode & libc::S_IFMT {
                 0 | libc::S_IFREG => Errno::EACCES,
@@ -341,7 +346,8 @@ impl Door for FuseDoor {
                 responder.value(&out);
             }
             Request::ReleaseDir | Request::Destroy => responder.done(),
-            // FSYNC: as in the driver. All else is not supported, and the kernel need not ask again.
+            // FSYNC: as in the driver. All else is not supported, and the kernel need not ask
+            // again.
             Request::Other { opcode: uapi::FUSE_FSYNC } => responder.error(Errno::EINVAL),
             Request::Other { .. } | Request::CuseInit { .. } => responder.error(Errno::ENOSYS),
             Request::Forget(_)

@@ -1,9 +1,9 @@
-//! Whose ids: who a client is, and under which number another client knows it.
+//! Uids and pids: who a client is, and by which number another client knows that client.
 //!
-//! The wire names the uid that a thread uses on file systems (`fuse_in_header.uid`), and binder goes by
-//! the effective one, which `setfsuid` leaves as it is. What a receiver is shown is the sender's
-//! uid by the name that it has in the receiver's user namespace (`from_kuid`): root outside
-//! is not root inside, and most have no name there at all.
+//! The wire names the uid that a thread uses on file systems (`fuse_in_header.uid`), and binder
+//! goes by the effective one, which `setfsuid` leaves as it is. What a receiver is shown is the
+//! sender's uid by the name that it has in the receiver's user namespace (`from_kuid`): root
+//! outside is not root inside, and most have no name there at all.
 //!
 //! All uids of the engine are those of the daemon's own user namespace.
 
@@ -29,8 +29,9 @@ const FRESH: Duration = Duration::from_millis(1);
 const REMEMBERED: usize = 256;
 
 /// The effective uid of a thread that waits for us. The owner of its directory in /proc is just
-/// that, by an old promise of the kernel's (`task_dump_owner`); the status says it too, at ten times the
-/// price. Never remembered: a thread may change its effective uid and keep the one of the wire.
+/// that, by an old promise of the kernel's (`task_dump_owner`); the status says it too, at ten
+/// times the price. Never remembered: a thread may change its effective uid and keep the one of the
+/// wire.
 pub fn euid(tid: i32) -> Result<u32, Errno> {
     stat(format_args!("/proc/{tid}")).map(|it| it.st_uid)
 }
@@ -147,8 +148,8 @@ struct Seen {
 }
 
 impl Namespaces {
-    /// The name that a uid has for the thread `tid`, which waits in a read. [`NOBODY`] too when that
-    /// cannot be found out.
+    /// The name that a uid has for the thread `tid`, which waits in a read. [`NOBODY`] too when
+    /// that cannot be found out.
     pub fn name_of(&self, tid: i32, uid: u32) -> u32 {
         let now = Instant::now();
         let known = self

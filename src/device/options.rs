@@ -18,18 +18,21 @@ pub enum Stats {
     None,
 }
 
+/// What the mount of the FUSE door is like.
 #[derive(Debug, Clone, Copy)]
 pub struct MountOptions {
     /// What the first devices start with. Added ones start as in binderfs: root's alone, 0600.
     pub permissions: Permissions,
     /// At most so many devices, the first ones included (`max=`).
     pub max_devices: usize,
+    /// Who may see `binder_logs/` (`stats=`).
     pub stats: Stats,
     /// Off: act as if the kernel had no passthrough.
     pub passthrough: bool,
 }
 
 impl MountOptions {
+    /// What is usual, for devices with these permissions.
     pub fn new(permissions: Permissions) -> MountOptions {
         MountOptions {
             permissions,

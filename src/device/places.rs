@@ -1,4 +1,4 @@
-//! Where devices are to be found besides the mount: `/dev/NAME` for the CUSE door's, and links to
+//! The paths of devices outside the mount: `/dev/NAME` for the CUSE door's, and links to
 //! those of the FUSE door.
 
 use super::claim::{Claim, Error};
@@ -16,6 +16,7 @@ pub enum Links {
     Convenience,
     /// In this directory, or it is an error.
     In(PathBuf),
+    /// Nowhere.
     None,
 }
 
@@ -35,6 +36,7 @@ impl Links {
     }
 }
 
+/// The places that the daemon has claimed for nodes and links of its devices.
 pub struct Places {
     claims: BTreeMap<PathBuf, Claim>,
     /// The nodes that are there.
@@ -43,6 +45,7 @@ pub struct Places {
 }
 
 impl Places {
+    /// No place claimed yet.
     pub fn new(links: Links) -> Places {
         Places { claims: BTreeMap::new(), nodes: Vec::new(), links }
     }

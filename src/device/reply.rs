@@ -1,4 +1,4 @@
-//! How an ioctl ends, whichever thread ends it.
+//! The end of an ioctl: where its result and its argument go, whichever thread ends it.
 
 use super::retry::READ_SIZE;
 use super::session::{Responder, Session};
@@ -12,21 +12,27 @@ pub const ERESTARTSYS: i32 = 512;
 
 /// Where the argument goes when the ioctl has ended.
 pub enum CopyOut {
+    /// Nowhere: the ioctl copies nothing out.
     Nothing,
     /// Into the reply; the kernel copies at most `size` bytes out.
     Message {
+        /// What the kernel said that it will copy, in bytes.
         size: usize,
     },
     /// Into the caller's memory, by ourselves.
     Memory {
+        /// The caller's.
         memory: Arc<ProcessMemory>,
+        /// Where the argument is, in the caller.
         addr: u64,
         /// What the ioctl fails with when that is no memory of the caller's.
         fault: Errno,
     },
     /// Into the reply, followed by what was written to the stretches of memory that `output` names.
     Gathered {
+        /// What was written to the caller's memory while the ioctl ran.
         memory: Arc<GatheredMemory>,
+        /// The stretches that the kernel will copy, in the order in which they follow.
         output: Vec<uapi::fuse_ioctl_iovec>,
         /// The client's own `read_size`, where a smaller one was shown to the engine.
         read_size: Option<u64>,
@@ -40,6 +46,7 @@ pub struct IoctlReply {
 }
 
 impl IoctlReply {
+    /// Ends the ioctl of `responder`, with its argument going where `out` says.
     pub fn new(responder: Responder, out: CopyOut) -> IoctlReply {
         IoctlReply { responder, out }
     }
@@ -109,6 +116,7 @@ fn gathered_output(
 
 /// Somebody polls an open file, and the kernel has asked to be told.
 pub struct PollWaiter {
+    /// The session of the door that the file was opened through.
     pub session: Arc<Session>,
     /// The kernel's name for the file (`fuse_poll_in.kh`).
     pub handle: u64,

@@ -9,9 +9,9 @@
 //!
 //! Nothing is remembered between two rounds, for the kernel may give the ioctl up there (a range
 //! that is no memory of the caller's, a fatal signal) without a word. What was asked for before is
-//! computed anew from what has come: each round asks for the ranges of the round before, in the same
-//! order, and for more behind them. A client that changes what its ranges depend on meanwhile gets
-//! EFAULT, or its own bytes from elsewhere in its own memory.
+//! computed anew from what has come: each round asks for the ranges of the round before, in the
+//! same order, and for more behind them. A client that changes what its ranges depend on meanwhile
+//! gets EFAULT, or its own bytes from elsewhere in its own memory.
 
 use crate::Errno;
 use crate::client_log::{Kind, client_log};
@@ -44,7 +44,9 @@ pub enum Step {
     Again(Needs),
     /// All is here.
     Ready {
+        /// The argument of the ioctl, as copied in.
         argument: Vec<u8>,
+        /// What the kernel has copied of the memory that the argument points to.
         memory: GatheredMemory,
         /// The argument, if it is copied out, and the read buffer.
         output: Vec<Range>,
@@ -54,9 +56,11 @@ pub enum Step {
 }
 
 impl Needs {
+    /// The stretches that the kernel is asked to copy in, the argument first.
     pub fn input(&self) -> &[Range] {
         &self.input
     }
+    /// The stretches that the kernel is asked to copy out.
     pub fn output(&self) -> &[Range] {
         &self.output
     }
@@ -114,7 +118,8 @@ fn ready(cmd: u32, addr: u64, memory: GatheredMemory, needs: Needs) -> Step {
     if cmd == uapi::BINDER_WRITE_READ
         && let Some(bwr) = WriteRead::at(&argument)
     {
-        // The engine must not give more than the kernel will carry; the client sees its own number again.
+        // The engine must not give more than the kernel will carry; the client sees its own number
+        // again.
         let room = needs.output.get(1).map_or(0, |range| range.len);
         let offered = bwr.read_size.min(bwr.read_consumed.saturating_add(room));
         argument[READ_SIZE].copy_from_slice(&offered.to_ne_bytes());
@@ -165,7 +170,8 @@ fn needs(cmd: u32, addr: u64, memory: &GatheredMemory) -> Needs {
     needs
 }
 
-/// Adds a range if the kernel's limits allow it; if they do not, the engine will find a fault there.
+/// Adds a range if the kernel's limits allow it; if they do not, the engine will find a fault
+/// there.
 fn push(ranges: &mut Vec<Range>, others: usize, base: u64, len: u64) -> bool {
     let total = total(ranges) as u64;
     if len == 0 {

@@ -103,7 +103,8 @@ fn label_of(tid: i32) -> Result<Vec<u8>, Errno> {
     Ok(label)
 }
 
-/// `LABEL`, for everybody; or `@FILE`, whose lines are `UID LABEL`, or `* LABEL` for everybody else.
+/// `LABEL`, for everybody; or `@FILE`, whose lines are `UID LABEL`, or `* LABEL` for everybody
+/// else.
 impl FromStr for SecurityContexts {
     type Err = String;
 

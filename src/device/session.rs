@@ -61,6 +61,7 @@ fn out_of_breath(errno: &Errno) {
 
 /// What requests are handed to. Called by several threads at once.
 pub trait Door: Send + Sync {
+    /// A request that waits for its one answer.
     fn request(&self, header: Header, request: Request<'_>, responder: Responder);
     /// A signal has arrived for the thread `tid`, which waits in an ioctl on the open file `fh`;
     /// [`Responder::interrupted`] already says so.
@@ -114,6 +115,7 @@ struct Waiting {
     memory: Arc<ProcessMemory>,
 }
 
+/// A connection to the kernel's side of FUSE or CUSE, from its first request to its last.
 pub struct Session {
     fd: OwnedFd,
     /// For log lines: "fakebinder (FUSE)".
@@ -126,6 +128,7 @@ pub struct Session {
 }
 
 impl Session {
+    /// A session over `fd`, an open /dev/fuse or /dev/cuse.
     pub fn new(fd: OwnedFd, name: impl Into<String>) -> Arc<Session> {
         Arc::new(Session {
             fd,
@@ -136,6 +139,7 @@ impl Session {
         })
     }
 
+    /// The name for log lines.
     pub fn name(&self) -> &str {
         &self.name
     }

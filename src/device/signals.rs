@@ -1,4 +1,4 @@
-//! What signals will do to a client's thread.
+//! What the signals that are pending for a client's thread will do to it (`/proc/PID/status`).
 
 use std::fs;
 

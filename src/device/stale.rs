@@ -1,12 +1,12 @@
 //! Names that nobody will look up again, to be taken out of the kernel's dentry cache.
 //!
-//! Each open of a device looks up a name of its own (see [`tree`](super::tree)). That it is valid
-//! for no time only has the kernel ask again; until memory is short it keeps the name, and so the
-//! inode, and so the device counts as known. Those who hold it (an open file, a bind mount) are
-//! not disturbed when the name goes.
+//! Each open of a device looks up a name of its own (see [`tree`](super::tree)). The name is valid
+//! for no time, which only makes the kernel ask again: until memory is short the kernel keeps the
+//! name, with it the inode, and so the device counts as known. Those who hold it (an open file, a
+//! bind mount) are not disturbed when the name goes.
 //!
-//! The kernel waits for lookups that it is about in that directory, which our workers have to answer:
-//! so names are dropped by a thread of its own.
+//! To drop a name the kernel waits for the lookups that are under way in the directory, and those
+//! are answered by our workers: so a thread that is no worker drops the names.
 
 use crate::lock_order::rank;
 use crate::sync::{Condvar, Mutex, MutexGuard};

@@ -1,9 +1,9 @@
 //! Which threads of clients have ended.
 //!
 //! A descriptor of one thread (`PIDFD_THREAD`, Linux 6.9) becomes readable when it ends. Those of
-//! the threads that somebody waits for are in one epoll set, which a thread of ours sleeps on. One is
-//! enough: it never touches a client's memory, since the driver only decides what follows from an
-//! end, and hands that over ([`Carriers`](crate::binder::Carriers)).
+//! the threads that somebody waits for are in one epoll set, which a thread of ours sleeps on. One
+//! is enough: it never touches a client's memory, since the driver only decides what follows from
+//! an end, and hands that over ([`Carriers`](crate::binder::Carriers)).
 //!
 //! It costs a descriptor for each, so their number is limited, and what is beyond it is asked
 //! after like what cannot be watched:

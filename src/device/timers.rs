@@ -30,6 +30,7 @@ struct Queue {
 }
 
 impl Timers {
+    /// Timers, with the one thread that waits for all of them. Fails when that cannot be started.
     pub fn start() -> std::io::Result<Timers> {
         let shared = Arc::new(Shared { queue: Mutex::default(), changed: Condvar::new() });
         let thread = shared.clone();

@@ -16,7 +16,8 @@
 //! Nothing is stored for a node: its number says what it is, and names that are looked up and
 //! never opened cost nothing here. Lookups are only counted for each device, which is kept while
 //! the kernel knows it. An entry of `.open` is valid for no time at all, and dropped when it is
-//! stale (`device::stale`). Neither are a device's attributes: another of its nodes may be changed.
+//! stale (`device::stale`). A device's attributes are valid for no time either, because they can be
+//! changed through another of its nodes.
 //!
 //! What binderfs allows in its directories is allowed here, and refused with its errors
 //! (`binderfs_unlink`, `binderfs_rename`), but for renaming its directories.
@@ -58,14 +59,18 @@ const PROCESSES_NAME: &[u8] = b"proc";
 /// Who may open the devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Permissions {
+    /// Permissions, as chmod takes them.
     pub mode: u32,
+    /// The owner.
     pub uid: u32,
+    /// The group of the owner.
     pub gid: u32,
 }
 
 /// What a device starts with that is added (`binderfs_binder_device_create`).
 const ADDED: Permissions = Permissions { mode: 0o600, uid: 0, gid: 0 };
 
+/// The nodes that there are, and who may see them.
 pub struct Tree {
     hub: Arc<Hub>,
     devices: RwLock<Devices, rank::Devices>,
@@ -103,6 +108,7 @@ impl Tree {
         }
     }
 
+    /// The device of this number, while it has its name or the kernel knows one of its nodes.
     pub fn device(&self, number: u32) -> Option<Arc<Device>> {
         self.devices.read().get(number).cloned()
     }
@@ -247,6 +253,7 @@ impl Tree {
         self.devices.write().opened(device);
     }
 
+    /// A file that was opened ([`Tree::opened`]) is closed.
     pub fn released(&self, device: u32) {
         self.devices.write().released(device);
     }
@@ -368,11 +375,13 @@ impl Tree {
         }
     }
 
+    /// The answer to GETATTR. None: there is no such node.
     pub fn attr_out(&self, node: Node) -> Option<uapi::fuse_attr_out> {
         let (attr_valid, attr) = (Tree::attr_valid(node), self.attr(node)?);
         Some(uapi::fuse_attr_out { attr_valid, attr, ..Default::default() })
     }
 
+    /// The answer to LOOKUP and its like. None: there is no such node.
     pub fn entry_out(&self, node: Node) -> Option<uapi::fuse_entry_out> {
         let entry_valid = match node {
             Node::File { .. } | Node::ProcessLog(_) => 0,

@@ -1,122 +1,16 @@
-//! The messages of the FUSE and CUSE protocols, as types: decoded and checked here and nowhere else.
+//! The messages of the FUSE and CUSE protocols, as types: decoded and checked here and nowhere
+//! else.
 //!
 //! No I/O: a message is the bytes of one `read` of the device. Everything variable in it (names,
 //! ioctl arguments) comes from a client and is bounded by the length of the message; everything
 //! of fixed size is checked before it is looked at.
 
+mod request;
+
+pub use request::{Forgotten, Header, Ioctl, Malformed, Request, SetAttr};
+
 use crate::uapi;
 use std::mem::size_of;
-
-/// Who asks, about which node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Header {
-    /// The kernel's name for the request; even, never 0.
-    pub unique: u64,
-    pub node: u64,
-    /// fsuid of the caller.
-    pub uid: u32,
-    /// fsgid of the caller.
-    pub gid: u32,
-    /// The calling thread in the server's pid namespace; 0 when it cannot be seen from there, and
-    /// for requests that the kernel makes by itself (INIT, RELEASE).
-    pub tid: i32,
-}
-
-/// An ioctl on its way in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ioctl<'a> {
-    pub fh: u64,
-    pub cmd: u32,
-    pub arg: u64,
-    /// What the kernel has copied in: all of the argument (restricted), what a retry asked for, or nothing.
-    pub input: &'a [u8],
-    /// How many bytes the kernel will copy out.
-    pub out_size: usize,
-    /// The server reaches the caller's memory by itself (CUSE).
-    pub unrestricted: bool,
-}
-
-/// What chmod, chown, touch or truncate ask for; only what `valid` names counts (`FATTR_*`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SetAttr {
-    pub valid: u32,
-    pub mode: u32,
-    pub uid: u32,
-    pub gid: u32,
-    /// Seconds since 1970 (negative ones as two's complement), nanoseconds.
-    pub atime: (u64, u32),
-    pub mtime: (u64, u32),
-}
-
-/// The nodes that the kernel has forgotten, each with how many of its lookups that makes undone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Forgotten<'a> {
-    one: Option<(u64, u64)>,
-    batch: &'a [u8],
-}
-
-impl Forgotten<'_> {
-    pub fn nodes(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        let batch = self.batch.chunks_exact(size_of::<uapi::fuse_forget_one>());
-        let batch = batch.filter_map(uapi::parse::<uapi::fuse_forget_one>);
-        self.one.into_iter().chain(batch.map(|it| (it.nodeid, it.nlookup)))
-    }
-}
-
-/// Every request that this program answers, and `Other` for those it refuses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Request<'a> {
-    Init { major: u32, minor: u32, flags: u64 },
-    CuseInit { major: u32, minor: u32, flags: u32 },
-    Lookup { name: &'a [u8] },
-    Forget(Forgotten<'a>),
-    GetAttr,
-    SetAttr(SetAttr),
-    ReadLink,
-    Symlink { name: &'a [u8] },
-    Mknod { mode: u32 },
-    Unlink { name: &'a [u8] },
-    Rename { name: &'a [u8], directory: u64, new_name: &'a [u8], flags: u32 },
-    Open { flags: u32 },
-    Read { fh: u64, offset: u64, size: u32 },
-    Write,
-    StatFs,
-    Flush { fh: u64 },
-    Release { fh: u64 },
-    OpenDir,
-    ReadDir { offset: u64, size: u32 },
-    ReleaseDir,
-    Ioctl(Ioctl<'a>),
-    Poll { fh: u64, handle: u64, notify: bool, events: u32 },
-    Interrupt { unique: u64 },
-    Destroy,
-    Other { opcode: u32 },
-}
-
-/// A message that is not what the protocol says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Malformed {
-    #[error("{length} bytes are no request")]
-    NoHeader { length: usize },
-    #[error("the header says {claimed} bytes, {length} were read (opcode {opcode})")]
-    Length { unique: u64, opcode: u32, claimed: usize, length: usize },
-    #[error("a request with opcode {opcode} is too short ({length} bytes)")]
-    Short { unique: u64, opcode: u32, length: usize },
-    #[error("a name is not terminated (opcode {opcode})")]
-    Name { unique: u64, opcode: u32 },
-}
-
-impl Malformed {
-    /// The request to refuse, where so much of it could be read.
-    pub fn unique(&self) -> Option<u64> {
-        match *self {
-            Malformed::NoHeader { .. } => None,
-            Malformed::Length { unique, .. }
-            | Malformed::Short { unique, .. }
-            | Malformed::Name { unique, .. } => (unique != 0).then_some(unique),
-        }
-    }
-}
 
 /// Decodes the message that one read of the device gave.
 pub fn decode(message: &[u8]) -> Result<(Header, Request<'_>), Malformed> {
@@ -282,8 +176,9 @@ fn ioctl(body: &[u8]) -> Option<Ioctl<'_>> {
     })
 }
 
-/// One entry of a directory listing, as READDIR returns it: padded to 8 bytes.
-/// `next` is where a listing that ends here goes on. False, and nothing added, when it does not fit into `size` bytes.
+/// One entry of a directory listing, as READDIR returns it: padded to 8 bytes. `next` is where a
+/// listing that ends here goes on. False, and nothing added, when it does not fit into `size`
+/// bytes.
 pub fn push_dirent(
     listing: &mut Vec<u8>,
     size: usize,

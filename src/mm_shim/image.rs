@@ -1,4 +1,5 @@
-//! Which program a process executes: an execve gives it another mm, and everything else stays.
+//! Which program a process executes. An execve gives the process another mm and keeps its pid, so
+//! the daemon compares the programs to tell one mm from the other.
 
 use std::fs;
 

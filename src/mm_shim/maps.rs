@@ -116,8 +116,8 @@ impl Maps {
             query_addr: address,
             ..ProcmapQuery::default()
         };
-        // SAFETY: the argument is of the ioctl's type and outlives the call; it asks for no name and
-        // no build id, so the kernel writes nowhere else.
+        // SAFETY: the argument is of the ioctl's type and outlives the call; it asks for no name
+        // and no build id, so the kernel writes nowhere else.
         unsafe { procmap_query(self.file.as_raw_fd(), &mut query) }?;
         Ok(FileVma {
             start: query.vma_start,
@@ -255,7 +255,8 @@ pub(super) mod tests {
             std::fs::remove_file(&path).expect("our file");
             file.set_len(PAGE_SIZE as u64).expect("a page");
             let stat = nix::sys::stat::fstat(&file).expect("a file");
-            // The same page each time: neighbours become one mapping only where they follow on each other.
+            // The same page each time: neighbours become one mapping only where they follow on each
+            // other.
             let map = |_| {
                 let (flags, size) = (libc::MAP_SHARED, PAGE_SIZE);
                 // SAFETY: at a place of the kernel's choice, so nothing that exists is replaced.

@@ -44,7 +44,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub enum MappingKind {
     /// A file of the FUSE door, by its `st_dev` and `st_ino`: the kernel lists a passthrough
     /// mapping under these.
-    FuseFile { dev: u64, ino: u64 },
+    FuseFile {
+        /// `st_dev` of the file.
+        dev: u64,
+        /// `st_ino` of the file.
+        ino: u64,
+    },
     /// The buffer file itself, handed over as a descriptor.
     Memfd,
 }
@@ -81,6 +86,7 @@ pub struct Features {
 }
 
 impl Features {
+    /// What the newest kernel has that we know of.
     pub const ALL: Features = Features { userfault: true, procmap_query: true };
 }
 

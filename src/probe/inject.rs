@@ -7,14 +7,14 @@
 //! alloc_page:pid=4711:delay=1ms
 //! ```
 //!
-//! A rule names a verb (those of the mm, `alloc_page`, `vm_insert_page`, `vma_lookup`, `mmget`, `zap`,
-//! or what the daemon asks of its own kernel: `descriptor`, `mmap`, `poll`, `read_memory`,
-//! `write_memory`, `send`, `record`, `receive`, `reply`, `thread`), then the
-//! calls it is about (`nth=N`: the N-th, from 1; `share=F`: that fraction of them, at random;
-//! neither: all of them; `pid=N`: and only those for transactions that this process sends, which
-//! are then counted alone), then what happens to them (`delay=1ms`, `errno=NAME`; with neither, the
-//! verb's usual failure). Which calls the share hits depends on the seed and on the number of the
-//! call alone, not on time or on which thread makes it.
+//! A rule names a verb (those of the mm, `alloc_page`, `vm_insert_page`, `vma_lookup`, `mmget`,
+//! `zap`, or what the daemon asks of its own kernel: `descriptor`, `mmap`, `poll`, `read_memory`,
+//! `write_memory`, `send`, `record`, `receive`, `reply`, `thread`), then the calls it is about
+//! (`nth=N`: the N-th, from 1; `share=F`: that fraction of them, at random; neither: all of them;
+//! `pid=N`: and only those for transactions that this process sends, which are then counted alone),
+//! then what happens to them (`delay=1ms`, `errno=NAME`; with neither, the verb's usual failure).
+//! Which calls the share hits depends on the seed and on the number of the call alone, not on time
+//! or on which thread makes it.
 
 use crate::Errno;
 use rand_core::{RngCore, SeedableRng};
@@ -29,10 +29,15 @@ use std::{fmt, thread};
 /// What can be made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verb {
+    /// Taking a page out of the budget.
     AllocPage,
+    /// Installing a page (`vm_insert_page`).
     InsertPage,
+    /// Looking for the client's mapping.
     VmaLookup,
+    /// Looking whether the client lives (`mmget_not_zero`).
     MmGet,
+    /// Taking an installed page away.
     Zap,
     /// Whatever needs a new descriptor: pidfds, copies of a client's descriptors, buffer files,
     /// sockets, files of `/proc`.
@@ -41,7 +46,9 @@ pub enum Verb {
     Mmap,
     /// Looking whether a process lives.
     Poll,
+    /// Copies out of a client's memory.
     ReadMemory,
+    /// Copies into a client's memory.
     WriteMemory,
     /// A message to a client's socket.
     Send,
@@ -56,6 +63,7 @@ pub enum Verb {
 }
 
 impl Verb {
+    /// All of them, with the names that `--inject` takes.
     pub const ALL: [(&'static str, Verb); 15] = [
         ("alloc_page", Verb::AllocPage),
         ("vm_insert_page", Verb::InsertPage),
@@ -81,7 +89,8 @@ impl Verb {
                 Errno::ENOMEM
             }
             Verb::ReadMemory | Verb::WriteMemory | Verb::Receive | Verb::Reply => Errno::ENOMEM,
-            // Both look at `/proc/PID/maps`. (ESRCH, if it is asked for, says that the client is gone.)
+            // Both look at `/proc/PID/maps`. (ESRCH, if it is asked for, says that the client is
+            // gone.)
             Verb::VmaLookup | Verb::MmGet | Verb::Descriptor => Errno::EMFILE,
             Verb::Send => Errno::ENOBUFS,
             Verb::Thread => Errno::EAGAIN,
@@ -153,10 +162,12 @@ impl Rule {
         Self { pid: Some(pid), ..self }
     }
 
+    /// Those calls fail with `errno`.
     pub fn fail(self, errno: Errno) -> Self {
         Self { errno: Some(errno), ..self }
     }
 
+    /// Those calls take that much longer.
     pub fn delay(self, delay: Duration) -> Self {
         Self { delay, ..self }
     }
@@ -232,10 +243,12 @@ pub struct Injector {
 }
 
 impl Injector {
+    /// No rules; chances are drawn from this seed.
     pub fn seeded(seed: u64) -> Self {
         Self { seed, rules: Vec::new() }
     }
 
+    /// The same, and this rule.
     pub fn with(mut self, rule: Rule) -> Self {
         self.rules.push(rule);
         self

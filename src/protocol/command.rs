@@ -8,20 +8,29 @@ use crate::uapi::*;
 /// One command of a write buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
+    /// A call.
     Transaction(TransactionData),
+    /// The answer to the call that the thread serves.
     Reply(TransactionData),
     /// With the bytes of scatter-gather buffers that the objects need in all.
     TransactionSg(TransactionData, u64),
+    /// The same for an answer.
     ReplySg(TransactionData, u64),
     /// Not supported, as in the driver.
     AcquireResult(i32),
     /// Address of a buffer that the client has done with.
     FreeBuffer(u64),
+    /// One more weak reference to a handle.
     Increfs(u32),
+    /// One more strong reference to a handle.
     Acquire(u32),
+    /// One strong reference to a handle less.
     Release(u32),
+    /// One weak reference to a handle less.
     Decrefs(u32),
+    /// BR_INCREFS for a node has been carried out.
     IncrefsDone(PtrCookie),
+    /// BR_ACQUIRE for a node has been carried out.
     AcquireDone(PtrCookie),
     /// Not supported, as in the driver.
     AttemptAcquire {
@@ -30,14 +39,23 @@ pub enum Command {
         /// A reference.
         handle: u32,
     },
+    /// The thread is one that BR_SPAWN_LOOPER asked for.
     RegisterLooper,
+    /// The thread serves calls, by its own choice.
     EnterLooper,
+    /// The thread serves calls no more.
     ExitLooper,
+    /// Tell of the death of the node behind a handle.
     RequestDeathNotification(HandleCookie),
+    /// Do not tell of it any more.
     ClearDeathNotification(HandleCookie),
+    /// BR_DEAD_BINDER with this cookie has been read.
     DeadBinderDone(u64),
+    /// Tell when the process behind a handle freezes or thaws.
     RequestFreezeNotification(HandleCookie),
+    /// Do not tell of it any more.
     ClearFreezeNotification(HandleCookie),
+    /// BR_FROZEN_BINDER with this cookie has been read.
     FreezeNotificationDone(u64),
 }
 

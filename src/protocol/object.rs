@@ -88,21 +88,32 @@ pub struct FdArrayObject {
 /// One object, by its type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Object {
+    /// A node, by its owner's pointer and cookie.
     Binder {
+        /// A strong reference to it, not a weak one.
         strong: bool,
+        /// The object as it is in the message.
         flat: FlatObject,
     },
+    /// A reference, by its handle.
     Handle {
+        /// A strong one, not a weak one.
         strong: bool,
+        /// The object as it is in the message.
         flat: FlatObject,
     },
     /// A descriptor; `cookie` passes through.
     Fd {
+        /// Passes through, as the driver lets it.
         pad_flags: u32,
+        /// The number of the descriptor.
         fd: u32,
+        /// For the two processes to use as they like.
         cookie: u64,
     },
+    /// Descriptors that lie in a scatter-gather buffer.
     FdArray(FdArrayObject),
+    /// A scatter-gather buffer.
     Buffer(BufferObject),
 }
 

@@ -8,31 +8,54 @@ use crate::uapi::*;
 pub enum Return {
     /// The kernel's header gives it a number of bytes; the driver puts none.
     Error,
+    /// Never sent; the header has it.
     Ok,
+    /// A call to serve.
     Transaction(TransactionData),
     /// With the address of the sender's security context in the buffer.
     TransactionSecCtx(TransactionData, u64),
+    /// The answer to a call.
     Reply(TransactionData),
+    /// Never sent; the header has it.
     AcquireResult(i32),
+    /// The target of the transaction is dead, or has ended without an answer.
     DeadReply,
+    /// The transaction has been queued.
     TransactionComplete,
+    /// Somebody has a first weak reference to a node.
     Increfs(PtrCookie),
+    /// Somebody has a first strong reference to a node.
     Acquire(PtrCookie),
+    /// Nobody has a strong reference to a node any more.
     Release(PtrCookie),
+    /// Nobody has a weak reference to a node any more.
     Decrefs(PtrCookie),
+    /// Nothing: every read begins with it.
     Noop,
+    /// The process should start another thread that serves calls.
     SpawnLooper,
+    /// Never sent; the header has it.
     Finished,
+    /// The node that the death notification with this cookie is about is dead.
     DeadBinder(u64),
+    /// The death notification with this cookie is cleared.
     ClearDeathNotificationDone(u64),
+    /// The transaction failed: BINDER_GET_EXTENDED_ERROR says why.
     FailedReply,
+    /// The target is frozen, and synchronous calls to it fail.
     FrozenReply,
+    /// The one-way call has been queued; its sender takes more space than is good.
     OnewaySpamSuspect,
+    /// The one-way call has been queued at a target that is frozen.
     TransactionPendingFrozen,
+    /// A process has frozen or thawed.
     FrozenBinder {
+        /// Of the freeze notification.
         cookie: u64,
+        /// It is frozen now.
         is_frozen: bool,
     },
+    /// The freeze notification with this cookie is cleared.
     ClearFreezeNotificationDone(u64),
 }
 

@@ -1,4 +1,5 @@
-//! What holds of nodes, transactions and links: each is held exactly as often as its counts say.
+//! What holds of nodes, transactions and links: their counts are the number of
+//! records that hold them.
 
 use super::Checked;
 use crate::alloc::invariants::rule;

@@ -1,4 +1,4 @@
-//! One process as the logs show it, a line at a time (`print_binder_proc`).
+//! What the logs say of one process, a line at a time (`print_binder_proc`).
 
 use crate::binder::death::DeathWork;
 use crate::binder::freeze::FreezeWork;
@@ -214,8 +214,8 @@ pub(super) fn node_head(out: &mut String, id: u64, node: &Node) {
 }
 
 impl View<'_> {
-    /// Tells the next holder of a node, the latest first: the reference that was told, or the end of
-    /// the line.
+    /// Tells the next holder of a node, the latest first: the reference that was told, or the end
+    /// of the line.
     pub fn holder(&self, out: &mut String, node: NodeId, before: u64) -> Option<u64> {
         let holder = self.graph.nodes.get(&node).and_then(|node| node.holder(before));
         let Some((reference, holder)) = holder else {

@@ -12,10 +12,30 @@ use std::path::{Path, PathBuf};
 /// Something in the file system that goes when the claim goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Artifact {
-    Link { path: PathBuf, target: PathBuf },
-    Node { path: PathBuf, rdev: u64 },
-    Directory { path: PathBuf },
-    Mount { path: PathBuf },
+    /// A symbolic link, as long as it says `target`.
+    Link {
+        /// Where it was made.
+        path: PathBuf,
+        /// What it says.
+        target: PathBuf,
+    },
+    /// A character device, as long as it has this number.
+    Node {
+        /// Where it was made.
+        path: PathBuf,
+        /// The number of the device (`st_rdev`).
+        rdev: u64,
+    },
+    /// A directory, as long as it is empty.
+    Directory {
+        /// Where it was made.
+        path: PathBuf,
+    },
+    /// A mount of our file system.
+    Mount {
+        /// What was mounted on.
+        path: PathBuf,
+    },
 }
 
 /// A directory, as everybody knows it who can reach it: its device and inode.

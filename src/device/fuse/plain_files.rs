@@ -8,8 +8,8 @@ use crate::device::wire::{Ioctl, Request};
 use crate::{Errno, uapi};
 
 impl FuseDoor {
-    /// The files that are no devices: `binder-control`, the features and the logs. Gives back what is about
-    /// something else.
+    /// The files that are no devices: `binder-control`, the features and the logs. Gives back what
+    /// is about something else.
     pub(super) fn plain_file(
         &self,
         node: Option<Node>,
@@ -59,7 +59,8 @@ impl FuseDoor {
         None
     }
 
-    /// A file handle for a file of text, whose readers see what there was at the open; 0 for one without.
+    /// A file handle for a file of text, whose readers see what there was at the open; 0 for one
+    /// without.
     fn open_text(&self, node: Node) -> u64 {
         let Some(text) = self.tree.contents(node) else { return 0 };
         let mut files = self.files.lock();

@@ -16,6 +16,7 @@ pub struct Responder {
 }
 
 impl Responder {
+    /// The session that the request came by.
     pub fn session(&self) -> &Arc<Session> {
         &self.session
     }
@@ -37,6 +38,7 @@ impl Responder {
         move || session.is_interrupted(unique)
     }
 
+    /// Refuses the request.
     pub fn error(self, error: Errno) {
         self.finish(-(error as i32), &[]);
     }
@@ -46,10 +48,12 @@ impl Responder {
         self.finish(0, &[]);
     }
 
+    /// Success, with a structure of the protocol.
     pub fn value<T: IntoBytes + Immutable>(self, value: &T) {
         self.finish(0, &[uapi::bytes_of(value)]);
     }
 
+    /// Success, with these bytes.
     pub fn bytes(self, bytes: &[u8]) {
         self.finish(0, &[bytes]);
     }

@@ -22,10 +22,15 @@ pub(super) const SERIAL_BITS: u32 = 40;
 /// A file of `binder_logs/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Log {
+    /// Every process, thread, node, reference and buffer.
     State,
+    /// How many commands, returns and records there were.
     Stats,
+    /// What is under way.
     Transactions,
+    /// The last transactions.
     TransactionLog,
+    /// The last transactions that failed.
     FailedTransactionLog,
 }
 
@@ -58,6 +63,7 @@ pub(super) fn feature_text(feature: usize) -> &'static str {
 /// What a node number stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Node {
+    /// The directory that is mounted.
     Root,
     /// The directory of files to be opened.
     Opens,
@@ -65,27 +71,33 @@ pub enum Node {
     Control,
     /// The directory of features.
     Features,
+    /// A feature, by its place in the list of them.
     Feature(usize),
     /// The directory of logs, and that of processes in it.
     Logs,
+    /// `binder_logs/proc`.
     Processes,
+    /// A file of `binder_logs/`.
     Log(Log),
     /// `proc/PID`.
     ProcessLog(i32),
     /// The link that is a device's name.
     Link {
+        /// The number of the device.
         device: u32,
     },
     /// What one open opens.
     File {
+        /// The number of the device.
         device: u32,
+        /// The number of the open.
         serial: u64,
     },
 }
 
 impl Node {
-    /// Whether that is the number of what one open of a device opens: to be known at each of its ioctls
-    /// without looking at the devices.
+    /// Whether that is the number of what one open of a device opens: to be known at each of its
+    /// ioctls without looking at the devices.
     pub fn is_file(number: u64) -> bool {
         number & PROCESS_LOG == 0 && number >> SERIAL_BITS != 0
     }
@@ -116,6 +128,7 @@ impl Node {
         }
     }
 
+    /// The number that the kernel knows the node by.
     pub fn number(self) -> u64 {
         match self {
             Node::Root => ROOT,
