@@ -6,6 +6,10 @@
 //! So most programs are deep, whatever the bytes; a few picks are wild on purpose.
 //!
 //! A printed program is Rust: it can be pasted into a test (see `tests/regressions.rs`).
+#![allow(
+    missing_docs,
+    reason = "the fields and variants of a program are named as in the protocol"
+)]
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 use std::fmt;

@@ -72,8 +72,11 @@ fn security_context(pid: i32) -> Option<Vec<u8>> {
 /// How a program went.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Summary {
+    /// Steps that were carried out.
     pub steps: usize,
+    /// Transactions and replies that were sent.
     pub messages_sent: usize,
+    /// Those of them that a receiver has read.
     pub messages_delivered: usize,
 }
 

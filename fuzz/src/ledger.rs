@@ -62,10 +62,10 @@ pub struct Sent {
     pub answered: bool,
 }
 
-/// A file that clients pass on. `alive` counts how many there are.
+/// A file that clients pass on. `_alive` counts how many there are.
 pub struct CountedFile {
     pub number: u32,
-    pub alive: Arc<()>,
+    pub _alive: Arc<()>,
 }
 
 impl File for CountedFile {
@@ -84,7 +84,6 @@ pub struct Receiver<'a> {
     pub process: &'a Process,
     pub mm: &'a HeapMm,
     pub client: &'a SimClient,
-    pub pid: i32,
     /// Its nodes have these pointers (and the plain context manager's is 0).
     pub nodes: std::ops::Range<u64>,
     /// Handles that it has let go of: they may mean anything.

@@ -5,21 +5,23 @@
 //! | [`grammar`] | programs: what clients may do |
 //! | [`allocator`] | the allocator and its shrinker, against a model |
 //! | [`records`] | programs from bytes, and mutations that keep their steps whole |
-//! | [`barrier`] | races at a place of one's choice |
+//! | `barrier` | races at a place of one's choice |
 //! | [`trace`] | what a program did, for people |
 //! | [`interpret`] | plays a program and checks it |
 //! | [`write_buffer`] | any bytes as commands |
-//! | [`ledger`] | what was sent, and whether it arrives |
+//! | `ledger` | what was sent, and whether it arrives |
 //! | [`wire`] | the kernel's end of a session |
 //! | [`device`] | programs through a FUSE mount |
 //! | [`report`] | tells people what happened |
 
+#![deny(missing_docs)]
+
 pub mod allocator;
-pub mod barrier;
+mod barrier;
 pub mod device;
 pub mod grammar;
 pub mod interpret;
-pub mod ledger;
+mod ledger;
 pub mod records;
 pub mod report;
 pub mod trace;

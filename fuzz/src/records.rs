@@ -14,6 +14,7 @@ pub const RECORD: usize = 64;
 pub const MAX_STEPS: usize = 48;
 
 impl Program {
+    /// The setting is in the first record; what lies behind [`MAX_STEPS`] more is left out.
     pub fn from_bytes(bytes: &[u8]) -> Program {
         let (setting, steps) = bytes.split_at(bytes.len().min(RECORD));
         let setting = Setting::arbitrary(&mut Unstructured::new(setting)).expect("never runs out");

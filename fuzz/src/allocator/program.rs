@@ -1,4 +1,8 @@
 //! Programs of target `alloc`: what clients of two allocators do, and what they ask for.
+#![allow(
+    missing_docs,
+    reason = "the fields and variants of a program are named as in the protocol"
+)]
 
 use crate::grammar::{Fault, Install, List, Pick, grammar};
 use arbitrary::{Arbitrary, Result, Unstructured};

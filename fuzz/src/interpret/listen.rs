@@ -197,7 +197,6 @@ impl Stage {
             process: &r.process,
             mm: &r.mm,
             client: &r.client,
-            pid: r.pid,
             nodes: r.nodes(),
             dropped: &r.dropped,
             // Objects of who is gone are nobody's.

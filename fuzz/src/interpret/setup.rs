@@ -100,7 +100,7 @@ impl Stage {
         client.at_reach(move || barrier.pass());
         for number in 0..2 {
             let number = (index as u32) << 8 | number;
-            client.add_file(Arc::new(CountedFile { number, alive: self.files.clone() }));
+            client.add_file(Arc::new(CountedFile { number, _alive: self.files.clone() }));
         }
         let mm = HeapMm::new();
         let (user, probes) = (User::unlimited(), self.probes.clone());
