@@ -203,6 +203,7 @@ pub fn push_dirent(
 }
 
 #[cfg(test)]
+/// Messages as the kernel sends them, for tests.
 pub mod tests {
     use super::*;
     use crate::uapi::bytes_of;
