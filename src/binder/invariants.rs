@@ -36,7 +36,9 @@ impl Context {
             process.alloc.check_invariants()?;
             let allocated = process.alloc.allocated_buffers();
             self.with_graph(|graph| {
-                let Some(record) = graph.processes.get(&process.id) else { return Ok(()) };
+                // One that is being released gives its buffers back one by one.
+                let living = graph.processes.get(&process.id).filter(|record| !record.is_dead);
+                let Some(record) = living else { return Ok(()) };
                 rule!(
                     allocated.len() == record.buffers.len(),
                     "{record:?} knows of {} buffers, its allocator of {}",
@@ -104,6 +106,10 @@ impl Node {
 
 impl Graph {
     fn check(&self) -> Checked {
+        // A process is being released, in sections of which each leaves something undone.
+        if self.processes.values().any(|record| record.is_dead) {
+            return Ok(());
+        }
         rule!(self.woken.is_empty(), "threads are woken and not attended to");
         rule!(self.effects.is_empty(), "effects are left that nobody carries out");
         rule!(self.rest.is_empty(), "work is left that nobody goes on with");
