@@ -35,7 +35,7 @@ impl SimThread<'_> {
         Self { nonblock: true, ..self }
     }
 
-    /// An ioctl that is called later, whatever becomes of it (see [`Arena::trap`]).
+    /// An ioctl that is called later, whatever becomes of it (see [`trap`](super::Arena::trap)).
     pub fn ioctl_later(&self, cmd: u32, arg: &[u8]) -> impl FnOnce() + Send + use<> {
         let (process, memory) = (self.sim.process.clone(), self.sim.arena.clone());
         let (tid, uid, nonblock) = (self.tid, self.sim.euid, self.nonblock);
