@@ -20,34 +20,6 @@ pub trait Record: FromBytes + IntoBytes + Immutable + Copy {
 
 impl<T: FromBytes + IntoBytes + Immutable + Copy> Record for T {}
 
-/// Takes integers from the front of a byte slice. A slice that is too short gives zeros.
-#[derive(Debug)]
-pub struct Reader<'a>(pub &'a [u8]);
-
-impl Reader<'_> {
-    /// Four bytes.
-    pub fn u32(&mut self) -> u32 {
-        self.record()
-    }
-
-    /// Four bytes.
-    pub fn i32(&mut self) -> i32 {
-        self.record()
-    }
-
-    /// Eight bytes.
-    pub fn u64(&mut self) -> u64 {
-        self.record()
-    }
-
-    /// A record; all zeros where too few bytes are left.
-    pub fn record<T: Record>(&mut self) -> T {
-        let (record, rest) = T::take(self.0).unwrap_or((T::new_zeroed(), &[]));
-        self.0 = rest;
-        record
-    }
-}
-
 /// Something that bytes can be appended to.
 pub trait Put {
     /// Appends bytes.

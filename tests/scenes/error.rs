@@ -3,7 +3,6 @@
 use crate::support::*;
 use fakebinder::Errno;
 use fakebinder::protocol::command::Command;
-use fakebinder::protocol::record::Reader;
 use fakebinder::protocol::returns::Return;
 use fakebinder::uapi;
 use fakebinder_sim::SimThread;
@@ -11,7 +10,7 @@ use fakebinder_sim::SimThread;
 const NONE: (u32, i32) = (uapi::BR_OK, 0);
 
 fn id(thread: SimThread<'_>) -> u32 {
-    Reader(&thread.call(uapi::BINDER_GET_EXTENDED_ERROR, &[0; 12]).unwrap()).u32()
+    extended_error(thread).id
 }
 
 #[test]
@@ -40,10 +39,9 @@ fn a_new_transaction_takes_the_last_error_away() {
     let Pair { world, manager, client } = pair();
     news(&call(client.main(), 9, 1, b""));
     post(client.main(), 0, 1, b"");
-    let out = client.main().call(uapi::BINDER_GET_EXTENDED_ERROR, &[0; 12]).unwrap();
-    let mut out = Reader(&out);
-    assert!(out.u32() > 0, "the id is that of the transaction that went well");
-    assert_eq!((out.u32(), out.i32()), NONE);
+    let error = extended_error(client.main());
+    assert!(error.id > 0, "the id is that of the transaction that went well");
+    assert_eq!((error.command, error.param), NONE);
     end(&world, [client, manager]);
 }
 

@@ -4,7 +4,7 @@ use crate::support::*;
 use fakebinder::Errno;
 use fakebinder::protocol::command::Command;
 use fakebinder::protocol::object::{FlatObject, Object};
-use fakebinder::protocol::record::{PtrCookie, Reader};
+use fakebinder::protocol::record::{PtrCookie, Record};
 use fakebinder::protocol::returns::Return;
 use fakebinder::uapi;
 use fakebinder_sim::SimThread;
@@ -14,8 +14,8 @@ fn node_after(thread: SimThread<'_>, ptr: u64) -> (u64, u64, u32, u32) {
     let mut arg = ptr.to_ne_bytes().to_vec();
     arg.resize(24, 0);
     let out = thread.call(uapi::BINDER_GET_NODE_DEBUG_INFO, &arg).unwrap();
-    let mut out = Reader(&out);
-    (out.u64(), out.u64(), out.u32(), out.u32())
+    let info = uapi::binder_node_debug_info::at(&out).unwrap();
+    (info.ptr, info.cookie, info.has_strong_ref, info.has_weak_ref)
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use fakebinder::binder::Stats;
 use fakebinder::protocol::command::Command;
 use fakebinder::protocol::object::{FlatObject, Object};
-use fakebinder::protocol::record::{PtrCookie, Reader, TransactionData};
+use fakebinder::protocol::record::{PtrCookie, Record, TransactionData};
 use fakebinder::protocol::returns::Return;
 use fakebinder::uapi::{self, TF_ONE_WAY};
 use fakebinder_sim::{Pending, Sim, SimThread, World};
@@ -146,13 +146,18 @@ pub fn free(sim: &Sim, data: &TransactionData) {
     sim.main().write(&[Command::FreeBuffer(data.buffer)]);
 }
 
-/// BINDER_GET_EXTENDED_ERROR: command and param.
+/// BINDER_GET_EXTENDED_ERROR.
+#[track_caller]
+pub fn extended_error(thread: SimThread<'_>) -> uapi::binder_extended_error {
+    let out = thread.call(uapi::BINDER_GET_EXTENDED_ERROR, &[0; 12]).unwrap();
+    Record::at(&out).unwrap()
+}
+
+/// The same: command and param.
 #[track_caller]
 pub fn error(thread: SimThread<'_>) -> (u32, i32) {
-    let out = thread.call(uapi::BINDER_GET_EXTENDED_ERROR, &[0; 12]).unwrap();
-    let mut out = Reader(&out);
-    let _id = out.u32();
-    (out.u32(), out.i32())
+    let error = extended_error(thread);
+    (error.command, error.param)
 }
 
 /// What a thread's extended error says after BR_FAILED_REPLY.
