@@ -12,16 +12,16 @@
 #[path = "../tests/common/mod.rs"]
 mod common;
 
-use common::{Daemon, Killed, role_device};
+use common::stepping::{Stepping, build};
+use common::{Daemon, role_device};
 use indicatif::{ProgressBar, ProgressStyle};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use plotters::prelude::*;
 use std::error::Error;
 use std::fmt::Write as _;
-use std::io::{BufRead, BufReader, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdout, Command, Stdio};
+use std::process::Command;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -76,49 +76,25 @@ const ROWS: [Row; 17] = [
     row("16 callers, 16 threads", What::Pool(16), false, "call, empty"),
 ];
 
-/// A program that says a line, and goes on when it is told one.
-struct Stepping {
-    child: Killed,
-    lines: BufReader<ChildStdout>,
+/// Starts a program, on one core if it is to stay there.
+fn start(program: &Path, arguments: &[&str], pinned: bool) -> Outcome<Stepping> {
+    let mut command = match pinned {
+        true => Command::new("taskset"),
+        false => Command::new(program),
+    };
+    if pinned {
+        command.args(["-c", "0"]).arg(program);
+    }
+    Ok(Stepping::start(command.args(arguments))?)
 }
 
-impl Stepping {
-    fn start(program: &Path, arguments: &[&str], pinned: bool) -> Outcome<Stepping> {
-        let mut command = match pinned {
-            true => Command::new("taskset"),
-            false => Command::new(program),
-        };
-        if pinned {
-            command.args(["-c", "0"]).arg(program);
-        }
-        let mut child =
-            command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let lines = BufReader::new(child.stdout.take().expect("a pipe"));
-        let mut started = Stepping { child: Killed(child), lines };
-        match &*started.line()? {
-            "ready" => Ok(started),
-            other => Err(format!("{arguments:?} said {other:?}").into()),
-        }
-    }
-
-    fn line(&mut self) -> Outcome<String> {
-        let mut line = String::new();
-        self.lines.read_line(&mut line)?;
-        Ok(line.trim_end().to_owned())
-    }
-
-    fn go_on(&mut self) -> Outcome<()> {
-        Ok(self.child.0.stdin.as_mut().expect("a pipe").write_all(b"go\n")?)
-    }
-
-    /// The median, and how long all took, in nanoseconds.
-    fn times(&mut self) -> Outcome<(f64, f64)> {
-        let line = self.line()?;
-        let numbers: Vec<f64> = line.split(' ').filter_map(|word| word.parse().ok()).collect();
-        match numbers[..] {
-            [median, _, _, all] => Ok((median, all)),
-            _ => Err(format!("a program said {line:?}").into()),
-        }
+/// The median, and how long all took, in nanoseconds.
+fn times(program: &mut Stepping) -> Outcome<(f64, f64)> {
+    let line = program.line()?;
+    let numbers: Vec<f64> = line.split(' ').filter_map(|word| word.parse().ok()).collect();
+    match numbers[..] {
+        [median, _, _, all] => Ok((median, all)),
+        _ => Err(format!("a program said {line:?}").into()),
     }
 }
 
@@ -157,29 +133,29 @@ impl Stage {
         self.pin_daemon(row.pinned)?;
         match row.what {
             What::Limit(means) => {
-                let mut pair = Stepping::start(&self.limits, &[means, &count], row.pinned)?;
+                let mut pair = start(&self.limits, &[means, &count], row.pinned)?;
                 pair.go_on()?;
-                Ok(pair.times()?.0 / 1e3)
+                Ok(times(&mut pair)?.0 / 1e3)
             }
             What::Call { size, oneway } => {
-                let _server = Stepping::start(&self.ping, &[&self.device(0), "serve"], row.pinned)?;
+                let _server = start(&self.ping, &[&self.device(0), "serve"], row.pinned)?;
                 let (device, size) = (self.device(0), size.to_string());
                 let mut arguments = vec![&*device, "call", &count, &size];
                 arguments.extend(oneway.then_some("oneway"));
-                let mut caller = Stepping::start(&self.ping, &arguments, row.pinned)?;
+                let mut caller = start(&self.ping, &arguments, row.pinned)?;
                 caller.go_on()?;
-                Ok(caller.times()?.0 / 1e3)
+                Ok(times(&mut caller)?.0 / 1e3)
             }
             What::Pairs(pairs) => {
                 let servers: Outcome<Vec<_>> = (0..pairs)
-                    .map(|pair| Stepping::start(&self.ping, &[&self.device(pair), "serve"], false))
+                    .map(|pair| start(&self.ping, &[&self.device(pair), "serve"], false))
                     .collect();
                 let _servers = servers?;
                 self.together((0..pairs).map(|pair| self.device(pair)))
             }
             What::Pool(threads) => {
                 let arguments = [&*self.device(0), "serve", &threads.to_string()];
-                let _server = Stepping::start(&self.ping, &arguments, false)?;
+                let _server = start(&self.ping, &arguments, false)?;
                 self.together((0..threads).map(|_| self.device(0)))
             }
         }
@@ -188,28 +164,15 @@ impl Stage {
     /// Callers of these devices at the same time: microseconds of a call over all of them.
     fn together(&self, devices: impl Iterator<Item = String>) -> Outcome<f64> {
         let count = self.calls.to_string();
-        let callers: Outcome<Vec<_>> = devices
-            .map(|device| Stepping::start(&self.ping, &[&device, "call", &count], false))
-            .collect();
+        let callers: Outcome<Vec<_>> =
+            devices.map(|device| start(&self.ping, &[&device, "call", &count], false)).collect();
         let mut callers = callers?;
         callers.iter_mut().try_for_each(Stepping::go_on)?;
         let mut longest = 0f64;
         for caller in &mut callers {
-            longest = longest.max(caller.times()?.1);
+            longest = longest.max(times(caller)?.1);
         }
         Ok(longest / 1e3 / self.calls as f64 / callers.len() as f64)
-    }
-}
-
-/// Compiles a program beside this file.
-fn build(source: &str, directory: &Path) -> Outcome<PathBuf> {
-    let program = directory.join(source.trim_end_matches(".c"));
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches").join(source);
-    let built =
-        Command::new("gcc").args(["-O2", "-pthread", "-o"]).arg(&program).arg(&source).status()?;
-    match built.success() {
-        true => Ok(program),
-        false => Err(format!("gcc does not build {}", source.display()).into()),
     }
 }
 

@@ -16,8 +16,9 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "timing.h"
 
 static int ends[2];
 static int *turn;
@@ -69,23 +70,6 @@ static void echo(int socket) {
     }
 }
 
-static int by_size(const void *a, const void *b) {
-    long long x = *(const long long *)a, y = *(const long long *)b;
-    return (x > y) - (x < y);
-}
-
-static long long now(void) {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return time.tv_sec * 1000000000LL + time.tv_nsec;
-}
-
-static void await_line(void) {
-    char line[16];
-    if (!fgets(line, sizeof line, stdin))
-        exit(0);
-}
-
 int main(int count, char **arguments) {
     if (count != 3 || (strcmp(arguments[1], "socket") && strcmp(arguments[1], "futex")) || atol(arguments[2]) < 1) {
         fprintf(stderr, "usage: limits socket|futex COUNT\n");
@@ -121,9 +105,7 @@ int main(int count, char **arguments) {
         took[i] = then - last;
         last = then;
     }
-    qsort(took, calls, sizeof *took, by_size);
-    printf("%lld %lld %lld %lld\n", took[calls / 2], took[calls * 99 / 100], took[calls * 999 / 1000], last - began);
-    fflush(stdout);
+    tell(took, calls, last - began);
     await_line();
     kill(child, SIGKILL);
     return 0;

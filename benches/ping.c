@@ -21,8 +21,9 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "timing.h"
 
 #define MAPPING (1024 * 1024)
 
@@ -110,17 +111,6 @@ static void *serve(void *first) {
     return 0;
 }
 
-static int by_size(const void *a, const void *b) {
-    long long x = *(const long long *)a, y = *(const long long *)b;
-    return (x > y) - (x < y);
-}
-
-static long long now(void) {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return time.tv_sec * 1000000000LL + time.tv_nsec;
-}
-
 static void one_call(struct commands *write, int *has_buffer, int oneway) {
     unsigned char returns[256];
     struct binder_transaction_data reply;
@@ -133,12 +123,6 @@ static void one_call(struct commands *write, int *has_buffer, int oneway) {
         write->done.buffer = reply.data.ptr.buffer;
         *has_buffer = 1;
     }
-}
-
-static void await_line(void) {
-    char line[16];
-    if (!fgets(line, sizeof line, stdin))
-        exit(0);
 }
 
 static void call(long count, long size, int oneway) {
@@ -164,9 +148,7 @@ static void call(long count, long size, int oneway) {
         took[i] = then - last;
         last = then;
     }
-    qsort(took, count, sizeof *took, by_size);
-    printf("%lld %lld %lld %lld\n", took[count / 2], took[count * 99 / 100], took[count * 999 / 1000], last - began);
-    fflush(stdout);
+    tell(took, count, last - began);
     await_line();
 }
 

@@ -7,14 +7,15 @@
 
 mod common;
 
-use common::{Daemon, Door, Killed, alone, skip, unique_name};
+use common::stepping::{Stepping, build};
+use common::{Daemon, Door, alone, skip, unique_name};
 use fakebinder::device::options::MountOptions;
 use fakebinder::device::tree::Permissions;
 use fakebinder::device::{Hub, fuse};
 use fakebinder::memory::{Memory, MemoryConfig};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -65,34 +66,6 @@ fn as_important_as_usual() {
     assert_eq!(result, 0, "root may set its nice value");
 }
 
-/// A program that says a line, and goes on when it is told one.
-struct Stepping {
-    child: Killed,
-    lines: BufReader<std::process::ChildStdout>,
-}
-
-impl Stepping {
-    fn start(ping: &Path, arguments: &[&str]) -> Stepping {
-        let mut command = Command::new(ping);
-        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap());
-        let mut started = Stepping { child: Killed(child), lines };
-        assert_eq!(started.line(), "ready", "{arguments:?}");
-        started
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.lines.read_line(&mut line).unwrap();
-        line.trim_end().to_owned()
-    }
-
-    fn go_on(&mut self) {
-        self.child.0.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
-    }
-}
-
 /// A directory of this test's own.
 fn directory() -> PathBuf {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(unique_name());
@@ -102,13 +75,11 @@ fn directory() -> PathBuf {
 
 /// A server and a caller of the device, who has called it some times.
 fn pair(device: &Path) -> (Stepping, Stepping) {
-    let ping = directory().join("ping");
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/ping.c");
-    let built = Command::new("gcc").args(["-O2", "-pthread", "-o"]).arg(&ping).arg(source).status();
-    assert!(built.expect("gcc is here").success(), "benches/ping.c builds");
-    let device = device.to_str().unwrap();
-    let server = Stepping::start(&ping, &[device, "serve"]);
-    let caller = Stepping::start(&ping, &[device, "call", &CALLS.to_string()]);
+    let ping = build("ping.c", &directory()).expect("gcc is here");
+    let start = |arguments: &[&str]| {
+        Stepping::start(Command::new(&ping).arg(device).args(arguments)).expect("it starts")
+    };
+    let (server, caller) = (start(&["serve"]), start(&["call", &CALLS.to_string()]));
     (server, caller)
 }
 
@@ -139,8 +110,8 @@ fn an_empty_call_takes_few_sections_and_allocations() {
     let (_server, mut caller) = pair(&mount.0.join("turns"));
 
     let before = (context.sections(), ALLOCATIONS.load(Ordering::Relaxed));
-    caller.go_on();
-    let times = caller.line();
+    caller.go_on().unwrap();
+    let times = caller.line().unwrap();
     let after = (context.sections(), ALLOCATIONS.load(Ordering::Relaxed));
     let per_call = |before, after| (after - before) as f64 / CALLS as f64;
     let sections = per_call(before.0, after.0);
@@ -201,8 +172,8 @@ fn an_empty_call_takes_few_system_calls() {
     let daemon = Daemon::start_as(&unique_name(), Door::Fuse);
     let (_server, mut caller) = pair(&daemon.fuse());
     let traced = Traced::start(daemon.pid());
-    caller.go_on();
-    caller.line();
+    caller.go_on().unwrap();
+    caller.line().unwrap();
     let calls = traced.stop();
     let of = |name: &str| calls.get(name).copied().unwrap_or(0) as f64 / CALLS as f64;
     println!(

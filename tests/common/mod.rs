@@ -15,6 +15,7 @@ pub mod never_read;
 mod registrar;
 mod skip;
 pub mod stalled;
+pub mod stepping;
 pub mod unfilled;
 
 pub use registrar::{COOKIE, GET, NODE, Pair, be_registrar, become_manager, look_up, offer, open};
