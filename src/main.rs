@@ -120,7 +120,8 @@ fn run(options: &Options, log: &log_writer::Drain) -> Result<(), Box<dyn Error>>
         install_latency: install_latency.as_ref().map(|(_, latency)| latency.clone()),
     };
     inject_into_the_daemon(options.inject.clone());
-    let reclaimer = Reclaimer::start(&memory)?;
+    let reclaimer =
+        if options.no_pressure { Reclaimer::on_request(&memory)? } else { Reclaimer::start(&memory)? };
     let opened = open_doors(options, memory, user_limits(options, page_budget), probes, &tell)?;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         while let Ok(signal) = signals.wait() {

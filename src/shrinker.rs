@@ -63,6 +63,11 @@ impl Reclaimer {
         Self::listen(memory, source.map(|(_, file)| file))
     }
 
+    /// Starts the thread for [`Reclaimer::kick`] alone.
+    pub fn on_request(memory: &Arc<Memory>) -> io::Result<Reclaimer> {
+        Self::listen(memory, None)
+    }
+
     fn listen(memory: &Arc<Memory>, pressure: Option<File>) -> io::Result<Reclaimer> {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let shared = Arc::new(Shared {

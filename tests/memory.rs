@@ -74,7 +74,8 @@ fn clients(device: &Path, count: usize) -> Vec<Device> {
 #[test]
 fn reclaim_by_hand_returns_what_200_clients_used_and_freed() {
     let _alone = alone();
-    let daemon = Daemon::start_with(&[], None);
+    // What else the machine does may press on its memory.
+    let daemon = Daemon::start_with(&["--no-pressure"], None);
     let mut giver = Killed(role("giver", &daemon.fuse()).spawn().unwrap());
     giver.wait_for("ready");
     let clients = clients(&daemon.fuse(), 200);
@@ -108,7 +109,7 @@ fn reclaim_by_hand_returns_what_200_clients_used_and_freed() {
 #[test]
 fn sigusr2_reclaims() {
     let _alone = alone();
-    let daemon = Daemon::start_with(&[], None);
+    let daemon = Daemon::start_with(&["--no-pressure"], None);
     let mut giver = Killed(role("giver", &daemon.fuse()).spawn().unwrap());
     giver.wait_for("ready");
     let client = open(&daemon.fuse());

@@ -1,4 +1,6 @@
 //! The page verbs over real memory: a client process that maps its buffer file.
+//!
+//! More than 500 lines: one scene for each way in which a mapping can be, or not be, what we serve.
 
 mod common;
 

@@ -86,6 +86,11 @@ pub struct Options {
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub page_budget: Option<u64>,
 
+    /// Leave pages that no buffer uses where they are when memory is short: they are reclaimed by
+    /// budget and on request only
+    #[arg(long)]
+    pub no_pressure: bool,
+
     /// The most of something that one user other than root may make the daemon hold, as in
     /// opens=1000 or oneway-bytes=16M; may be given more than once. It is counted over all of the
     /// user's processes: opens, descriptors, pages (of 4 KiB), records (threads, nodes, references,
