@@ -51,10 +51,12 @@ struct HeapOptions(*const std::ffi::c_char);
 // SAFETY: it is a constant, and only read.
 unsafe impl Sync for HeapOptions {}
 
-/// What was free for a second is given back, by a thread of the allocator's own.
+/// What was free for a second is given back, by a thread of the allocator's own. No huge pages:
+/// where the machine gives those to whoever does not refuse, each arena would begin with 2 MiB, and
+/// a small control group be full before its budget is.
 #[unsafe(export_name = "_rjem_malloc_conf")]
 static HEAP_OPTIONS: HeapOptions = HeapOptions(
-    c"background_thread:true,max_background_threads:1,dirty_decay_ms:1000,muzzy_decay_ms:0"
+    c"background_thread:true,max_background_threads:1,dirty_decay_ms:1000,muzzy_decay_ms:0,thp:never"
         .as_ptr(),
 );
 
@@ -120,8 +122,11 @@ fn run(options: &Options, log: &log_writer::Drain) -> Result<(), Box<dyn Error>>
         install_latency: install_latency.as_ref().map(|(_, latency)| latency.clone()),
     };
     inject_into_the_daemon(options.inject.clone());
-    let reclaimer =
-        if options.no_pressure { Reclaimer::on_request(&memory)? } else { Reclaimer::start(&memory)? };
+    let reclaimer = if options.no_pressure {
+        Reclaimer::on_request(&memory)?
+    } else {
+        Reclaimer::start(&memory)?
+    };
     let opened = open_doors(options, memory, user_limits(options, page_budget), probes, &tell)?;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         while let Ok(signal) = signals.wait() {
