@@ -449,7 +449,8 @@ impl Process {
     /// its buffers, which goes with the last handle.
     pub fn release(self: &Arc<Self>) -> Due<'_> {
         self.context.locked(|graph| graph.begin_release(self.id));
-        while self.context.locked_in_turn(|graph| graph.release_some(self.id)) {
+        let mut work = self.context.long_work();
+        while work.locked(|graph| graph.release_some(self.id)) {
             // Who is told of it need not wait for the rest, nor the rest for them.
             self.context.shared.hand_over();
         }

@@ -83,14 +83,6 @@ impl<'lock, T> MutexGuard<'lock, T> {
         drop(given_back);
         result
     }
-
-    /// Hands the lock to whoever waits for it, instead of to the first who asks: that may well be
-    /// this very thread, again and again.
-    pub fn unlock_fair(guard: Self) {
-        let MutexGuard { guard, held } = guard;
-        parking_lot::MutexGuard::unlock_fair(guard);
-        drop(held);
-    }
 }
 
 impl<T> Deref for MutexGuard<'_, T> {

@@ -31,6 +31,10 @@ pub trait Carriers: Send + Sync {
     /// the thread that put it there is held up, it is to be carried out
     /// ([`super::Binder::carry_out`]).
     fn watch(&self);
+
+    /// The calling thread will not be back soon: another one is to serve in its place until then.
+    /// Called with no lock held, and as often as the thread likes.
+    fn held_up(&self);
 }
 
 /// Carries nothing later: for a driver whose clients' memory never stalls.
@@ -43,6 +47,8 @@ impl Carriers for AtOnce {
     }
 
     fn watch(&self) {}
+
+    fn held_up(&self) {}
 }
 
 /// What a waiting piece of work is about.

@@ -247,18 +247,18 @@ impl Context {
                 put!(out, "binder proc state:");
             }
             let named = out.len();
-            let mut teller = Teller { out, all: show != Show::Busy, thread: (0, 0) };
+            let mut teller = Teller { all: show != Show::Busy, thread: (0, 0) };
             let mut head = 0;
-            self.in_pieces(|graph, next: Option<Next>| {
+            self.in_pieces_of_text(out, |graph, out, next: Option<Next>| {
                 let record = graph.processes.get(&id)?;
                 let mut next = next.unwrap_or_else(|| {
                     let process = &record.process;
-                    put!(teller.out, "proc {}\ncontext {}", process.pid, process.context.name);
-                    head = teller.out.len();
+                    put!(out, "proc {}\ncontext {}", process.pid, process.context.name);
+                    head = out.len();
                     Next::Thread { after: None }
                 });
                 for _ in 0..LINES_AT_ONCE {
-                    next = teller.tell(&View { graph, now }, record, next)?;
+                    next = teller.tell(out, &View { graph, now }, record, next)?;
                 }
                 Some(next)
             });
@@ -271,7 +271,7 @@ impl Context {
 
     fn log_dead_nodes(&self, out: &mut String) {
         // The last node, and before which of its references its holders are still to be told.
-        self.in_pieces(|graph, at: Option<(NodeId, Option<u64>)>| {
+        self.in_pieces_of_text(out, |graph, out, at: Option<(NodeId, Option<u64>)>| {
             let (mut last, mut before) = at.unwrap_or((NodeId(0), None));
             for _ in 0..LINES_AT_ONCE {
                 handled();

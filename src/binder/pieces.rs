@@ -9,9 +9,10 @@
 //! by position, and finds nothing where that is gone.
 //!
 //! To release the lock is not enough: a thread that takes the lock again at once has it before a
-//! thread that has to be woken first, and several such threads keep all others waiting. So the lock
-//! is handed to whoever waits, and of all long work in a context one piece at a time wants it
-//! (`Context::long_work`).
+//! thread that has to be woken first, and several such threads keep all others waiting. So long
+//! work rests before each further section, and of all long work in a context one piece at a time
+//! wants the lock (`Context::long_work`). A thread that is at long work serves nobody meanwhile, so
+//! that it says so first ([`Carriers::held_up`](super::Carriers::held_up)).
 //!
 //! What is gone through in one section all the same, and why that is short:
 //! - the threads that wait for a process's work (`Graph::stop_waiting`): one number each, and no
@@ -33,7 +34,10 @@ pub(crate) const AT_ONCE: usize = 32;
 /// The same for steps that come to a line of text, or to a return that is read.
 pub(crate) const LINES_AT_ONCE: usize = 128;
 
-/// How long long work rests after each section: about as long as a section takes.
+/// Bytes of a long line of the logs.
+const LINE: usize = 256;
+
+/// How long long work rests before its next section: about as long as a section takes.
 const BREATH: std::time::Duration = std::time::Duration::from_micros(20);
 
 /// What of a section's work is left for the next ones.
@@ -85,16 +89,6 @@ impl Context {
         result
     }
 
-    /// The same for a piece of long work.
-    pub(super) fn locked_in_turn<R>(&self, f: impl FnOnce(&mut Graph) -> R) -> R {
-        let turn = self.long_work.lock();
-        let mut graph = self.graph.lock();
-        let result = f(&mut graph);
-        let rest = self.end_section(graph, Some(turn));
-        self.go_on(rest);
-        result
-    }
-
     /// Ends a section, and goes on with what it has left in sections of their own.
     pub(super) fn leave(&self, graph: MutexGuard<'_, Graph>) {
         let rest = self.end_section(graph, None);
@@ -102,13 +96,15 @@ impl Context {
     }
 
     fn go_on(&self, mut left: Vec<Rest>) {
+        if left.is_empty() {
+            return;
+        }
+        let mut work = self.more_long_work();
         // The last is the next: what comes of a rest comes before what stood behind it.
         left.reverse();
         while let Some(rest) = left.pop() {
-            let turn = self.long_work.lock();
-            let mut graph = self.graph.lock();
-            graph.go_on(rest);
-            left.extend(self.end_section(graph, Some(turn)).into_iter().rev());
+            let ((), more) = work.section(|graph| graph.go_on(rest));
+            left.extend(more.into_iter().rev());
         }
     }
 
@@ -123,10 +119,7 @@ impl Context {
         let effects = std::mem::take(&mut graph.effects);
         let rest = std::mem::take(&mut graph.rest);
         count::section_ends();
-        match turn {
-            Some(turn) => end_turn(graph, turn),
-            None => drop(graph),
-        }
+        drop((graph, turn));
         if !effects.is_empty() {
             self.shared.post(effects);
         }
@@ -144,27 +137,94 @@ impl Context {
     /// Goes through something long, a piece in each section: `piece` is told the key that the last
     /// one came to, and tells its own, or that it has come to the end.
     pub(super) fn in_pieces<K>(&self, mut piece: impl FnMut(&Graph, Option<K>) -> Option<K>) {
+        let mut work = self.long_work();
         let mut at = None;
         loop {
-            let turn = self.long_work.lock();
-            let graph = self.graph.lock();
-            at = piece(&graph, at);
-            count::section_ends();
-            end_turn(graph, turn);
+            at = work.look(|graph| piece(graph, at.take()));
             if at.is_none() {
                 return;
             }
         }
     }
+
+    /// The same for what is told in lines. Room for those of a piece is made before the lock is
+    /// taken: a text that grows may have to be copied as a whole, and may have many megabytes.
+    pub(super) fn in_pieces_of_text<K>(
+        &self,
+        text: &mut String,
+        mut piece: impl FnMut(&Graph, &mut String, Option<K>) -> Option<K>,
+    ) {
+        let mut work = self.long_work();
+        let mut at = None;
+        loop {
+            text.reserve(LINES_AT_ONCE * LINE);
+            at = work.look(|graph| piece(graph, text, at.take()));
+            if at.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Long work that begins.
+    pub(super) fn long_work(&self) -> LongWork<'_> {
+        LongWork { context: self, rests: false }
+    }
+
+    /// Long work that has had a section.
+    fn more_long_work(&self) -> LongWork<'_> {
+        LongWork { context: self, rests: true }
+    }
 }
 
-/// A piece of long work is done: those who wait for the lock have it before the next, and so have
-/// those who wait for this processor. (`sched_yield` would do worse than nothing: who yields often
-/// is put off for so long that others wait for the lock that it holds next.)
-fn end_turn(graph: MutexGuard<'_, Graph>, turn: MutexGuard<'_, ()>) {
-    MutexGuard::unlock_fair(graph);
-    drop(turn);
-    std::thread::sleep(BREATH);
+/// Something that is done in sections, one after the other.
+pub(super) struct LongWork<'a> {
+    context: &'a Context,
+    /// The last section has done all that it may.
+    rests: bool,
+}
+
+impl<'a> LongWork<'a> {
+    /// Changes the graph in a section, and goes on with what that leaves.
+    pub fn locked<R>(&mut self, f: impl FnOnce(&mut Graph) -> R) -> R {
+        let (result, rest) = self.section(f);
+        self.context.go_on(rest);
+        result
+    }
+
+    fn section<R>(&mut self, f: impl FnOnce(&mut Graph) -> R) -> (R, Vec<Rest>) {
+        let turn = self.turn();
+        let mut graph = self.context.graph.lock();
+        let result = f(&mut graph);
+        self.rests = graph.left == 0;
+        (result, self.context.end_section(graph, Some(turn)))
+    }
+
+    /// Looks at the graph in a section.
+    fn look<R>(&mut self, f: impl FnOnce(&Graph) -> R) -> R {
+        let turn = self.turn();
+        let result = self.context.with_graph(f);
+        drop(turn);
+        self.rests = true;
+        result
+    }
+
+    /// Those who wait for the lock have it before the next section, and those who wait for this
+    /// processor have that. (`sched_yield` would do worse than nothing: who yields often is put off
+    /// for so long that others wait for the lock that it holds next. So would a lock that is handed
+    /// to a thread which has to be woken first: all wait for that thread's processor.)
+    fn turn(&self) -> MutexGuard<'a, ()> {
+        let context = self.context;
+        let carriers = &context.shared.carriers;
+        if self.rests {
+            carriers.held_up();
+            std::thread::sleep(BREATH);
+        }
+        let turns = &context.long_work;
+        turns.try_lock().unwrap_or_else(|| {
+            carriers.held_up();
+            turns.lock()
+        })
+    }
 }
 
 pub(crate) use count::handled;

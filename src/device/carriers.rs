@@ -6,6 +6,7 @@
 //! `MOST`, and each leaves when it has had nothing to do for `IDLE`. How many can be held up
 //! is bounded where places are given out.
 
+use super::workers;
 use crate::binder::copies::Work;
 use crate::binder::{self, Binder};
 use crate::client_log::{Kind, client_log};
@@ -85,6 +86,10 @@ impl binder::Carriers for Carriers {
             self.0.watch.lock().woken = true;
             self.0.wake.notify_one();
         }
+    }
+
+    fn held_up(&self) {
+        workers::stand_in();
     }
 }
 

@@ -4,7 +4,8 @@
 //! lie behind a userfaultfd or a file system of its own, and then `process_vm_readv` takes as long
 //! as the client likes. A worker that has been at one request for [`WorkerLimits::stuck`] counts as held
 //! up, and another one is started in its place, up to [`WorkerLimits::most`]: so there are always
-//! [`WorkerLimits::least`] that serve. A worker that comes back and finds that many others waiting for
+//! [`WorkerLimits::least`] that serve. One that begins something long of the daemon's own says so,
+//! and is replaced at once ([`stand_in`]). A worker that comes back and finds that many others waiting for
 //! requests leaves. How many a client can hold up is bounded where it gets its places
 //! ([`crate::binder::copies`]).
 //!
@@ -16,6 +17,7 @@ use crate::client_log::{Kind, client_log};
 use crate::lock_order::rank;
 use crate::probe::{Verb, fault};
 use crate::sync::{Condvar, Mutex};
+use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
@@ -46,6 +48,25 @@ impl WorkerLimits {
 struct Slot {
     /// The supervisor's tick at that time, plus 1; 0 while it waits for a request.
     began: AtomicU64,
+    /// The worker has said that its request will take long.
+    is_away: AtomicBool,
+}
+
+thread_local! {
+    /// What this thread works for, if it is a worker.
+    static PLACE: RefCell<Option<(Arc<Pool>, Arc<Slot>)>> = const { RefCell::new(None) };
+}
+
+/// The calling thread will be at its request for long. Where it is a worker, another one is started
+/// in its place unless enough are left that serve.
+pub(super) fn stand_in() {
+    PLACE.with_borrow(|place| {
+        if let Some((pool, slot)) = place
+            && !slot.is_away.swap(true, SeqCst)
+        {
+            pool.replace_the_held_up();
+        }
+    });
 }
 
 struct Pool {
@@ -130,6 +151,7 @@ impl Pool {
 
     fn work(self: &Arc<Self>, slot: &Arc<Slot>) {
         let mut buffer = vec![0; BUFFER_SIZE];
+        PLACE.set(Some((self.clone(), slot.clone())));
         loop {
             let message = match self.session.receive(&mut buffer) {
                 Ok(Some(message)) => message,
@@ -149,6 +171,7 @@ impl Pool {
                 log::error!("{}: a request was given up after a panic", self.session.name());
             }
             slot.began.store(0, SeqCst);
+            slot.is_away.store(false, SeqCst);
             if self.session.is_held_up() {
                 self.rouse();
             }
@@ -157,6 +180,7 @@ impl Pool {
                 break;
             }
         }
+        PLACE.take();
         self.forget_worker(slot);
     }
 
@@ -222,7 +246,7 @@ impl Pool {
             let slots = self.slots.lock();
             let held_up = |slot: &&Arc<Slot>| {
                 let began = slot.began.load(SeqCst);
-                began != 0 && began < tick
+                began != 0 && (began < tick || slot.is_away.load(SeqCst))
             };
             slots.len() - slots.iter().filter(held_up).count()
         };
@@ -265,11 +289,17 @@ mod tests {
     struct Stuck {
         open: std::sync::Mutex<bool>,
         opened: std::sync::Condvar,
+        /// A worker that is stuck has said so.
+        says_so: bool,
     }
 
     impl Door for Stuck {
         fn request(&self, _: Header, request: Request<'_>, responder: Responder) {
             if request == Request::StatFs {
+                if self.says_so {
+                    stand_in();
+                    stand_in();
+                }
                 let open = self.open.lock().unwrap();
                 drop(self.opened.wait_while(open, |open| !*open).unwrap());
             }
@@ -279,10 +309,17 @@ mod tests {
     }
 
     fn scene() -> (OwnedFd, Arc<Pool>, Arc<Stuck>, mpsc::Receiver<()>) {
+        scene_of(false, Duration::from_millis(20))
+    }
+
+    fn scene_of(
+        says_so: bool,
+        stuck: Duration,
+    ) -> (OwnedFd, Arc<Pool>, Arc<Stuck>, mpsc::Receiver<()>) {
         let (kernel, ours) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::empty()).unwrap();
-        let door = Arc::new(Stuck { open: false.into(), opened: Default::default() });
-        let limits = WorkerLimits { least: 2, most: 5, stuck: Duration::from_millis(20) };
+        let door = Arc::new(Stuck { open: false.into(), opened: Default::default(), says_so });
+        let limits = WorkerLimits { least: 2, most: 5, stuck };
         let (tell, ended) = mpsc::channel();
         let on_end = Box::new(move || tell.send(()).unwrap());
         let pool = Pool::new(Session::new(ours, "test"), door.clone(), limits, on_end);
@@ -326,6 +363,27 @@ mod tests {
         drop(kernel);
         ended.recv_timeout(Duration::from_secs(20)).unwrap();
         wait_until("all workers have left", || pool.workers.load(SeqCst) == 0);
+    }
+
+    #[test]
+    fn who_says_that_a_request_takes_long_is_replaced_before_the_supervisor_looks() {
+        let (kernel, pool, door, _ended) = scene_of(true, Duration::from_secs(600));
+        for unique in [2, 4] {
+            nix::unistd::write(&kernel, &message(uapi::FUSE_STATFS, unique, 1, 1, &[])).unwrap();
+        }
+        nix::unistd::write(&kernel, &message(uapi::FUSE_GETATTR, 8, 1, 1, &[&[0; 16]])).unwrap();
+        let mut buffer = [0; 64];
+        nix::unistd::read(&kernel, &mut buffer).unwrap();
+        let first: uapi::fuse_out_header = uapi::parse(&buffer).unwrap();
+        assert_eq!(first.unique, 8, "answered past two workers that are at something long");
+        assert_eq!(pool.workers.load(SeqCst), 4, "one for each");
+
+        *door.open.lock().unwrap() = true;
+        door.opened.notify_all();
+        for _ in 0..2 {
+            nix::unistd::read(&kernel, &mut buffer).unwrap();
+        }
+        wait_until("two workers are left", || pool.workers.load(SeqCst) == 2);
     }
 
     #[test]

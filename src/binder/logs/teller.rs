@@ -34,8 +34,7 @@ pub(super) enum Next {
 }
 
 /// `print_binder_proc`, a line at a time.
-pub(super) struct Teller<'a> {
-    pub out: &'a mut String,
+pub(super) struct Teller {
     /// Not only what is under way.
     pub all: bool,
     /// Where the last thread's first line begins and ends.
@@ -49,11 +48,16 @@ macro_rules! behind {
     };
 }
 
-impl Teller<'_> {
+impl Teller {
     /// Tells what is next, and what comes after that. None: that was all.
-    pub fn tell(&mut self, view: &View<'_>, record: &ProcessInner, next: Next) -> Option<Next> {
+    pub fn tell(
+        &mut self,
+        out: &mut String,
+        view: &View<'_>,
+        record: &ProcessInner,
+        next: Next,
+    ) -> Option<Next> {
         handled();
-        let out = &mut *self.out;
         let graph = view.graph;
         Some(match next {
             Next::Thread { after } => match behind!(record.threads, after) {
