@@ -17,6 +17,7 @@
 //! | `target` | where a transaction goes |
 //! | `message` | how the buffer of a transaction is filled |
 //! | `delivery` | how what is read gets to its client; a drawing of a call's way |
+//! | `stop` | the same for a thread that is stopped on its way back to its program |
 //! | `outbox` | what was decided under the lock and is still to be done |
 //! | `copies` | the cap on copies to and from a client's memory that do not come back |
 //! | `oneway` | the calls that wait for a node |
@@ -56,6 +57,7 @@ mod reference;
 mod section;
 mod send;
 mod stats;
+mod stop;
 mod table;
 mod target;
 mod thread;
@@ -65,7 +67,9 @@ mod write;
 
 pub use copies::{AtOnce, Carriers, Copies};
 pub use limits::Limits;
-pub use ports::{Birth, Call, Completion, File, Identity, Poller, Task, Timers, Watching};
+pub use ports::{
+    Birth, Call, Completion, File, HeldThread, Identity, Poller, Task, Timers, Watching,
+};
 pub use stats::Stats;
 
 use crate::lock_order::rank;

@@ -22,6 +22,7 @@ pub mod ids;
 pub mod mounts;
 pub mod options;
 pub mod places;
+mod placing;
 pub mod reply;
 pub mod retry;
 pub mod security_context;
@@ -30,6 +31,9 @@ pub mod signals;
 mod stale;
 pub mod threads;
 pub mod timers;
+#[cfg_attr(not(target_arch = "x86_64"), path = "device/tracee_unknown.rs")]
+mod tracee;
+mod tracers;
 pub mod tree;
 pub mod wire;
 pub mod workers;
@@ -77,6 +81,8 @@ pub struct HubConfig {
     pub user_limits: UserLimits,
     /// What the installs of pages are probed with.
     pub probes: Probes,
+    /// Clients that have no other way for descriptors are not given any by stopping their threads.
+    pub never_trace: bool,
 }
 
 impl Hub {
@@ -92,7 +98,8 @@ impl Hub {
         let binder = Binder::with_carriers(timers, carriers.clone(), Limits::default());
         carriers.attend(&binder)?;
         let quotas = Quotas::new(&memory, config.user_limits);
-        let clients = Clients::start(carriers, config.security_contexts, quotas)?;
+        let clients =
+            Clients::start(carriers, config.security_contexts, quotas, !config.never_trace)?;
         let (probes, kept_maps) = (config.probes, Arc::default());
         Ok(Arc::new(Hub { binder, clients, memory, probes, kept_maps }))
     }
@@ -349,7 +356,10 @@ impl Open {
         responder: Responder,
         out: CopyOut,
     ) -> Option<binder::Due<'_>> {
-        let reply = Box::new(IoctlReply::new(responder, out));
+        let mut reply = Box::new(IoctlReply::new(responder, out));
+        if cmd == uapi::BINDER_WRITE_READ {
+            reply.can_be_held(self.client.clone(), header.tid);
+        }
         if uapi::ioc_type(cmd) == b'F' {
             let mut argument = argument;
             let result = self.private_ioctl(header, cmd, &mut argument).map(|()| 0);

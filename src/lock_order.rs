@@ -93,6 +93,8 @@ ranks! {
     Channel,
     /// The threads whose end is waited for (`device::threads`).
     WatchedThreads,
+    /// The threads that stop those of clients (`device::tracers`).
+    Tracers,
     /// The user namespaces of a client's threads (`device::ids`).
     UserNamespaces,
     /// The clients of a daemon, by pid.
@@ -168,10 +170,10 @@ impl Rank {
             // The shrinker zaps under both, and has let go of the LRU by then.
             Buffers => &[Lru, PageTable],
             SharedContexts | Attributes | Making | Stale | Created | Opens | Files | Listener
-            | Channel | Clients | WatchedThreads | UserNamespaces | Allowances | Starved
-            | Carriers | Watcher | Outbox | Slots | HeldUp | Supervisor | SessionEnd | Timers
-            | FreezeCallers | Missed | Latency | Gathered | InFlight | TransactionLog | Lru
-            | MmUsers | Maps | PageTable => &[],
+            | Channel | Clients | WatchedThreads | Tracers | UserNamespaces | Allowances
+            | Starved | Carriers | Watcher | Outbox | Slots | HeldUp | Supervisor | SessionEnd
+            | Timers | FreezeCallers | Missed | Latency | Gathered | InFlight | TransactionLog
+            | Lru | MmUsers | Maps | PageTable => &[],
         }
     }
 }

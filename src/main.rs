@@ -210,7 +210,9 @@ fn open_doors(
         Box::new(move || drop(tell.send(Event::Closed(door)))) as Box<dyn FnOnce() + Send>
     };
     let security_contexts = options.security_context.clone().unwrap_or_default();
-    let hub = Hub::with(memory, HubConfig { security_contexts, user_limits, probes })?;
+    let never_trace = options.never_trace;
+    let config = HubConfig { security_contexts, user_limits, probes, never_trace };
+    let hub = Hub::with(memory, config)?;
     let mut names = options.names.clone();
     names.sort();
     names.dedup();

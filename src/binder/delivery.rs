@@ -100,6 +100,13 @@ pub(crate) struct SenderPid {
     pub client: Option<Arc<dyn Task>>,
 }
 
+impl Delivered {
+    /// Where its return lies in the bytes: behind all others.
+    pub fn begins_at(&self) -> usize {
+        self.sender_pid_at - TransactionData::SENDER_PID - 4
+    }
+}
+
 impl Graph {
     /// The client has a transaction: a call goes on the thread's stack, anything else is done.
     pub fn settle_transaction(&mut self, thread_id: ThreadId, id: TransactionId) {
@@ -174,8 +181,25 @@ impl Graph {
         }
     }
 
+    /// Where a receiver has room for descriptors, and there was no way to give it some: who waits for
+    /// the transaction to be answered, or waits for this answer, is told why. (The driver has no such
+    /// failure.)
+    fn tell_refusal(&mut self, delivered: &Delivered, receiver: ThreadId, errno: Errno) {
+        if matches!(errno, Errno::ESRCH | Errno::EMFILE) {
+            return self.tell_shortage(delivered.id, errno);
+        }
+        let (command, param) = (Return::FailedReply.number(), -(errno as i32));
+        let error = ExtendedError { id: delivered.id.0 as u32, command, param };
+        self.set_error_of_sender(delivered.id, error);
+        if delivered.is_reply
+            && let Some(thread) = self.threads.get_mut(&receiver)
+        {
+            thread.extended_error = error;
+        }
+    }
+
     /// A transaction could not be given to its thread (`binder_cleanup_transaction`).
-    fn transaction_undelivered(&mut self, delivery: &Delivery, errno: Errno) {
+    pub(super) fn transaction_undelivered(&mut self, delivery: &Delivery, errno: Errno) {
         self.no_longer_delivering(delivery.thread);
         if let Some(thread) = self.threads.get_mut(&delivery.thread) {
             thread.known_read_buffer = None;
@@ -209,11 +233,37 @@ impl Graph {
     /// its buffer is freed, and the thread reads on; where it was a reply, it reads
     /// BR_FAILED_REPLY instead.
     fn files_undelivered(&mut self, mut delivery: Delivery, errno: Errno) -> Option<Answer> {
+        let delivered = self.take_undelivered(&mut delivery, errno)?;
+        delivery.bytes.truncate(delivered.begins_at());
+        let Delivery { thread, read, mut bytes, for_process, .. } = delivery;
+        if delivered.is_reply {
+            // In the place of the reply, and the end of the read as that is.
+            Return::FailedReply.encode(&mut bytes);
+            Some(self.deliver(thread, read, bytes, for_process, None))
+        } else {
+            self.continue_read(thread, read, bytes, for_process)
+        }
+    }
+
+    /// The same for a thread whose ioctl has been ended, to be called again: what it reads then.
+    pub(super) fn files_undelivered_in_stop(&mut self, mut delivery: Delivery, errno: Errno) {
+        let Some(delivered) = self.take_undelivered(&mut delivery, errno) else { return };
+        let id = delivery.thread;
+        if delivered.is_reply
+            && let Some(thread) = self.threads.get_mut(&id)
+            && thread.reply_error.replace(Return::FailedReply).is_none()
+        {
+            self.enqueue_thread_work(id, Work::ReplyError);
+        }
+    }
+
+    /// Takes a transaction whose descriptors were not installed off a delivery, and has it fail.
+    fn take_undelivered(&mut self, delivery: &mut Delivery, errno: Errno) -> Option<Delivered> {
         self.no_longer_delivering(delivery.thread);
-        self.spawn_unrequested(&delivery);
-        let delivered = delivery.transaction.take()?;
-        self.effects.push(Effect::DropFiles(delivered.fixups));
-        self.tell_shortage(delivered.id, errno);
+        self.spawn_unrequested(delivery);
+        let mut delivered = delivery.transaction.take()?;
+        self.effects.push(Effect::DropFiles(std::mem::take(&mut delivered.fixups)));
+        self.tell_refusal(&delivered, delivery.thread, errno);
         if let Some(transaction) = self.transactions.get_mut(&delivered.id) {
             transaction.buffer = None;
         }
@@ -223,15 +273,7 @@ impl Graph {
         }
         self.cleanup_transaction(delivered.id, Return::FailedReply);
         self.free_buffer(process, delivered.buffer.offset, Some(delivery.thread));
-        delivery.bytes.truncate(delivered.sender_pid_at - TransactionData::SENDER_PID - 4);
-        let Delivery { thread, read, mut bytes, for_process, .. } = delivery;
-        if delivered.is_reply {
-            // In the place of the reply, and the end of the read as that is.
-            Return::FailedReply.encode(&mut bytes);
-            Some(self.deliver(thread, read, bytes, for_process, None))
-        } else {
-            self.continue_read(thread, read, bytes, for_process)
-        }
+        Some(delivered)
     }
 }
 
@@ -305,15 +347,19 @@ impl Delivery {
     /// to be read next.
     fn carry_out(mut self) -> Option<Answer> {
         let process = self.read.process.clone();
-        let arrays = match self.install_files() {
+        let has_files = self.transaction.as_ref().is_some_and(|it| !it.fixups.is_empty());
+        let installed = match has_files.then(|| self.read.reply.hold_thread()).flatten() {
+            Some(Ok(held)) => {
+                self.carry_out_in_stop(held);
+                return None;
+            }
+            Some(Err(errno)) => Err(errno),
+            None => self.install_files(),
+        };
+        let arrays = match installed {
             Ok(arrays) => arrays,
             Err(errno) => {
-                client_log!(
-                    Kind::FilesNotInstalled,
-                    "{}:{} cannot be given the descriptors of a transaction: {errno}",
-                    process.pid,
-                    self.tid
-                );
+                self.log_refusal(errno);
                 return process.context.locked(|graph| graph.files_undelivered(self, errno));
             }
         };
@@ -322,10 +368,7 @@ impl Delivery {
             self.fail(errno);
             return None;
         }
-        returns_in(&self.bytes).for_each(|number| process.count_return(number));
-        if self.spawn_looper {
-            process.count_return(uapi::BR_SPAWN_LOOPER);
-        }
+        self.count_returns();
         if self.is_step {
             let Delivery { thread, mut read, bytes, for_process, .. } = self;
             read.call.read_consumed += bytes.len() as u64;
@@ -333,6 +376,22 @@ impl Delivery {
                 .context
                 .locked(|graph| graph.continue_read(thread, read, FewBytes::new(), for_process));
         }
+        self.settle(arrays);
+        self.read.reply.send(Ok(0), self.read.call.as_bytes());
+        None
+    }
+
+    pub(super) fn count_returns(&self) {
+        let process = &self.read.process;
+        returns_in(&self.bytes).for_each(|number| process.count_return(number));
+        if self.spawn_looper {
+            process.count_return(uapi::BR_SPAWN_LOOPER);
+        }
+    }
+
+    /// The client has it all, and is about to be told so. `arrays` are closed with the buffer.
+    pub(super) fn settle(&mut self, arrays: Vec<i32>) {
+        let process = self.read.process.clone();
         if let Some(delivered) = &self.transaction {
             process.alloc.set_allow_user_free(&delivered.buffer, true);
             if !delivered.settled {
@@ -345,12 +404,19 @@ impl Delivery {
             process.attend_thread(self.thread);
         }
         self.read.call.read_consumed += self.bytes.len() as u64;
-        self.read.reply.send(Ok(0), self.read.call.as_bytes());
-        None
+    }
+
+    pub(super) fn log_refusal(&self, errno: Errno) {
+        client_log!(
+            Kind::FilesNotInstalled,
+            "{}:{} cannot be given the descriptors of a transaction: {errno}",
+            self.read.process.pid,
+            self.tid
+        );
     }
 
     /// The returns did not reach the client: its read fails, and with it the transaction that came.
-    fn fail(mut self, errno: Errno) {
+    pub(super) fn fail(mut self, errno: Errno) {
         let context = self.read.process.context.clone();
         shortage::note(&errno);
         context.locked(|graph| graph.transaction_undelivered(&self, errno));
@@ -361,38 +427,36 @@ impl Delivery {
     /// Installs a transaction's descriptors in the client and writes their numbers into the
     /// buffer; returns those that are closed with the buffer (`binder_apply_fd_fixups`).
     fn install_files(&mut self) -> Result<Vec<i32>, Errno> {
-        let mut arrays = Vec::new();
-        let Some(delivered) = &mut self.transaction else {
-            return Ok(arrays);
+        let Some(delivered) = self.transaction.as_ref().filter(|it| !it.fixups.is_empty()) else {
+            return Ok(Vec::new());
         };
-        if delivered.fixups.is_empty() {
-            return Ok(arrays);
-        }
         let process = &self.read.process;
         let files = delivered.fixups.iter().map(|fixup| fixup.file.clone()).collect();
         let numbers = process.task.install_files(self.tid, files)?;
-        for (fixup, number) in delivered.fixups.iter().zip(&numbers) {
-            let number = *number as u32;
-            let written = process.alloc.copy_to_buffer(
-                &delivered.buffer,
-                fixup.offset,
-                &number.to_ne_bytes(),
-            );
-            if let Err(errno) = written {
-                process.task.close_files(&numbers);
-                return Err(errno);
+        self.write_numbers(&numbers).inspect_err(|_| {
+            self.read.process.task.close_files(&numbers);
+        })
+    }
+
+    /// Writes the numbers of a transaction's descriptors into its buffer; returns those of arrays.
+    pub(super) fn write_numbers(&mut self, numbers: &[i32]) -> Result<Vec<i32>, Errno> {
+        let mut arrays = Vec::new();
+        let alloc = &self.read.process.alloc;
+        if let Some(delivered) = &mut self.transaction {
+            for (fixup, number) in delivered.fixups.iter().zip(numbers) {
+                alloc.copy_to_buffer(&delivered.buffer, fixup.offset, &number.to_ne_bytes())?;
+                if fixup.in_array {
+                    arrays.push(*number);
+                }
             }
-            if fixup.in_array {
-                arrays.push(number as i32);
-            }
+            delivered.fixups.clear();
         }
-        delivered.fixups.clear();
         Ok(arrays)
     }
 
     /// What depends on the receiver and is not known under the lock: how it sees the sender's
     /// pid and uid, and its own nice value.
-    fn finish_record(&mut self) {
+    pub(super) fn finish_record(&mut self) {
         let Some(delivered) = &self.transaction else {
             return;
         };
@@ -425,7 +489,7 @@ impl Delivery {
     }
 
     /// All or EFAULT.
-    fn write(&mut self) -> Result<(), Errno> {
+    pub(super) fn write(&mut self) -> Result<(), Errno> {
         let call = &self.read.call;
         let spawn = uapi::BR_SPAWN_LOOPER.to_ne_bytes();
         if self.spawn_looper {

@@ -64,7 +64,7 @@ impl Process {
 
     /// BINDER_WRITE_READ: first the write part, then the read part. Consumed counts are copied
     /// back on errors and signals too.
-    fn write_read(self: &Arc<Self>, mut section: Section<'_>, call: Call) {
+    fn write_read(self: &Arc<Self>, mut section: Section<'_>, mut call: Call) {
         let Ok(mut data) = WriteRead::read_from_bytes(&call.arg) else {
             return call.reply.send(Err(Errno::EINVAL), &call.arg);
         };
@@ -81,6 +81,7 @@ impl Process {
             if result.is_err() {
                 data.read_consumed = 0;
             }
+            self.close_freed_files(&mut section, &mut call);
         } else if data.read_size > 0 {
             // It will be asked for: outside the section, then.
             known.nice(self, call.tid);
@@ -106,6 +107,21 @@ impl Process {
             Ok(()) => call.reply.send(result.map(|()| 0), data.as_bytes()),
             // Nothing was done: there is no thread that could have done it.
             Err(errno) => call.reply.send(Err(errno), &call.arg),
+        }
+    }
+
+    /// Descriptors of buffers that the caller has freed are closed before it is back in its program
+    /// (`binder_deferred_fd_close`).
+    fn close_freed_files(&self, section: &mut Section<'_>, call: &mut Call) {
+        let Ok((graph, id)) = section.enter() else { return };
+        let Some(thread) = graph.threads.get_mut(&id) else { return };
+        if thread.close_on_return.is_empty() {
+            return;
+        }
+        let numbers = std::mem::take(&mut thread.close_on_return);
+        section.leave();
+        if !self.task.close_files(&numbers) {
+            call.reply.close_on_return(numbers);
         }
     }
 

@@ -31,8 +31,6 @@ pub(crate) enum Effect {
     Answer(Answer),
     Poll(Notice),
     FreeBuffer(Arc<Process>, Buffer),
-    /// Close descriptors that a freed buffer held, in the client.
-    CloseFiles(Arc<Process>, Vec<i32>),
     /// Files that did not arrive; dropped outside the lock, for that may close them.
     DropFiles(Vec<Fixup>),
     /// A frozen process has no outstanding transactions any more: who waits for that.
@@ -114,7 +112,6 @@ impl Shared {
                 }
                 Effect::Poll(notice) => notice.give(),
                 Effect::FreeBuffer(process, buffer) => process.alloc.free_buf(&buffer),
-                Effect::CloseFiles(process, files) => process.task.close_files(&files),
                 Effect::DropFiles(files) => drop(files),
                 Effect::DropProcess(process) => drop(process),
                 Effect::DropRecord(record) => drop(record),

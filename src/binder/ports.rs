@@ -28,11 +28,33 @@ pub trait Completion: Send {
         false
     }
 
+    /// The caller has freed a buffer with descriptors of its own in it, and is to close them before it
+    /// is back in its program: for clients whose [`Task::close_files`] says false.
+    fn close_on_return(&mut self, _numbers: Vec<i32>) {}
+
+    /// Has the calling thread stop when this ioctl ends, to be given descriptors. None: there is
+    /// another way ([`Task::install_files`]). It fails with the caller as it was. Where it does
+    /// not, the ioctl is to be ended with [`Completion::restart`].
+    fn hold_thread(&mut self) -> Option<Result<Box<dyn HeldThread>, Errno>> {
+        None
+    }
+
     /// Ends the ioctl as ERESTARTSYS does: after the signal's handler it is called again or fails
     /// with EINTR, as SA_RESTART says.
     fn restart(self: Box<Self>, out: &[u8]) {
         self.send(Err(Errno::EINTR), out);
     }
+}
+
+/// A thread of a client that stops, or has stopped, between its ioctl and its program. Dropped, it
+/// calls the ioctl again, and has none of the descriptors that it was given.
+pub trait HeldThread: Send {
+    /// Installs descriptors, all or none; their numbers. EMFILE: the client has too few; ESRCH: it
+    /// is gone; ETIMEDOUT: it does not come to its stop.
+    fn install_files(&mut self, files: Vec<Arc<dyn File>>) -> Result<Vec<i32>, Errno>;
+
+    /// The ioctl returns `result` with its argument being `out`; `closing` are closed first.
+    fn finish(self: Box<Self>, result: Result<i32, Errno>, out: &[u8], closing: &[i32]);
 }
 
 /// One ioctl, as the device hands it to the engine.
@@ -78,14 +100,15 @@ pub trait Task: Send + Sync {
     /// `fget` in the calling thread: EBADF when it has no such descriptor.
     fn take_file(&self, tid: i32, fd: i32) -> Result<Arc<dyn File>, Errno>;
 
-    /// Whether [`Task::install_files`] has a way into this client.
+    /// Whether [`Task::install_files`] or [`Completion::hold_thread`] has a way into this client.
     fn accepts_files(&self) -> bool;
 
     /// Puts files into the client, all or none, and returns their numbers there.
     fn install_files(&self, tid: i32, files: Vec<Arc<dyn File>>) -> Result<Vec<i32>, Errno>;
 
-    /// Closes descriptors in the client (a freed buffer's descriptor arrays).
-    fn close_files(&self, fds: &[i32]);
+    /// Closes descriptors in the client (a freed buffer's descriptor arrays). False: only the thread
+    /// that has freed the buffer can do so ([`Completion::close_on_return`]).
+    fn close_files(&self, fds: &[i32]) -> bool;
 
     /// The cap on copies to and from this client's memory, for this open file.
     fn copies(&self) -> Arc<Copies> {

@@ -65,6 +65,9 @@ pub(crate) struct Thread {
     pub return_error: Option<Return>,
     pub reply_error: Option<Return>,
     pub extended_error: ExtendedError,
+    /// Descriptors of the client that are to be closed before its ioctl returns, of buffers that it
+    /// has freed in it.
+    pub close_on_return: Vec<i32>,
     pub parked: Option<Parked>,
     /// The transaction that is being written to its memory, and stands in no list meanwhile.
     pub delivering: Option<TransactionId>,
@@ -111,6 +114,7 @@ impl Graph {
                 return_error: None,
                 reply_error: None,
                 extended_error: ExtendedError::NONE,
+                close_on_return: Vec::new(),
                 parked: None,
                 delivering: None,
                 polled_in_vain: None,

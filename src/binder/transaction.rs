@@ -379,11 +379,12 @@ impl Graph {
         {
             self.next_async_transaction(node);
         }
-        if !buffer.close_on_free.is_empty() {
-            if let Some(thread) = thread.and_then(|id| self.threads.get_mut(&id)) {
-                thread.looper_need_return = true;
-            }
-            self.effects.push(Effect::CloseFiles(owner.clone(), buffer.close_on_free));
+        // Where no thread of the client's frees it, the client is gone, and they with it.
+        if !buffer.close_on_free.is_empty()
+            && let Some(thread) = thread.and_then(|id| self.threads.get_mut(&id))
+        {
+            thread.looper_need_return = true;
+            thread.close_on_return.extend(buffer.close_on_free);
         }
         let freed = Some((owner, buffer.buffer));
         self.release_held_and_free(process, buffer.target_node, buffer.held, freed);

@@ -62,6 +62,11 @@ pub struct Options {
           default_missing_value = "global")]
     pub stats: Stats,
 
+    /// Never stop a thread of a client to give it descriptors: transactions with descriptors reach only those clients that
+    /// have called the fakebinder-client library's Device::accept_files
+    #[arg(long)]
+    pub never_trace: bool,
+
     /// Stay in the foreground, and log to standard error (the default)
     #[arg(long, conflicts_with = "daemonize")]
     pub foreground: bool,

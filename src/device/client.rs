@@ -2,6 +2,8 @@
 
 use super::security_context::SecurityContexts;
 use super::threads::{self, Threads};
+use super::tracee::IS_KNOWN;
+use super::tracers::{self, Tracers};
 use super::{files::Channel, ids};
 use crate::binder::copies::{Allowance, COPIES, Carriers, Copies};
 use crate::client_log::{Caller, Kind, client_log, user_error};
@@ -15,6 +17,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use std::any::Any;
 use std::collections::HashMap;
 use std::fs;
+use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -47,6 +50,24 @@ impl binder::File for TakenFile {
     }
 }
 
+/// Our numbers of files. EBADF: one is not a file that was taken from a client.
+pub(super) fn taken_descriptors(files: &[Arc<dyn binder::File>]) -> Result<Vec<RawFd>, Errno> {
+    let number = |file: &Arc<dyn binder::File>| {
+        let taken = file.as_any().downcast_ref::<TakenFile>()?;
+        Some(taken.file.as_ref()?.as_raw_fd())
+    };
+    files.iter().map(number).collect::<Option<_>>().ok_or(Errno::EBADF)
+}
+
+/// Whether a process runs a 64-bit program: what the head of its file says.
+fn is_64_bit(pid: i32) -> bool {
+    const EI_CLASS: usize = 4;
+    const ELFCLASS64: u8 = 2;
+    let mut head = [0; EI_CLASS + 1];
+    let file = fs::File::open(format!("/proc/{pid}/exe"));
+    file.and_then(|mut file| file.read_exact(&mut head)).is_ok() && head[EI_CLASS] == ELFCLASS64
+}
+
 /// Copies of one process that may be on their way at a time, whatever it has open: all of them may
 /// stall, and hold a thread each.
 const COPIES_OF_A_PROCESS: usize = 32;
@@ -74,6 +95,7 @@ pub struct Client {
     /// It has been said that there is none.
     said_no_channel: AtomicBool,
     watched_threads: threads::Count,
+    is_64_bit: OnceLock<bool>,
 }
 
 /// Where a process stands among the pid namespaces.
@@ -142,6 +164,8 @@ pub struct Clients {
     taken: AtomicUsize,
     security_contexts: SecurityContexts,
     quotas: Quotas,
+    /// None where clients' threads are never to be stopped.
+    tracers: Option<Arc<Tracers>>,
 }
 
 impl Clients {
@@ -150,6 +174,7 @@ impl Clients {
         carriers: Arc<dyn Carriers>,
         security_contexts: SecurityContexts,
         quotas: Quotas,
+        may_trace: bool,
     ) -> std::io::Result<Arc<Clients>> {
         // A quarter of this process's descriptors may be those of threads.
         let threads = Threads::start(most_taken() / 2)?;
@@ -161,6 +186,7 @@ impl Clients {
             taken: AtomicUsize::new(0),
             security_contexts,
             quotas,
+            tracers: may_trace.then(Arc::default),
         }))
     }
 
@@ -210,6 +236,7 @@ impl Clients {
             channel: Mutex::new(None),
             said_no_channel: AtomicBool::new(false),
             watched_threads: threads::Count::default(),
+            is_64_bit: OnceLock::new(),
         });
         self.by_pid.lock().insert(pid, Arc::downgrade(&client));
         Ok(client)
@@ -234,6 +261,29 @@ impl Client {
     /// ENOTCONN: it has not attached; else as [`Channel::offer`].
     pub fn offer_slots(&self, slots: &uapi::fakebinder_slots) -> Result<(), Errno> {
         self.channel.lock().as_mut().ok_or(Errno::ENOTCONN)?.offer(slots)
+    }
+
+    /// Whether it has a way of its own for descriptors.
+    pub fn has_slots(&self) -> bool {
+        self.channel.lock().as_ref().is_some_and(Channel::receives)
+    }
+
+    /// Whether its threads can be stopped, as far as that can be told of the process: it is a 64-bit
+    /// program, and we may trace it.
+    fn can_be_traced(&self) -> bool {
+        // No descriptor has this number: EBADF says that we may have one.
+        let may = || client_mem::pidfd_getfd(self.pidfd.as_fd(), i32::MAX).err();
+        self.clients.tracers.is_some()
+            && IS_KNOWN
+            && *self.is_64_bit.get_or_init(|| is_64_bit(self.pid))
+            && may() == Some(Errno::EBADF)
+    }
+
+    /// See [`Tracers::hold`]. EOPNOTSUPP: threads of clients are not to be stopped.
+    pub fn hold_thread(&self, tid: i32, closing: Vec<i32>) -> Result<tracers::Held, Errno> {
+        let tracers = self.clients.tracers.as_ref().ok_or(Errno::EOPNOTSUPP)?;
+        let (pid, pidfd, uid) = (self.pid, self.pidfd.clone(), self.uid);
+        tracers.hold(tracers::Subject { pid, pidfd, uid, tid }, closing)
     }
 
     fn namespaces(&self) -> Option<&Namespaces> {
@@ -282,12 +332,13 @@ impl binder::Task for Client {
     }
 
     fn accepts_files(&self) -> bool {
-        let accepts = self.channel.lock().as_ref().is_some_and(Channel::receives);
+        let accepts = self.has_slots() || self.can_be_traced();
         if !accepts && !self.said_no_channel.swap(true, Ordering::Relaxed) {
             client_log!(
                 Kind::NoWayForFiles,
                 "a transaction with descriptors to process {} was refused: it has no way to receive them \
-                 (clients of the fakebinder-client library have, after Device::accept_files)",
+                 (it takes a 64-bit program that this daemon may trace, or one that has called the fakebinder-client \
+                 library's Device::accept_files)",
                 self.pid
             );
         }
@@ -299,23 +350,19 @@ impl binder::Task for Client {
         _tid: i32,
         files: Vec<Arc<dyn binder::File>>,
     ) -> Result<Vec<i32>, Errno> {
-        let descriptors: Option<Vec<RawFd>> = files
-            .iter()
-            .map(|file| {
-                let taken = file.as_any().downcast_ref::<TakenFile>()?;
-                Some(taken.file.as_ref()?.as_raw_fd())
-            })
-            .collect();
-        let descriptors = descriptors.ok_or(Errno::EBADF)?;
+        let descriptors = taken_descriptors(&files)?;
         self.channel.lock().as_mut().ok_or(Errno::EOPNOTSUPP)?.install(&descriptors)
     }
 
-    fn close_files(&self, fds: &[i32]) {
-        if let Some(channel) = &*self.channel.lock()
-            && let Err(error) = channel.close(fds)
-        {
+    fn close_files(&self, fds: &[i32]) -> bool {
+        let channel = self.channel.lock();
+        let Some(channel) = channel.as_ref().filter(|channel| channel.receives()) else {
+            return false;
+        };
+        if let Err(error) = channel.close(fds) {
             log::debug!("process {} keeps descriptors of a freed buffer: {error}", self.pid);
         }
+        true
     }
 
     fn copies(&self) -> Arc<Copies> {
@@ -434,7 +481,7 @@ mod tests {
         let memory = Memory::new(MemoryConfig::default());
         let quotas = Quotas::new(&memory, UserLimits::NONE);
         let carriers = Arc::new(binder::AtOnce);
-        let clients = Clients::start(carriers, SecurityContexts::default(), quotas).unwrap();
+        let clients = Clients::start(carriers, SecurityContexts::default(), quotas, true).unwrap();
         let seen = clients.clone();
         std::thread::spawn(move || {
             let tid = nix::unistd::gettid().as_raw();

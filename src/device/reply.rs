@@ -1,8 +1,9 @@
 //! The end of an ioctl: where its result and its argument go, whichever thread ends it.
 
+use super::client::Client;
 use super::retry::READ_SIZE;
 use super::session::{Responder, Session};
-use crate::binder;
+use crate::binder::{self, HeldThread};
 use crate::client_mem::{ClientMemory, GatheredMemory, ProcessMemory};
 use crate::{Errno, uapi};
 use std::sync::Arc;
@@ -43,12 +44,21 @@ pub enum CopyOut {
 pub struct IoctlReply {
     responder: Responder,
     out: CopyOut,
+    /// Whose thread waits, and its number, if it can be stopped at the end of this ioctl.
+    caller: Option<(Arc<Client>, i32)>,
+    /// Descriptors that the caller is to close before it is back in its program.
+    closing: Vec<i32>,
 }
 
 impl IoctlReply {
     /// Ends the ioctl of `responder`, with its argument going where `out` says.
     pub fn new(responder: Responder, out: CopyOut) -> IoctlReply {
-        IoctlReply { responder, out }
+        IoctlReply { responder, out, caller: None, closing: Vec::new() }
+    }
+
+    /// The calling thread may be stopped when this ends.
+    pub fn can_be_held(&mut self, client: Arc<Client>, tid: i32) {
+        self.caller = Some((client, tid));
     }
 }
 
@@ -65,6 +75,19 @@ impl binder::Completion for IoctlReply {
         self.finish(result.unwrap_or_else(|error| -(error as i32)), argument);
     }
 
+    fn close_on_return(&mut self, numbers: Vec<i32>) {
+        self.closing.extend(numbers);
+    }
+
+    fn hold_thread(&mut self) -> Option<Result<Box<dyn HeldThread>, Errno>> {
+        let (client, tid) = self.caller.as_ref()?;
+        if client.has_slots() || matches!(self.out, CopyOut::Gathered { .. }) {
+            return None;
+        }
+        let held = client.hold_thread(*tid, std::mem::take(&mut self.closing));
+        Some(held.map(|held| Box::new(held) as Box<dyn HeldThread>))
+    }
+
     fn restart(self: Box<Self>, argument: &[u8]) {
         self.finish(-ERESTARTSYS, argument);
     }
@@ -72,7 +95,15 @@ impl binder::Completion for IoctlReply {
 
 impl IoctlReply {
     fn finish(self, result: i32, argument: &[u8]) {
-        let IoctlReply { responder, out } = self;
+        let IoctlReply { responder, out, caller, closing } = self;
+        // It lets the thread go on when it is dropped.
+        let _held = caller.filter(|_| !closing.is_empty()).and_then(|(client, tid)| {
+            let held = client.hold_thread(tid, closing);
+            let log = |errno: &Errno| {
+                log::debug!("thread {tid} keeps descriptors of a freed buffer: {errno}");
+            };
+            held.inspect_err(log).ok()
+        });
         match out {
             CopyOut::Nothing => responder.ioctl(result, &[]),
             CopyOut::Message { size } => {

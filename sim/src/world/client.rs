@@ -140,12 +140,13 @@ impl Task for SimClient {
         Ok(files.into_iter().map(|file| self.add_file(file)).collect())
     }
 
-    fn close_files(&self, fds: &[i32]) {
+    fn close_files(&self, fds: &[i32]) -> bool {
         assert_nothing_held();
         let mut table = self.files.lock();
         for fd in fds {
             assert!(table.remove(fd).is_some(), "descriptor {fd} is closed twice");
         }
+        true
     }
 
     fn nice(&self, tid: i32) -> i32 {

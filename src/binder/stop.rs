@@ -1,0 +1,77 @@
+//! Delivery of descriptors to a client that has no way of its own for them: its thread is stopped
+//! between its ioctl and its program, and installs them itself ([`HeldThread`]).
+//!
+//! The ioctl is ended first, as one that is to be called again, so that whatever fails from there on
+//! leaves a thread that reads on by itself, in a new ioctl: nothing is to be undone in it. What came
+//! before the transaction is written, and the argument says so. When all has arrived, the ioctl gets
+//! its result after all.
+
+use super::delivery::Delivery;
+use super::{Completion, HeldThread};
+use crate::Errno;
+use crate::shortage;
+use zerocopy::IntoBytes;
+
+/// The reply of an ioctl that has been ended.
+struct Ended;
+
+impl Completion for Ended {
+    fn interrupted(&self) -> bool {
+        false
+    }
+
+    fn send(self: Box<Self>, _result: Result<i32, Errno>, _out: &[u8]) {}
+}
+
+impl Delivery {
+    /// Carries out a delivery with descriptors; `held` is the thread that it is for.
+    pub(super) fn carry_out_in_stop(mut self, mut held: Box<dyn HeldThread>) {
+        let process = self.read.process.clone();
+        if let Err(errno) = self.end_ioctl() {
+            return self.fail(errno);
+        }
+        let fixups = self.transaction.iter().flat_map(|it| &it.fixups);
+        let files = fixups.map(|fixup| fixup.file.clone()).collect();
+        let numbers = match held.install_files(files) {
+            Ok(numbers) => numbers,
+            Err(errno) => {
+                self.log_refusal(errno);
+                process.context.locked(|graph| graph.files_undelivered_in_stop(self, errno));
+                // Only now, for the thread reads on.
+                return drop(held);
+            }
+        };
+        let arrays = match self.write_numbers(&numbers) {
+            Ok(arrays) => arrays,
+            Err(errno) => {
+                process.context.locked(|graph| graph.files_undelivered_in_stop(self, errno));
+                return drop(held);
+            }
+        };
+        self.finish_record();
+        if let Err(errno) = self.write() {
+            shortage::note(&errno);
+            process.context.locked(|graph| graph.transaction_undelivered(&self, errno));
+            self.read.call.read_consumed = self.read.start;
+            return held.finish(Err(errno), self.read.call.as_bytes(), &numbers);
+        }
+        self.count_returns();
+        self.settle(arrays);
+        held.finish(Ok(0), self.read.call.as_bytes(), &[]);
+    }
+
+    /// Ends the ioctl as one that is called again, with what comes before the transaction.
+    fn end_ioctl(&mut self) -> Result<(), Errno> {
+        let mut call = self.read.call;
+        let before = self.transaction.as_ref().map_or(0, |it| it.begins_at());
+        // BR_NOOP alone is as good as nothing: the next read writes it again.
+        if before > 4 || (before > 0 && call.read_consumed > 0) {
+            let address = call.read_buffer.wrapping_add(call.read_consumed);
+            self.read.memory.write(address, &self.bytes[..before])?;
+            call.read_consumed += before as u64;
+        }
+        let reply = std::mem::replace(&mut self.read.reply, Box::new(Ended));
+        reply.restart(call.as_bytes());
+        Ok(())
+    }
+}
