@@ -5,7 +5,7 @@ use super::scene::*;
 use super::{Scene, group};
 use fakebinder_client::{Errno, Object, uapi};
 
-group! { "descriptor", files: true;
+group! { "descriptor":
     a_file_arrives_with_a_number_of_the_receivers,
     it_is_close_on_exec,
     the_sender_keeps_its_own,

@@ -59,8 +59,6 @@ use scene::Scene;
 /// The tests of one noun.
 struct Group {
     name: &'static str,
-    /// Whether its processes must be ready for files in transactions.
-    files: bool,
     tests: &'static [(&'static str, Act)],
 }
 
@@ -94,12 +92,8 @@ const GROUPS: &[Group] = &[
 /// Names a group after its file, and its tests after their functions.
 macro_rules! group {
     ($name:literal: $($test:ident),* $(,)?) => {
-        group! { $name, files: false; $($test),* }
-    };
-    ($name:literal, files: $files:literal; $($test:ident),* $(,)?) => {
         pub(super) const GROUP: super::Group = super::Group {
             name: $name,
-            files: $files,
             tests: &[$((stringify!($test), $test)),*],
         };
     };

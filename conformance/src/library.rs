@@ -1,27 +1,19 @@
 //! What a client library does for the process that it is in: mapping a device that the kernel does
-//! not map, and putting files that come with transactions in their places. The children of a scene
-//! do so, too, besides the system calls that they are told to make.
+//! not map. The children of a scene do so, too, besides the system calls that they are told to make.
 
-use fakebinder_client::{Errno, Files, connect, handshake, must_attach};
+use fakebinder_client::{Errno, handshake, must_attach};
 use fakebinder_sim::child::{Request, borrow, make_system_calls, result};
 use nix::sys::mman::{MapFlags, ProtFlags};
-use nix::sys::statfs::{FUSE_SUPER_MAGIC, fstatfs};
 use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const MAP: u64 = 0;
-const ACCEPT_FILES: u64 = 1;
 
 /// Maps a device as the client library does, by the attach handshake where mmap is missing. Gives
 /// the address.
 pub(super) fn map_request(fd: i32, size: u64, prot: i32, flags: i32) -> Request {
     Request::Special(MAP, [fd as u64, size, prot as u64, flags as u64, 0, 0])
-}
-
-/// Gets ready for files in transactions, as the client library does where a device needs it.
-pub(super) fn accept_files_request(fd: i32, slots: usize) -> Request {
-    Request::Special(ACCEPT_FILES, [fd as u64, slots as u64, 0, 0, 0, 0])
 }
 
 /// What a child does for a request.
@@ -32,19 +24,10 @@ pub(super) fn carry_out(request: Request) -> i64 {
         Request::Special(MAP, [fd, size, prot, flags, ..]) => {
             raw(map(fd as i32, size, prot as i32, flags as i32))
         }
-        Request::Special(ACCEPT_FILES, [fd, slots, ..]) => {
-            raw(accept_files(fd as i32, slots as usize).map(|()| 0))
-        }
         Request::Call(number, args) if number == libc::SYS_close as u64 => {
             // A client library closes what it keeps beside the device together with it.
             lock(&CHANNELS).remove(&(args[0] as i32));
-            lock(&FILES).remove(&(args[0] as i32));
             make_system_calls(request)
-        }
-        Request::Call(number, args) if number == libc::SYS_ioctl as u64 => {
-            let result = make_system_calls(request);
-            take_files(args[0] as i32);
-            result
         }
         _ => make_system_calls(request),
     }
@@ -52,31 +35,9 @@ pub(super) fn carry_out(request: Request) -> i64 {
 
 /// The sockets of attach handshakes, by the device that they belong to.
 static CHANNELS: Mutex<BTreeMap<i32, OwnedFd>> = Mutex::new(BTreeMap::new());
-/// Where files of transactions come in, by the device that they belong to.
-static FILES: Mutex<BTreeMap<i32, Files>> = Mutex::new(BTreeMap::new());
 
 fn lock<T>(map: &Mutex<T>) -> MutexGuard<'_, T> {
     map.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What [`Device::accept_files`](fakebinder_client::Device::accept_files) does.
-fn accept_files(fd: i32, slots: usize) -> Result<(), Errno> {
-    let device = descriptor(fd)?;
-    let channel = lock(&CHANNELS).remove(&fd);
-    let socket = match channel {
-        Some(socket) => socket,
-        None if fstatfs(device)?.filesystem_type() != FUSE_SUPER_MAGIC => return Ok(()),
-        None => connect(device)?.0,
-    };
-    lock(&FILES).insert(fd, Files::new(device, socket, slots)?);
-    Ok(())
-}
-
-/// Puts files that came with transactions in their places.
-fn take_files(fd: i32) {
-    if let (Some(files), Ok(device)) = (lock(&FILES).get(&fd), descriptor(fd)) {
-        let _ = files.receive(device);
-    }
 }
 
 fn map(fd: i32, size: u64, prot: i32, flags: i32) -> Result<u64, Errno> {

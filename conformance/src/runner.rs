@@ -69,19 +69,13 @@ pub fn list(filters: &[String]) -> Vec<String> {
     selected(filters).into_iter().map(|(name, _)| name).collect()
 }
 
-#[derive(Clone, Copy)]
-struct Test {
-    act: Act,
-    files: bool,
-}
-
-fn selected(filters: &[String]) -> Vec<(String, Test)> {
+fn selected(filters: &[String]) -> Vec<(String, Act)> {
     let mut all = Vec::new();
-    for &Group { name: group, files, tests } in GROUPS {
+    for &Group { name: group, tests } in GROUPS {
         for &(name, act) in tests {
             let name = format!("{group}/{name}");
             if filters.is_empty() || filters.iter().any(|filter| matches(filter, &name)) {
-                all.push((name, Test { act, files }));
+                all.push((name, act));
             }
         }
     }
@@ -112,8 +106,8 @@ pub fn run(options: &Options, mut each: impl FnMut(&Verdict)) -> nix::Result<Rep
     let mut report = Report::default();
     loop {
         while let Some(device) = idle.pop() {
-            let Some((name, test)) = waiting.pop_front() else { break };
-            running.push(start(name, test, device, options.timeout)?);
+            let Some((name, act)) = waiting.pop_front() else { break };
+            running.push(start(name, act, device, options.timeout)?);
         }
         if running.is_empty() {
             break;
@@ -145,16 +139,16 @@ pub fn run(options: &Options, mut each: impl FnMut(&Verdict)) -> nix::Result<Rep
     Ok(report)
 }
 
-fn start(name: String, test: Test, device: PathBuf, timeout: Duration) -> nix::Result<Running> {
+fn start(name: String, act: Act, device: PathBuf, timeout: Duration) -> nix::Result<Running> {
     let (result, ours) = pipe()?;
     // What is known to fail may do so by waiting in vain: not for long.
     let known = known_difference(&name, door(&device)).is_some();
     let patience = timeout.mul_f32(if known { 0.1 } else { 0.8 });
-    let scene = Scene { device: device.clone(), patience, blocking: false, files: test.files };
+    let scene = Scene { device: device.clone(), patience, blocking: false };
     let began = Instant::now();
     let group = fork(move || {
         let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
-        perform(test, &scene, &ours);
+        perform(act, &scene, &ours);
         0
     })?;
     // Also here: whichever of the two comes first.
@@ -170,7 +164,7 @@ thread_local! {
     static WHERE: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-fn perform(test: Test, scene: &Scene, result: &OwnedFd) {
+fn perform(act: Act, scene: &Scene, result: &OwnedFd) {
     std::panic::set_hook(Box::new(|info| {
         WHERE.with_borrow_mut(|place| {
             if place.is_empty() {
@@ -178,7 +172,7 @@ fn perform(test: Test, scene: &Scene, result: &OwnedFd) {
             }
         });
     }));
-    let text = match std::panic::catch_unwind(|| (test.act)(scene)) {
+    let text = match std::panic::catch_unwind(|| act(scene)) {
         Ok(()) => "passed".to_owned(),
         Err(payload) => {
             let place = WHERE.with_borrow(String::clone);

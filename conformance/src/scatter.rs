@@ -6,7 +6,7 @@ use super::scene::*;
 use super::{Scene, group};
 use fakebinder_client::{Errno, Object, uapi};
 
-group! { "scatter", files: true;
+group! { "scatter":
     a_buffer_arrives_beside_the_data,
     an_empty_buffer_is_fine,
     several_buffers_lie_one_behind_the_other,

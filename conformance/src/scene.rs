@@ -29,8 +29,6 @@ pub(super) struct Scene {
     pub(super) patience: Duration,
     /// Whether devices are opened without O_NONBLOCK.
     pub(super) blocking: bool,
-    /// Whether processes get ready for files in transactions, where that is needed.
-    pub(super) files: bool,
 }
 
 impl Scene {
@@ -80,8 +78,7 @@ impl Scene {
             ..Plan::default()
         };
         let mut child = Child::start(&plan).expect("a child process");
-        let files = self.files && self.door() != Door::Kernel;
-        let file = Rc::new(File::new(self.blocking, files));
+        let file = Rc::new(File::new(self.blocking));
         let threads = std::mem::take(&mut child.threads).into_iter();
         let threads = threads.map(|thread| Thread::new(thread, file.clone(), self)).collect();
         Process { threads, scene: self.clone(), child }

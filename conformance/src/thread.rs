@@ -37,16 +37,15 @@ pub(super) const KERNEL: u64 = 0xffff_8880_0000_0000;
 #[derive(Debug)]
 pub(super) struct File {
     blocking: bool,
-    files: bool,
     fd: Cell<i32>,
     start: Cell<u64>,
     len: Cell<u64>,
 }
 
 impl File {
-    pub(super) fn new(blocking: bool, files: bool) -> File {
+    pub(super) fn new(blocking: bool) -> File {
         let (start, len) = (Cell::new(0), Cell::new(0));
-        File { blocking, files, fd: Cell::new(-1), start, len }
+        File { blocking, fd: Cell::new(-1), start, len }
     }
 }
 
@@ -193,7 +192,7 @@ impl Thread {
     /// Another open of the device by the same thread: a process of its own, to the driver.
     #[track_caller]
     pub(super) fn open_again(&self) -> Thread {
-        let again = Thread { file: Rc::new(File::new(false, false)), ..self.clone() };
+        let again = Thread { file: Rc::new(File::new(false)), ..self.clone() };
         again.open();
         again
     }
@@ -207,10 +206,6 @@ impl Thread {
     pub(super) fn map(&self, size: u64) {
         self.map_with(size, libc::PROT_READ, libc::MAP_PRIVATE | libc::MAP_NORESERVE)
             .expect("mmap");
-        if self.file.files {
-            let accept = library::accept_files_request(self.fd(), 8);
-            assert_eq!(self.request(accept), 0, "getting ready for files");
-        }
     }
 
     /// Maps the device; the last mapping that worked is the one that reads look into.

@@ -59,7 +59,7 @@ struct Host {
 impl Host {
     /// `patience`: how long a step may take.
     fn new(device: &Path, patience: Duration) -> Host {
-        let scene = Scene { device: device.to_owned(), patience, blocking: false, files: true };
+        let scene = Scene { device: device.to_owned(), patience, blocking: false };
         Host { scene, setup: None }
     }
 
