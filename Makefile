@@ -7,7 +7,7 @@ help: ## this list
 
 # ---------------------------------------------------------------- building and trying it
 
-.PHONY: run build deps test-deps
+.PHONY: run build deps example test-deps
 run: build ## builds all, starts the daemon, sends 10,000 checked transactions, stops it
 	scripts/demo
 
@@ -16,6 +16,9 @@ build: deps ## builds the daemon and the client programs, optimized
 
 deps: ## installs what building takes, where it is missing
 	@scripts/install-deps
+
+example: build ## the C service and client of examples/c, on a daemon of their own (as root)
+	@scripts/example
 
 test-deps: ## installs what some tests take, too
 	@scripts/install-deps test
