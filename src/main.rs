@@ -51,9 +51,7 @@ struct HeapOptions(*const std::ffi::c_char);
 // SAFETY: it is a constant, and only read.
 unsafe impl Sync for HeapOptions {}
 
-/// What was free for a second is given back, by a thread of the allocator's own. No huge pages:
-/// where the machine gives those to whoever does not refuse, each arena would begin with 2 MiB, and
-/// a small control group be full before its budget is.
+/// What was free for a second is given back, by a thread of the allocator's own.
 #[unsafe(export_name = "_rjem_malloc_conf")]
 static HEAP_OPTIONS: HeapOptions = HeapOptions(
     c"background_thread:true,max_background_threads:1,dirty_decay_ms:1000,muzzy_decay_ms:0,thp:never"
@@ -64,6 +62,10 @@ fn main() -> ExitCode {
     let options = Options::parse();
     // Started again by --daemonize it would be called "exe", and `pkill fakebinderd` miss it.
     let _ = nix::sys::prctl::set_name(c"fakebinderd");
+    // Where the machine gives huge pages to whoever does not refuse, each arena of the heap would
+    // begin with 2 MiB, and a small control group be full before its budget is. (The heap's own
+    // option `thp` is not about that part of an arena; it serves before `main`.)
+    let _ = nix::sys::prctl::set_thp_disable(true);
     let filters = log_filters(std::env::var("RUST_LOG").ok().as_deref(), options.verbose);
     let drain = match log_to_standard_error(&filters) {
         Ok(drain) => drain,
