@@ -1,19 +1,19 @@
 //! Long work, in pieces: how much is done in one section under a context's lock, and what becomes
 //! of the rest.
 //!
-//! One client may have a million records, and everybody in its context waits for the lock. So
-//! whatever goes through something that a client makes as long as it likes takes [`AT_ONCE`] steps
-//! ([`Graph::spend`]) and leaves a [`Rest`]; [`Context::leave`] lets go of the lock and goes on
-//! with that in further sections, before its caller goes on. The driver lets go of its locks in the
-//! same places. Others may come in between: a rest names what it has come to by ids and keys, never
-//! by position, and finds nothing where that is gone.
+//! One client may have a million records, and everybody in its context waits for the lock. So a
+//! loop over something that a client can make as long as it likes takes [`AT_ONCE`] steps
+//! ([`Graph::spend`]) and leaves a [`Rest`]; [`Context::leave`] lets go of the lock and does the
+//! rest in further sections, before its caller goes on. The driver lets go of its locks in the same
+//! places. Other threads may come in between: a rest names how far it has come by ids and keys,
+//! never by position, and stops where they are gone.
 //!
-//! To release the lock is not enough: a thread that takes the lock again at once has it before a
+//! To let go of the lock is not enough: a thread that takes the lock again at once has it before a
 //! thread that has to be woken first, and several such threads keep all others waiting. So the lock
-//! is handed to whoever waits, and of all long work in a context one piece at a time wants it
-//! (`Context::long_work`).
+//! is handed to a waiting thread, and in each context one piece of long work at a time competes for
+//! it (`Context::long_work`).
 //!
-//! What is gone through in one section all the same, and why that is short:
+//! What is done in one section all the same, and why that is short:
 //! - the threads that wait for a process's work (`Graph::stop_waiting`): one number each, and no
 //!   more than [`Limits::threads`](super::Limits::threads);
 //! - the callers that wait to freeze one process (`end_freeze_wait`): a blocked thread each;
@@ -26,36 +26,36 @@ use super::transaction::HeldBuffer;
 use crate::protocol::returns::Return;
 use crate::sync::MutexGuard;
 
-/// Steps that are taken in one section. Each looks up some ten records, of which none may be in the
-/// processor's caches where there are a million: some 50 us.
+/// Steps in one section. Each looks up some ten records, and among a million records none of them
+/// may be in the processor's caches: some 50 us in all.
 pub(crate) const AT_ONCE: usize = 32;
 
-/// The same for steps that come to a line of text, or to a return that is read.
+/// The same for steps that write a line of text or a return.
 pub(crate) const LINES_AT_ONCE: usize = 128;
 
 /// How long long work rests after each section: about as long as a section takes.
 const BREATH: std::time::Duration = std::time::Duration::from_micros(20);
 
-/// What of a section's work is left for the next ones.
+/// Work that a section leaves for further sections.
 pub(crate) enum Rest {
-    /// Of what the objects in a freed buffer held.
+    /// The rest of what the objects in a freed buffer held.
     Held(HeldBuffer),
-    /// Of the calls on the stack of a thread that is gone.
+    /// The rest of the calls on the stack of a thread that is gone.
     Stack { thread: ThreadId, process: ProcessId, next: TransactionId },
-    /// Of what a thread that is gone would have been told.
+    /// The rest of the work of a thread that is gone.
     Todo(ThreadId),
-    /// Of a chain of callers that are gone: up there is one who waits.
+    /// The rest of a chain of callers: further up one may still wait.
     FailedReply { next: TransactionId, error: Return },
-    /// Of the holders of a node whose owner has died: those below this reference.
+    /// The rest of the holders of a node whose owner has died: those below this reference.
     Deaths { node: NodeId, before: u64 },
-    /// Of those who are told that a process froze or thawed.
+    /// The rest of the holders that are told that a process froze or thawed.
     Frozen(super::freeze::Telling),
-    /// Of the threads of a process that is flushed.
+    /// The rest of the threads of a process that is flushed: those above this number.
     Flush { process: ProcessId, after: Option<i32> },
 }
 
 impl Graph {
-    /// Whether one more step may be taken in this section; it counts as taken.
+    /// Whether one more step may be taken in this section; if so, counts it.
     pub fn spend(&mut self) -> bool {
         let may = self.left > 0;
         self.left -= usize::from(may);
@@ -76,8 +76,8 @@ impl Graph {
 }
 
 impl Context {
-    /// Runs `f` on the graph under its lock. What is to be done in the world is posted afterwards
-    /// ([`super::outbox`]): no client's memory is touched here.
+    /// Runs `f` on the graph under its lock. The effects are posted afterwards ([`super::outbox`]):
+    /// no client's memory is touched here.
     pub(super) fn locked<R>(&self, f: impl FnOnce(&mut Graph) -> R) -> R {
         let mut graph = self.graph.lock();
         let result = f(&mut graph);
@@ -85,7 +85,7 @@ impl Context {
         result
     }
 
-    /// The same for a piece of long work.
+    /// The same as [`Context::locked`], for a piece of long work.
     pub(super) fn locked_in_turn<R>(&self, f: impl FnOnce(&mut Graph) -> R) -> R {
         let turn = self.long_work.lock();
         let mut graph = self.graph.lock();
@@ -95,14 +95,14 @@ impl Context {
         result
     }
 
-    /// Ends a section, and goes on with what it has left in sections of their own.
+    /// Ends a section, and does the work that it has left in further sections.
     pub(super) fn leave(&self, graph: MutexGuard<'_, Graph>) {
         let rest = self.end_section(graph, None);
         self.go_on(rest);
     }
 
     fn go_on(&self, mut left: Vec<Rest>) {
-        // The last is the next: what comes of a rest comes before what stood behind it.
+        // The next rest stands last: a rest's own leftovers come before the rests behind it.
         left.reverse();
         while let Some(rest) = left.pop() {
             let turn = self.long_work.lock();
@@ -141,8 +141,8 @@ impl Context {
         result
     }
 
-    /// Goes through something long, a piece in each section: `piece` is told the key that the last
-    /// one came to, and tells its own, or that it has come to the end.
+    /// Goes through a long table, a piece in each section: `piece` gets the key at which the last
+    /// one stopped, and returns its own, or none at the end.
     pub(super) fn in_pieces<K>(&self, mut piece: impl FnMut(&Graph, Option<K>) -> Option<K>) {
         let mut at = None;
         loop {
@@ -158,9 +158,10 @@ impl Context {
     }
 }
 
-/// A piece of long work is done: those who wait for the lock have it before the next, and so have
-/// those who wait for this processor. (`sched_yield` would do worse than nothing: who yields often
-/// is put off for so long that others wait for the lock that it holds next.)
+/// Ends a piece of long work: threads that wait for the lock get it before the next piece, and so
+/// do threads that wait for this processor. (`sched_yield` would do worse than nothing: the
+/// scheduler puts a thread that yields often off for so long that others wait for the lock that it
+/// takes next.)
 fn end_turn(graph: MutexGuard<'_, Graph>, turn: MutexGuard<'_, ()>) {
     MutexGuard::unlock_fair(graph);
     drop(turn);
@@ -169,7 +170,7 @@ fn end_turn(graph: MutexGuard<'_, Graph>, turn: MutexGuard<'_, ()>) {
 
 pub(crate) use count::handled;
 
-/// How much is handled in the longest section: an instrument of debug builds.
+/// How many records the longest section handles: an instrument of debug builds.
 #[cfg(debug_assertions)]
 mod count {
     use std::cell::Cell;
@@ -179,7 +180,7 @@ mod count {
         static MOST: Cell<usize> = const { Cell::new(0) };
     }
 
-    /// A record is looked up or passed, or a line is written of it.
+    /// Counts one: a record is looked up or passed, or a line is written about it.
     pub(crate) fn handled() {
         HANDLED.set(HANDLED.get() + 1);
     }
