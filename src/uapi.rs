@@ -93,7 +93,7 @@ pub const BINDER_SET_CONTEXT_MGR_EXT: u32 = iow::<flat_binder_object>(b'b', 13);
 pub const BINDER_FREEZE: u32 = iow::<binder_freeze_info>(b'b', 14);
 /// Whether a process has got calls while it was frozen.
 pub const BINDER_GET_FROZEN_INFO: u32 = iowr::<binder_frozen_status_info>(b'b', 15);
-/// Tells senders who take too much one-way space, or stops telling them.
+/// Whether the process is told when it takes too much one-way space (BR_ONEWAY_SPAM_SUSPECT).
 pub const BINDER_ENABLE_ONEWAY_SPAM_DETECTION: u32 = iow::<u32>(b'b', 16);
 /// Why the thread's last transaction failed.
 pub const BINDER_GET_EXTENDED_ERROR: u32 = iowr::<binder_extended_error>(b'b', 17);

@@ -1,6 +1,6 @@
-//! What a client library does for the process that it is in: mapping a device that the kernel does
-//! not map, and putting files that come with transactions in their places. The children of a scene
-//! do so, too, besides the system calls that they are told to make.
+//! What a client library does for its process: mapping a device that the kernel does not map, and
+//! putting files that come with transactions in their places. The children of a scene do that, too,
+//! besides the system calls that they are told to make.
 
 use fakebinder_client::{Errno, Files, connect, handshake, must_attach};
 use fakebinder_sim::child::{Request, borrow, make_system_calls, result};
@@ -13,18 +13,18 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 const MAP: u64 = 0;
 const ACCEPT_FILES: u64 = 1;
 
-/// Maps a device as the client library does, by the attach handshake where mmap is missing. Gives
-/// the address.
+/// Maps a device as the client library does: by the attach handshake where mmap does not work. The
+/// result is the address.
 pub(super) fn map_request(fd: i32, size: u64, prot: i32, flags: i32) -> Request {
     Request::Special(MAP, [fd as u64, size, prot as u64, flags as u64, 0, 0])
 }
 
-/// Gets ready for files in transactions, as the client library does where a device needs it.
+/// Gets ready for files in transactions, as the client library does where a device needs that.
 pub(super) fn accept_files_request(fd: i32, slots: usize) -> Request {
     Request::Special(ACCEPT_FILES, [fd as u64, slots as u64, 0, 0, 0, 0])
 }
 
-/// What a child does for a request.
+/// How a child carries out a request.
 pub(super) fn carry_out(request: Request) -> i64 {
     let raw =
         |result: Result<u64, Errno>| result.map_or_else(|e| -i64::from(e as i32), |n| n as i64);
@@ -36,7 +36,7 @@ pub(super) fn carry_out(request: Request) -> i64 {
             raw(accept_files(fd as i32, slots as usize).map(|()| 0))
         }
         Request::Call(number, args) if number == libc::SYS_close as u64 => {
-            // A client library closes what it keeps beside the device together with it.
+            // A client library closes the socket of the attach handshake together with the device.
             lock(&CHANNELS).remove(&(args[0] as i32));
             lock(&FILES).remove(&(args[0] as i32));
             make_system_calls(request)
@@ -52,7 +52,7 @@ pub(super) fn carry_out(request: Request) -> i64 {
 
 /// The sockets of attach handshakes, by the device that they belong to.
 static CHANNELS: Mutex<BTreeMap<i32, OwnedFd>> = Mutex::new(BTreeMap::new());
-/// Where files of transactions come in, by the device that they belong to.
+/// The receiving ends of files in transactions, by the device that they belong to.
 static FILES: Mutex<BTreeMap<i32, Files>> = Mutex::new(BTreeMap::new());
 
 fn lock<T>(map: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -83,7 +83,7 @@ fn map(fd: i32, size: u64, prot: i32, flags: i32) -> Result<u64, Errno> {
     let file = descriptor(fd)?;
     let (prot, flags) = (ProtFlags::from_bits_retain(prot), MapFlags::from_bits_retain(flags));
     let size = usize::try_from(size).map_err(|_| Errno::EINVAL)?;
-    // For want of passthrough the kernel's mapping would be of no use.
+    // Without passthrough the kernel's mapping would be useless.
     let mapped = match must_attach(file) {
         true => Err(Errno::ENODEV),
         false => map_file(fd, size, prot, flags),
