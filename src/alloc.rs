@@ -313,8 +313,8 @@ impl Alloc {
         }
     }
 
-    /// `binder_page_lookup`: whether the page that somebody else inserted is there. Never makes
-    /// one.
+    /// `binder_page_lookup`: whether the page that another installer has inserted is there. Never
+    /// makes one.
     fn page_lookup(&self, index: usize) -> bool {
         let mmap = self.mm.mmap_read_lock();
         self.is_mapped() && self.mm.get_user_pages_remote(&mmap, index)

@@ -148,7 +148,7 @@ struct Shared {
 
 /// A device name: one context manager, one object graph, one lock.
 ///
-/// It lives as long as its device or an open file of it.
+/// A context lives as long as its device or an open file of that.
 pub struct Context {
     number: u64,
     name: Arc<str>,

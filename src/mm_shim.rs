@@ -7,7 +7,7 @@
 //! | `vma_lookup` | the client's real mapping; none after munmap, nor for an impostor there |
 //! | `alloc_page`, `free_page` | takes from and gives to the budget of pages |
 //! | `vm_insert_page` | installs one page of the buffer file; EBUSY when it is there |
-//! | `get_user_pages_remote` | finds the page that somebody else installed; never makes one |
+//! | `get_user_pages_remote` | finds a page that another thread installed; never makes one |
 //! | `zap_page_range_single` | takes a page out of the client, the daemon and the accounting |
 //!
 //! [`MmStruct`] is what these verbs share: locks, budget, fault injection. Behind it there is an

@@ -170,9 +170,9 @@ pub const FUSE2_PASSTHROUGH: u32 = 1 << 5;
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Default, Clone, Copy)]
 pub struct fuse_init_out {
-    /// The version that both sides speak, its first half.
+    /// The first half of the version that both sides speak.
     pub major: u32,
-    /// Its second half.
+    /// The second half of that version.
     pub minor: u32,
     /// Bytes that the kernel may read ahead.
     pub max_readahead: u32,

@@ -1,9 +1,9 @@
 //! Threads that have ended without calling BINDER_THREAD_EXIT.
 //!
 //! Many programs never make that call, and the call of others does not arrive: libbinder calls
-//! `ioctl(fd, BINDER_THREAD_EXIT, 0)`, and where the kernel copies the argument in our place, the
+//! `ioctl(fd, BINDER_THREAD_EXIT, 0)`, and where the kernel copies the argument for the daemon, the
 //! call fails with EFAULT before the daemon is asked. So the daemon looks for the end of a thread
-//! by itself, and treats that end as BINDER_THREAD_EXIT: whoever waits for the thread reads
+//! by itself, and treats that end as BINDER_THREAD_EXIT: callers that wait for the thread read
 //! BR_DEAD_REPLY.
 //!
 //! The device is not asked at every call. The record of a thread is in one of three states:

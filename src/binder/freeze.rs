@@ -1,5 +1,5 @@
-//! Freezing: a frozen process gets no new calls, and whoever holds references to its nodes may
-//! ask to be told.
+//! Freezing: a frozen process gets no new calls, and the holders of references to its nodes may ask
+//! to be told.
 //!
 //! A freeze link (`struct binder_ref_freeze`) is idle, or queued for its holder, or delivered and
 //! waiting to be acknowledged (`sent`, in `Queue::DeliveredFreeze`). A change while it waits is

@@ -155,7 +155,7 @@ pub trait Task: Send + Sync {
 /// The identity of a calling thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
-    /// Its effective uid, in the daemon's user namespace.
+    /// The thread's effective uid, in the daemon's user namespace.
     pub euid: u32,
     /// The thread belongs to the process that has opened the device, which therefore has its pid as
     /// long as the thread waits. False also where that is not certain.

@@ -1,4 +1,4 @@
-//! A thread: whoever calls ioctl on an open file, known by its thread id.
+//! A thread: one that calls ioctls on an open file, known by its thread id.
 //!
 //! A thread is in its client, or in an ioctl: being served, or parked in a read until there is
 //! something to give. No thread of the daemon waits with it: the parked read is a record here.

@@ -307,7 +307,7 @@ impl Graph {
         self.release_held_and_free(process, target, held, None);
     }
 
-    /// The same, and then frees the buffer.
+    /// The same, and then the buffer is freed.
     fn release_held_and_free(
         &mut self,
         process: ProcessId,

@@ -415,7 +415,7 @@ impl binder::Task for Client {
     }
 }
 
-/// Whether a thread may have any nice value (CAP_SYS_NICE in our user namespace).
+/// Whether a thread may have any nice value (CAP_SYS_NICE in the daemon's user namespace).
 fn may_nice(tid: i32) -> bool {
     const CAP_SYS_NICE: u32 = 23;
     let effective = client_mem::effective_capabilities(tid).unwrap_or(0);

@@ -37,7 +37,7 @@ pub enum Error {
     /// The node in /dev could not be made.
     #[error("{0}: {1}")]
     Node(PathBuf, std::io::Error),
-    /// The place of the node is not ours.
+    /// The place of the node belongs to something else.
     #[error(transparent)]
     Claim(#[from] claim::Error),
     /// The workers could not be started.

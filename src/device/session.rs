@@ -153,7 +153,7 @@ impl Session {
             match got {
                 Ok(0) => return Ok(None),
                 Ok(length) => return Ok(Some(&buffer[..length])),
-                // ENOENT: the request was aborted while it was copied to us.
+                // ENOENT: the request was aborted while it was copied to the daemon.
                 Err(Errno::EINTR | Errno::EAGAIN | Errno::ENOENT) => {}
                 // A shortage: the request is still there to be read.
                 Err(error) if is_shortage(error) => out_of_breath(&error),

@@ -352,7 +352,7 @@ pub(super) mod tests {
         for query in [true, false] {
             let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("sleep");
             let maps = Maps::open(child.id() as i32, query).expect("its maps");
-            // Its program is mapped some time after it has begun.
+            // A program is mapped some time after its process has begun.
             let start = std::time::Instant::now();
             while maps.next_file(0).is_err() {
                 assert!(start.elapsed().as_secs() < 20);

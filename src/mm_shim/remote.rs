@@ -227,7 +227,8 @@ impl RemoteMm {
 
 impl Drop for RemoteMm {
     fn drop(&mut self) {
-        // SAFETY: mapped by `new`, of this size, and no pointer into it outlives us.
+        // SAFETY: mapped by `new`, of this size, and no pointer into the mapping outlives this
+        // value.
         let _ = unsafe { mman::munmap(self.base.cast::<c_void>(), MAX_BUFFER_SIZE) };
     }
 }
@@ -341,7 +342,7 @@ impl AddressSpace for RemoteMm {
         };
         // A fault of the kernel's own makes no page where userfaultfd waits for missing ones:
         // EFAULT.
-        // SAFETY: the page is within our mapping, and nothing in it changes.
+        // SAFETY: the page is within the daemon's mapping, and nothing in it changes.
         unsafe { mman::madvise(start.cast(), PAGE_SIZE, MmapAdvise::MADV_POPULATE_READ) }.is_ok()
     }
 
@@ -367,8 +368,8 @@ impl AddressSpace for RemoteMm {
         len: usize,
     ) -> Result<(), Errno> {
         let start = self.at(offset, len)?;
-        // SAFETY: within our mapping, which is writable and lives as long as `self`; nowhere is
-        // there a reference into it.
+        // SAFETY: within the daemon's mapping, which is writable and lives as long as `self`;
+        // nowhere is there a reference into it.
         from.read_shared(addr, unsafe { SharedSlice::new(start, len) })
     }
 

@@ -14,11 +14,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// A thread of a [`Sim`].
 #[derive(Clone, Copy)]
 pub struct SimThread<'a> {
-    /// Its open file.
+    /// The thread's open file.
     pub sim: &'a Sim,
-    /// Its id.
+    /// The thread's id.
     pub tid: i32,
-    /// Whether O_NONBLOCK is set on its file.
+    /// Whether O_NONBLOCK is set on the file.
     pub nonblock: bool,
     /// Whether a signal is pending when an ioctl of the thread begins.
     pub signalled: bool,

@@ -31,7 +31,7 @@ pub enum Artifact {
         /// Where it was made.
         path: PathBuf,
     },
-    /// A mount of our file system.
+    /// A mount of fakebinder's file system.
     Mount {
         /// What was mounted on.
         path: PathBuf,
