@@ -2,8 +2,8 @@
 //!
 //! Every row is measured by plain C programs against the kernel's header (ping.c), or by what two
 //! processes can do at best (limits.c). The rows are gone through again and again, so that what the
-//! machine does meanwhile weighs on all of them, and each is compared with its reference in the same
-//! round. The report is in target/bench: report.md, report.json and report.svg.
+//! machine does meanwhile weighs on all of them, and each is compared with its reference in the
+//! same round. The report is in target/bench: report.md, report.json and report.svg.
 //!
 //! Arguments: how many rounds (5), how many calls of a row and round (5,000).
 //!

@@ -6,11 +6,11 @@
 //! 1. idle; beside a client that makes, lists, freezes and releases few nodes (references, death
 //!    links) again and again; and beside one that does the same with 200,000. The two do the same
 //!    work a second: what they differ in is what one client's size costs the others.
-//! 2. while a client with 1,000,000 references and death links ends: the longest wait. Beside it the
-//!    daemon's resident memory before, with that client and after.
+//! 2. while a client with 1,000,000 references and death links ends: the longest wait. Beside it
+//!    the daemon's resident memory before, with that client and after.
 //!
-//! Latencies are of one machine at one time; their ratios, from one run, are what is to be compared.
-//! Arguments: how many nodes in 1 and 2 (200000 1000000 without), for a quick look.
+//! Latencies are of one machine at one time; their ratios, from one run, are what is to be
+//! compared. Arguments: how many nodes in 1 and 2 (200000 1000000 without), for a quick look.
 //!
 //! Needs root and /dev/fuse.
 
@@ -118,7 +118,8 @@ fn ping(path: &str) -> Outcome<()> {
 
 // ---------------------------------------------------------------- the hog
 
-/// Reads until it is told that what it sent is on its way, and confirms what it is told of its nodes.
+/// Reads until it is told that what it sent is on its way, and confirms what it is told of its
+/// nodes.
 fn confirm(device: &Device, page: &mut Page) -> Outcome<()> {
     let mut sent = false;
     while !sent {

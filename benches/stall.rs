@@ -2,9 +2,9 @@
 //!
 //! A pair of processes calls, alone and beside 300 stalled threads of each kind, in turn and on the
 //! same daemon; the medians of both are compared, so what the machine does meanwhile weighs on both
-//! alike; at most 1.3 times is the goal. Printed for every door that is here: the medians, and their ratio over all rounds with
-//! the least and the greatest of one round. Arguments: how many rounds (5), how many calls of a
-//! round (2,000).
+//! alike; at most 1.3 times is the goal. Printed for every door that is here: the medians, and
+//! their ratio over all rounds with the least and the greatest of one round. Arguments: how many
+//! rounds (5), how many calls of a round (2,000).
 //!
 //! Needs root, and /dev/fuse or /dev/cuse.
 

@@ -15,8 +15,8 @@
 //! - lru: a page that no buffer uses; slot set, on the LRU
 //! - active: a page that a buffer uses; slot set, not on the LRU
 //!
-//! From free to active goes `install_single_page`, outside the buffer mutex; between
-//! active and lru, whoever allocates and frees buffers, under it; from lru to free the shrinker.
+//! From free to active: `install_single_page`, outside the buffer mutex. Between active and lru:
+//! allocating and freeing buffers, under the mutex. From lru to free: the shrinker.
 #![forbid(unsafe_code)]
 
 mod buffers;
@@ -58,7 +58,7 @@ pub struct Alloc {
     mm: MmStruct,
     memory: Arc<Memory>,
     mapping: OnceLock<Mapping>,
-    /// The mapping is there: set by mmap, cleared for good when it is closed.
+    /// Whether the client has its mapping: set by mmap, cleared for good when that is closed.
     mapped: AtomicBool,
     searches: Searches,
     /// `None` before mmap and after release.
@@ -71,7 +71,7 @@ impl Alloc {
         Alloc::of_user(mm, memory, User::unlimited(), Probes::default())
     }
 
-    /// The same, whose pages are this user's, and which is probed.
+    /// The same for a user to whom the pages are charged, with probes.
     pub fn of_user(
         mm: Arc<dyn AddressSpace>,
         memory: &Arc<Memory>,
@@ -89,10 +89,10 @@ impl Alloc {
         })
     }
 
-    /// `binder_alloc_mmap_handler`: the client has mapped `size` bytes at `address`, of which
-    /// 4 MiB are used at most.
+    /// `binder_alloc_mmap_handler`: the client has mapped `size` bytes at `address`, of which at
+    /// most 4 MiB are used.
     ///
-    /// EBUSY: it has done so before, even if that mapping is gone. EINVAL: not a range of pages.
+    /// EBUSY: the client has mapped before, even if that is gone. EINVAL: not a range of pages.
     pub fn mmap_handler(&self, address: u64, size: usize) -> Result<(), Errno> {
         let page = PAGE_SIZE as u64;
         if size == 0 || !address.is_multiple_of(page) || address.checked_add(size as u64).is_none()
@@ -124,7 +124,7 @@ impl Alloc {
         self.mapped.store(mapped, Ordering::Release);
     }
 
-    /// Whether the client has its mapping, as far as we know (`binder_alloc_is_mapped`).
+    /// Whether the client has its mapping, as far as the daemon knows (`binder_alloc_is_mapped`).
     pub fn is_mapped(&self) -> bool {
         self.mapped.load(Ordering::Acquire)
     }
@@ -138,8 +138,8 @@ impl Alloc {
     /// `binder_alloc_new_buf`: a buffer whose pages are all installed.
     ///
     /// ESRCH: the client has no mapping, or is gone. EINVAL: the sizes overflow. ENOSPC: no room,
-    /// or not in the half that one-way calls may use. ENOMEM: no page to be had. Whatever else
-    /// [`MmStruct::vm_insert_page`] fails with is passed on.
+    /// or not in the half that one-way calls may use. ENOMEM: no page to be had. Other errors are
+    /// those of [`MmStruct::vm_insert_page`].
     pub fn alloc_new_buf(&self, request: &BufferRequest) -> Result<Buffer, Errno> {
         let mapping = self.mapping()?;
         let size = buffers::sanitized_size(request)?;
@@ -176,8 +176,8 @@ impl Alloc {
         }
     }
 
-    /// `binder_install_buffer_pages`. Outside the buffer mutex: any number of threads do this at
-    /// the same time, for one client, and where two buffers share a page, for one page.
+    /// `binder_install_buffer_pages`, outside the buffer mutex. Any number of threads do this at
+    /// the same time for one client and, where buffers share a page, for one page.
     fn install_buffer_pages(
         &self,
         mapping: &Mapping,
@@ -190,7 +190,7 @@ impl Alloc {
             if mapping.installed_page(index) {
                 continue;
             }
-            // Held over the whole buffer, it makes the one per page cheap.
+            // A use of the mm over the whole buffer makes the further ones per page cheap.
             let (_, users) = match &users {
                 Some(users) => users,
                 None => {
@@ -250,7 +250,7 @@ impl Alloc {
         Ok(())
     }
 
-    /// The rule before: one installer at a time in a client, and its page allocation holds up
+    /// The rule of older drivers: one installer at a time in a client. Its page allocation holds up
     /// the others.
     fn install_exclusive(
         &self,
@@ -265,7 +265,7 @@ impl Alloc {
         let page = self.mm.alloc_page()?;
         match self.insert_locked(users, mapping, index, page, &mmap) {
             Ok(()) => {}
-            // The client has read the page before we had installed it (see `RemoteMm`).
+            // The client has read the page before it was installed here (see `RemoteMm`).
             Err((Errno::EBUSY, page)) if self.mm.get_user_pages_remote(&mmap, index) => {
                 self.mm.free_page(page)
             }
@@ -304,17 +304,17 @@ impl Alloc {
         match self.mm.vma_lookup(users, mmap, mapping.page_addr(index), index) {
             Ok(vma) => self.mm.vm_insert_page(&vma, index, page),
             Err(NoVma::Closed) => {
-                // The kernel hears of an munmap at once; we do when we look.
+                // The kernel hears of an munmap at once; the daemon only when it looks.
                 self.vma_close();
                 Err((Errno::ESRCH, page))
             }
-            // Nothing is known of the client, least of all that it is gone.
+            // Nothing is known of the client, and certainly not that it is gone.
             Err(NoVma::Unknown(errno)) => Err((errno, page)),
         }
     }
 
-    /// `binder_page_lookup`: whether the page that somebody else inserted is there. Never makes
-    /// one.
+    /// `binder_page_lookup`: whether the page that another installer has inserted is there. Never
+    /// makes one.
     fn page_lookup(&self, index: usize) -> bool {
         let mmap = self.mm.mmap_read_lock();
         self.is_mapped() && self.mm.get_user_pages_remote(&mmap, index)
@@ -322,21 +322,21 @@ impl Alloc {
 
     /// `binder_alloc_prepare_to_free`: the buffer that the client frees by its address, once.
     ///
-    /// ENOENT (the driver: NULL): no buffer begins there. EPERM: it is not, or no longer, the
-    /// client's to free.
+    /// ENOENT (the driver: NULL): no buffer begins there. EPERM: the client may not free the
+    /// buffer, since it has not been given the buffer yet or has freed it already.
     pub fn prepare_to_free(&self, user_ptr: u64) -> Result<Buffer, Errno> {
         let mut locked = self.buffers.lock();
         locked.as_mut().ok_or(Errno::ENOENT)?.buffers.prepare_to_free(user_ptr)
     }
 
-    /// Lets the client free the buffer: it has been handed out to it.
+    /// Lets the client free the buffer, which has been given to the client, or takes that back.
     pub fn set_allow_user_free(&self, buffer: &Buffer, allow: bool) {
         if let Some(locked) = self.buffers.lock().as_mut() {
             locked.buffers.set_allow_user_free(buffer.offset, allow);
         }
     }
 
-    /// The buffer is to be zeroed before it is freed (`TF_CLEAR_BUF`).
+    /// Marks the buffer to be zeroed before it is freed (`TF_CLEAR_BUF`).
     pub fn set_clear_on_free(&self, buffer: &Buffer) {
         if let Some(locked) = self.buffers.lock().as_mut() {
             locked.buffers.set_clear_on_free(buffer.offset);
@@ -347,7 +347,7 @@ impl Alloc {
     pub fn free_buf(&self, buffer: &Buffer) {
         let mut locked = self.buffers.lock();
         if locked.as_mut().is_some_and(|l| l.buffers.take_clear_on_free(buffer.offset)) {
-            // Not under the mutex: a large buffer takes long, and only we may touch it.
+            // Outside the mutex: a large buffer takes long, and no other thread touches it now.
             drop(locked);
             self.clear_buf(buffer);
             locked = self.buffers.lock();
@@ -379,14 +379,14 @@ impl Alloc {
         }
     }
 
-    /// `check_buffer`: whether `offset` is a multiple of 4, and `len` bytes from there are within.
+    /// `check_buffer`: whether `offset` is a multiple of 4, and the buffer has `len` bytes there.
     fn check_buffer(&self, buffer: &Buffer, offset: usize, len: usize) -> bool {
         let size = buffer.size();
         size >= len && offset <= size - len && offset.is_multiple_of(4)
     }
 
-    /// `binder_alloc_copy_user_to_buffer`, in one system call for another process's memory.
-    /// EFAULT: the sender's memory cannot be read, or the range is not within the buffer.
+    /// `binder_alloc_copy_user_to_buffer`: one system call for another process's memory. EFAULT:
+    /// the sender's memory cannot be read, or the range is not within the buffer.
     pub fn copy_user_to_buffer(
         &self,
         buffer: &Buffer,
@@ -414,11 +414,11 @@ impl Alloc {
         self.mm.write(buffer.offset + offset, bytes)
     }
 
-    /// `binder_alloc_deferred_release`: the client is gone; so are its buffers and pages, whoever
-    /// still installs one or copies into one. Nothing can be allocated afterwards.
+    /// `binder_alloc_deferred_release`: the client is gone. Its buffers and pages go too, even if a
+    /// thread is installing a page or copying into one. Nothing can be allocated afterwards.
     pub fn deferred_release(&self) {
         self.vma_close();
-        // Whoever inserts a page holds this for reading and looks at `mapped` first.
+        // A thread that inserts a page holds this lock for reading and looks at `mapped` first.
         self.release(self.mm.mmap_write_lock());
     }
 
@@ -455,8 +455,8 @@ impl Alloc {
 impl Reclaim for Alloc {
     /// `binder_alloc_free_page`: the shrinker has found this page on the LRU.
     ///
-    /// No look at the VMA here, and none at the process: the page is in our file, and out of it
-    /// whatever the client has mapped at that address meanwhile.
+    /// Neither the VMA nor the process is looked at: the page belongs to the buffer file, and
+    /// leaves that whatever the client has mapped at the address meanwhile.
     fn free_page<'lru>(&self, index: usize, lru: LruOne<'lru>) -> LruStatus<'lru> {
         let Some(mmap) = self.mm.mmap_read_trylock() else {
             return LruStatus::Skip(lru);
@@ -471,8 +471,8 @@ impl Reclaim for Alloc {
         released.lru[index] = None;
         lru.isolate();
 
-        // Still under the mutex: whoever finds the slot clear from now on may install a page here,
-        // and that one must not be zapped.
+        // Still under the mutex: once the slot is clear and the mutex free, another page may be
+        // installed here, and that one must not be zapped.
         let page = self.mm.zap_page_range_single(&mmap, index);
         drop(locked);
         drop(mmap);
@@ -484,9 +484,9 @@ impl Reclaim for Alloc {
 impl Drop for Alloc {
     fn drop(&mut self) {
         self.vma_close();
-        // Nobody else has it, so there is nothing to wait for; and nothing may be waited for, since
-        // the shrinker may come to drop the last handle, and under `--page-install exclusive` it
-        // comes with another mm's lock.
+        // Nobody else holds the lock, since this was the last `Arc`. It is only tried, because the
+        // shrinker may be what drops the last `Arc`, and under `--page-install exclusive` another
+        // mm's lock is held then.
         if let Some(mmap) = self.mm.mmap_write_trylock() {
             self.release(mmap);
         }

@@ -6,20 +6,20 @@
 //! gives it what it needs of the world ([`Task`], [`Timers`], the memory of a client); tests and
 //! fuzz targets do the same with plain bytes.
 //!
-//! Who wants to know how the driver does something finds it here:
+//! Where to find how the driver does something:
 //!
 //! | file | noun |
 //! |---|---|
 //! | `ioctl` | the ioctls |
 //! | `write`, `read` | the two halves of BINDER_WRITE_READ |
-//! | `section` | a stay under the lock, from one command to the next |
+//! | `section` | an ioctl's stay under the lock, over several commands |
 //! | `send` | `binder_transaction`: the way of a transaction to its target's list of work |
 //! | `target` | where a transaction goes |
 //! | `message` | how the buffer of a transaction is filled |
-//! | `delivery` | how what is read gets to its client; a drawing of a call's way |
+//! | `delivery` | how returns get to a client's memory; a drawing of a call's way |
 //! | `stop` | the same for a thread that is stopped on its way back to its program |
 //! | `outbox` | what was decided under the lock and is still to be done |
-//! | `copies` | the cap on copies to and from a client's memory that do not come back |
+//! | `copies` | the cap on copies to and from a client's memory that stall |
 //! | `oneway` | the calls that wait for a node |
 //! | `transaction` | a transaction's life, replies that fail, buffers that are freed |
 //! | `exit` | threads that have ended without BINDER_THREAD_EXIT |
@@ -30,7 +30,7 @@
 //! | `graph` | all records of a context, and their work lists |
 //! | `table`, `pieces` | the tables of records; long work, a piece in each section |
 //! | `logs`, `traffic` | what binderfs shows in `binder_logs` |
-//! | `limits` | what one client may make us hold |
+//! | `limits` | what one client may make the daemon hold |
 //! | `invariants` | what holds of a context between two ioctls |
 #![forbid(unsafe_code)]
 
@@ -89,8 +89,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use traffic::{Created, Traffic, TransactionLog};
 
-/// Bytes that are mostly few, and then lie where the value itself lies: the argument of an ioctl,
-/// the returns of a read.
+/// A byte string that is kept inline while it is short: the argument of an ioctl, the returns of a
+/// read.
 pub type FewBytes = SmallVec<[u8; 128]>;
 
 impl Put for FewBytes {
@@ -101,7 +101,7 @@ impl Put for FewBytes {
 
 /// An ioctl that is to be ended.
 pub(crate) struct Finish {
-    /// Whose it is.
+    /// The open file that the ioctl was called on.
     pub process: Arc<Process>,
     pub reply: Box<dyn Completion>,
     pub result: Result<i32, Errno>,
@@ -118,7 +118,7 @@ impl Finish {
     }
 }
 
-/// Which freeze a caller waits for.
+/// The wait of a BINDER_FREEZE caller: which process is to be frozen, and the ticket of the wait.
 struct FreezeCaller {
     target: Weak<Process>,
     ticket: u64,
@@ -126,7 +126,7 @@ struct FreezeCaller {
 
 /// The driver: its contexts and every open process.
 pub struct Binder {
-    /// Those that [`Binder::context`] finds by their names.
+    /// The contexts that [`Binder::context`] finds by name.
     named: Mutex<Vec<Arc<Context>>, rank::Contexts>,
     shared: Arc<Shared>,
 }
@@ -136,7 +136,8 @@ struct Shared {
     /// Every context that exists, in the order of their making.
     contexts: Mutex<BTreeMap<u64, Weak<Context>>, rank::SharedContexts>,
     last_context: AtomicU64,
-    /// What contexts that are gone have made: the logs count it on.
+    /// How many records were made in contexts that are gone: the totals of `binder_logs/stats`
+    /// include them.
     created: Mutex<Created, rank::Created>,
     ids: Arc<AtomicU64>,
     limits: Limits,
@@ -151,7 +152,7 @@ struct Shared {
 
 /// A device name: one context manager, one object graph, one lock.
 ///
-/// It lives as long as its device or an open file of it.
+/// A context lives as long as its device or an open file of that.
 pub struct Context {
     number: u64,
     name: Arc<str>,
@@ -160,8 +161,9 @@ pub struct Context {
     long_work: Mutex<(), rank::LongWork>,
 }
 
-/// One open of a device (`struct binder_proc`): what of it never changes. What does is in the
-/// context's graph. Dropping the last handle frees its buffers.
+/// An open file of a device (`struct binder_proc`): the part that never changes. The part that
+/// changes is a record of the context's graph. Dropping the last `Arc` of a process frees its
+/// buffers.
 pub struct Process {
     id: ProcessId,
     /// The opener's thread group, in the daemon's pid namespace.
@@ -170,16 +172,16 @@ pub struct Process {
     default_nice: i32,
     context: Arc<Context>,
     task: Arc<dyn Task>,
-    /// Whose records these are.
+    /// The user that the records of this open file are charged to.
     user: Arc<User>,
     alloc: Arc<Alloc>,
     copies: Arc<Copies>,
     traffic: Traffic,
 }
 
-/// What an entry into the driver has left to be done for other clients: it is done when this is
-/// dropped. By then the caller must have its answer, or be parked, and its [`copies::Place`] be
-/// given back: then nobody waits for a stranger's memory.
+/// What an entry into the driver has left to do for other clients; it is done when this value is
+/// dropped. By then the caller must have its answer, or be parked, and must have given back its
+/// [`copies::Place`], so that no caller waits for another client's memory.
 pub struct Due<'a>(&'a Shared);
 
 impl Drop for Due<'_> {
@@ -205,7 +207,7 @@ impl Binder {
         Self::with_carriers(timers, Arc::new(AtOnce), limits)
     }
 
-    /// A driver that has threads for what may be held up in a client's memory.
+    /// A driver with threads for work that may stall in a client's memory.
     pub fn with_carriers(
         timers: Arc<dyn Timers>,
         carriers: Arc<dyn Carriers>,
@@ -239,7 +241,7 @@ impl Binder {
         context
     }
 
-    /// A context by itself, whatever others are called: [`Binder::context`] does not find it.
+    /// A new context, even if another has that name: [`Binder::context`] does not find it.
     pub fn new_context(&self, name: &str) -> Arc<Context> {
         let number = self.shared.last_context.fetch_add(1, Ordering::Relaxed) + 1;
         let context = Arc::new(Context {
@@ -263,14 +265,14 @@ impl Binder {
         self.shared.outbox.progress()
     }
 
-    /// The device of this context has been removed: its name is free for another one. Those who
-    /// have it open go on.
+    /// The device of this context has been removed: its name is free for another device. Clients
+    /// that have the removed device open go on using it.
     pub fn forget_context(&self, context: &Arc<Context>) {
         let mut named = self.named.lock();
         let forgotten =
             named.iter().position(|it| Arc::ptr_eq(it, context)).map(|index| named.remove(index));
         drop(named);
-        // Not under the lock: this may be its end.
+        // Outside the lock: where this `Arc` is the last, the context takes other locks as it goes.
         drop(forgotten);
     }
 
@@ -362,7 +364,7 @@ impl Context {
         process
     }
 
-    /// How often its lock was taken to change something.
+    /// How often the context's lock was taken to change something.
     pub fn sections(&self) -> u64 {
         self.with_graph(|graph| graph.sections)
     }
@@ -372,8 +374,7 @@ impl Context {
         Stats::of(self)
     }
 
-    /// Every open file of a thread group, also of those that are being released, the first first:
-    /// whether it is, and the process.
+    /// Every open file of a thread group, oldest first, each with whether it is being released.
     fn processes_of(&self, pid: i32) -> Vec<(bool, Arc<Process>)> {
         let mut found = Vec::new();
         self.in_pieces(|graph, after: Option<ProcessId>| {
@@ -426,7 +427,7 @@ impl Process {
     }
 
     /// A signal has arrived for the thread `tid`: ends its blocked ioctl, if it has one.
-    /// To be called after [`Completion::interrupted`] has begun to say true.
+    /// To be called once [`Completion::interrupted`] returns true.
     pub fn interrupt(self: &Arc<Self>, tid: i32) -> Due<'_> {
         let caller = self.context.locked(|graph| {
             graph.interrupt_thread(self.id, tid);
@@ -450,15 +451,16 @@ impl Process {
     }
 
     /// `binder_release`. Blocked reads are ended; nothing of the process remains but the memory of
-    /// its buffers, which goes with the last handle.
+    /// its buffers, which is freed with the last `Arc` of the process.
     pub fn release(self: &Arc<Self>) -> Due<'_> {
         self.context.locked(|graph| graph.begin_release(self.id));
         let mut work = self.context.long_work();
         while work.locked(|graph| graph.release_some(self.id)) {
-            // Who is told of it need not wait for the rest, nor the rest for them.
+            // Clients that are told of the release need not wait for the rest of it, nor it for
+            // them.
             self.context.shared.hand_over();
         }
-        // Returns for its threads that still wait for a place will not find them.
+        // Deliveries that still wait for a place are given up: their threads are released.
         self.copies.give_up(Subject::Process(self.id.0));
         self.due()
     }

@@ -1,8 +1,8 @@
 //! The lines of the log that clients can cause, and the limit on them.
 //!
-//! Whatever a client can do a million times a second it can also have logged a million times. So
-//! every such line has a [`Kind`] and goes through [`client_log!`] or [`user_error!`]; what is
-//! logged directly (`log::info!` and its kin) is what only the daemon itself can cause.
+//! What a client can do a million times a second it can also have logged a million times. So every
+//! such line has a [`Kind`] and goes through [`client_log!`] or [`user_error!`]; `log::info!` and
+//! its kin are called directly only for lines that the daemon alone can cause.
 //!
 //! Three limits, all of which a line has to pass; a test floods each kind:
 //! 1. a kind of line for a user: [`PER_KIND`] in a [`WINDOW`];
@@ -11,9 +11,9 @@
 //!
 //! The next line of a kind says how many were suppressed, and when none comes, a summary does.
 //!
-//! The user is the one whose request is being served ([`Caller`]): who writes a line need not know.
-//! The lock here is a leaf, and the logger behind it must not block (the daemon's hands its lines
-//! to a thread, see [`log_writer`](crate::log_writer)), so a line may be written under any lock.
+//! The user is the one whose request is being served ([`Caller`]). The lock here is a leaf, and the
+//! logger behind it must not block (the daemon's hands its lines to a thread, see
+//! [`log_writer`](crate::log_writer)), so a line may be written under any lock.
 
 #![allow(clippy::disallowed_types, reason = "a leaf that may be taken under any lock")]
 
@@ -25,16 +25,16 @@ use std::fmt::{self, Write as _};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// How long the lines of a kind are counted together.
+/// The length of the window in which the lines of a kind are counted.
 pub const WINDOW: Duration = Duration::from_secs(10);
 
 /// Lines of one kind that one user may cause in a [`WINDOW`].
 pub const PER_KIND: u32 = 5;
 
-/// Lines of any kind that all users may cause: so many at once, and so many more in a second.
+/// Lines that all users may cause, of any kind: so many at once, and so many more each second.
 pub const TOGETHER: Rate = Rate { at_once: 24, per_second: 2 };
 
-/// Users that are told apart. Further ones share a record, and so its limits.
+/// How many users have a record of their own. Further users share one, and so its limits.
 const MOST_USERS: usize = 64;
 
 macro_rules! kinds {
@@ -46,7 +46,7 @@ macro_rules! kinds {
         }
 
         impl Kind {
-            /// All of them.
+            /// All kinds.
             pub const ALL: &'static [Kind] = &[$(Kind::$name,)*];
 
             /// The level at which such a line is logged.
@@ -61,13 +61,13 @@ macro_rules! kinds {
 
 kinds! {
     // What a program does wrong (`binder_user_error`).
-    /// A command that is none, or that the driver has never had.
+    /// A command that is unknown, or that no version of the driver has carried out.
     BadCommand: Warn,
-    /// An ioctl that is none.
+    /// An ioctl that is unknown.
     BadIoctl: Warn,
     /// There is a context manager already, or only another uid may be it.
     BadManager: Warn,
-    /// A transaction to a handle that is none, or with one inside.
+    /// A transaction to an unknown handle, or with one among its objects.
     BadHandle: Warn,
     /// A call to the context manager, or to a node, of the caller's own process.
     CallToSelf: Warn,
@@ -75,55 +75,55 @@ kinds! {
     BadCallStack: Warn,
     /// A reply that answers no call.
     BadReply: Warn,
-    /// Sizes, offsets or objects of a message that are not what they should be.
+    /// Invalid sizes, offsets or objects of a message.
     BadMessage: Warn,
     /// A node is sent, or confirmed, with another cookie than before.
     BadCookie: Warn,
-    /// A descriptor that is none, or for a receiver that takes none.
+    /// An invalid descriptor, or one for a receiver that takes none.
     BadFile: Warn,
-    /// BC_FREE_BUFFER of an address that is no buffer, or not to be freed now.
+    /// BC_FREE_BUFFER of an address that is no buffer, or of a buffer that may not be freed now.
     BadFree: Warn,
-    /// BC_ACQUIRE and its kin on a handle that is none or too weak.
+    /// BC_ACQUIRE and its kin on a handle that is unknown or too weak.
     BadReference: Warn,
     /// BC_INCREFS_DONE or BC_ACQUIRE_DONE that nobody waits for.
     BadNodeDone: Warn,
-    /// A thread becomes a looper in the wrong way.
+    /// A thread that enters or registers as a looper out of order.
     BadLooper: Warn,
-    /// A command about a death notification that does not fit.
+    /// A command about a death notification that does not match.
     BadDeathNotification: Warn,
-    /// A command about a freeze notification that does not fit.
+    /// A command about a freeze notification that does not match.
     BadFreezeNotification: Warn,
 
-    // What a program meets.
-    /// A transaction failed; its sender knows why.
+    // What happens to a program's calls.
+    /// A transaction failed; its sender reads why.
     TransactionFailed: Info,
     /// No room in the target's buffer.
     NoSpace: Warn,
     /// The target has no mapping.
     NotMapped: Warn,
-    /// Much of the one-way space is one sender's.
+    /// One sender holds much of the one-way space.
     OnewaySpam: Warn,
-    /// A call to a node that asks for a security context, which the kernel does not give.
+    /// A call to a node that asks for a security context, which the kernel does not have.
     NoSecurityContext: Warn,
     /// Descriptors for a client that cannot be given any.
     NoWayForFiles: Warn,
-    /// Descriptors that did not get into the client.
+    /// Descriptors that could not be installed in the client.
     FilesNotInstalled: Warn,
-    /// Descriptors on their way are not fetched.
+    /// Descriptors on their way that clients do not fetch.
     FilesNotFetched: Warn,
     /// A device was added through binder-control.
     DeviceAdded: Info,
 
-    // What a client, or where it runs, makes the daemon meet.
-    /// An open by a process that cannot be seen.
+    // What the daemon meets because of a client, or of where the client runs.
+    /// An open by a process outside the daemon's pid namespace.
     NotInNamespace: Warn,
     /// One file was opened twice.
     OpenedTwice: Warn,
-    /// A device was opened through a bind mount of its one file, where it cannot be mapped.
+    /// A device was opened through a bind mount of its one file, so that it cannot be mapped.
     OpenedWithoutMapping: Warn,
     /// The memory of a client cannot be reached.
     MemoryRefused: Warn,
-    /// More than the kernel copies for us.
+    /// More memory than the kernel can copy for the daemon (a CUSE retry).
     GatherTooLarge: Warn,
     /// An attach that could not be served.
     AttachRefused: Warn,
@@ -133,19 +133,19 @@ kinds! {
     OutOfDescriptors: Warn,
     /// The daemon has no memory left for what a client wants.
     OutOfMemory: Warn,
-    /// A buffer is mapped in a way that it may not, or cannot be seen.
+    /// A mapping of a buffer that is not allowed, or that cannot be looked at.
     BadMapping: Warn,
     /// A page could not be installed.
     PageNotInstalled: Warn,
-    /// A page could not be taken away, or a buffer not be cleared.
+    /// A page could not be removed, or a buffer could not be cleared.
     PageNotRemoved: Error,
-    /// A buffer was freed that is none.
+    /// A buffer to be freed does not exist.
     BufferNotFound: Error,
     /// Somebody has punched a hole into a buffer file.
     HolePunched: Warn,
-    /// Threads of the daemon wait for clients.
+    /// Threads of the daemon are held up by clients.
     WorkersHeldUp: Warn,
-    /// A request that makes no sense.
+    /// A malformed request.
     BadRequest: Error,
     /// A reply that the kernel did not take, or that nobody wrote.
     NotReplied: Error,
@@ -172,14 +172,14 @@ macro_rules! user_error {
 }
 pub use user_error;
 
-/// Whose request this thread is serving.
+/// The caller whose request this thread is serving.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Caller {
-    /// Its effective uid, in the daemon's user namespace.
+    /// Effective uid, in the daemon's user namespace.
     pub uid: u32,
     /// Thread group; 0 while that is not known.
     pub pid: i32,
-    /// Its number in the daemon's pid namespace; 0 is the daemon itself.
+    /// Thread id in the daemon's pid namespace; 0 is the daemon itself.
     pub tid: i32,
 }
 
@@ -188,7 +188,7 @@ thread_local! {
 }
 
 impl Caller {
-    /// The daemon itself: what a timer does, say.
+    /// The daemon itself, as when a timer fires.
     const NOBODY: Caller = Caller { uid: u32::MAX, pid: 0, tid: 0 };
 
     /// From now on, until the guard is dropped, lines are this caller's.
@@ -203,7 +203,7 @@ impl Caller {
     }
 }
 
-/// "process:thread ", as the driver's lines begin.
+/// `process:thread `, as the driver's lines begin.
 impl fmt::Display for Caller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.tid {
@@ -213,7 +213,7 @@ impl fmt::Display for Caller {
     }
 }
 
-/// See [`Caller::enter`]. Stays on its thread.
+/// The guard that [`Caller::enter`] returns. Stays on its thread.
 #[derive(Debug)]
 pub struct Serving {
     before: Caller,
@@ -226,12 +226,12 @@ impl Drop for Serving {
     }
 }
 
-/// What may pass: `at_once` at the start, and more as time goes by.
+/// How many lines may pass: `at_once` at the start, and more as time goes by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
     /// Lines that may pass at the start.
     pub at_once: u32,
-    /// Lines more for each second, up to `at_once`.
+    /// Further lines for each second, up to `at_once`.
     pub per_second: u32,
 }
 
@@ -245,7 +245,7 @@ impl Rate {
 #[derive(Debug, Default)]
 struct Bucket {
     taken: u32,
-    /// Up to when what came back has been counted.
+    /// The time up to which tokens have been put back.
     counted: Duration,
 }
 
@@ -270,7 +270,7 @@ impl Bucket {
 /// One kind of line for one user.
 #[derive(Debug, Default, Clone, Copy)]
 struct Seen {
-    /// When its window began.
+    /// When the current window began.
     since: Duration,
     written: u32,
     suppressed: u64,
@@ -294,7 +294,7 @@ impl User {
         self.kinds.iter().map(|seen| seen.suppressed).sum()
     }
 
-    /// Nothing is known of it that a new record would not say.
+    /// Whether a new record would say the same.
     fn is_idle(&mut self, now: Duration) -> bool {
         self.bucket.refill(TOGETHER.half(), now);
         let over = |seen: &Seen| seen.suppressed == 0 && now >= seen.since + WINDOW;
@@ -302,19 +302,19 @@ impl User {
     }
 }
 
-/// Which lines pass. Times are those since some moment in the past.
+/// Decides which lines pass. Times count from some moment in the past.
 #[derive(Debug, Default)]
 pub struct Limiter {
     users: HashMap<u32, User>,
-    /// Those for whom there is no room in `users`.
+    /// The users for whom there is no room in `users`.
     others: User,
     all: Bucket,
-    /// Something was suppressed that no line has told yet: when to tell it.
+    /// When to tell of suppressed lines that no line has told of yet.
     tell_at: Option<Duration>,
 }
 
 impl Limiter {
-    /// Whether a line passes; if so, how many like it did not since the last one that did.
+    /// Whether a line passes; if so, how many of its kind were suppressed before it.
     pub fn admit(&mut self, kind: Kind, uid: u32, now: Duration) -> Option<u64> {
         let all_have = self.all.has_one(TOGETHER, now);
         let rate = if uid == 0 { TOGETHER } else { TOGETHER.half() };
@@ -346,13 +346,13 @@ impl Limiter {
         self.users.entry(uid).or_default()
     }
 
-    /// Users that are told apart just now.
+    /// How many users have a record of their own.
     pub fn users(&self) -> usize {
         self.users.len()
     }
 
-    /// What was suppressed and is to be told by now, as one line; and when to ask again, if there
-    /// is a reason to.
+    /// One line about what was suppressed, if it is to be told by now; and after what time to ask
+    /// again, if there is a reason to.
     pub fn summary(&mut self, now: Duration) -> (Option<String>, Option<Duration>) {
         match self.tell_at {
             None => return (None, None),
@@ -393,11 +393,11 @@ static LIMITER: OnceLock<Mutex<Limiter>> = OnceLock::new();
 
 fn now() -> Duration {
     static START: OnceLock<Instant> = OnceLock::new();
-    // Later than the end of a window that began at 0.
+    // At least [`WINDOW`]: later than the end of a window that began at 0.
     START.get_or_init(Instant::now).elapsed() + WINDOW
 }
 
-/// Logs a line if its limits allow. By [`client_log!`] and [`user_error!`].
+/// Logs a line if its limits allow; called by [`client_log!`] and [`user_error!`].
 pub fn log(kind: Kind, message: fmt::Arguments<'_>) {
     let level = kind.level();
     if !log::log_enabled!(level) {
@@ -411,7 +411,7 @@ pub fn log(kind: Kind, message: fmt::Arguments<'_>) {
     }
 }
 
-/// Logs what was suppressed and not told since; returns after what time to do so again. None: not
+/// Logs what was suppressed and not yet told; returns after what time to call this again. None: not
 /// before another line was logged.
 pub fn log_summary() -> Option<Duration> {
     let (line, again) = LIMITER.get_or_init(Mutex::default).lock().summary(now());
@@ -477,7 +477,7 @@ mod tests {
         assert_eq!(limiter.users(), MOST_USERS);
         let (line, _) = limiter.summary(WINDOW * 2);
         assert!(line.is_some_and(|line| line.ends_with(" more users") && line.len() < 300));
-        // An hour later they are forgotten, and somebody new is told apart.
+        // An hour later the idle records are dropped, and a new user gets one.
         assert_eq!(limiter.admit(Kind::BadHandle, 7_000_000, SECOND * 3600), Some(0));
         assert_eq!(limiter.users(), 1);
     }

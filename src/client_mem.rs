@@ -1,7 +1,7 @@
 //! Reading and writing the memory of a client process.
 //!
-//! The engine and the allocator only know the trait [`ClientMemory`]; behind it stands another
-//! process ([`ProcessMemory`], by `process_vm_readv` and `process_vm_writev`), what the kernel
+//! The engine and the allocator only know the trait [`ClientMemory`]. Behind it there is another
+//! process ([`ProcessMemory`], by `process_vm_readv` and `process_vm_writev`), or what the kernel
 //! has gathered for a CUSE retry, or plain bytes in tests and fuzz targets.
 
 use crate::Errno;
@@ -43,7 +43,7 @@ impl<'a> SharedSlice<'a> {
         self.len
     }
 
-    /// Whether there is nothing in it.
+    /// Whether the stretch has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -60,7 +60,7 @@ impl<'a> SharedSlice<'a> {
     }
 }
 
-/// The address space of a client, as `copy_from_user` and `copy_to_user` see it.
+/// The address space of a client, as for `copy_from_user` and `copy_to_user`.
 ///
 /// Every address and length comes from the client: implementations check, and copy all or fail
 /// with EFAULT (then what was copied is undefined but harmless). EPERM says that this machine
@@ -78,10 +78,10 @@ pub trait ClientMemory: Send + Sync {
 
 /// The memory of another process, reached with `process_vm_readv` and `process_vm_writev`.
 ///
-/// It is named by the thread that waits in the ioctl, not by its process: the first thread of a
-/// process may have exited before the others, and a forked child may use its parent's open file.
-/// Valid while that thread waits: its number cannot mean another process meanwhile. Where the
-/// ioctl was answered although a copy had not come back, [`ProcessMemory::give_up`] says so, and
+/// The memory is named by the thread that waits in the ioctl, not by its process: the first thread
+/// of a process may have exited before the others, and a forked child may use its parent's open
+/// file. It is valid while that thread waits: its number cannot mean another thread meanwhile. If
+/// the ioctl is answered before a copy has come back, [`ProcessMemory::give_up`] is called, and
 /// every further copy fails with ESRCH.
 #[derive(Debug)]
 pub struct ProcessMemory {
@@ -95,7 +95,7 @@ impl ProcessMemory {
         ProcessMemory { tid: Pid::from_raw(tid), given_up: AtomicBool::new(false) }
     }
 
-    /// The thread does not wait any more: its number may soon be another's.
+    /// The thread waits no more: its number may soon be another thread's.
     pub fn give_up(&self) {
         self.given_up.store(true, Ordering::SeqCst);
     }
@@ -116,7 +116,7 @@ impl ProcessMemory {
     fn whole(copied: Result<usize, Errno>, wanted: usize) -> Result<(), Errno> {
         match copied {
             Ok(length) if length == wanted => Ok(()),
-            // Stopped at the first address that is not the client's to be read or written.
+            // The copy stopped at the first address that the client itself could not read or write.
             Ok(_) => Err(Errno::EFAULT),
             Err(Errno::EPERM) => {
                 client_log!(
@@ -164,7 +164,8 @@ impl ClientMemory for ProcessMemory {
             return Ok(());
         }
         let remote = [RemoteIoVec { base: addr as usize, len: src.len() }];
-        // What is written was taken for this client already, and would be lost.
+        // Retried, because the bytes were taken out of the engine for this client and would be
+        // lost.
         shortage::retry(|| {
             fault(Verb::WriteMemory)?;
             Self::whole(process_vm_writev(self.tid, &[IoSlice::new(src)], &remote), src.len())
@@ -172,7 +173,7 @@ impl ClientMemory for ProcessMemory {
     }
 }
 
-/// What the kernel has copied from a client, and room for what it shall copy back (see
+/// What the kernel has copied from a client, and room for what it is to copy back (see
 /// `device::retry`). Every other address is a fault.
 #[derive(Debug, Default)]
 pub struct GatheredMemory {
@@ -184,13 +185,13 @@ pub struct GatheredMemory {
 struct Output {
     start: u64,
     bytes: Vec<u8>,
-    /// How many of them have been written.
+    /// How many of the bytes have been written.
     written: usize,
 }
 
 impl GatheredMemory {
-    /// `input` says where in the client `bytes` come from, one stretch after the other, `output`
-    /// what may be written. None when there are fewer or more bytes than that.
+    /// `bytes` are what the stretches of `input` in the client hold, one after the other; `output`
+    /// are the stretches that may be written. None when `bytes` has another length than `input`.
     pub fn new(
         input: impl Iterator<Item = (u64, usize)>,
         mut bytes: &[u8],
@@ -281,8 +282,7 @@ fn pidfd_open_with(id: i32, flags: PidfdFlags) -> Result<OwnedFd, Errno> {
     rustix::process::pidfd_open(task(id)?, flags).map_err(errno)
 }
 
-/// The number of a thread or a process. A system call takes 0 for its caller, whom nobody here
-/// means: ESRCH.
+/// The number of a thread or a process. ESRCH for 0, by which a system call would mean its caller.
 fn task(id: i32) -> Result<rustix::process::Pid, Errno> {
     rustix::process::Pid::from_raw(id).ok_or(Errno::ESRCH)
 }
@@ -291,13 +291,13 @@ fn errno(error: rustix::io::Errno) -> Errno {
     Errno::from_raw(error.raw_os_error())
 }
 
-/// Whether the process still has a number: it has not ended, or was not waited for.
+/// Whether the process still exists: it has not ended, or was not waited for.
 pub fn pidfd_exists(pidfd: BorrowedFd<'_>) -> bool {
     assert_nothing_held();
     let none = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: no signal is sent (0), and none is described.
     let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), 0, none, 0) };
-    // EPERM is a process, too.
+    // EPERM means that the process exists, too.
     Errno::result(sent) != Err(Errno::ESRCH)
 }
 
@@ -305,7 +305,7 @@ pub fn pidfd_exists(pidfd: BorrowedFd<'_>) -> bool {
 /// this process may not look into it (ptrace access: CAP_SYS_PTRACE, Yama).
 pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: i32) -> Result<OwnedFd, Errno> {
     fault(Verb::Descriptor)?;
-    // Clients give any number; rustix takes none below 0 for a descriptor, by an assertion.
+    // Clients give any number; rustix asserts that a descriptor is not negative.
     if fd < 0 {
         return Err(Errno::EBADF);
     }
@@ -313,7 +313,8 @@ pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: i32) -> Result<OwnedFd, Errno> {
 }
 
 /// A copy of the descriptor `fd` of the thread `tid` of the process `pidfd`. Threads nearly always
-/// share their descriptors; where one does not, or the first thread has exited, Linux >= 6.9 tells.
+/// share their descriptors. Where one does not, or the first thread has exited, Linux 6.9 and later
+/// find the right one.
 pub fn getfd(pidfd: BorrowedFd<'_>, tid: i32, fd: i32) -> Result<OwnedFd, Errno> {
     assert_nothing_held();
     use std::os::fd::AsFd;
@@ -322,7 +323,7 @@ pub fn getfd(pidfd: BorrowedFd<'_>, tid: i32, fd: i32) -> Result<OwnedFd, Errno>
         match pidfd_open_thread(tid) {
             Ok(thread) => return pidfd_getfd(thread.as_fd(), fd),
             Err(Errno::EINVAL) => THREADS_HAVE_PIDFDS.store(false, Ordering::Relaxed),
-            // The process's descriptors may not be the thread's.
+            // The process's descriptors may not be the thread's: the error stands.
             Err(errno) if is_shortage(errno) => return Err(errno),
             Err(_) => {}
         }
@@ -336,7 +337,7 @@ pub fn getpriority(tid: i32) -> Result<i32, Errno> {
     rustix::process::getpriority_process(Some(task(tid)?)).map_err(errno)
 }
 
-/// The soft RLIMIT_NICE of a thread's process: 20 less the lowest nice value it may take.
+/// The soft RLIMIT_NICE of a thread's process: 20 minus the lowest nice value that it may take.
 pub fn nice_limit(tid: i32) -> Result<i32, Errno> {
     assert_nothing_held();
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
@@ -353,7 +354,7 @@ pub fn effective_capabilities(tid: i32) -> Result<u64, Errno> {
     Ok(sets.effective.bits())
 }
 
-/// Sets the nice value of a thread. ESRCH: there is none; EACCES, EPERM: this process may not.
+/// Sets the nice value of a thread. ESRCH: no such thread; EACCES, EPERM: this process may not.
 pub fn setpriority(tid: i32, nice: i32) -> Result<(), Errno> {
     assert_nothing_held();
     rustix::process::setpriority_process(Some(task(tid)?), nice).map_err(errno)

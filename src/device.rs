@@ -4,8 +4,8 @@
 //! it is mapped and how ioctl arguments travel. From an [`Open`] on they are the same, and a
 //! client of one can call a client of the other.
 //!
-//! Nothing here waits for a client: an ioctl that must wait is a [`Call`] that the
-//! engine keeps, and whoever completes it writes the reply.
+//! Nothing here waits for a client: an ioctl that must wait is a [`Call`] that the engine keeps,
+//! and the thread that completes the call writes the reply.
 
 mod announce;
 pub mod attach;
@@ -75,18 +75,18 @@ pub struct Hub {
 /// How a [`Hub`] is made.
 #[derive(Debug, Default)]
 pub struct HubConfig {
-    /// The labels of clients where the kernel has none.
+    /// The labels that the options give to clients.
     pub security_contexts: SecurityContexts,
-    /// What a user other than root may have.
+    /// The most that a user other than root may have.
     pub user_limits: UserLimits,
-    /// What the installs of pages are probed with.
+    /// The probes of every allocator.
     pub probes: Probes,
     /// Clients that have no other way for descriptors are not given any by stopping their threads.
     pub never_trace: bool,
 }
 
 impl Hub {
-    /// A hub with what is usual. Fails when its threads cannot be started.
+    /// A hub with the default configuration. Fails when its threads cannot be started.
     pub fn new(memory: Arc<Memory>) -> std::io::Result<Arc<Hub>> {
         Self::with(memory, HubConfig::default())
     }
@@ -109,20 +109,20 @@ impl Hub {
         &self.binder
     }
 
-    /// The device of that name. All devices of a name are one: they share a context.
+    /// The device of that name. All devices of one name share a context.
     pub fn device(self: &Arc<Self>, name: &str) -> Arc<Device> {
         let context = self.binder.context(name);
         Arc::new(Device { name: name.to_owned(), context, hub: self.clone() })
     }
 
-    /// A device with a context of its own, whatever else has this name.
+    /// A device with a context of its own, even if another has this name.
     pub fn new_device(self: &Arc<Self>, name: &str) -> Arc<Device> {
         let context = self.binder.new_context(name);
         Arc::new(Device { name: name.to_owned(), context, hub: self.clone() })
     }
 }
 
-/// A name that can be opened.
+/// A device that clients can open.
 pub struct Device {
     /// The name that it was given; it may have been renamed since.
     pub name: String,
@@ -135,31 +135,31 @@ pub struct Open {
     hub: Arc<Hub>,
     client: Arc<Client>,
     process: Arc<Process>,
-    /// For the attach handshake; none where the file itself can be mapped.
+    /// The buffer, for the attach handshake; none where the file itself can be mapped.
     buffer: Option<OwnedFd>,
     mm: Arc<RemoteMm>,
     /// A socket that the client is to connect to (see [`attach`]).
     listener: Mutex<Option<UnixListener>, rank::Listener>,
     nonblock: bool,
-    /// The client's memory cannot be reached from here: the kernel must gather it.
+    /// The daemon cannot reach the client's memory: the kernel must gather it.
     gathered: AtomicBool,
-    /// What it takes of its user's quota.
+    /// What the open file takes of its user's quota.
     _held: (Charge, Charge),
 }
 
 impl Device {
-    /// The context behind it.
+    /// The context behind the device.
     pub fn context(&self) -> &Arc<Context> {
         &self.context
     }
 
-    /// It has been removed: [`Hub::device`] makes another one of this name.
+    /// The device has been removed: [`Hub::device`] makes another one of this name.
     fn forget_name(&self) {
         self.hub.binder.forget_context(&self.context);
     }
 
-    /// `binder_open`, for the process of the calling thread. EPERM when that process cannot be seen
-    /// from here; EMFILE when the daemon has no descriptor left for it.
+    /// `binder_open`, for the process of the calling thread. EPERM: that process cannot be seen
+    /// from here; EMFILE: the daemon has no descriptor left for it.
     pub fn open(
         &self,
         header: &Header,
@@ -178,7 +178,7 @@ impl Device {
         }
         let client = self.hub.clients.of_thread(header.tid, header.uid)?;
         let held = client.user.hold_open()?;
-        // The process's, and where the client has to attach, that of the buffer and of the socket.
+        // The process's, and where the client has to attach, those of the buffer and of the socket.
         let descriptors = match mapping {
             MappingKind::FuseFile { .. } => 1,
             MappingKind::Memfd => 3,
@@ -217,10 +217,10 @@ fn reads_argument(cmd: u32) -> bool {
 }
 
 impl Open {
-    /// `binder_ioctl`: served at once where the client has a place for another copy, else when it
+    /// `binder_ioctl`: served at once if the client has a place for a further copy, else when it
     /// has one again.
     fn request_ioctl(self: &Arc<Self>, header: &Header, ioctl: &Ioctl<'_>, responder: Responder) {
-        // On the FUSE door nothing else touches the caller's memory.
+        // On the FUSE door no other ioctl touches the caller's memory.
         let copies = ioctl.unrestricted || ioctl.cmd == uapi::BINDER_WRITE_READ;
         let place = self.process.copies().enter();
         if place.is_some() || !copies {
@@ -234,18 +234,17 @@ impl Open {
             Turn::Begin(place) => {
                 open.ioctl(&header, &Ioctl { input: &input, ..ioctl }, responder, Some(place));
             }
-            // A signal, before anything was done.
+            // A signal has arrived before anything was done.
             Turn::GivenUp => responder.ioctl(-reply::ERESTARTSYS, &[]),
         });
-        // One that came before there was something to give up.
+        // A signal that came before the work waited has found nothing to give up.
         if interrupted() {
             self.process.copies().give_up(subject);
         }
     }
 
-    /// Makes the argument and the caller's memory look the same whichever way they came. The place
-    /// is given back when the caller has its answer or is parked, and what is due to others is
-    /// done after that.
+    /// Serves an ioctl. The place is given back when the caller has its answer or is parked, and
+    /// what is due to other clients is done after that.
     fn ioctl(
         &self,
         header: &Header,
@@ -323,7 +322,7 @@ impl Open {
         self.call(header, ioctl.cmd, argument, memory, responder, out)
     }
 
-    /// One round of an ioctl that the kernel gathers for us (see [`retry`]).
+    /// One round of an ioctl whose data the kernel gathers (see [`retry`]).
     fn gather(
         &self,
         header: &Header,
@@ -377,13 +376,13 @@ impl Open {
         }))
     }
 
-    /// The thread group that has opened it.
+    /// The thread group that has opened the device.
     pub fn pid(&self) -> i32 {
         self.client.pid
     }
 }
 
-/// What the driver says to an argument that lies outside of the caller's memory.
+/// The driver's error for an argument that lies outside of the caller's memory.
 fn bad_argument(cmd: u32) -> Errno {
     match cmd {
         uapi::BINDER_VERSION | uapi::BINDER_SET_MAX_THREADS | uapi::BINDER_SET_CONTEXT_MGR_EXT => {
@@ -401,7 +400,8 @@ pub struct Opens {
 }
 
 impl Opens {
-    /// A file handle for the kernel; never 0, never used again.
+    /// Adds an open file, and returns the handle that the kernel knows it by: never 0, never used
+    /// again.
     pub fn add(&self, open: Arc<Open>) -> u64 {
         let handle = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         self.by_handle.write().insert(handle, open);
@@ -413,8 +413,8 @@ impl Opens {
         self.by_handle.read().get(&handle).cloned()
     }
 
-    /// The last reference to the file is gone (or the kernel never came to know it): it is not
-    /// found any more. `binder_release` is the caller's, who first answers.
+    /// The last reference to the file is gone, or the kernel never came to know of the file: it is
+    /// not found any more. The caller answers first, and then calls `binder_release`.
     pub fn remove(&self, handle: u64) -> Option<Arc<Open>> {
         self.by_handle.write().remove(&handle)
     }
@@ -437,8 +437,8 @@ impl Opens {
         }
     }
 
-    /// Answers what is about an open file; gives back what is not. `remove` is the door's, which
-    /// calls [`Opens::remove`].
+    /// Answers a request about an open file; returns the responder of any other. `remove` is the
+    /// door's function for RELEASE, which calls [`Opens::remove`].
     pub fn request(
         &self,
         header: &Header,
@@ -457,7 +457,7 @@ impl Opens {
                         let session = responder.session().clone();
                         Arc::new(PollWaiter { session, handle }) as Arc<dyn binder::Poller>
                     });
-                    // `binder_poll` says POLLERR when it has no memory for the thread.
+                    // `binder_poll` returns POLLERR when it has no memory for the thread.
                     let (ready, due) = open.process.poll(header.tid, waiter);
                     let revents = match ready {
                         Ok(true) => libc::POLLIN as u32 & events,
@@ -481,7 +481,7 @@ impl Opens {
                 responder.done();
                 drop(due);
             }
-            // The driver has neither.
+            // The driver has neither operation.
             Request::Read { .. } | Request::Write => responder.error(Errno::EINVAL),
             Request::Init { .. }
             | Request::CuseInit { .. }

@@ -39,17 +39,17 @@
 //! while it is held ([`lock_order::Rank::under`]). While the first of these is held, the others may
 //! be waited for:
 //!
-//! - the devices of a mount, while a device is added or goes: the contexts of the driver, and what
-//!   the contexts that are gone have made;
-//! - the contexts of a driver: the same contexts, as they know of each other;
-//! - the copies of a client (`binder::copies`): the list of those that wait for others to give
-//!   copies back;
-//! - the turn of whoever goes through something long (`binder::pieces`): the object graph of that
-//!   context, and what may be waited for under the graph;
+//! - the devices of a mount, while a device is added or goes: the driver's lists of contexts, and
+//!   the counts of what was made in contexts that are gone;
+//! - the contexts of a driver by name: the list of all its contexts;
+//! - the copies of a client (`binder::copies`): the clients that starve for copies that others
+//!   hold;
+//! - the turn of long work in a context (`binder::pieces`): the object graph of that context, and
+//!   what may be waited for under the graph;
 //! - the object graph of a context (`binder::graph`): a session's requests in flight (has a signal
-//!   come?), the table of waiting freezes, the log of transactions;
+//!   come?), the callers that wait for a freeze, the log of transactions;
 //! - the mm of a client, read by page installs, written by mmap and release: the buffer mutex, the
-//!   LRU, who uses the mm, the text of its mappings, the page table;
+//!   LRU, the users of the mm, the text of its mappings, the page table;
 //! - the buffer mutex of an allocator: the LRU, the page table.
 //!
 //! Under every other lock nothing is waited for. (The limits of the client log, the log's queue and
@@ -58,7 +58,7 @@
 //! whose locks are busy.
 //!
 //! A client is reached (its memory, its descriptors, what the system says of it) with no lock held
-//! at all, for that takes as long as the client likes. Sections under a graph are short: no
+//! at all, since that takes as long as the client likes. Sections under a graph are short: no
 //! copying, no page install, no system call.
 //!
 //! Debug builds and fuzz targets check all of this, and panic.
@@ -71,7 +71,8 @@
 #[cfg(feature = "daemon")]
 pub use nix::errno::Errno;
 
-// By this name its users know this library, and so does what its unit tests share with them.
+// The users of this library know it by this name, and so does the code that its unit tests share
+// with them.
 #[cfg(test)]
 extern crate self as fakebinder;
 

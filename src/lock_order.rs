@@ -1,12 +1,12 @@
 //! The order of the daemon's locks, and the check of it, in debug builds.
 //!
-//! Every lock has a [`Rank`] in its type (see [`sync`](crate::sync)), and a rank says which others
-//! may be waited for while it is held: [`Rank::under`], nothing else, and not another lock of its
-//! own. What is listed comes later in the list of ranks, so no two threads wait for each other.
-//! A lock that is only tried may be tried at any time; it counts as held when that succeeds.
+//! Every lock has a [`Rank`] in its type (see [`sync`](crate::sync)). A rank lists which others may
+//! be waited for while it is held ([`Rank::under`]); nothing else may, and no other lock of the
+//! same rank. The listed ranks come later in the order of ranks, so no two threads wait for each
+//! other. A lock that is only tried may be tried at any time; it counts as held when that succeeds.
 //!
-//! A release build checks nothing and remembers nothing. A model check finds deadlocks by itself,
-//! and has many threads in one: there is nothing to check here either.
+//! A release build checks nothing and remembers nothing. Neither does a model check: that finds
+//! deadlocks by itself, and runs many of its threads on one.
 
 #[cfg(all(debug_assertions, not(loom)))]
 use std::cell::RefCell;
@@ -45,8 +45,7 @@ macro_rules! ranks {
 
             pub(super) const RANK: &[Rank] = &[$(Rank::$rank,)*];
 
-            /// Takes a lock of that rank, which has to be waited for in that way, and then does
-            /// `then`.
+            /// Waits for a lock of that rank in that way, and then does `then`.
             pub(super) fn taking(wanted: Rank, way: super::tests::Way, then: &mut dyn FnMut()) {
                 use super::tests::Way;
                 match wanted {
@@ -79,9 +78,9 @@ ranks! {
     Stale,
     /// The contexts of a driver, by name.
     Contexts,
-    /// The same contexts, as they know of each other.
+    /// All contexts, by number.
     SharedContexts,
-    /// What contexts that are gone have made.
+    /// The counts of what was made in contexts that are gone.
     Created,
     /// The open files of a session.
     Opens,
@@ -89,7 +88,7 @@ ranks! {
     Files,
     /// The socket that a client is to connect to.
     Listener,
-    /// The way of descriptors into a client.
+    /// The way of descriptors into a client (`device::files`).
     Channel,
     /// The threads whose end is waited for (`device::threads`).
     WatchedThreads,
@@ -99,41 +98,41 @@ ranks! {
     UserNamespaces,
     /// The clients of a daemon, by pid.
     Clients,
-    /// What the clients of a user may have in copies.
+    /// The allowances for copies of the users.
     Allowances,
-    /// The copies of a client.
+    /// The copies of a client (`binder::copies`).
     Copies,
-    /// Clients that wait for others to give copies back.
+    /// The clients that starve for an allowance of copies.
     Starved,
-    /// What carriers are to do.
+    /// The work of carriers.
     Carriers,
-    /// What wakes the watcher of the outbox.
+    /// The sleep of the outbox's watcher.
     Watcher,
-    /// What is to be done in the world, and may have to wait for a client.
+    /// The items of the outbox.
     Outbox,
     /// The workers of a session, and since when each is busy.
     Slots,
     /// Requests that an interrupt has not ended.
     HeldUp,
-    /// What wakes the supervisor of a session's workers.
+    /// The sleep of the supervisor of a session's workers.
     Supervisor,
-    /// What is to happen when a session ends.
+    /// The function that is called when a session ends.
     SessionEnd,
-    /// What waits for its time.
+    /// The timers that are not due yet.
     Timers,
-    /// How a client was when it was last searched for a mapping in vain.
+    /// The state of a client when it was last searched for a mapping in vain.
     Missed,
     /// How long senders wait for pages.
     Latency,
-    /// What is to be copied back by the kernel into a client.
+    /// The bytes that the kernel is to copy back into a client.
     Gathered,
-    /// Who goes through something long in a context's object graph.
+    /// The turn of long work in a context's object graph (`binder::pieces`).
     LongWork,
     /// A context's object graph.
     Graph,
     /// The requests of a session that have not been answered.
     InFlight,
-    /// Who waits for a freeze.
+    /// The callers that wait for a freeze.
     FreezeCallers,
     /// The last transactions, or the last that failed.
     TransactionLog,
@@ -143,7 +142,7 @@ ranks! {
     Buffers,
     /// The LRU of reclaimable pages.
     Lru,
-    /// Who uses a client's mm, and what they see of it.
+    /// The users of a client's mm, and the maps that they look at.
     MmUsers,
     /// The text of a client's mappings, while it is read.
     Maps,
@@ -157,17 +156,17 @@ impl Rank {
     pub const fn under(self) -> &'static [Rank] {
         use Rank::*;
         match self {
-            // A new device has a context, and one that goes may be the last of its own.
+            // A new device has a context; a device that goes may be the last user of its context.
             Devices => &[Contexts, SharedContexts, Created],
             Contexts => &[SharedContexts],
-            // It waits for what others give back.
+            // The copies of a client wait for places that others give back.
             Copies => &[Starved],
-            // Whether a signal has come for the thread that is about to wait, for a read or for a
-            // freeze; what the section has done, for the log.
+            // Asked under the graph: whether a signal has come for a thread that is about to wait
+            // (for a read or a freeze). Written: the log of transactions.
             LongWork => &[Graph, InFlight, FreezeCallers, TransactionLog],
             Graph => &[InFlight, FreezeCallers, TransactionLog],
             Mmap => &[Buffers, Lru, MmUsers, Maps, PageTable],
-            // The shrinker zaps under both, and has let go of the LRU by then.
+            // The shrinker zaps pages under both locks, and has let go of the LRU by then.
             Buffers => &[Lru, PageTable],
             SharedContexts | Attributes | Making | Stale | Created | Opens | Files | Listener
             | Channel | Clients | WatchedThreads | Tracers | UserNamespaces | Allowances
@@ -183,7 +182,8 @@ thread_local! {
     static HELD: RefCell<Vec<Rank>> = const { RefCell::new(Vec::new()) };
 }
 
-/// What this thread holds. A thread that is about to end may hold locks that nobody sees any more.
+/// The locks that this thread holds. A thread that is about to end may hold locks that this does
+/// not see any more.
 #[cfg(all(debug_assertions, not(loom)))]
 fn with_held<R: Default>(f: impl FnOnce(&mut Vec<Rank>) -> R) -> R {
     HELD.try_with(|held| f(&mut held.borrow_mut())).unwrap_or_default()
@@ -198,7 +198,7 @@ pub(crate) struct HeldLock {
 }
 
 impl HeldLock {
-    /// The lock is not held until what comes back is dropped.
+    /// The lock counts as not held until the returned value is dropped.
     pub(crate) fn give_back(&self) -> GivenBack {
         #[cfg(all(debug_assertions, not(loom)))]
         {
@@ -210,7 +210,7 @@ impl HeldLock {
     }
 }
 
-/// A lock that is somebody else's for a while.
+/// A lock that another thread may hold for a while.
 #[must_use = "the lock counts as given back as long as this lives"]
 pub(crate) struct GivenBack {
     #[cfg(all(debug_assertions, not(loom)))]
@@ -246,7 +246,7 @@ pub(crate) fn waiting_for(rank: Rank) -> HeldLock {
             let allowed = held.iter().all(|other| other.under().contains(&rank));
             (!allowed).then(|| held.clone())
         });
-        // Outside of the borrow: what unwinding drops gives locks back.
+        // Outside of the borrow: the panic drops guards, which borrow the list again.
         if let Some(held) = held {
             panic!("lock order: {rank:?} wanted while {held:?} is held");
         }
@@ -285,8 +285,9 @@ pub(crate) fn assert_only(lock: &HeldLock) {
     let _ = lock;
 }
 
-/// This thread is about to copy to or from a client, or to call the system for one. That may take
-/// as long as the client likes, so nobody else may have to wait for it.
+/// Asserts that this thread holds no lock: it is about to copy to or from a client, or to make a
+/// system call for one. That may take as long as the client likes, so no other thread may have to
+/// wait for it.
 ///
 /// # Panics
 /// In debug builds, when it holds a lock.
@@ -300,8 +301,8 @@ pub fn assert_nothing_held() {
     }
 }
 
-/// Does what stands for another thread's work at this moment: a test's hook between two steps. What
-/// this thread holds is not held by that one.
+/// Does what stands for another thread's work at this moment: a test's hook between two steps. The
+/// locks of this thread do not count as that one's.
 pub(crate) fn as_another_thread<R>(f: impl FnOnce() -> R) -> R {
     #[cfg(all(debug_assertions, not(loom)))]
     let _back = {
@@ -344,7 +345,7 @@ mod tests {
     const WAITING: [Way; 3] = [Way::Lock, Way::Read, Way::Write];
     const TRYING: [Way; 3] = [Way::TryLock, Way::TryRead, Way::TryWrite];
 
-    /// What [the crate's map](crate) states: the second may be waited for while the first is held.
+    /// What [the crate's map](crate) states: while the first is held, the second may be waited for.
     const STATED: [(Rank, Rank); 19] = [
         (Devices, Contexts),
         (Devices, SharedContexts),
@@ -406,7 +407,7 @@ mod tests {
         }
     }
 
-    /// All that is held counts, not only what was taken last.
+    /// All held locks count, not only the one that was taken last.
     #[test]
     fn every_lock_that_is_held_counts() {
         let (graph, mmap) =

@@ -1,8 +1,8 @@
-//! Writes the log from a thread of its own, so that nobody else ever waits for it.
+//! Writes the log on a thread of its own, so that no other thread ever waits for it.
 //!
-//! Standard error may be a pipe that nobody reads, or a file on a disk that is busy; a line is
-//! written wherever something is to be said, under whatever lock. So a line goes into a queue of a
-//! bounded size, and what does not fit is counted and told.
+//! Standard error may be a pipe that nobody reads, or a file on a busy disk, and lines are written
+//! under any lock. So a line goes into a queue of bounded size, and lines that do not fit are
+//! counted and reported.
 
 #![allow(clippy::disallowed_types, reason = "a leaf that may be taken under any lock")]
 
@@ -17,7 +17,7 @@ use std::{mem, thread};
 /// Bytes that may wait to be written.
 const QUEUE: usize = 1 << 20;
 
-/// How long the end waits for what is still to be written.
+/// How long the end of the program waits for lines that are still to be written.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
@@ -25,24 +25,24 @@ struct Queue {
     bytes: Vec<u8>,
     /// Lines that found no room.
     lost: u64,
-    /// The thread is writing what it took out.
+    /// The thread is writing what it has taken out of the queue.
     writing: bool,
 }
 
 #[derive(Debug, Default)]
 struct Shared {
     queue: Mutex<Queue>,
-    /// There is something to write.
+    /// Signalled when there is something to write.
     filled: Condvar,
-    /// All was written.
+    /// Signalled when everything was written.
     emptied: Condvar,
 }
 
-/// Where the logger writes to: never waits.
+/// The writer of the logger. It never waits.
 #[derive(Debug)]
 pub struct LogWriter(Arc<Shared>);
 
-/// Dropped, it waits (not for ever) until all is written.
+/// When dropped, waits until everything is written, but not for ever.
 #[derive(Debug)]
 pub struct Drain(Arc<Shared>);
 
@@ -50,7 +50,7 @@ pub struct Drain(Arc<Shared>);
 pub fn start(out: impl Write + Send + 'static) -> io::Result<(LogWriter, Drain)> {
     let shared = Arc::<Shared>::default();
     let theirs = shared.clone();
-    // The thread must not take a signal that others wait for: it begins with all of them blocked.
+    // The thread must not take a signal that other threads wait for, so it starts with all blocked.
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
     let started = thread::Builder::new().name("log".into()).spawn(move || theirs.write_to(out));
     before.thread_set_mask()?;
@@ -76,7 +76,7 @@ impl Write for LogWriter {
 }
 
 impl Drain {
-    /// Waits, not for ever, until what has been logged so far is written.
+    /// Waits until what has been logged so far is written, but not for ever.
     pub fn wait(&self) {
         let deadline = Instant::now() + PATIENCE;
         let mut queue = self.0.queue.lock();
@@ -96,7 +96,7 @@ impl Drop for Drain {
 
 impl Shared {
     fn write_to(&self, mut out: impl Write) {
-        // When the client log has something to tell that no line has told.
+        // When the client log has a summary of suppressed lines to write.
         let mut summary = None;
         loop {
             let mut queue = self.queue.lock();
@@ -115,7 +115,7 @@ impl Shared {
             let (bytes, lost) = (mem::take(&mut queue.bytes), mem::take(&mut queue.lost));
             queue.writing = true;
             drop(queue);
-            // There is nobody to tell that the log cannot be written.
+            // Where the log cannot be written, that cannot be reported either.
             let _ = out.write_all(&bytes);
             if lost > 0 {
                 let _ = writeln!(out, "{lost} lines of the log were lost: they came too fast");
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
     use std::sync::mpsc;
 
-    /// Takes what it is given once it is allowed to.
+    /// Accepts bytes once it is allowed to.
     struct Gate {
         open: mpsc::Receiver<()>,
         taken: Arc<Mutex<Vec<u8>>>,

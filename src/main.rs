@@ -35,23 +35,24 @@ use std::sync::{Arc, mpsc};
 
 enum Event {
     Signal(Signal),
-    /// A door has been closed from outside.
+    /// A door was closed from outside (unmounted, say).
     Closed(String),
 }
 
-/// Gives back to the machine what is free, little by little. glibc's keeps it, and where it is told
-/// not to (`malloc_trim`), every thread that wants memory waits until it has gone through all.
+/// An allocator that gives free memory back to the machine little by little. glibc's keeps it, and
+/// where it is told not to (`malloc_trim`), every thread that wants memory waits until it has gone
+/// through all.
 #[global_allocator]
 static HEAP: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// A string of C, as the allocator looks for it by its name.
+/// A string of C: the allocator finds its options by the name of a symbol.
 #[repr(transparent)]
 struct HeapOptions(*const std::ffi::c_char);
 
-// SAFETY: it is a constant, and only read.
+// SAFETY: the string is a constant, and only read.
 unsafe impl Sync for HeapOptions {}
 
-/// What was free for a second is given back, by a thread of the allocator's own.
+/// Memory that was free for a second is given back, by a thread of the allocator's own.
 #[unsafe(export_name = "_rjem_malloc_conf")]
 static HEAP_OPTIONS: HeapOptions = HeapOptions(
     c"background_thread:true,max_background_threads:1,dirty_decay_ms:1000,muzzy_decay_ms:0,thp:never"
@@ -60,7 +61,8 @@ static HEAP_OPTIONS: HeapOptions = HeapOptions(
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    // Started again by --daemonize it would be called "exe", and `pkill fakebinderd` miss it.
+    // When --daemonize starts this program again its name would be "exe", which `pkill fakebinderd`
+    // misses.
     let _ = nix::sys::prctl::set_name(c"fakebinderd");
     // Where the machine gives huge pages to whoever does not refuse, each arena of the heap would
     // begin with 2 MiB, and a small control group be full before its budget is. (The heap's own
@@ -103,7 +105,8 @@ fn run(options: &Options, log: &log_writer::Drain) -> Result<(), Box<dyn Error>>
         nix::unistd::setsid()?;
         std::env::set_current_dir("/")?;
     }
-    // Before any thread, so that all of them leave these to the one that waits for them.
+    // Before any thread starts, so that all of them leave these signals to the one that waits for
+    // them.
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR2] {
         signals.add(signal);
@@ -137,7 +140,7 @@ fn run(options: &Options, log: &log_writer::Drain) -> Result<(), Box<dyn Error>>
             }
         }
     })?;
-    // Whoever waits for that line may look at what the doors have said before it.
+    // A script that waits for that line may then read what the doors have logged before it.
     log.wait();
     ready();
 
@@ -165,8 +168,8 @@ fn run(options: &Options, log: &log_writer::Drain) -> Result<(), Box<dyn Error>>
     result
 }
 
-/// Three quarters of the control group's memory limit or half of what the machine has left,
-/// whichever is less.
+/// Three quarters of the control group's memory limit, or half of the memory that the machine has
+/// left, whichever is less.
 fn default_budget() -> Option<u64> {
     let group = memory::group_limit()
         .map(|limit| (limit / 4 * 3, "three quarters of this control group's memory"));
@@ -178,7 +181,7 @@ fn default_budget() -> Option<u64> {
     Some(budget)
 }
 
-/// Half of everything for one user, but for what the options say.
+/// Half of everything for each user, unless the options say otherwise.
 fn user_limits(options: &Options, budget: Option<u64>) -> UserLimits {
     let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
     let mappings = std::fs::read_to_string("/proc/sys/vm/max_map_count");
@@ -193,7 +196,7 @@ fn user_limits(options: &Options, budget: Option<u64>) -> UserLimits {
 
 struct Opened {
     doors: usize,
-    /// What goes when the daemon goes: the links, and then the mount.
+    /// Removed when the daemon ends: the links, and then the mount.
     _places: Places,
     _claim: Option<Claim>,
 }
@@ -295,8 +298,8 @@ fn open_doors(
     }
 }
 
-/// A client costs several descriptors, and the kernel's own hard limit of 4,096 is soon reached:
-/// who may (CAP_SYS_RESOURCE) takes more.
+/// Raises the limit of open descriptors: a client costs several, and the kernel's own hard limit of
+/// 4,096 is soon reached. Past that limit only with CAP_SYS_RESOURCE.
 fn raise_descriptor_limit() {
     const ENOUGH: u64 = 1 << 20;
     let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {

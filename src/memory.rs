@@ -1,4 +1,4 @@
-//! The memory that all clients of a daemon share, as the kernel has it in globals: the budget of
+//! The memory that all clients of a daemon share, which the kernel has in globals: the budget of
 //! pages, the list of pages that no buffer uses (`binder_freelist`), and the rule by which pages
 //! are installed.
 
@@ -14,18 +14,17 @@ use lru::ListLru;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
-// Not a lock and not part of the protocol: the model check need not look at a counter.
+// No lock, and not part of the protocol: the model check need not look at a counter.
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Pages that an allocation frees when the budget is used up (the kernel's `SWAP_CLUSTER_MAX`).
 const DIRECT_RECLAIM: usize = 32;
 
-/// By which rule pages are installed into a client: `--page-install`.
+/// The rule by which pages are installed into a client: `--page-install`.
 ///
-/// The driver has gone on to a lock per VMA, tried before the mm's, so that an installer does not
-/// wait for whatever else the process maps. The lock that stands for the mm's here belongs to one
-/// mapping and nothing else takes it: it is a lock per VMA already, and there is no third rule to
-/// tell from `shared`.
+/// Today's driver has a third rule, a lock per VMA that is tried before the mm's lock, so that an
+/// installer does not wait for whatever else the process maps. The lock that stands for the mm's
+/// here belongs to one mapping, and nothing else takes it: it is a lock per VMA already.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum PageInstall {
     /// One installer at a time in a client, allocating under the mm's lock.
@@ -56,12 +55,12 @@ impl fmt::Display for PageInstall {
     }
 }
 
-/// How a [`Memory`] is made.
+/// The configuration of a [`Memory`].
 #[derive(Debug, Default)]
 pub struct MemoryConfig {
     /// The most that all clients together may have installed, in bytes; no limit if `None`.
     pub page_budget: Option<u64>,
-    /// How much of an allocator an install of pages keeps to itself.
+    /// The rule by which pages are installed.
     pub page_install: PageInstall,
 }
 
@@ -73,15 +72,15 @@ pub struct Memory {
     used: AtomicUsize,
     /// Bytes of records, which come out of the same budget.
     bytes: AtomicUsize,
-    /// Records have taken what pages that nobody uses still occupy.
+    /// Records have taken the place in the budget of unused pages that are still installed.
     pressed: AtomicBool,
     lru: ListLru,
-    /// As [`MemoryConfig::page_install`].
+    /// The rule of [`MemoryConfig::page_install`].
     pub page_install: PageInstall,
 }
 
 impl Memory {
-    /// Memory of which nothing is used yet.
+    /// A memory of which nothing is used yet.
     pub fn new(config: MemoryConfig) -> Arc<Memory> {
         let pages = |bytes: u64| usize::try_from(bytes / PAGE_SIZE as u64).unwrap_or(usize::MAX);
         Arc::new(Memory {
@@ -108,20 +107,21 @@ impl Memory {
 
     /// Reclaims a few pages, the longest unused first; returns how many.
     pub(crate) fn reclaim_some(&self) -> usize {
-        // Pages of clients that are busy just now may fill the front of the list.
+        // Pages of busy clients may fill the front of the list.
         match self.scan(DIRECT_RECLAIM) {
             0 => self.scan(self.count()),
             some => some,
         }
     }
 
-    /// The budget, in pages, but for what records have of it.
+    /// The budget, in pages, less what records take of it.
     fn pages_left(&self) -> usize {
         self.budget.saturating_sub(self.bytes.load(Ordering::Relaxed).div_ceil(PAGE_SIZE))
     }
 
-    /// Takes the bytes of a record out of the budget. May be called under any lock: what has to be
-    /// reclaimed for it is, by [`Memory::relieve`]. ENOMEM: there is not enough that could be.
+    /// Takes the bytes of a record out of the budget. May be called under any lock: pages that have
+    /// to be reclaimed for it are reclaimed later, by [`Memory::relieve`]. ENOMEM: there are too
+    /// few of those.
     pub(crate) fn charge_bytes(&self, bytes: usize) -> Result<(), Errno> {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         let (left, used) = (self.pages_left(), self.used());
@@ -145,7 +145,8 @@ impl Memory {
         debug_assert!(before >= bytes, "{bytes} bytes of records freed, {before} in use");
     }
 
-    /// Reclaims the pages whose place in the budget records have taken. To be called under no lock.
+    /// Reclaims the pages whose place in the budget was taken by records. To be called under no
+    /// lock.
     pub(crate) fn relieve(&self) {
         if self.pressed.load(Ordering::Relaxed) && self.pressed.swap(false, Ordering::Relaxed) {
             self.scan(self.used().saturating_sub(self.pages_left()));
@@ -183,7 +184,7 @@ impl Memory {
         self.lru.walk(nr_to_scan)
     }
 
-    /// Reclaims every page that is not in use, but for those of clients that are busy just now.
+    /// Reclaims every page that is not in use, except for those of clients that are busy just now.
     pub fn reclaim_all(&self) -> usize {
         self.scan(self.count())
     }

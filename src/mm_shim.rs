@@ -2,17 +2,17 @@
 //!
 //! | verb | what it does here |
 //! |---|---|
-//! | `mmget_not_zero`, `mmput` | the client lives, and tells of its mappings until the put |
+//! | `mmget_not_zero`, `mmput` | the client lives; its mappings can be looked at until the put |
 //! | `mmap_read_lock`, `_write_lock`, `_read_trylock` | a read-write lock per client |
 //! | `vma_lookup` | the client's real mapping; none after munmap, nor for an impostor there |
 //! | `alloc_page`, `free_page` | takes from and gives to the budget of pages |
 //! | `vm_insert_page` | installs one page of the buffer file; EBUSY when it is there |
-//! | `get_user_pages_remote` | finds the page that somebody else installed; never makes one |
+//! | `get_user_pages_remote` | finds a page that another thread installed; never makes one |
 //! | `zap_page_range_single` | takes a page out of the client, the daemon and the accounting |
 //!
-//! [`MmStruct`] is what these verbs have in common: locks, budget, fault injection. Behind it
-//! stands an [`AddressSpace`]: a client process ([`RemoteMm`]) or, for tests and fuzzing, the plain
-//! memory of the package `fakebinder-sim`.
+//! [`MmStruct`] is what these verbs share: locks, budget, fault injection. Behind it there is an
+//! [`AddressSpace`]: a client process ([`RemoteMm`]) or, for tests and fuzzing, the plain memory of
+//! the package `fakebinder-sim`.
 
 mod buffer_file;
 mod image;
@@ -20,8 +20,8 @@ mod maps;
 mod remote;
 mod userfault;
 
-// The unit tests' mm, too. They cannot take it from its package: that has this library as others
-// see it, and so another trait `Mm`.
+// The mm of the unit tests, too. They cannot take it from its package, which sees this library from
+// outside, and so has another trait `Mm`.
 #[cfg(test)]
 #[path = "../sim/src/heap.rs"]
 #[allow(dead_code, reason = "these tests use a part of it")]
@@ -49,8 +49,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 const MAX_PAGES: usize = MAX_BUFFER_SIZE / PAGE_SIZE;
 
-/// A page that is part of no buffer, not yet or no longer: the right to one out of the budget.
-/// Its bytes come into being when it is inserted.
+/// A page that is part of no buffer, not yet or no longer: the right to one page of the budget. Its
+/// bytes come into being when the page is inserted.
 #[derive(Debug)]
 #[must_use = "a page that is dropped instead of freed stays charged"]
 pub struct Page(());
@@ -61,12 +61,13 @@ pub trait AddressSpace: Send + Sync {
     /// The client, for log lines.
     fn pid(&self) -> i32;
 
-    /// Where the client has mapped its buffer, if it has and nobody has told us yet: address and
-    /// length in bytes. ESRCH: nowhere. EPERM: in a way that it may not.
+    /// Where the client has mapped its buffer, for a daemon that was not told of it: address and
+    /// length in bytes. ESRCH: nowhere. EPERM: in a way that is not allowed.
     fn find_mapping(&self) -> Result<(u64, usize), Errno>;
 
     /// How many pages the client has mapped, of anything; none where that is not known. Cheaper
-    /// than a search: where it has not changed, the client has most likely mapped nothing.
+    /// than a search: while the number stays the same, the client has most likely mapped nothing
+    /// new.
     fn total_vm(&self) -> Option<u64>;
 
     /// Whether the client lives. If so, [`AddressSpace::mmput`] must follow.
@@ -75,8 +76,8 @@ pub trait AddressSpace: Send + Sync {
     /// Ends a use of the mm; one for each [`AddressSpace::mmget_not_zero`] that found a client.
     fn mmput(&self);
 
-    /// Whether `address` is where the client has mapped page `index` of its buffer file, as of now,
-    /// and if so, for which pages around that one the same look has found the same: one page where
+    /// Whether the client has page `index` of its buffer file mapped at `address` now. If so,
+    /// returns the pages around it for which the same look has found the same: one page where
     /// looking is cheap, the whole mapping where it is not.
     fn vma_lookup(&self, address: u64, index: usize) -> Result<Range<usize>, NoVma>;
 
@@ -86,14 +87,14 @@ pub trait AddressSpace: Send + Sync {
     /// Whether there is a page, whoever made it.
     fn get_user_pages_remote(&self, index: usize) -> bool;
 
-    /// Removes a page that is there.
+    /// Removes a page that is installed.
     fn zap_page(&self, index: usize) -> Result<(), Errno>;
 
-    /// Removes every page, and does not fail: nobody looks after them any more.
+    /// Removes every page. Does not fail, since nobody looks after the pages any more.
     fn exit_mmap(&self);
 
-    /// Copies `len` bytes from a client into pages that are installed. EFAULT: one of both sides
-    /// is not there.
+    /// Copies `len` bytes from a client into installed pages. EFAULT: the client's memory or a page
+    /// is missing.
     fn copy_from_client(
         &self,
         offset: usize,
@@ -102,37 +103,37 @@ pub trait AddressSpace: Send + Sync {
         len: usize,
     ) -> Result<(), Errno>;
 
-    /// Copies `bytes` into pages that are installed. EFAULT: one of them is not.
+    /// Copies `bytes` into installed pages. EFAULT: one of the pages is missing.
     fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), Errno>;
 
     /// Overwrites with zeros.
     fn clear(&self, offset: usize, len: usize) -> Result<(), Errno>;
 }
 
-/// Why [`MmStruct::vma_lookup`] finds nothing.
+/// Why [`MmStruct::vma_lookup`] has found nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoVma {
     /// The client has unmapped its buffer, or has put something else there.
     Closed,
-    /// It could not be found out, for this reason.
+    /// Whether it is there could not be found out, for this reason.
     Unknown(Errno),
 }
 
 /// The client's mapping, found under the mm's lock and not to be kept beyond it.
 ///
-/// What that guarantees, and what not: the lock is ours. It keeps out the driver's side of munmap
-/// (`mmap_handler`, `vma_close` and release), and not the client, whose munmap the kernel carries
-/// out without us, before, between or after our steps. A page that is inserted into the buffer
-/// file of a client that has just unmapped it is seen by nobody and reclaimed like any other; the
-/// next use of the mm finds the mapping gone. So a look may serve for one use of the mm
-/// ([`MmWithUser`], one buffer's pages), and never for a second one.
+/// What the lock guarantees, and what not: it belongs to the daemon. It keeps out the driver's side
+/// of munmap (`mmap_handler`, `vma_close` and release), and not the client, whose munmap the kernel
+/// carries out without the daemon, before, between or after its steps. A page that is inserted into
+/// the buffer file of a client that has just unmapped the file is seen by nobody, and reclaimed
+/// like any other; the next use of the mm finds the mapping gone. So one look may serve for one use
+/// of the mm ([`MmWithUser`], one buffer's pages), and never for a second one.
 #[derive(Debug)]
 pub struct Vma<'lock>(PhantomData<&'lock ()>);
 
 /// The mm's lock, held.
 #[derive(Debug)]
 pub enum MmapLock<'mm> {
-    /// Held by whoever installs or zaps pages.
+    /// Held to install or zap pages.
     #[allow(dead_code, reason = "held for its drop")]
     Read(RwLockReadGuard<'mm, ()>),
     /// Held by mmap and release.
@@ -143,7 +144,7 @@ pub enum MmapLock<'mm> {
 /// A use of the mm, from `mmget_not_zero` to `mmput`.
 pub struct MmWithUser<'mm> {
     mm: &'mm dyn AddressSpace,
-    /// The pages for which the last look of this user has found the mapping.
+    /// The pages for which the last look in this use has found the mapping.
     seen: Cell<(usize, usize)>,
 }
 
@@ -160,12 +161,13 @@ pub struct MmStruct {
     memory: Arc<Memory>,
     probes: Probes,
     mmap_lock: RwLock<(), rank::Mmap>,
-    /// Installed pages that are paid for out of the budget. Whoever sets one of these has paid.
+    /// For each page whether it is paid for out of the budget. The thread that sets one of these
+    /// has paid.
     charged: Box<[AtomicBool]>,
 }
 
 impl MmStruct {
-    /// `user` is whose pages these are.
+    /// The mm of a client, whose pages are charged to `user`.
     pub fn new(
         mm: Arc<dyn AddressSpace>,
         memory: &Arc<Memory>,
@@ -203,7 +205,7 @@ impl MmStruct {
         self.mm.total_vm()
     }
 
-    /// ESRCH: the client is gone.
+    /// Begins a use of the mm. ESRCH: the client is gone.
     pub fn mmget_not_zero(&self) -> Result<MmWithUser<'_>, Errno> {
         self.probes.at(Verb::MmGet)?;
         match self.mm.mmget_not_zero() {
@@ -232,7 +234,7 @@ impl MmStruct {
         self.mmap_lock.try_read().map(MmapLock::Read)
     }
 
-    /// The client's mapping of page `index` at `address`, if it is still ours.
+    /// The client's mapping of page `index` at `address`, if that still maps the buffer file.
     pub fn vma_lookup<'lock>(
         &self,
         users: &MmWithUser<'_>,
@@ -250,7 +252,7 @@ impl MmStruct {
     }
 
     /// A page of zeros, out of the budget. To be called under neither the buffer mutex nor the LRU
-    /// lock. ENOMEM: the budget, or what its user may have of it, is in use.
+    /// lock. ENOMEM: the budget, or the user's share of it, is used up.
     pub fn alloc_page(&self) -> Result<Page, Errno> {
         self.probes.at(Verb::AllocPage)?;
         while !self.user.may_have(What::Pages, 1) && self.memory.reclaim_some() > 0 {}
@@ -270,7 +272,7 @@ impl MmStruct {
         self.user.uncharge(What::Pages, pages);
     }
 
-    /// EBUSY: there is a page already. Other errors are those of the kernel, as they are.
+    /// Inserts a page. EBUSY: there is a page already. Other errors are those of the kernel.
     pub fn vm_insert_page(
         &self,
         _vma: &Vma<'_>,
@@ -283,7 +285,7 @@ impl MmStruct {
         match self.mm.vm_insert_page(index) {
             Ok(()) => {
                 if self.charged[index].swap(true, Ordering::Relaxed) {
-                    // Somebody has found the page between these two lines and paid for it.
+                    // Another thread has found the page between these two lines, and paid for it.
                     self.uncharge(1);
                 }
                 Ok(())
@@ -292,8 +294,8 @@ impl MmStruct {
         }
     }
 
-    /// Whether there is a page, whoever inserted it. The client itself can have: its reading of an
-    /// empty page makes one. Then nobody has paid for it yet.
+    /// Whether there is a page, whoever inserted it. The client itself can have inserted it, since
+    /// reading an empty page makes one; then the page is paid for now.
     pub fn get_user_pages_remote(&self, _lock: &MmapLock<'_>, index: usize) -> bool {
         let found = self.mm.get_user_pages_remote(index);
         if found && !self.charged[index].swap(true, Ordering::Relaxed) {
@@ -303,8 +305,8 @@ impl MmStruct {
         found
     }
 
-    /// Takes an installed page away from everyone. `None`: that failed, and the page stays where it
-    /// is, paid for, for the next installer to find.
+    /// Takes an installed page away from everyone. `None`: that failed; the page stays where it is,
+    /// paid for, and the next installer finds it.
     pub fn zap_page_range_single(&self, _lock: &MmapLock<'_>, index: usize) -> Option<Page> {
         let zapped = self.probes.at(Verb::Zap).and_then(|()| self.mm.zap_page(index));
         match zapped {
@@ -331,7 +333,7 @@ impl MmStruct {
     pub fn exit_mmap(&self, _lock: &MmapLock<'_>) -> usize {
         self.mm.exit_mmap();
         let pages =
-            // Most are not, and a look is cheaper than a swap.
+            // Most pages are not charged, and a look is cheaper than a swap.
             self.charged
                 .iter()
                 .filter(|charged| charged.load(Ordering::Relaxed))
@@ -341,7 +343,7 @@ impl MmStruct {
         pages
     }
 
-    /// Whether a page was taken out of the budget for this place.
+    /// Whether a page of the budget was taken for this place.
     pub(crate) fn is_paid_for(&self, index: usize) -> bool {
         self.charged[index].load(Ordering::Relaxed)
     }

@@ -1,9 +1,9 @@
-//! Faults and delays on purpose (`--inject`), and how long senders wait for pages
+//! Deliberate faults and delays (`--inject`), and how long senders wait for pages
 //! (`--install-latency`).
 //!
-//! [`Probes`] are handed to an allocator when it is made. Its mm asks them before each verb, and
-//! the allocator tells them for whom it installs pages; the default does nothing. What the daemon
-//! asks of its own kernel fails as [`inject_into_the_daemon`] was told.
+//! [`Probes`] are handed to an allocator when it is made. Its mm calls them before each verb, and
+//! the allocator tells them for which sender it installs pages; the default does nothing. What the
+//! daemon asks the kernel for itself fails as [`inject_into_the_daemon`] was told.
 
 #![forbid(unsafe_code)]
 
@@ -28,7 +28,7 @@ pub struct Probes {
 }
 
 impl Probes {
-    /// A verb is about to be carried out: waits, fails, or neither.
+    /// Called before a verb is carried out: waits, fails, or does neither.
     pub(crate) fn at(&self, verb: Verb) -> Result<(), Errno> {
         self.inject.at(verb)
     }
@@ -43,7 +43,7 @@ impl Probes {
     }
 }
 
-/// See [`Probes::installing`].
+/// The guard that [`Probes::installing`] returns.
 pub(crate) struct Installing<'probes> {
     _sender: inject::OnBehalf,
     _clock: Option<latency::Clock<'probes>>,

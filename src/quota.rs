@@ -1,15 +1,17 @@
 //! What one user may make the daemon hold, over all of the user's open files.
 //!
-//! The daemon's descriptors, mappings and memory are everybody's. So whatever a client makes it
-//! hold is counted for the user who has opened the device ([`User`]), and nobody but root may have
-//! more than a share ([`UserLimits`]; by default half of what there is): the excess is an error of
-//! that user's own (EMFILE or ENOMEM, BR_FAILED_REPLY in a transaction) and a line in the log.
+//! The daemon's descriptors, mappings and memory serve all users. So whatever a client makes the
+//! daemon hold is counted for the user who has opened the device ([`User`]), and no user but root
+//! may have more than a share ([`UserLimits`]; by default half of what there is). More than that is
+//! an error for that user alone (EMFILE or ENOMEM, BR_FAILED_REPLY in a transaction) and a line in
+//! the log.
 //!
-//! What is held is a [`Charge`], kept beside it and given back when that is dropped: no list of who
-//! has to give back what, and nothing to forget. Records (nodes, references and their kin) are
-//! counted one by one, and their bytes come out of the same budget as the pages of buffers.
+//! What is held has a [`Charge`], which is kept with it and given back when it is dropped: there is
+//! no list of who has to give back what, and nothing can be forgotten. Records (nodes, references
+//! and their kin) are counted one by one, and their bytes come out of the same budget as the pages
+//! of buffers.
 //!
-//! Locks: the table of users, a leaf. Counting is by atomics, and may be done under any lock.
+//! Locks: the table of users is a leaf. Counting is by atomics, and may be done under any lock.
 
 #![allow(clippy::disallowed_types, reason = "a leaf that may be taken under any lock")]
 
@@ -24,27 +26,27 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
-/// What is counted.
+/// The kinds of things that are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum What {
     /// Open files of devices.
     Opens,
-    /// Descriptors of the daemon: of open files, and of files on their way between clients.
+    /// Descriptors of the daemon, for open files and for files on their way between clients.
     Descriptors,
     /// Pages of buffers, of 4 KiB, in the files that the user has opened.
     Pages,
     /// Threads, nodes, references, death and freeze links, transactions and buffers.
     Records,
-    /// What they take of the memory budget, in bytes ([`bytes`]).
+    /// Bytes that records take of the memory budget ([`bytes`]).
     RecordBytes,
-    /// Bytes of one-way calls that the user has sent and nobody has read yet.
+    /// Bytes of one-way calls that the user has sent and no process has read yet.
     OnewayBytes,
-    /// Copies from or to the user's memory that have not come back.
+    /// Copies from or to the user's memory that are under way.
     StalledCopies,
 }
 
 impl What {
-    /// All of them, with the names that `--user-limit` takes.
+    /// All kinds, with the names that `--user-limit` takes.
     pub const ALL: [(&'static str, What); 7] = [
         ("opens", What::Opens),
         ("descriptors", What::Descriptors),
@@ -55,7 +57,7 @@ impl What {
         ("stalled-copies", What::StalledCopies),
     ];
 
-    /// What somebody who wants more gets.
+    /// The error when a user wants more than the limit.
     fn errno(self) -> Errno {
         match self {
             What::Opens | What::Descriptors => Errno::EMFILE,
@@ -75,7 +77,7 @@ impl fmt::Display for What {
     }
 }
 
-/// The most that a user other than root may have of each.
+/// The most that a user other than root may have of each kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UserLimits([usize; What::ALL.len()]);
 
@@ -86,7 +88,7 @@ impl Default for UserLimits {
 }
 
 impl UserLimits {
-    /// As much of everything as there is.
+    /// No limits.
     pub const NONE: UserLimits = UserLimits([usize::MAX; What::ALL.len()]);
 
     /// Lets a user have `most` of `what`.
@@ -99,12 +101,12 @@ impl UserLimits {
         self.0[what as usize]
     }
 
-    /// Half of what this process has: `descriptors` and `mappings` that it may have, and `bytes`
-    /// of memory for pages and records.
+    /// Half of what this process may have: of `descriptors`, of `mappings`, and of `bytes` of
+    /// memory for pages and records.
     pub fn half_of(descriptors: usize, mappings: usize, bytes: Option<u64>) -> UserLimits {
-        /// Mappings that the daemon has without clients, and some for its threads.
+        /// Mappings that the daemon has without clients, with some for its threads.
         const OWN: usize = 1_024;
-        /// Of a record, with its places in tables: the smallest that is counted.
+        /// The size of the smallest record, with its places in tables.
         const RECORD: usize = bytes::LINK;
         let bytes = bytes.map_or(usize::MAX, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
         let mut limits = UserLimits::NONE;
@@ -119,12 +121,12 @@ impl UserLimits {
     }
 }
 
-/// `WHAT=N`, with K, M or G after the number if it is large.
+/// `WHAT=N`; a number may end in K, M or G.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UserLimit {
     /// What is limited.
     pub what: What,
-    /// The most that a user may have of it.
+    /// The most that a user may have of that.
     pub most: usize,
 }
 
@@ -149,8 +151,8 @@ impl FromStr for UserLimit {
     }
 }
 
-/// What records take of the memory budget, in bytes: of the structures themselves, and of their
-/// places in tables that grow by doubling. Measured with a million of them.
+/// Bytes that records take of the memory budget: for the structures themselves, and for their
+/// places in tables that grow by doubling. Measured with a million of each.
 pub mod bytes {
     /// An open file, with what is kept for each of its pages.
     pub const OPEN: usize = 12 << 10;
@@ -179,22 +181,22 @@ pub struct Quotas {
 #[derive(Debug, Default)]
 struct Users {
     by_uid: HashMap<u32, Weak<User>>,
-    /// At this size those who hold nothing any more are forgotten.
+    /// At this size the table drops users who hold nothing any more.
     sweep_at: usize,
 }
 
 impl Quotas {
-    /// Nobody holds anything yet.
+    /// Quotas of which nothing is held yet.
     pub fn new(memory: &Arc<Memory>, limits: UserLimits) -> Quotas {
         Quotas { limits, memory: memory.clone(), users: Mutex::default() }
     }
 
-    /// The most that a user may have of something: root is bounded by the whole only.
+    /// The most that a user may have of a kind. Root has no limit but what there is.
     pub fn limit(&self, uid: u32, what: What) -> usize {
         if uid == 0 { usize::MAX } else { self.limits.get(what) }
     }
 
-    /// The user of this uid, the same for all who ask while somebody keeps it.
+    /// The user of this uid. All callers get the same one, as long as any of them keeps it.
     pub fn user(&self, uid: u32) -> Arc<User> {
         let mut users = self.users.lock();
         if let Some(user) = users.by_uid.get(&uid).and_then(Weak::upgrade) {
@@ -215,28 +217,28 @@ impl Quotas {
     }
 }
 
-/// One user, and what is held for them.
+/// One user, and how much is held for that user.
 #[derive(Debug)]
 pub struct User {
     uid: u32,
     limits: UserLimits,
     held: [AtomicUsize; What::ALL.len()],
-    /// Where the bytes of records come from; from nowhere in tests.
+    /// Where the bytes of records are charged; None in tests.
     memory: Option<Arc<Memory>>,
 }
 
 impl User {
-    /// Somebody without limits, of whom nothing is known.
+    /// A user without limits, whose uid is unknown.
     pub fn unlimited() -> Arc<User> {
         User::with_limits(UserLimits::NONE)
     }
 
-    /// Somebody with limits, whose records cost no memory: for tests.
+    /// A user with limits, whose records are charged to no memory: for tests.
     pub fn with_limits(limits: UserLimits) -> Arc<User> {
         Arc::new(User { uid: u32::MAX, limits, held: Default::default(), memory: None })
     }
 
-    /// What is held for this user.
+    /// How much is held for this user.
     pub fn held(&self, what: What) -> usize {
         self.held[what as usize].load(Ordering::Relaxed)
     }
@@ -260,12 +262,12 @@ impl User {
         }
     }
 
-    /// Whether `n` more are within the limit; says nothing if not.
+    /// Whether `n` more are within the limit. Logs nothing if not.
     pub fn may_have(&self, what: What, n: usize) -> bool {
         self.held(what).checked_add(n).is_some_and(|held| held <= self.limits.get(what))
     }
 
-    /// Counts `n` more that are there already, whatever the limit.
+    /// Counts `n` more that exist already, whatever the limit.
     pub fn charge_existing(&self, what: What, n: usize) {
         self.held[what as usize].fetch_add(n, Ordering::Relaxed);
     }
@@ -276,20 +278,20 @@ impl User {
         debug_assert!(before >= n, "{n} {what} given back, {before} held");
     }
 
-    /// Holds `n` until the guard is dropped.
+    /// Charges `n` until the guard is dropped.
     pub fn hold(self: &Arc<Self>, what: What, n: usize) -> Result<Charge, Errno> {
         self.charge(what, n)?;
         Ok(Charge { user: self.clone(), what, n, bytes: 0 })
     }
 
-    /// Holds a record of so many bytes. ENOMEM, too, when the memory budget is used up.
+    /// Charges a record of so many bytes. ENOMEM also when the memory budget is used up.
     pub fn hold_record(self: &Arc<Self>, bytes: usize) -> Result<Charge, Errno> {
         fault(Verb::Record)?;
         let held = self.hold(What::Records, 1)?;
         self.with_bytes(held, bytes)
     }
 
-    /// Holds an open file: a record, too.
+    /// Charges an open file, with its record.
     pub fn hold_open(self: &Arc<Self>) -> Result<Charge, Errno> {
         let held = self.hold(What::Opens, 1)?;
         self.with_bytes(held, bytes::OPEN)
@@ -305,7 +307,7 @@ impl User {
     }
 }
 
-/// Something that is held for a user, until this is dropped.
+/// Something that is charged to a user until this value is dropped.
 #[derive(Debug)]
 #[must_use = "dropped, it is given back"]
 pub struct Charge {
@@ -347,7 +349,7 @@ mod tests {
         drop(first);
         assert!(user.hold(What::Opens, 2).is_err());
         assert!(user.hold(What::Opens, 1).is_ok());
-        // Others have their own, and root has no limit.
+        // Other users have their own quota, and root has no limit.
         assert!(quotas.user(1001).hold(What::Opens, 2).is_ok());
         assert!(quotas.user(0).hold(What::Opens, 1_000).is_ok());
     }

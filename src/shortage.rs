@@ -1,4 +1,4 @@
-//! What the daemon itself may run out of: descriptors, memory.
+//! What the daemon itself may run out of: descriptors and memory.
 //!
 //! An error of that kind says nothing about any client. The operation that meets the error fails
 //! with it, and never takes it for the end of a client's process.
@@ -7,13 +7,13 @@ use crate::Errno;
 use crate::client_log::{Kind, user_error};
 use std::time::Duration;
 
-/// Whether an error is about what this process, or the machine, has left.
+/// Whether an error says that this process, or the machine, has run out of something.
 pub fn is_shortage(errno: Errno) -> bool {
     matches!(errno, Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS)
 }
 
-/// Does something again, a little later, where it fails for want of something that may come back:
-/// for what cannot be undone. At most for a fiftieth of a second.
+/// Repeats `attempt` for at most a fiftieth of a second while it fails for a shortage, which may
+/// pass. For operations whose failure cannot be undone.
 pub fn retry<T>(mut attempt: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
     for _ in 0..20 {
         match attempt() {
@@ -27,8 +27,7 @@ pub fn retry<T>(mut attempt: impl FnMut() -> Result<T, Errno>) -> Result<T, Errn
     attempt()
 }
 
-/// Says in the log what the daemon is short of, if that is what an error is about; the error stays
-/// the same. For `inspect_err`.
+/// Logs what the daemon is short of, if the error says so. For `inspect_err`.
 pub fn note(errno: &Errno) {
     match errno {
         Errno::EMFILE | Errno::ENFILE => user_error!(

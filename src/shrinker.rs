@@ -1,6 +1,6 @@
-//! What makes the daemon give pages back: pressure on the memory of the machine or of the daemon's
-//! control group, and requests of the administrator. (The third reason, a used-up page budget, is
-//! found by `Memory::charge`.)
+//! What makes the daemon give pages back: memory pressure on the machine or on the daemon's control
+//! group, and requests of the administrator. (The third reason, a used-up page budget, is found by
+//! `Memory::charge`.)
 
 #![forbid(unsafe_code)]
 
@@ -19,12 +19,11 @@ use std::thread::{self, JoinHandle};
 /// The machine's pressure file.
 const MACHINE: &str = "/proc/pressure/memory";
 
-/// Tell us when somebody has waited for memory for 100 ms within a second; what the unprivileged
-/// may ask for has a window of a multiple of 2 s.
+/// An event when somebody has waited for memory for 100 ms within a second; without privileges the
+/// window must be a multiple of 2 s.
 const TRIGGERS: [&str; 2] = ["some 100000 1000000", "some 200000 2000000"];
 
-/// The thread that reclaims pages. It waits in the kernel and costs nothing until something
-/// happens.
+/// The thread that reclaims pages. It sleeps in the kernel until something happens.
 #[derive(Debug)]
 pub struct Reclaimer {
     shared: Arc<Shared>,
@@ -35,14 +34,14 @@ pub struct Reclaimer {
 struct Shared {
     wake: EventFd,
     stop: AtomicBool,
-    /// Somebody has asked for every page.
+    /// Somebody has asked for every page to be reclaimed.
     kicked: AtomicBool,
     rounds: AtomicUsize,
 }
 
 impl Reclaimer {
-    /// Starts the thread, listening to our control group if we are in one, else to the machine.
-    /// Where neither tells about pressure, a log line says so and the thread serves
+    /// Starts the thread, which listens to the daemon's control group if it is in one, else to the
+    /// machine. Where neither reports pressure, a log line says so, and the thread serves
     /// [`Reclaimer::kick`] alone.
     pub fn start(memory: &Arc<Memory>) -> io::Result<Reclaimer> {
         let source = pressure_file().and_then(|path| match subscribe(&path) {
@@ -126,8 +125,8 @@ fn run(memory: &Memory, shared: &Shared, mut pressure: Option<File>) {
             }
         }
         if pressed.contains(PollFlags::POLLPRI) {
-            // Half of them: the others may be wanted again soon, and if the pressure stays, so
-            // do the events.
+            // Half of the pages: the others may be wanted again soon, and if the pressure stays,
+            // further events come.
             let pages = memory.scan(memory.count().div_ceil(2));
             log::debug!("reclaimed {pages} pages under memory pressure");
         }
@@ -139,7 +138,7 @@ fn run(memory: &Memory, shared: &Shared, mut pressure: Option<File>) {
     }
 }
 
-/// The pressure file of our control group, or of the machine where we are in the root group.
+/// The pressure file of the daemon's control group, or of the machine if that is the root group.
 fn pressure_file() -> Option<PathBuf> {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let of_group = pressure_of_group(&groups, Path::new("/sys/fs/cgroup"));
@@ -181,7 +180,7 @@ mod tests {
     use std::os::fd::{AsRawFd, OwnedFd};
     use std::time::{Duration, Instant};
 
-    /// Urgent data on a socket looks to `poll` as a pressure event does.
+    /// Urgent data on a socket looks to `poll` like a pressure event.
     #[test]
     fn pressure_reclaims_and_the_loss_of_its_source_does_not_end_the_thread() {
         let memory = Memory::new(MemoryConfig::default());

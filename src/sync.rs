@@ -1,9 +1,9 @@
-//! The daemon's locks: parking_lot's, each with its [rank](crate::lock_order) in its type. Nothing
-//! else is locked in this crate (clippy says so), so the check of their order sees all of them.
+//! The daemon's locks: parking_lot's, each with its [rank](crate::lock_order) in its type. No other
+//! locks are used in this crate (clippy checks that), so the check of the order sees all of them.
 //!
-//! What installs and reclaims pages takes its locks and atomics from [`modelled`]: `--cfg loom`
-//! puts others in their place there, so that the model check runs the very code that the daemon
-//! runs. `Arc` stays the standard one in both: loom's cannot hold a trait object.
+//! The code that installs and reclaims pages takes its locks and atomics from [`modelled`]. There
+//! `--cfg loom` puts other ones in their place, so that the model check runs the very code that the
+//! daemon runs. `Arc` stays the standard one in both: loom's cannot hold a trait object.
 #![allow(clippy::disallowed_types, reason = "these are the locks that are to be used instead")]
 
 use crate::lock_order::{self, HeldLock, Ranked};
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 #[cfg(not(debug_assertions))]
 const _: () = assert!(size_of::<HeldLock>() == 0);
 
-/// Keeps signals away from a thread of our own, for the threads that wait for them.
+/// Blocks all signals in a thread of the daemon's, so that the threads that wait for them get them.
 pub(crate) fn block_signals() {
     let _ = nix::sys::signal::SigSet::all().thread_block();
 }
@@ -30,7 +30,7 @@ pub struct Mutex<T, R> {
 /// A [`Mutex`], held.
 #[derive(Debug)]
 pub struct MutexGuard<'lock, T> {
-    // In this order: it counts as held until it is free.
+    // In this order: the lock counts as held until it is free.
     guard: parking_lot::MutexGuard<'lock, T>,
     held: HeldLock,
 }
@@ -50,12 +50,12 @@ impl<T, R: Ranked> Mutex<T, R> {
         MutexGuard { guard: self.lock.lock(), held }
     }
 
-    /// What it guards, where nobody else can hold it.
+    /// The guarded value, which no other thread can hold now.
     pub fn get_mut(&mut self) -> &mut T {
         self.lock.get_mut()
     }
 
-    /// None where somebody holds the mutex. Never against the order: it does not wait.
+    /// None where the mutex is held. Allowed in any order, since it does not wait.
     #[inline]
     pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         let guard = self.lock.try_lock()?;
@@ -76,7 +76,7 @@ impl<T: fmt::Debug, R> fmt::Debug for Mutex<T, R> {
 }
 
 impl<'lock, T> MutexGuard<'lock, T> {
-    /// Does `f` without the lock, and takes it again.
+    /// Calls `f` without the lock, and takes the lock again.
     pub fn unlocked<U>(guard: &mut Self, f: impl FnOnce() -> U) -> U {
         let given_back = guard.held.give_back();
         let result = parking_lot::MutexGuard::unlocked(&mut guard.guard, f);
@@ -98,7 +98,7 @@ impl<T> DerefMut for MutexGuard<'_, T> {
     }
 }
 
-/// What a thread with a [`Mutex`] waits for.
+/// A condition that a thread with a [`Mutex`] waits for.
 #[derive(Debug, Default)]
 pub struct Condvar(parking_lot::Condvar);
 
@@ -108,18 +108,18 @@ impl Condvar {
         Self(parking_lot::Condvar::new())
     }
 
-    /// Wakes one of those who wait.
+    /// Wakes one of the waiting threads.
     pub fn notify_one(&self) {
         self.0.notify_one();
     }
 
-    /// Wakes all who wait.
+    /// Wakes all waiting threads.
     pub fn notify_all(&self) {
         self.0.notify_all();
     }
 
     /// # Panics
-    /// In debug builds, when the thread holds another lock; so do the others.
+    /// In debug builds, when the thread holds another lock. So do the other waits.
     #[track_caller]
     pub fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
         lock_order::assert_only(&guard.held);
@@ -151,14 +151,14 @@ pub struct RwLock<T, R> {
     rank: PhantomData<fn() -> R>,
 }
 
-/// A [`RwLock`], held by one who writes.
+/// A [`RwLock`], held for writing.
 #[derive(Debug)]
 pub struct RwLockWriteGuard<'lock, T> {
     guard: parking_lot::RwLockWriteGuard<'lock, T>,
     _held: HeldLock,
 }
 
-/// A [`RwLock`], held by one of those who read.
+/// A [`RwLock`], held for reading.
 #[derive(Debug)]
 pub struct RwLockReadGuard<'lock, T> {
     guard: parking_lot::RwLockReadGuard<'lock, T>,
@@ -173,7 +173,7 @@ impl<T, R: Ranked> RwLock<T, R> {
 
     /// # Panics
     /// In debug builds, when the [order](lock_order) forbids it: also when this thread reads
-    /// already, for somebody who waits to write may stand between.
+    /// already, since a thread that waits to write may come in between.
     #[track_caller]
     #[inline]
     pub fn read(&self) -> RwLockReadGuard<'_, T> {
@@ -181,7 +181,7 @@ impl<T, R: Ranked> RwLock<T, R> {
         RwLockReadGuard { guard: self.lock.read(), _held }
     }
 
-    /// None where somebody holds the lock for writing. Never against the order: it does not wait.
+    /// None where the lock is held for writing. Allowed in any order, since it does not wait.
     #[inline]
     pub fn try_read(&self) -> Option<RwLockReadGuard<'_, T>> {
         let guard = self.lock.try_read()?;
@@ -197,7 +197,7 @@ impl<T, R: Ranked> RwLock<T, R> {
         RwLockWriteGuard { guard: self.lock.write(), _held }
     }
 
-    /// None where somebody holds the lock. Never against the order: it does not wait.
+    /// None where the lock is held. Allowed in any order, since it does not wait.
     #[inline]
     pub fn try_write(&self) -> Option<RwLockWriteGuard<'_, T>> {
         let guard = self.lock.try_write()?;
@@ -253,7 +253,7 @@ pub mod modelled {
 /// `lock`, when another takes the lock first. A lock order broken by a trylock, which is what the
 /// shrinker is about, then looks like a deadlock.
 ///
-/// They have ranks to be of the same types, and do not check them.
+/// The locks have ranks so that their types are the same, and do not check them.
 #[cfg(loom)]
 pub mod modelled {
     pub use loom::sync::atomic;
@@ -329,7 +329,7 @@ pub mod modelled {
     // or to readers.
     unsafe impl<T: Send + Sync, R> Sync for RwLock<T, R> {}
 
-    /// Nobody keeps a value behind one.
+    /// These locks guard no value.
     #[derive(Debug)]
     pub struct RwLockReadGuard<'a, T>(&'a Locked<T>);
     #[derive(Debug)]
@@ -418,7 +418,7 @@ pub mod modelled {
 
     use loom::sync::atomic::{AtomicUsize, Ordering};
 
-    /// What happens under it is one step of the model.
+    /// All that happens under this lock is one step of the model.
     #[derive(Debug)]
     pub struct LeafMutex<T, R> {
         step: AtomicUsize,

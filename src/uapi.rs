@@ -1,8 +1,8 @@
-//! The kernel's interfaces: bindgen's view of `<linux/fuse.h>` and `<linux/android/binder.h>`,
-//! and, by hand, what is newer than the oldest headers that this crate builds with (Linux 6.1).
+//! The kernel's interfaces: bindgen's view of `<linux/fuse.h>` and `<linux/android/binder.h>`, and,
+//! written by hand, what is newer than the oldest headers that this crate builds with (Linux 6.1).
 //!
 //! An item defined here shadows the generated one of the same name, so the crate means the same
-//! thing whichever headers it was built with; the asserts at the end tie both together.
+//! thing whichever headers it was built with; the asserts at the end compare both.
 
 pub use generated::*;
 
@@ -49,7 +49,7 @@ const fn iowr<T>(kind: u8, nr: u8) -> u32 {
     ioc(IOC_READ | IOC_WRITE, kind, nr, size_of::<T>())
 }
 
-/// `_IOC_SIZE(cmd)`: the bytes of the argument that an ioctl number speaks of.
+/// `_IOC_SIZE(cmd)`: the size of the argument, as the ioctl number has it.
 pub const fn ioc_size(cmd: u32) -> usize {
     ((cmd >> 16) & 0x3fff) as usize
 }
@@ -69,13 +69,13 @@ pub const fn ioc_type(cmd: u32) -> u8 {
     (cmd >> 8) as u8
 }
 
-/// Carries out commands, and reads returns.
+/// Carries out commands and reads returns.
 pub const BINDER_WRITE_READ: u32 = iowr::<binder_write_read>(b'b', 1);
-/// A number of the old driver: EINVAL.
+/// An ioctl of the old driver: EINVAL.
 pub const BINDER_SET_IDLE_TIMEOUT: u32 = iow::<i64>(b'b', 3);
 /// How many threads the driver may ask a process for.
 pub const BINDER_SET_MAX_THREADS: u32 = iow::<u32>(b'b', 5);
-/// A number of the old driver: EINVAL.
+/// An ioctl of the old driver: EINVAL.
 pub const BINDER_SET_IDLE_PRIORITY: u32 = iow::<i32>(b'b', 6);
 /// Makes the caller the context manager.
 pub const BINDER_SET_CONTEXT_MGR: u32 = iow::<i32>(b'b', 7);
@@ -85,7 +85,7 @@ pub const BINDER_THREAD_EXIT: u32 = iow::<i32>(b'b', 8);
 pub const BINDER_VERSION: u32 = iowr::<binder_version>(b'b', 9);
 /// The next node of the process, with its counts.
 pub const BINDER_GET_NODE_DEBUG_INFO: u32 = iowr::<binder_node_debug_info>(b'b', 11);
-/// How many references there are to the node of a handle; for the context manager.
+/// How many references the node of a handle has; for the context manager only.
 pub const BINDER_GET_NODE_INFO_FOR_REF: u32 = iowr::<binder_node_info_for_ref>(b'b', 12);
 /// [`BINDER_SET_CONTEXT_MGR`], with the flags of its node.
 pub const BINDER_SET_CONTEXT_MGR_EXT: u32 = iow::<flat_binder_object>(b'b', 13);
@@ -93,7 +93,7 @@ pub const BINDER_SET_CONTEXT_MGR_EXT: u32 = iow::<flat_binder_object>(b'b', 13);
 pub const BINDER_FREEZE: u32 = iow::<binder_freeze_info>(b'b', 14);
 /// Whether a process has got calls while it was frozen.
 pub const BINDER_GET_FROZEN_INFO: u32 = iowr::<binder_frozen_status_info>(b'b', 15);
-/// Tells senders who take too much one-way space, or stops telling them.
+/// Whether the process is told when it takes too much one-way space (BR_ONEWAY_SPAM_SUSPECT).
 pub const BINDER_ENABLE_ONEWAY_SPAM_DETECTION: u32 = iow::<u32>(b'b', 16);
 /// Why the thread's last transaction failed.
 pub const BINDER_GET_EXTENDED_ERROR: u32 = iowr::<binder_extended_error>(b'b', 17);
@@ -104,9 +104,9 @@ pub const BINDER_GET_EXTENDED_ERROR: u32 = iowr::<binder_extended_error>(b'b', 1
 pub struct binderfs_device {
     /// In: the device's name, up to the first NUL; the last byte counts as one.
     pub name: [u8; 256],
-    /// Out: its number, on binderfs.
+    /// Out: the device's major number, on binderfs.
     pub major: u32,
-    /// Out: the other half of its number.
+    /// Out: the device's minor number, on binderfs.
     pub minor: u32,
 }
 
@@ -116,7 +116,7 @@ impl Default for binderfs_device {
     }
 }
 
-/// Of binderfs' `binder-control`.
+/// Adds a device; an ioctl of binderfs' `binder-control`.
 pub const BINDER_CTL_ADD: u32 = iowr::<binderfs_device>(b'b', 1);
 
 // ---------------------------------------------------------------- binder, newer than 6.1
@@ -125,9 +125,9 @@ pub const BINDER_CTL_ADD: u32 = iowr::<binderfs_device>(b'b', 1);
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Default, Clone, Copy)]
 pub struct binder_frozen_state_info {
-    /// The cookie that the notification was asked for with.
+    /// The cookie of the request for notifications.
     pub cookie: u64,
-    /// 1: it is frozen; 0: it is not.
+    /// 1: the process is frozen; 0: it is not.
     pub is_frozen: u32,
     /// 0.
     pub reserved: u32,
@@ -146,17 +146,17 @@ pub const BC_CLEAR_FREEZE_NOTIFICATION: u32 = iow::<binder_handle_cookie>(b'c', 
 /// With the cookie of the [`BR_FROZEN_BINDER`] that was read.
 pub const BC_FREEZE_NOTIFICATION_DONE: u32 = iow::<u64>(b'c', 21);
 
-/// Nobody waits for an answer.
+/// No thread waits for a reply.
 pub const TF_ONE_WAY: u32 = 0x01;
 /// Of the root object of a component; the driver passes it on.
 pub const TF_ROOT_OBJECT: u32 = 0x04;
 /// The data is a status of 32 bits; the driver passes it on.
 pub const TF_STATUS_CODE: u32 = 0x08;
-/// The answer may have descriptors in it.
+/// The reply may carry descriptors.
 pub const TF_ACCEPT_FDS: u32 = 0x10;
 /// The buffer is overwritten with zeros when it is freed.
 pub const TF_CLEAR_BUF: u32 = 0x20;
-/// Takes the place of a like one-way call that waits for a frozen process.
+/// Replaces an earlier call of the same kind that waits for a frozen process.
 pub const TF_UPDATE_TXN: u32 = 0x40;
 
 // ---------------------------------------------------------------- FUSE, newer than 7.38
@@ -166,31 +166,31 @@ pub const FOPEN_PASSTHROUGH: u32 = 1 << 7;
 /// flags2 of INIT (bit 37 of the whole): the server may open files in passthrough.
 pub const FUSE2_PASSTHROUGH: u32 = 1 << 5;
 
-/// What INIT is answered with, as of 7.40 (`max_stack_depth` lies in what was unused before).
+/// The reply to INIT, as of 7.40 (`max_stack_depth` lies in what was unused before).
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Default, Clone, Copy)]
 pub struct fuse_init_out {
-    /// The version that both sides speak, its first half.
+    /// The first half of the version that both sides speak.
     pub major: u32,
-    /// Its second half.
+    /// The second half of that version.
     pub minor: u32,
     /// Bytes that the kernel may read ahead.
     pub max_readahead: u32,
-    /// `FUSE_*` of INIT that the server has, the low half.
+    /// The `FUSE_*` flags that the server agrees to, the low half.
     pub flags: u32,
     /// Requests that may be on their way in the background.
     pub max_background: u16,
-    /// From so many on, the kernel takes the server to be congested.
+    /// From so many such requests on, the kernel takes the server to be congested.
     pub congestion_threshold: u16,
     /// Bytes of one write at most.
     pub max_write: u32,
-    /// The grain of times, in nanoseconds.
+    /// The granularity of times, in nanoseconds.
     pub time_gran: u32,
     /// Pages of one request at most.
     pub max_pages: u16,
     /// For DAX: log2 of the alignment of mappings.
     pub map_alignment: u16,
-    /// `FUSE_*` of INIT that the server has, the high half.
+    /// The `FUSE_*` flags that the server agrees to, the high half.
     pub flags2: u32,
     /// How many file systems may lie under a backing file; at least 1 for passthrough.
     pub max_stack_depth: u32,
@@ -200,7 +200,7 @@ pub struct fuse_init_out {
     pub unused: [u16; 11],
 }
 
-/// What OPEN is answered with, as of 7.40 (`backing_id` was padding before).
+/// The reply to OPEN, as of 7.40 (`backing_id` was padding before).
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Default, Clone, Copy)]
 pub struct fuse_open_out {
@@ -208,7 +208,7 @@ pub struct fuse_open_out {
     pub fh: u64,
     /// `FOPEN_*`.
     pub open_flags: u32,
-    /// What the kernel has registered the backing file as; for [`FOPEN_PASSTHROUGH`].
+    /// The kernel's number for the backing file; for [`FOPEN_PASSTHROUGH`].
     pub backing_id: i32,
 }
 
@@ -224,7 +224,7 @@ pub struct fuse_backing_map {
     pub padding: u64,
 }
 
-/// Registers a backing file; gives its number.
+/// Registers a backing file, and returns its number.
 pub const FUSE_DEV_IOC_BACKING_OPEN: u32 = iow::<fuse_backing_map>(229, 1);
 /// Forgets a backing file, by its number.
 pub const FUSE_DEV_IOC_BACKING_CLOSE: u32 = iow::<u32>(229, 2);
@@ -240,9 +240,9 @@ pub const FAKEBINDER_ATTACH_VERSION: u32 = 1;
 pub struct fakebinder_attach {
     /// In: [`FAKEBINDER_ATTACH_VERSION`]. Out: the version that the daemon speaks.
     pub version: u32,
-    /// In: the number, in the caller, of the daemon's end of a `SOCK_SEQPACKET` socketpair; -1:
-    /// the caller has connected to the name that [`FAKEBINDER_ATTACH_NAME`] gave it, or only asks
-    /// what the device can do (ENOTCONN, with the other members filled in).
+    /// In: the number, in the caller, of the daemon's end of a `SOCK_SEQPACKET` socketpair. -1: the
+    /// caller has connected to the name that [`FAKEBINDER_ATTACH_NAME`] gave it, or only asks what
+    /// the device can do (ENOTCONN, with the other members filled in).
     pub socket: i32,
     /// Out: [`FAKEBINDER_ATTACH_NATIVE_MMAP`] or 0.
     pub flags: u32,
@@ -291,18 +291,17 @@ pub const FAKEBINDER_ATTACH: u32 = iowr::<fakebinder_attach>(b'F', 1);
 /// Where the daemon may not take descriptors from the caller: asks for a socket to connect to (in
 /// the daemon's network namespace). [`FAKEBINDER_ATTACH`] with socket -1 follows.
 pub const FAKEBINDER_ATTACH_NAME: u32 = iowr::<fakebinder_attach_name>(b'F', 6);
-/// Says where the caller mapped it; stands for the driver's mmap, with its errors.
+/// Says where the caller has mapped the buffer; stands for the driver's mmap, with its errors.
 pub const FAKEBINDER_MAPPED: u32 = iow::<fakebinder_mapped>(b'F', 2);
 
 // ---------------------------------------------------------------- structures as bytes
 
-/// The structure at the start of `bytes`; none when they are too few.
+/// The structure at the start of `bytes`; None when there are too few bytes.
 pub fn parse<T: FromBytes>(bytes: &[u8]) -> Option<T> {
     T::read_from_prefix(bytes).ok().map(|(value, _)| value)
 }
 
-/// The bytes of a structure. That it has none without meaning (padding) is checked when it is
-/// compiled.
+/// The bytes of a structure. The compiler checks that it has none without meaning (padding).
 pub fn bytes_of<T: IntoBytes + Immutable>(value: &T) -> &[u8] {
     value.as_bytes()
 }
@@ -315,7 +314,7 @@ pub struct fakebinder_slots {
     pub count: u32,
     /// Must be 0.
     pub reserved: u32,
-    /// Descriptors of the caller that stand for ones to come.
+    /// Descriptors of the caller that the daemon may have replaced by ones that it sends.
     pub numbers: [i32; 62],
 }
 
@@ -325,8 +324,8 @@ impl Default for fakebinder_slots {
     }
 }
 
-/// Offers the daemon descriptor numbers that the caller keeps free (it has something of no worth
-/// open there): files in transactions to it arrive under these. What is offered adds to what was.
+/// Offers the daemon descriptor numbers that the caller keeps free (it has something worthless open
+/// there): files in transactions to the caller arrive at these. Offers add up.
 pub const FAKEBINDER_SLOTS: u32 = iow::<fakebinder_slots>(b'F', 3);
 
 /// What [`FAKEBINDER_STATS`] tells: what the daemon holds, over all devices and clients, the
@@ -338,7 +337,7 @@ pub const FAKEBINDER_SLOTS: u32 = iow::<fakebinder_slots>(b'F', 3);
 pub struct fakebinder_stats {
     /// Open files of devices.
     pub processes: u64,
-    /// Threads that have called.
+    /// Threads that have called since they last exited.
     pub threads: u64,
     /// Nodes.
     pub nodes: u64,
@@ -354,7 +353,7 @@ pub struct fakebinder_stats {
     pub freezes: u64,
     /// Pages installed in the mappings of clients.
     pub pages: u64,
-    /// Those of them that no buffer uses.
+    /// Installed pages that no buffer uses.
     pub reclaimable_pages: u64,
     /// Descriptors of the daemon.
     pub descriptors: u64,
@@ -365,7 +364,7 @@ pub struct fakebinder_stats {
 /// Asks what the daemon holds. Root only (EPERM).
 pub const FAKEBINDER_STATS: u32 = ior::<fakebinder_stats>(b'F', 4);
 
-/// Has every page reclaimed that no buffer uses, before it returns; gives how many. Root only
+/// Reclaims every page that no buffer uses, before it returns; gives their number. Root only
 /// (EPERM).
 pub const FAKEBINDER_RECLAIM: u32 = ior::<u64>(b'F', 5);
 

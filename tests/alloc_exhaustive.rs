@@ -3,8 +3,8 @@
 //! Each buffer ends on the page where the one before it ends, or on the next, or on the one after
 //! that, on a page boundary or not: 5 kinds of end for each of 5 buffers. The buffers lie at the
 //! front of the mapping, or at its back. They are freed in all 5! orders. For each of these
-//! 5^5 x 2 x 120 cases: allocate, free, allocate again (now from the LRU), free, reclaim; and look at
-//! the state of every page after each step.
+//! 5^5 x 2 x 120 cases: allocate, free, allocate again (now from the LRU), free, reclaim; and look
+//! at the state of every page after each step.
 //!
 //! A debug build takes a sample.
 

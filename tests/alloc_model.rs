@@ -3,8 +3,8 @@
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test --release --target-dir target/loom --test alloc_model -- --nocapture`
 //!
-//! `make planted-model` breaks a rule in a copy of the tree (`fuzz/planted`, the patches with a line
-//! `model:`), where the same scenes must then fail.
+//! `make planted-model` breaks a rule in a copy of the tree (`fuzz/planted`, the patches with a
+//! line `model:`), where the same scenes must then fail.
 #![cfg(loom)]
 
 use fakebinder::Errno;

@@ -502,8 +502,8 @@ fn the_oldest_pages_go_first_and_no_more_than_asked_for() {
     assert_eq!((memory.scan(100), memory.scan(100), memory.count()), (1, 0, 0));
 }
 
-/// Everybody else lets go of an allocator while the shrinker is at its first page. Its release takes
-/// the LRU lock, so it has to wait for the end of the walk.
+/// Everybody else lets go of an allocator while the shrinker is at its first page. Its release
+/// takes the LRU lock, so it has to wait for the end of the walk.
 #[test]
 fn an_allocator_that_the_shrinker_is_the_last_to_use_is_released_after_the_walk() {
     let (inject, then) = at_first(Verb::Zap);
@@ -828,8 +828,8 @@ fn policies_have_names() {
     assert_eq!(PageInstall::default(), PageInstall::Shared);
 }
 
-/// A mapping full of one-way buffers, with their sender a spam suspect, costs what an empty one does:
-/// a search in a tree, never a walk over the buffers.
+/// A mapping full of one-way buffers, with their sender a spam suspect, costs what an empty one
+/// does: a search in a tree, never a walk over the buffers.
 #[test]
 fn a_full_mapping_is_hardly_slower_than_an_empty_one() {
     let mm = HeapMm::new();

@@ -155,8 +155,8 @@ fn masked(log: &str, name: &str) -> String {
     out
 }
 
-/// Waits for a reply, holds a buffer, has calls of both kinds waiting, watches a death and has failed once; then
-/// gives what the logs say.
+/// Waits for a reply, holds a buffer, has calls of both kinds waiting, watches a death and has
+/// failed once; then gives what the logs say.
 fn scene(device: &Path, logs: &Path) -> BTreeMap<String, String> {
     let target = Target { path: device.to_owned(), daemon: None };
     let Pair { server, client, handle, .. } = &target.pair();
@@ -244,8 +244,8 @@ fn the_logs_tell_who_waits_for_what() {
     daemon.stop();
 }
 
-/// Line by line, and word by word but for the numbers, as the kernel's, which shows them in debugfs where it has no
-/// binderfs.
+/// Line by line, and word by word but for the numbers, as the kernel's, which shows them in debugfs
+/// where it has no binderfs.
 #[test]
 fn the_logs_look_like_the_driver_s() {
     const DEBUGFS: &str = "/sys/kernel/debug";

@@ -391,8 +391,8 @@ fn ten_thousand_descriptors_leave_none_behind() {
         });
         sender.succeed();
         let after = || (descriptors(std::process::id()), daemon());
-        // The daemon may keep one for a client that has received something (its maps), and one for a
-        // thread that has served a call: the registrar's.
+        // The daemon may keep one for a client that has received something (its maps), and one for
+        // a thread that has served a call: the registrar's.
         let same = wait_until(PATIENCE, || {
             let after = after();
             after.0 == before.0 && after.1 <= before.1.map(|held| held + 2)

@@ -235,8 +235,8 @@ impl Drop for Bound {
     }
 }
 
-/// As containers are given a device (`docker run --device`, `-v FILE:FILE`): all who open it get the
-/// same file, which the kernel could map for one of them only. So they attach.
+/// As containers are given a device (`docker run --device`, `-v FILE:FILE`): all who open it get
+/// the same file, which the kernel could map for one of them only. So they attach.
 #[test]
 fn a_bind_mount_of_the_one_file_serves_everybody() {
     if !Door::Fuse.is_here() || !nix::unistd::geteuid().is_root() {

@@ -23,7 +23,8 @@ enum Before {
     Received,
 }
 
-/// BINDER_WRITE_READ on a descriptor, by the system call alone: the result, and what was read, in words.
+/// BINDER_WRITE_READ on a descriptor, by the system call alone: the result, and what was read, in
+/// words.
 fn write_read(fd: i32, commands: &[Command<'_>], read: usize) -> String {
     let mut write = Vec::new();
     commands.iter().for_each(|command| command.encode(&mut write));
@@ -83,8 +84,8 @@ fn executed() {
     }
 }
 
-/// Executes the program above in a process that has opened the device; what it says, and what a call to it
-/// gives.
+/// Executes the program above in a process that has opened the device; what it says, and what a
+/// call to it gives.
 fn execute(target: &Target, before: Before) -> (Vec<String>, Reply) {
     let manager = target.registrar();
     let (mut told, tell) = std::io::pipe().unwrap();
@@ -124,8 +125,8 @@ fn execute(target: &Target, before: Before) -> (Vec<String>, Reply) {
     (said.lines().map(str::to_owned).collect(), reply)
 }
 
-/// The driver: `mmap` is EINVAL, and no transaction arrives any more, as after munmap. On the FUSE door
-/// the kernel maps without asking, and that mapping counts for nothing.
+/// The driver: `mmap` is EINVAL, and no transaction arrives any more, as after munmap. On the FUSE
+/// door the kernel maps without asking, and that mapping counts for nothing.
 #[test]
 fn an_executed_program_goes_on_with_the_device_and_receives_nothing() {
     on_devices(|target| {

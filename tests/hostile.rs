@@ -209,7 +209,8 @@ fn a_client_that_unmaps_gets_no_more_and_harms_nobody() {
         let sent = replies.iter().filter(|it| matches!(it, Ok(Reply::Sent))).count();
         assert!(replies.iter().all(Result::is_ok), "{replies:?}");
         assert!(sent < replies.len(), "the space alone ends after some");
-        // Its own reads go on: the transactions are there (if one came before), their pages are not.
+        // Its own reads go on: the transactions are there (if one came before), their pages are
+        // not.
         server.write(&[Command::EnterLooper]).unwrap();
         if sent > 0 {
             let _ = server.read(&mut [0; 256]);
@@ -356,7 +357,8 @@ fn descriptors_in_flight_do_not_use_up_the_daemon_s() {
         }
         let mut greedy = Vec::new();
         let mut sent = 0;
-        // Each may have 4,096; so many that the limit is passed, if it is one that a test can reach.
+        // Each may have 4,096; so many that the limit is passed, if it is one that a test can
+        // reach.
         for _ in 0..(limit / 4096 + 2).min(16) {
             let (device, socket) = with_socket(target, &[1000]);
             let pair = target.pair_with(device, &target.path);

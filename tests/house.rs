@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The top modules, from the top. A module uses those in lines below its own, never one beside it or
-/// above.
+/// The top modules, from the top. A module uses those in lines below its own, never one beside it
+/// or above.
 const FLOORS: &[&[&str]] = &[
     &["device"],
     &["binder"],

@@ -409,8 +409,8 @@ fn user_namespaces_are_here() -> bool {
     matches!(child.wait(), WaitStatus::Exited(_, 0))
 }
 
-/// A server in a child of its own tells the euids of its callers. `begin` comes before the first call,
-/// `between` before the second.
+/// A server in a child of its own tells the euids of its callers. `begin` comes before the first
+/// call, `between` before the second.
 struct Inside {
     _registrar: common::Killed,
     server: Forked,

@@ -120,8 +120,8 @@ fn a_killed_daemon_frees_its_clients_and_the_next_one_works() {
     });
 }
 
-/// A daemon without a helper that knows its mount: `kill -9`, and then another one that has nothing to
-/// do with it but that it starts.
+/// A daemon without a helper that knows its mount: `kill -9`, and then another one that has nothing
+/// to do with it but that it starts.
 #[test]
 fn what_a_killed_daemon_left_is_cleared_by_any_other() {
     if !Door::Fuse.is_here() || !nix::unistd::geteuid().is_root() {

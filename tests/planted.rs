@@ -1,5 +1,6 @@
 //! The faults of fuzz/planted, and the tool that plants them (`scripts/planted`): what it is good
-//! for is run by `make wrong-rules`, `make planted-model` and `make fuzz-planted`, which take minutes.
+//! for is run by `make wrong-rules`, `make planted-model` and `make fuzz-planted`, which take
+//! minutes.
 
 #[path = "common/skip.rs"]
 mod skip;

@@ -346,7 +346,8 @@ fn memory_comes_back_after_a_hog() {
     assert!(came_back, "{before} KiB before, {during} during, {after} after");
 }
 
-/// A control group with a memory limit, on whichever hierarchy this machine has; removed when dropped.
+/// A control group with a memory limit, on whichever hierarchy this machine has; removed when
+/// dropped.
 struct Group(std::path::PathBuf);
 
 impl Group {

@@ -82,8 +82,9 @@ fn the_options_file_gives_each_user_a_label() {
     assert_eq!(label_of(&manager, 2000), "u:r:app:s0");
 }
 
-/// Without the option it is as on the driver (see `manager/a_security_context_is_sent_when_asked_for`
-/// of the conformance tests); where the call fails, the log says what would help.
+/// Without the option it is as on the driver (see
+/// `manager/a_security_context_is_sent_when_asked_for` of the conformance tests); where the call
+/// fails, the log says what would help.
 #[test]
 fn without_the_option_the_log_names_it() {
     if !possible() {

@@ -165,7 +165,8 @@ fn no_injected_fault_makes_a_wrong_death() {
                 | Verb::Mmap
                 | Verb::ReadMemory
                 | Verb::Record => faults > 0,
-                // These are tried again, the client does not notice them, or they do not happen here.
+                // These are tried again, the client does not notice them, or they do not happen
+                // here.
                 Verb::Zap
                 | Verb::WriteMemory
                 | Verb::Poll

@@ -1,8 +1,8 @@
 //! The attach handshake: how a device that cannot be mapped gives its client a buffer.
 //!
-//! Character devices in userspace (CUSE) have no mmap. So the daemon hands over a read-only
-//! descriptor of the buffer itself, through a socketpair whose one end this process makes known
-//! by number in an ioctl; this process maps it and says where.
+//! Character devices in userspace (CUSE) have no mmap. So this process makes a socketpair and names
+//! one end of it in an ioctl. The daemon sends a read-only descriptor of the buffer through the
+//! socket; this process maps the buffer and says where.
 
 use crate::mapping::Mapping;
 use crate::sys::{self, Region};
@@ -14,27 +14,27 @@ use nix::sys::socket::{
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-/// What the handshake leaves behind.
+/// The result of the handshake.
 #[derive(Debug)]
 pub struct Attached {
-    /// The mapping, of which a child has nothing, as of the driver's.
+    /// The mapping. A child does not inherit it, as in the driver.
     pub mapping: Mapping,
-    /// Our end of the socketpair: the daemon sees it close when this device is dropped.
+    /// This process's end of the socketpair: the daemon sees it close when the device is dropped.
     pub channel: OwnedFd,
 }
 
-/// What a mapping of a file is, if the kernel makes it.
+/// What the kernel's mmap of a file gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KernelMapping {
-    /// What the kernel says: the file does not lie on fakebinder's FUSE door.
+    /// What mmap says: the file does not lie on fakebinder's FUSE door.
     Right,
-    /// That of a binder device, but nobody has looked at how it is made: on the FUSE door the kernel
-    /// asks the daemon nothing about mmap.
+    /// A mapping of a binder device that nobody has checked: on the FUSE door the kernel makes
+    /// mappings without asking the daemon.
     Unchecked,
-    /// The same, in another process than the one that has opened the device.
+    /// The same, in a process that is not the opener of the device.
     Strange,
-    /// Of no use, though the kernel allows a private one: on the FUSE door, where the kernel has no
-    /// passthrough.
+    /// A useless mapping, which the kernel makes if it is private: the file lies on the FUSE door,
+    /// and the kernel has no passthrough.
     Useless,
 }
 
@@ -57,20 +57,20 @@ pub fn kernel_mapping(device: BorrowedFd<'_>) -> KernelMapping {
     }
 }
 
-/// Whether a mapping of this file would be of no use though the kernel allows it: a private one of
-/// a file on fakebinder's FUSE door where the kernel has no passthrough.
+/// Whether the kernel would make a useless mapping of this file: a private one of a file on
+/// fakebinder's FUSE door, where the kernel has no passthrough.
 pub fn must_attach(device: BorrowedFd<'_>) -> bool {
     kernel_mapping(device) == KernelMapping::Useless
 }
 
-/// Whether the kernel copies the arguments of this file's ioctls by itself, for it lies on
-/// fakebinder's FUSE door: then it refuses pointers that the daemon would never have looked at.
+/// Whether the kernel copies the arguments of this file's ioctls by itself, because it lies on
+/// fakebinder's FUSE door: then the kernel refuses pointers that the daemon would never look at.
 pub fn kernel_copies_arguments(device: BorrowedFd<'_>) -> bool {
     sys::is_fuse(device) == Ok(true) && is_fakebinder(device)
 }
 
-/// The whole handshake. Errors are those of the driver's mmap, or `ENODEV` when the device knows
-/// no handshake: then it is not fakebinder's, and cannot be mapped (or it can, and must be).
+/// The whole handshake. Errors are those of the driver's mmap, or `ENODEV` when the device knows no
+/// handshake: then it is not fakebinder's and cannot be mapped, or it can and must be mapped.
 pub fn handshake(
     device: BorrowedFd<'_>,
     size: usize,
@@ -86,7 +86,7 @@ pub fn handshake(
     }
     let buffer = receive_descriptor(ours.as_fd())?;
     let region = Region::map(buffer.as_fd(), size, prot, flags)?;
-    // VM_DONTCOPY, as the driver's.
+    // VM_DONTCOPY, as in the driver.
     region.do_not_inherit()?;
     let mut mapped =
         uapi::fakebinder_mapped { address: region.address(), size: region.len() as u64 };
@@ -97,9 +97,9 @@ pub fn handshake(
 /// Attaches an open device that [`Device`](crate::Device) does not own, as
 /// [`Device::mmap`](crate::Device::mmap) does with its own: for programs that wrap mmap.
 ///
-/// Errors: EPERM for a writable mapping, EBUSY when this open was mapped before, EINVAL for size 0
-/// or another process than the opener's, ENODEV when the device is not fakebinder's, or when it can
-/// be mapped.
+/// Errors: EPERM for a writable mapping; EBUSY when this open file was mapped before; EINVAL for
+/// size 0 or in another process than the opener; ENODEV when the device is not fakebinder's, or
+/// when it can be mapped.
 pub fn attach(
     device: BorrowedFd<'_>,
     size: usize,
@@ -109,8 +109,8 @@ pub fn attach(
     handshake(device, size, prot, flags).map(|attached| attached.mapping)
 }
 
-/// Connects with the daemon behind a device, and gives its flags. `ENODEV` when the device knows
-/// no handshake: then it is not fakebinder's.
+/// Connects to the daemon behind a device, and gives its flags. `ENODEV` when the device knows no
+/// handshake: then it is not fakebinder's.
 pub fn connect(device: BorrowedFd<'_>) -> Result<(OwnedFd, u32), Errno> {
     let (ours, theirs) =
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
@@ -120,7 +120,8 @@ pub fn connect(device: BorrowedFd<'_>) -> Result<(OwnedFd, u32), Errno> {
         ..Default::default()
     };
     match sys::ioctl(device, uapi::FAKEBINDER_ATTACH, &mut request) {
-        // What other drivers say to an ioctl that they do not know, and ours to another process.
+        // EINVAL comes from other drivers, which do not know the ioctl, and from fakebinder in
+        // another process.
         Err(Errno::EINVAL) if is_fakebinder(device) => return Err(Errno::EINVAL),
         Err(Errno::EINVAL | Errno::ENOTTY) => return Err(Errno::ENODEV),
         other => other?,
@@ -128,7 +129,7 @@ pub fn connect(device: BorrowedFd<'_>) -> Result<(OwnedFd, u32), Errno> {
     Ok((ours, request.flags))
 }
 
-/// Whether the device knows an ioctl that only fakebinder's has.
+/// Whether the device knows an ioctl that only fakebinder has.
 fn is_fakebinder(device: BorrowedFd<'_>) -> bool {
     let mut stats = uapi::fakebinder_stats::default();
     matches!(sys::ioctl(device, uapi::FAKEBINDER_STATS, &mut stats), Ok(_) | Err(Errno::EPERM))
@@ -139,7 +140,7 @@ fn receive_descriptor(socket: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     let mut byte = [0u8; 1];
     let mut parts = [IoSliceMut::new(&mut byte)];
     let mut space = nix::cmsg_space!([i32; 4]);
-    // The message was sent before the ioctl returned: waiting for it would only hide a fault.
+    // The message was sent before the ioctl returned: to wait for it would only hide a fault.
     let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
     let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
     let mut received = Vec::new();

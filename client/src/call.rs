@@ -4,15 +4,15 @@ use crate::parcel::Parcel;
 use crate::uapi;
 use fakebinder::protocol::record::{Put, TransactionData};
 
-/// What is sent with `BC_TRANSACTION`, `BC_REPLY` and their scatter-gather forms
+/// What `BC_TRANSACTION`, `BC_REPLY` and their scatter-gather forms send
 /// (`struct binder_transaction_data`, 64 bytes, and `buffers_size`).
 ///
-/// A reply has no target; the driver does not look at it.
+/// A reply has no target: the driver does not look at the handle.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Call<'a> {
     /// Target reference; 0 is the context manager.
     pub handle: u32,
-    /// The driver does not look at it.
+    /// The driver does not look at the cookie.
     pub cookie: u64,
     /// What the target is asked to do.
     pub code: u32,
@@ -20,9 +20,9 @@ pub struct Call<'a> {
     pub flags: u32,
     /// The data.
     pub data: &'a [u8],
-    /// Where in the data its objects begin, in bytes, ascending.
+    /// Offsets in the data at which its objects begin, in bytes, ascending.
     pub offsets: &'a [u64],
-    /// Bytes for scatter-gather buffers; sent by the `_SG` commands only.
+    /// Bytes for scatter-gather buffers; only the `_SG` commands send this.
     pub buffers_size: u64,
 }
 
@@ -32,7 +32,7 @@ impl<'a> Call<'a> {
         Call { handle, ..Call::default() }
     }
 
-    /// A reply with no data, to the transaction that this thread works on.
+    /// A reply without data, to the transaction that this thread serves.
     pub fn reply() -> Call<'a> {
         Call::default()
     }
@@ -67,7 +67,7 @@ impl<'a> Call<'a> {
         Call { data, ..self }
     }
 
-    /// As it is sent, with the addresses of the borrowed data and offsets in it.
+    /// The call as it is sent, with the addresses of the borrowed data and offsets.
     pub(crate) fn record(&self) -> TransactionData {
         TransactionData {
             target: self.handle.into(),

@@ -25,9 +25,9 @@ pub enum Command<'a> {
     Increfs(u32),
     /// `BC_ACQUIRE`: one more strong reference to this handle.
     Acquire(u32),
-    /// `BC_RELEASE`: one strong reference to this handle less.
+    /// `BC_RELEASE`: one strong reference to this handle fewer.
     Release(u32),
-    /// `BC_DECREFS`: one weak reference to this handle less.
+    /// `BC_DECREFS`: one weak reference to this handle fewer.
     Decrefs(u32),
     /// `BC_INCREFS_DONE`: the answer to `BR_INCREFS`.
     IncrefsDone {
@@ -45,14 +45,14 @@ pub enum Command<'a> {
     },
     /// `BC_ATTEMPT_ACQUIRE`: not supported by the driver (EINVAL).
     AttemptAcquire {
-        /// Priority.
+        /// The priority.
         priority: i32,
-        /// Handle.
+        /// The handle.
         handle: u32,
     },
     /// `BC_REGISTER_LOOPER`: this thread was started because of `BR_SPAWN_LOOPER`.
     RegisterLooper,
-    /// `BC_ENTER_LOOPER`: this thread serves from now on, by its own decision.
+    /// `BC_ENTER_LOOPER`: this thread serves from now on, by its own choice.
     EnterLooper,
     /// `BC_EXIT_LOOPER`: this thread no longer serves.
     ExitLooper,
@@ -110,8 +110,8 @@ impl<'a> Command<'a> {
 
     /// Appends the command to a write buffer.
     ///
-    /// Data and offsets of a [`Call`] are not copied: the bytes hold their addresses, and are
-    /// good for as long as what they point to.
+    /// Data and offsets of a [`Call`] are not copied: the bytes hold their addresses, and are valid
+    /// as long as the data and offsets are.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let node = |ptr, cookie| PtrCookie { ptr, cookie };
         let request = |handle, cookie| HandleCookie { handle, cookie };

@@ -18,10 +18,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use zerocopy::{FromBytes, IntoBytes};
 
-/// One open of a device: a process, in binder's eyes.
+/// One open file of a device: a process, to binder.
 ///
-/// Each operating-system thread that calls [`write_read`](Device::write_read) is a binder thread
-/// of it. All methods but [`mmap`](Device::mmap) take `&self`, so that threads can share it.
+/// Each operating-system thread that calls [`write_read`](Device::write_read) is a binder thread of
+/// it. All methods but [`mmap`](Device::mmap) take `&self`, so that threads can share the device.
 ///
 /// Errors: every operation can give ENOTCONN, ECONNABORTED or ENODEV when the daemon behind a
 /// fakebinder device has gone ([`Error::is_disconnected`]); the further ones are named at each.
@@ -36,7 +36,7 @@ pub struct Device {
     path: PathBuf,
 }
 
-/// What a [`Device::transfer`] did.
+/// The result of a [`Device::transfer`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transfer {
     /// Bytes of the write buffer that were taken, also when the ioctl failed.
@@ -55,7 +55,7 @@ impl Device {
         Device::open_with(path, OFlag::O_RDWR | OFlag::O_CLOEXEC)
     }
 
-    /// Opens so that a read with nothing to give fails with EAGAIN.
+    /// Opens so that a read that would wait fails with EAGAIN.
     pub fn open_nonblock(path: impl AsRef<Path>) -> Result<Device> {
         Device::open_with(path, OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
     }
@@ -74,7 +74,7 @@ impl Device {
         })
     }
 
-    /// The path that it was opened by.
+    /// The path that the device was opened by.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -82,12 +82,12 @@ impl Device {
     /// Maps `size` bytes for incoming transactions, read-only, private.
     ///
     /// Where the device cannot be mapped (fakebinder's CUSE door: ENODEV; its FUSE door where the
-    /// kernel has no passthrough), the attach handshake stands in; [`is_attached`](Device::is_attached) tells. Half of the size at most can be
-    /// taken by one-way transactions, and the driver uses at most 4 MiB.
+    /// kernel has no passthrough), the attach handshake takes the place of mmap;
+    /// [`is_attached`](Device::is_attached) tells whether it did. One-way transactions can take at
+    /// most half of the size, and the driver uses at most 4 MiB.
     ///
-    /// Errors: EBUSY when this open was mapped before (unmapping does not change that), EINVAL
-    /// for size 0 and in another process than the opener's, ENODEV when the file is no binder
-    /// device.
+    /// Errors: EBUSY when this open file was mapped before (unmapping does not change that), EINVAL
+    /// for size 0 and in another process than the opener, ENODEV when the file is no binder device.
     pub fn mmap(&mut self, size: usize) -> Result<()> {
         let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
         let (mapping, channel) = self.map(size, ProtFlags::PROT_READ, flags)?;
@@ -99,7 +99,7 @@ impl Device {
         Ok(())
     }
 
-    /// A mapping with any protection and flags, given to the caller and not kept (for tests).
+    /// Makes a mapping with any protection and flags, and gives it to the caller (for tests).
     ///
     /// Errors: those of [`mmap`](Device::mmap); EPERM for a writable one.
     pub fn map_with(&self, size: usize, prot: ProtFlags, flags: MapFlags) -> Result<Mapping> {
@@ -128,12 +128,12 @@ impl Device {
         }
     }
 
-    /// Gets ready for descriptors in incoming transactions, to be called before the first may
-    /// come. The kernel's driver needs nothing; for fakebinder's daemon, `slots` descriptors of
-    /// this process are set aside, so many can arrive between two ioctls of this device.
+    /// Gets ready for descriptors in incoming transactions; to be called before the first may come.
+    /// The kernel's driver needs nothing of this. For fakebinder's daemon `slots` descriptors of
+    /// this process are set aside: so many can arrive between two ioctls of this device.
     ///
-    /// Errors: EMFILE and ENFILE when there are not so many free, ENOSPC past what the daemon
-    /// keeps for a client (4,096).
+    /// Errors: EMFILE and ENFILE when so many are not free, ENOSPC when they are more than the
+    /// daemon keeps for a client (4,096).
     pub fn accept_files(&mut self, slots: usize) -> Result<()> {
         let failed = |errno| Error::new(&self.path, "accept_files", errno);
         let socket = match self.channel.take() {
@@ -146,7 +146,7 @@ impl Device {
         Ok(())
     }
 
-    /// Unmaps what [`mmap`](Device::mmap) has mapped. What arrives from then on fails.
+    /// Unmaps the mapping of [`mmap`](Device::mmap). Transactions that arrive after that fail.
     pub fn munmap(&mut self) {
         self.mapping = None;
     }
@@ -156,7 +156,7 @@ impl Device {
         self.mapping.as_ref()
     }
 
-    /// Whether the mapping came by the attach handshake.
+    /// Whether the mapping was made by the attach handshake.
     pub fn is_attached(&self) -> bool {
         self.attached
     }
@@ -171,7 +171,7 @@ impl Device {
         Ok(contents)
     }
 
-    /// Like [`contents`](Device::contents), into what the caller has.
+    /// Like [`contents`](Device::contents), into existing [`Contents`].
     pub fn read_contents(&self, transaction: &Transaction, into: &mut Contents) -> Result<()> {
         let fault = || Error::new(&self.path, "contents", Errno::EFAULT);
         let mapping = self.mapping.as_ref().ok_or_else(fault)?;
@@ -220,9 +220,9 @@ impl Device {
     /// `BINDER_WRITE_READ`: writes `write` (unless empty), then reads into `read` (unless empty;
     /// blocks while there is nothing).
     ///
-    /// Errors: EINTR when a signal came while it waited, EAGAIN when it would wait and may not,
-    /// EINVAL for an unknown command, EFAULT for data that cannot be read. The commands before
-    /// the faulty one are done, and counted in `write_consumed`.
+    /// Errors: EINTR when a signal came while the call waited, EAGAIN when it would wait and must
+    /// not, EINVAL for an unknown command, EFAULT for data that cannot be read. The commands before
+    /// the faulty one are carried out, and counted in `write_consumed`.
     pub fn transfer(&self, write: &[u8], read: &mut [u8]) -> Transfer {
         let (write_consumed, read_consumed, mut result) =
             sys::write_read(self.as_fd(), write, read);
@@ -232,23 +232,23 @@ impl Device {
             result = result.and(Err(errno));
         }
         Transfer {
-            // The counts come from the other side: never more than was offered.
+            // The counts come from the driver: never trust more than was offered.
             write_consumed: (write_consumed as usize).min(write.len()),
             read_consumed: (read_consumed as usize).min(read.len()),
             result: result.map(drop).map_err(|e| Error::new(&self.path, "BINDER_WRITE_READ", e)),
         }
     }
 
-    /// Writes commands and reads nothing. Returns how many bytes were taken: fewer than all when
-    /// one of them failed and the driver waits for its error to be read.
+    /// Writes commands and reads nothing. Returns how many bytes were taken: fewer than all when a
+    /// command failed and the driver waits for its error to be read.
     ///
-    /// Errors: those of [`transfer`](Device::transfer), but EINTR and EAGAIN.
+    /// Errors: those of [`transfer`](Device::transfer), except EINTR and EAGAIN.
     pub fn write(&self, commands: &[Command<'_>]) -> Result<usize> {
         let transfer = self.transfer(&encode(commands), &mut []);
         transfer.result.map(|()| transfer.write_consumed)
     }
 
-    /// Reads returns into `buffer` (libbinder uses 256 bytes) and takes them apart.
+    /// Reads returns into `buffer` (libbinder uses 256 bytes) and decodes them.
     ///
     /// Errors: EINTR, EAGAIN.
     pub fn read<'b>(&self, buffer: &'b mut [u8]) -> Result<Returns<'b>> {
@@ -257,8 +257,8 @@ impl Device {
 
     /// Writes commands, then reads returns, in one ioctl.
     ///
-    /// Errors: those of [`transfer`](Device::transfer), which to use where it matters what was
-    /// done before the error.
+    /// Errors: those of [`transfer`](Device::transfer), which is to be used where it matters what
+    /// was done before the error.
     pub fn write_read<'b>(
         &self,
         commands: &[Command<'_>],
@@ -303,16 +303,16 @@ impl Device {
         self.ioctl("BINDER_SET_MAX_THREADS", uapi::BINDER_SET_MAX_THREADS, &mut { threads })
     }
 
-    /// `BINDER_SET_CONTEXT_MGR`: makes this process what handle 0 means to the others, with node
-    /// 0 and cookie 0.
+    /// `BINDER_SET_CONTEXT_MGR`: makes this process the context manager, which is handle 0 to all
+    /// others, with node 0 and cookie 0.
     ///
-    /// Errors: EBUSY when there is one, EPERM when the first one had another effective uid.
+    /// Errors: EBUSY when there is a manager, EPERM when the first one had another effective uid.
     pub fn set_context_manager(&self) -> Result<()> {
         self.ioctl("BINDER_SET_CONTEXT_MGR", uapi::BINDER_SET_CONTEXT_MGR, &mut 0i32)
     }
 
-    /// `BINDER_SET_CONTEXT_MGR_EXT`: the same with a node that has flags
-    /// (`FLAT_BINDER_FLAG_ACCEPTS_FDS`, `FLAT_BINDER_FLAG_TXN_SECURITY_CTX`), identity and
+    /// `BINDER_SET_CONTEXT_MGR_EXT`: the same, with a node that has flags
+    /// (`FLAT_BINDER_FLAG_ACCEPTS_FDS`, `FLAT_BINDER_FLAG_TXN_SECURITY_CTX`), an identity and a
     /// cookie.
     ///
     /// Errors: EBUSY, EPERM.
@@ -329,15 +329,16 @@ impl Device {
         self.ioctl("BINDER_THREAD_EXIT", uapi::BINDER_THREAD_EXIT, &mut 0i32)
     }
 
-    /// What fakebinder's daemon holds. Errors: EPERM for others than root, EINVAL on another driver.
+    /// What fakebinder's daemon holds. Errors: EPERM for users other than root, EINVAL from another
+    /// driver.
     pub fn daemon_stats(&self) -> Result<uapi::fakebinder_stats> {
         let mut stats = uapi::fakebinder_stats::default();
         self.ioctl("FAKEBINDER_STATS", uapi::FAKEBINDER_STATS, &mut stats)?;
         Ok(stats)
     }
 
-    /// Has fakebinder's daemon reclaim every page that no buffer uses; how many that were.
-    /// Errors: EPERM for others than root, EINVAL on another driver.
+    /// Makes fakebinder's daemon reclaim every page that no buffer uses; returns how many. Errors:
+    /// EPERM for users other than root, EINVAL from another driver.
     pub fn daemon_reclaim(&self) -> Result<u64> {
         let mut pages = 0u64;
         self.ioctl("FAKEBINDER_RECLAIM", uapi::FAKEBINDER_RECLAIM, &mut pages)?;
@@ -365,8 +366,8 @@ impl Device {
         Ok(info)
     }
 
-    /// `BINDER_GET_NODE_INFO_FOR_REF`: the reference counts of the node behind `handle`, the
-    /// three reserved fields being 0.
+    /// `BINDER_GET_NODE_INFO_FOR_REF`: the reference counts of the node behind `handle`; the three
+    /// reserved fields are 0.
     ///
     /// Errors: EPERM when this process is not the context manager, EINVAL for an unknown handle.
     pub fn node_info_for_ref(&self, handle: u32) -> Result<uapi::binder_node_info_for_ref> {
@@ -376,16 +377,16 @@ impl Device {
         Ok(info)
     }
 
-    /// `BINDER_FREEZE`: freezes (or thaws) every open of the process `pid`, waiting up to
-    /// `timeout_ms` for transactions that it has not answered yet.
+    /// `BINDER_FREEZE`: freezes (or thaws) every open file of the process `pid`, waiting up to
+    /// `timeout_ms` for transactions that the process has not answered yet.
     ///
-    /// Errors: EAGAIN when there still are some, EINVAL when no such process has a device open.
+    /// Errors: EAGAIN when some are left then, EINVAL when no such process has a device open.
     pub fn freeze(&self, pid: u32, enable: bool, timeout_ms: u32) -> Result<()> {
         let mut info = uapi::binder_freeze_info { pid, enable: enable.into(), timeout_ms };
         self.ioctl("BINDER_FREEZE", uapi::BINDER_FREEZE, &mut info)
     }
 
-    /// `BINDER_GET_FROZEN_INFO`: what the process `pid` was sent since it was frozen.
+    /// `BINDER_GET_FROZEN_INFO`: which calls the process `pid` was sent since it was frozen.
     ///
     /// Errors: EINVAL when no such process has a device open.
     pub fn frozen_info(&self, pid: u32) -> Result<uapi::binder_frozen_status_info> {
@@ -394,8 +395,8 @@ impl Device {
         Ok(info)
     }
 
-    /// `BINDER_ENABLE_ONEWAY_SPAM_DETECTION`: whether senders to this process are to be told
-    /// with `BR_ONEWAY_SPAM_SUSPECT`.
+    /// `BINDER_ENABLE_ONEWAY_SPAM_DETECTION`: whether this process is told with
+    /// `BR_ONEWAY_SPAM_SUSPECT` that it sends too much.
     pub fn enable_oneway_spam_detection(&self, enable: bool) -> Result<()> {
         let cmd = uapi::BINDER_ENABLE_ONEWAY_SPAM_DETECTION;
         self.ioctl("BINDER_ENABLE_ONEWAY_SPAM_DETECTION", cmd, &mut u32::from(enable))

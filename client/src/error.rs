@@ -1,4 +1,4 @@
-//! What went wrong: an errno, the operation that gave it, and the device.
+//! A failed operation: the errno, the operation that gave it, and the device.
 
 use crate::Errno;
 use std::path::{Path, PathBuf};
@@ -8,8 +8,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// A failed operation on a device.
 ///
-/// `errno` is what the system call gave, unchanged. Where this library itself refuses
-/// something, its documentation names the errno that stands for it.
+/// `errno` is that of the system call, unchanged. Where this library itself refuses something, its
+/// documentation names the errno.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {operation}: {} ({errno:?})", .device.display(), .errno.desc())]
 pub struct Error {
@@ -44,7 +44,7 @@ impl Error {
     pub fn is_disconnected(&self) -> bool {
         match self.errno {
             Errno::ENOTCONN | Errno::ECONNABORTED => true,
-            // From mmap it says that the device cannot be mapped.
+            // From mmap, ENODEV means that the device cannot be mapped.
             Errno::ENODEV => self.operation != "mmap",
             _ => false,
         }

@@ -1,9 +1,9 @@
 //! Descriptors that arrive in transactions.
 //!
-//! The kernel's driver installs them itself. fakebinder's daemon can't: it sends them through the
-//! socket of the attach handshake, to be moved to numbers that this process keeps free. Whoever
-//! has done an ioctl moves what has come by then, so that a transaction's descriptors are in their
-//! places when its returns are looked at.
+//! The kernel's driver installs them itself. fakebinder's daemon cannot: it sends them through the
+//! socket of the attach handshake, to be moved to numbers that this process keeps free. After each
+//! ioctl the library moves the files that have come by then, so that a transaction's descriptors
+//! are in their places before its returns are looked at.
 
 use crate::{Errno, sys, uapi};
 use nix::fcntl::{OFlag, open};
@@ -15,14 +15,14 @@ use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::Mutex;
 
-/// The receiving end.
+/// The receiving end of the descriptors.
 #[derive(Debug)]
 pub struct Files {
     socket: OwnedFd,
     slots: Mutex<Slots>,
 }
 
-/// The numbers that are kept free, each with something of no worth open under it.
+/// The numbers that are kept free, each with something worthless open at it.
 #[derive(Debug)]
 struct Slots {
     filler: OwnedFd,
@@ -30,14 +30,14 @@ struct Slots {
     wanted: usize,
 }
 
-/// A message of the daemon's: a kind, numbers, and files for them.
+/// A message of the daemon: a kind, numbers, and files for them.
 struct Message {
     words: Vec<u32>,
     files: Vec<OwnedFd>,
 }
 
 impl Files {
-    /// Keeps `wanted` numbers free. Errors: EMFILE, ENFILE; ENOSPC when the daemon does not take
+    /// Keeps `wanted` numbers free. Errors: EMFILE, ENFILE; ENOSPC when the daemon does not accept
     /// so many.
     pub fn new(device: BorrowedFd<'_>, socket: OwnedFd, wanted: usize) -> Result<Files, Errno> {
         let filler = open("/dev/null", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
@@ -46,7 +46,7 @@ impl Files {
         Ok(Files { socket, slots: Mutex::new(slots) })
     }
 
-    /// Puts what has come in its place. Errors: EPROTO for a message that makes no sense; those
+    /// Puts the files that have come in their places. Errors: EPROTO for a malformed message; those
     /// of dup(2) when the numbers that were used up cannot be replaced.
     pub fn receive(&self, device: BorrowedFd<'_>) -> Result<(), Errno> {
         let mut slots = self.slots.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -59,13 +59,14 @@ impl Files {
                         let mut place =
                             slots.held.remove(&(*number as RawFd)).ok_or(Errno::EPROTO)?;
                         dup3(file, &mut place, OFlag::O_CLOEXEC)?;
-                        // From here on it is the program's, like any descriptor of a transaction.
+                        // From here on the number is the program's, like any descriptor of a
+                        // transaction.
                         let _ = place.into_raw_fd();
                     }
                 }
                 Some((&uapi::FAKEBINDER_FILES_CLOSE, numbers)) if files.is_empty() => {
                     for number in numbers {
-                        // Gone already: the program has closed it itself, as the driver allows.
+                        // EBADF is fine: the program may have closed it itself, as with the driver.
                         let _ = close(*number as RawFd);
                     }
                 }
@@ -96,7 +97,7 @@ impl Files {
                 Err(errno) => return Err(errno),
             };
         if length == 0 {
-            // The daemon is gone; the ioctls say so.
+            // The daemon is gone; ioctls will say so.
             return Ok(None);
         }
         let words = bytes[..length].as_chunks::<4>().0.iter();
@@ -106,7 +107,7 @@ impl Files {
 }
 
 impl Slots {
-    /// Replaces what was used up.
+    /// Replaces the numbers that were used up.
     fn refill(&mut self, device: BorrowedFd<'_>) -> Result<(), Errno> {
         while self.held.len() < self.wanted {
             let mut offer = uapi::fakebinder_slots::default();

@@ -1,10 +1,10 @@
 //! A driver-level client of binder devices: the kernel's `/dev/binder` and fakebinder's
 //! `/dev/fakebinder` alike.
 //!
-//! The library says what a program wants to say to the driver, and gives back what the driver
-//! said: nothing is retried, cached, freed or answered behind the caller's back, and there are
-//! no threads. [`Thread`] is the one place with a loop in it, for programs that want to call and
-//! serve and not to watch every return.
+//! The library writes what a program wants to write to the driver, and gives back what the driver
+//! returned: nothing is retried, cached, freed or answered behind the caller's back, and there are
+//! no threads. Only [`Thread`] has a loop in it, for programs that want to call and serve without
+//! watching every return.
 //!
 //! - [`Device`]: one open of a device, with a wrapper for each ioctl, its mapping, and poll
 //! - [`Command`]: what can be written (`BC_*`), and how it looks in the write buffer

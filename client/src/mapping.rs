@@ -5,7 +5,7 @@ use crate::sys::Region;
 /// The mapping of a device: read-only memory that the driver puts transactions into. Unmapped
 /// when dropped.
 ///
-/// On the kernel's driver, reading where no buffer is gives SIGBUS; on fakebinder, zeros. So read
+/// On the kernel's driver, a read where no buffer lies gives SIGBUS; on fakebinder, zeros. So read
 /// only what a received [`Transaction`](crate::Transaction) names.
 #[derive(Debug)]
 pub struct Mapping {
@@ -17,12 +17,12 @@ impl Mapping {
         Mapping { region }
     }
 
-    /// Its start, and the duty to unmap it.
+    /// The start of the mapping; the caller has to unmap it.
     pub fn into_raw(self) -> *mut std::ffi::c_void {
         self.region.into_raw()
     }
 
-    /// Where it begins.
+    /// The address of the mapping.
     pub fn address(&self) -> u64 {
         self.region.address()
     }
@@ -32,12 +32,12 @@ impl Mapping {
         self.region.len()
     }
 
-    /// Never: a mapping of no bytes is refused by mmap (EINVAL).
+    /// Always false: mmap refuses a mapping of no bytes (EINVAL).
     pub fn is_empty(&self) -> bool {
         false
     }
 
-    /// Copies the bytes at an address of this process; `None` when they are not all inside the
+    /// Copies bytes from an address of this process; `None` when they do not all lie in the
     /// mapping.
     pub fn read(&self, address: u64, out: &mut [u8]) -> Option<()> {
         let offset = address.checked_sub(self.address())?;

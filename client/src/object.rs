@@ -14,7 +14,7 @@ pub enum Object {
     Binder {
         /// Identity of the node in its process; 0 is the null binder.
         ptr: u64,
-        /// A value of the owner's, the same each time that the node is sent.
+        /// A value for the owner's use, the same each time that the node is sent.
         cookie: u64,
         /// `FLAT_BINDER_FLAG_*`.
         flags: u32,
@@ -23,7 +23,7 @@ pub enum Object {
     WeakBinder {
         /// Identity of the node in its process.
         ptr: u64,
-        /// A value of the owner's.
+        /// A value for the owner's use.
         cookie: u64,
         /// `FLAT_BINDER_FLAG_*`.
         flags: u32,
@@ -32,7 +32,7 @@ pub enum Object {
     Handle {
         /// The reference; 0 is the context manager.
         handle: u32,
-        /// Not used by the driver; 0 in what is received.
+        /// Not used by the driver; 0 in received objects.
         cookie: u64,
         /// `FLAT_BINDER_FLAG_*`.
         flags: u32,
@@ -48,14 +48,14 @@ pub enum Object {
     },
     /// A file descriptor (`BINDER_TYPE_FD`).
     Fd {
-        /// Its number, in the process whose view this is.
+        /// The descriptor's number, in the process whose view this is.
         fd: u32,
-        /// Not used by the driver, but carried.
+        /// Not used by the driver, but passed on.
         cookie: u64,
     },
     /// A scatter-gather buffer (`BINDER_TYPE_PTR`).
     Buffer {
-        /// Address of its bytes, in the process whose view this is.
+        /// Address of the buffer's bytes, in the process whose view this is.
         buffer: u64,
         /// Length in bytes.
         length: u64,
@@ -63,7 +63,7 @@ pub enum Object {
         flags: u32,
         /// Index (in the offsets array) of the buffer that holds a pointer to this one.
         parent: u64,
-        /// Where in the parent that pointer lies, in bytes.
+        /// Offset in the parent at which that pointer lies, in bytes.
         parent_offset: u64,
     },
     /// An array of descriptors inside a scatter-gather buffer (`BINDER_TYPE_FDA`).
@@ -72,7 +72,7 @@ pub enum Object {
         num_fds: u64,
         /// Index (in the offsets array) of the buffer that the array lies in.
         parent: u64,
-        /// Where in the parent the array begins, in bytes; a multiple of 4.
+        /// Offset in the parent at which the array begins, in bytes; a multiple of 4.
         parent_offset: u64,
     },
 }
@@ -98,7 +98,7 @@ impl Object {
         protocol::Object::decode(bytes).map(Object::from)
     }
 
-    /// As it is encoded.
+    /// The object as it is encoded.
     fn record(&self) -> protocol::Object {
         let flat = |flags, binder, cookie| FlatObject { flags, binder, cookie };
         match *self {

@@ -6,8 +6,8 @@ use fakebinder::protocol::record::Put;
 
 /// Bytes and objects to be sent, with the offsets array and the scatter-gather buffers.
 ///
-/// Objects are aligned to 4 bytes, as the driver demands, by zeros before them. Buffers are
-/// owned by the parcel, so that the addresses in their objects hold while it lives.
+/// Objects are aligned to 4 bytes, as the driver demands, by zeros before them. The parcel owns the
+/// buffers, so that the addresses in their objects stay valid as long as it lives.
 #[derive(Debug, Default)]
 pub struct Parcel {
     data: Vec<u8>,
@@ -22,7 +22,7 @@ impl Parcel {
         Parcel::default()
     }
 
-    /// Takes everything out, keeping the allocations.
+    /// Empties the parcel, keeping the allocations.
     pub fn clear(&mut self) {
         self.data.clear();
         self.offsets.clear();
@@ -110,13 +110,13 @@ impl Parcel {
         self.object(Object::FdArray { num_fds, parent, parent_offset })
     }
 
-    /// Appends an entry to the offsets array without an object, right or wrong (for tests).
+    /// Appends an entry to the offsets array without an object, valid or not (for tests).
     pub fn offset(&mut self, offset: u64) -> &mut Parcel {
         self.offsets.push(offset);
         self
     }
 
-    /// Sets what the transaction says of the total of its buffers, in bytes. Appending a buffer
+    /// Sets the total size of the buffers that the transaction states, in bytes. Appending a buffer
     /// adds its length, rounded up to 8.
     pub fn set_buffers_size(&mut self, bytes: u64) -> &mut Parcel {
         self.buffers_size = bytes;

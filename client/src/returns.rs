@@ -10,13 +10,13 @@ use fakebinder::protocol::returns::Return as Br;
 /// begins with `Noop` (or `SpawnLooper` in its place).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Return {
-    /// `BR_ERROR`: the driver could not do what was asked, and says no more.
+    /// `BR_ERROR`: the driver could not do what was asked, and gives no reason.
     Error,
     /// `BR_OK`.
     Ok,
-    /// `BR_TRANSACTION_SEC_CTX`: a transaction for a node that asks for the sender's context.
+    /// `BR_TRANSACTION_SEC_CTX`: a call to a node that asks for the caller's security context.
     TransactionSecCtx(Transaction),
-    /// `BR_TRANSACTION`: somebody calls a node of this process.
+    /// `BR_TRANSACTION`: a call to a node of this process.
     Transaction(Transaction),
     /// `BR_REPLY`: the reply to this thread's transaction.
     Reply(Transaction),
@@ -24,30 +24,30 @@ pub enum Return {
     AcquireResult(i32),
     /// `BR_DEAD_REPLY`: the target is gone.
     DeadReply,
-    /// `BR_TRANSACTION_COMPLETE`: what this thread sent last is on its way.
+    /// `BR_TRANSACTION_COMPLETE`: the last message that this thread sent is on its way.
     TransactionComplete,
-    /// `BR_INCREFS`: others have a weak reference to this node now.
+    /// `BR_INCREFS`: other processes have a weak reference to this node now.
     Increfs {
         /// Identity of the node.
         ptr: u64,
         /// Cookie of the node.
         cookie: u64,
     },
-    /// `BR_ACQUIRE`: others have a strong reference to this node now.
+    /// `BR_ACQUIRE`: other processes have a strong reference to this node now.
     Acquire {
         /// Identity of the node.
         ptr: u64,
         /// Cookie of the node.
         cookie: u64,
     },
-    /// `BR_RELEASE`: nobody else has a strong reference any more.
+    /// `BR_RELEASE`: no other process has a strong reference any more.
     Release {
         /// Identity of the node.
         ptr: u64,
         /// Cookie of the node.
         cookie: u64,
     },
-    /// `BR_DECREFS`: nobody else has a weak reference any more.
+    /// `BR_DECREFS`: no other process has a weak reference any more.
     Decrefs {
         /// Identity of the node.
         ptr: u64,
@@ -60,7 +60,7 @@ pub enum Return {
     SpawnLooper,
     /// `BR_FINISHED`: not used by the driver.
     Finished,
-    /// `BR_DEAD_BINDER`: the process of a node has died; the request's cookie.
+    /// `BR_DEAD_BINDER`: the process of a node has died; with the request's cookie.
     DeadBinder(u64),
     /// `BR_CLEAR_DEATH_NOTIFICATION_DONE`: the request's cookie.
     ClearDeathNotificationDone(u64),
@@ -77,20 +77,20 @@ pub enum Return {
     FrozenBinder {
         /// The request's cookie.
         cookie: u64,
-        /// 1 when it is frozen now, 0 when it runs.
+        /// 1 when the process is frozen now, 0 when it runs.
         is_frozen: u32,
     },
     /// `BR_CLEAR_FREEZE_NOTIFICATION_DONE`: the request's cookie.
     ClearFreezeNotificationDone(u64),
-    /// A return that this library does not know; its payload was skipped by the length in its
-    /// number.
+    /// A return that this library does not know; its payload was skipped by the length that is in
+    /// its number.
     Unknown(u32),
     /// The buffer ended inside a return: the driver never does that.
     Truncated,
 }
 
 impl Return {
-    /// Its name in `<linux/android/binder.h>`.
+    /// The return's name in `<linux/android/binder.h>`.
     pub fn name(&self) -> &'static str {
         match self {
             Return::Error => "BR_ERROR",
@@ -145,7 +145,7 @@ impl Iterator for Returns<'_> {
             self.0 = &bytes[size..];
             return Some(decoded.into());
         }
-        // Where all of it is there, it is its number that is not known.
+        // Not cut short, so the number is an unknown one.
         let Some(rest) = rest.get(Br::payload_size(number)..) else {
             return Some(Return::Truncated);
         };

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use zerocopy::{FromBytes, IntoBytes};
 
-/// An ioctl whose argument is `arg` and nothing that it points to.
+/// An ioctl whose argument is `arg`, which holds no pointers.
 pub(crate) fn ioctl<T: FromBytes + IntoBytes>(
     fd: BorrowedFd<'_>,
     cmd: u32,
@@ -75,7 +75,7 @@ impl Device {
     }
 }
 
-/// A mapping of ours; unmapped when dropped.
+/// A mapping of this library's; unmapped when dropped.
 #[derive(Debug)]
 pub(crate) struct Region {
     start: NonNull<c_void>,
@@ -102,9 +102,9 @@ impl Region {
         Ok(Region { start, len })
     }
 
-    /// A child will not have it.
+    /// Keeps the mapping from being inherited by a child.
     pub(crate) fn do_not_inherit(&self) -> Result<(), Errno> {
-        // SAFETY: it is our mapping, and its contents stay as they are.
+        // SAFETY: the mapping is this value's, and its contents stay as they are.
         unsafe { madvise(self.start, self.len(), MmapAdvise::MADV_DONTFORK) }
     }
 
@@ -120,8 +120,8 @@ impl Region {
         self.len.get()
     }
 
-    /// Copies from `offset` on; `None` when that is not all inside. The driver may be writing
-    /// there: the bytes are then any mixture of old and new.
+    /// Copies from `offset` on; `None` when the range does not lie inside. The driver may be
+    /// writing there: the bytes are then any mixture of old and new.
     pub(crate) fn read(&self, offset: usize, out: &mut [u8]) -> Option<()> {
         let end = offset.checked_add(out.len())?;
         if end > self.len() {
@@ -140,14 +140,14 @@ impl Region {
 impl Drop for Region {
     fn drop(&mut self) {
         // SAFETY: `map` made exactly this mapping, and nothing refers to it any more.
-        // An error could only say that it is no mapping: nothing to be done then.
+        // An error could only mean that there is no such mapping: nothing is to be done then.
         let _ = unsafe { nix::sys::mman::munmap(self.start, self.len()) };
     }
 }
 
 /// Takes over a descriptor that the kernel has just installed here (SCM_RIGHTS).
 pub(crate) fn adopt(fd: RawFd) -> OwnedFd {
-    // SAFETY: only called with numbers out of a received SCM_RIGHTS message: open, and nobody
-    // else's.
+    // SAFETY: only called with numbers out of a received SCM_RIGHTS message: open, and owned by
+    // nothing else.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }

@@ -10,26 +10,27 @@ use crate::returns::{Return, Returns};
 use crate::transaction::{Contents, Transaction};
 use std::collections::VecDeque;
 
-/// libbinder reads with 256 bytes; how much fits into a read decides what the driver puts there.
+/// The size that libbinder reads with. How much fits into a read decides what the driver puts
+/// there.
 const READ_SIZE: usize = 256;
 
 /// The conversation of the calling thread with the driver, at the level of calls.
 ///
-/// It does what every binder client must: it collects commands until the next read, tries a read
-/// again that a signal interrupted, acknowledges `BR_INCREFS` and `BR_ACQUIRE`, frees the buffers
-/// of what it has handed out as [`Contents`], and serves calls that come back while it waits for
-/// a reply. Anything else it leaves alone. The driver tells threads apart by themselves: use a
-/// `Thread` in the thread that made it.
+/// It does what every binder client must: it collects commands until the next read, repeats a read
+/// that a signal interrupted, acknowledges `BR_INCREFS` and `BR_ACQUIRE`, frees the buffers of
+/// messages that it has handed out as [`Contents`], and serves calls that come back while it waits
+/// for a reply. It leaves everything else alone. The driver tells threads apart by the calling
+/// thread: use a `Thread` only in the thread that made it.
 #[derive(Debug)]
 pub struct Thread<'d> {
     device: &'d Device,
     write: Vec<u8>,
-    /// Replies that `write` holds the addresses of.
+    /// Replies whose addresses are in `write`.
     replies: Vec<Parcel>,
     read: Vec<u8>,
     pending: VecDeque<Return>,
-    /// Replies sent whose BR_TRANSACTION_COMPLETE has not been read yet: it must not be taken
-    /// for that of a later one-way call.
+    /// Replies that were sent, and whose BR_TRANSACTION_COMPLETE has not been read yet: it must not
+    /// be taken for that of a later one-way call.
     unconfirmed_replies: usize,
 }
 
@@ -40,7 +41,8 @@ pub enum Reply {
     Data(Contents),
     /// A one-way call is on its way.
     Sent,
-    /// The same, and the driver finds that this process sends too much (`BR_ONEWAY_SPAM_SUSPECT`).
+    /// The same, and the driver suspects this process of sending too much
+    /// (`BR_ONEWAY_SPAM_SUSPECT`).
     SentSpamSuspect,
     /// A one-way call waits for its frozen target (`BR_TRANSACTION_PENDING_FROZEN`).
     SentToFrozen,
@@ -52,7 +54,7 @@ pub enum Reply {
     Frozen,
 }
 
-/// A served call's code and data in; what is put into the parcel goes back.
+/// Serves a call: gets its code and data, and fills the parcel that goes back.
 type Serve<'s, 'd> = dyn FnMut(&mut Thread<'d>, &Transaction, &Contents, &mut Parcel) + 's;
 
 impl<'d> Thread<'d> {
@@ -73,8 +75,8 @@ impl<'d> Thread<'d> {
         self.device
     }
 
-    /// Puts a command before the next read. (A call's data is borrowed only until the call
-    /// ends, so it goes by [`call`](Thread::call).)
+    /// Queues a command for the next read to write. (A call's data is borrowed only until the call
+    /// ends, so a call goes by [`call`](Thread::call).)
     pub fn queue(&mut self, command: Command<'static>) {
         command.encode(&mut self.write);
     }
@@ -92,7 +94,7 @@ impl<'d> Thread<'d> {
         Ok(())
     }
 
-    /// How many returns of the last read are left over: poll knows nothing of them.
+    /// How many returns of the last read are left over. poll does not report these.
     pub fn pending(&self) -> usize {
         self.pending.len()
     }
@@ -120,7 +122,7 @@ impl<'d> Thread<'d> {
         }
     }
 
-    /// Makes a call and waits for its end. Calls that come back meanwhile fail the caller: use
+    /// Makes a call and waits for its end. Calls that come back meanwhile make it fail: use
     /// [`call_serving`](Thread::call_serving) where they are possible.
     pub fn call(&mut self, call: &Call<'_>) -> Result<Reply> {
         self.call_serving(call, &mut |_, _, _, reply| {
@@ -154,9 +156,10 @@ impl<'d> Thread<'d> {
         }
     }
 
-    /// Reads one return and does what it asks for: serves a call (and queues the reply, unless
-    /// the call is one-way, and the freeing of its buffer), acknowledges a reference. Returns it,
-    /// for what else the caller wants to do about it. The queue is written with the next read.
+    /// Reads one return and does what it asks for: serves a call (and queues the freeing of its
+    /// buffer and, unless the call is one-way, the reply), or acknowledges a reference. Returns the
+    /// return, for what else the caller wants to do about it. The queue is written with the next
+    /// read.
     pub fn serve(&mut self, serve: &mut Serve<'_, 'd>) -> Result<Return> {
         let next = self.next_return()?;
         self.handle(&next, serve)?;
@@ -170,7 +173,7 @@ impl<'d> Thread<'d> {
         Ok(contents)
     }
 
-    /// Queues a reply to the transaction that this thread works on.
+    /// Queues a reply to the transaction that this thread serves.
     pub fn reply(&mut self, parcel: Parcel) {
         Command::reply(&Call::reply().parcel(&parcel)).encode(&mut self.write);
         self.replies.push(parcel);
@@ -195,7 +198,7 @@ impl<'d> Thread<'d> {
         Ok(())
     }
 
-    /// Forgets commands that the driver has taken, and the replies once none is left.
+    /// Forgets commands that the driver has taken, and the replies once no command is left.
     fn written(&mut self, bytes: usize) {
         self.write.drain(..bytes);
         if self.write.is_empty() {

@@ -3,8 +3,8 @@
 use crate::object::Object;
 use fakebinder::protocol::record::TransactionData;
 
-/// What `BR_TRANSACTION`, `BR_TRANSACTION_SEC_CTX` and `BR_REPLY` carry: where the data lies in
-/// this process's mapping, and who sent it. Its buffer is occupied until
+/// The payload of `BR_TRANSACTION`, `BR_TRANSACTION_SEC_CTX` and `BR_REPLY`: where the data lies in
+/// this process's mapping, and who sent it. The buffer is occupied until
 /// [`Command::FreeBuffer`](crate::Command::FreeBuffer) with `buffer`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Transaction {
@@ -16,7 +16,7 @@ pub struct Transaction {
     pub code: u32,
     /// `TF_*`.
     pub flags: u32,
-    /// The sender's process, as this process sees it; 0 for one-way transactions and in replies.
+    /// The sender's pid, as this process sees it; 0 for one-way transactions and in replies.
     pub sender_pid: i32,
     /// The sender's effective uid.
     pub sender_euid: u32,
@@ -39,7 +39,7 @@ impl Transaction {
         self.flags & crate::uapi::TF_ONE_WAY != 0
     }
 
-    /// What came as `data`, with the address of a security context or 0.
+    /// The transaction with that record, and the address of a security context or 0.
     pub(crate) fn new(data: TransactionData, secctx: u64) -> Transaction {
         Transaction {
             target: data.target,
@@ -57,17 +57,17 @@ impl Transaction {
     }
 }
 
-/// A copy of what a received transaction holds, made by
+/// A copy of a received transaction's content, made by
 /// [`Device::contents`](crate::Device::contents).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Contents {
-    /// The code of the transaction it came with (0 in most replies).
+    /// The code of the transaction (0 in most replies).
     pub code: u32,
     /// `TF_*`.
     pub flags: u32,
     /// The data, objects included, as the receiver sees them.
     pub data: Vec<u8>,
-    /// Where in the data its objects begin.
+    /// Offsets in the data at which its objects begin.
     pub offsets: Vec<u64>,
 }
 

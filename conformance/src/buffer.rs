@@ -37,7 +37,7 @@ group! { "buffer":
     many_small_ones,
 }
 
-/// One-way calls to one node wait for each other; to many nodes they do not.
+/// Makes a call whose buffer the manager keeps, and returns what the manager has received.
 fn receive(client: &Thread, manager: &Thread, message: Msg) -> Received {
     client.write(message);
     let got = manager.receive();
@@ -149,7 +149,7 @@ fn freeing_out_of_order(scene: &Scene) {
         for index in order {
             manager.write(free(got[index].buffer));
         }
-        // All of the space is one piece again.
+        // All of the space is one free range again.
         let all = receive(&client, &manager, sized(MAPPING as usize));
         assert_eq!(all.at, 0);
         manager.write(free(all.buffer));

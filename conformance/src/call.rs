@@ -1,4 +1,4 @@
-//! Calls and replies: who gets what, and when.
+//! Calls and replies: which thread gets them, and when.
 
 mod end;
 
@@ -215,7 +215,7 @@ fn a_call_to_ones_own_node_is_not_possible(scene: &Scene) {
     let manager = scene.manager();
     let owner = scene.process();
     let handle = scene.introduce(&owner, &manager, 1, 2);
-    // Whatever brings the reference home makes it the node again.
+    // The owner gets its reference back as the node itself, whichever message brings it.
     manager.write(oneway(handle).handle(handle));
     let got = owner.receive();
     assert_eq!(got.object(0), fakebinder_client::Object::Binder { ptr: 1, cookie: 2, flags: 0 });
@@ -260,7 +260,7 @@ fn a_thread_at_work_gets_no_other_call(scene: &Scene) {
     assert_eq!(manager.receive().code, 1);
     manager.reads("EAGAIN");
     manager.write(reply());
-    // A read that begins with something for the thread itself ends with that.
+    // A read that begins with work of the thread itself ends with that.
     manager.reads("NOOP TRANSACTION_COMPLETE");
     assert_eq!(manager.reads("NOOP TRANSACTION").transaction().code, 2);
 }
@@ -348,7 +348,7 @@ fn a_chain_of_three_processes(scene: &Scene) {
     let (first, last) = (scene.process_with(2), scene.process());
     let to_first = scene.introduce(&first, &manager, 1, 1);
     let to_last = scene.introduce(&last, &manager, 2, 2);
-    // The last one learns of the first one's node.
+    // The last process gets a handle for the first one's node.
     manager.write(oneway(to_last).handle(to_first));
     manager.reads("NOOP TRANSACTION_COMPLETE");
     let back = last.receive().handle(0);
@@ -357,7 +357,7 @@ fn a_chain_of_three_processes(scene: &Scene) {
     manager.write(call(to_last).code(2));
     last.receive();
     last.write(call(back).code(3));
-    // Home again: to the thread that began it.
+    // Back to the thread that began the chain.
     first.threads[1].reads("NOOP");
     let got = first.reads("NOOP TRANSACTION_COMPLETE TRANSACTION");
     assert_eq!((got.transaction().code, got.transaction().sender_pid), (3, last.pid()));
@@ -376,7 +376,7 @@ fn a_call_from_a_oneway_call_is_a_new_one(scene: &Scene) {
     client.reads("NOOP TRANSACTION_COMPLETE");
     manager.receive();
     manager.write(call(handle).code(5));
-    // Any thread may serve it.
+    // Any thread may serve this call.
     client.threads[1].set_max_threads(0);
     assert_eq!(client.threads[1].receive().code, 5);
 }
@@ -391,7 +391,7 @@ fn a_reply_with_a_bad_object_fails_the_caller(scene: &Scene) {
     assert_eq!(manager.extended_error(), ("OK", 0));
     client.reads("NOOP TRANSACTION_COMPLETE FAILED_REPLY");
     assert_eq!(client.extended_error(), ("FAILED_REPLY", -libc::EINVAL));
-    // That was the reply.
+    // The failed reply has ended the call.
     manager.write(reply());
     manager.reads("NOOP FAILED_REPLY");
 }

@@ -139,7 +139,7 @@ fn a_transaction_across_the_edge_of_memory(scene: &Scene) {
 }
 
 fn a_command_may_end_behind_the_write_buffer(scene: &Scene) {
-    // The driver looks at the size only between commands.
+    // The driver looks at the size of the write buffer only between commands.
     let manager = scene.manager();
     let client = scene.process();
     let (address, size) = client.lay_out(&oneway(0).code(4).into());
@@ -262,7 +262,7 @@ fn a_read_goes_on_where_it_had_stopped(scene: &Scene) {
 }
 
 fn a_read_for_less_than_a_transaction_gives_nothing(scene: &Scene) {
-    // It takes room for the longest return: 4 bytes, and 72 for one with a security context.
+    // A read needs room for the longest return: 4 bytes, and 72 for one with a security context.
     let manager = scene.manager();
     let client = scene.process();
     client.write(oneway(0));
@@ -311,7 +311,7 @@ fn a_reply_that_cannot_be_told_is_lost(scene: &Scene) {
     manager.receive();
     manager.write(reply());
     manager.reads("NOOP TRANSACTION_COMPLETE");
-    // Room for BR_NOOP and BR_TRANSACTION_COMPLETE.
+    // Room for BR_NOOP and BR_TRANSACTION_COMPLETE alone.
     unreadable(&client, 8);
     client.reads("EAGAIN");
     client.write(call(0).code(2));
@@ -325,7 +325,7 @@ fn a_node_that_cannot_be_told_is_lost(scene: &Scene) {
     let got = manager.receive();
     manager.write(reply());
     unreadable(&owner, 8);
-    // BR_INCREFS and BR_ACQUIRE were in that read.
+    // BR_INCREFS and BR_ACQUIRE were in the read that failed.
     owner.reads("NOOP TRANSACTION_COMPLETE REPLY");
     manager.write(free(got.buffer));
     owner.reads("EAGAIN");

@@ -36,7 +36,7 @@ group! { "death":
     a_death_is_readable,
 }
 
-/// A node's owner and the manager's handle for it.
+/// The manager, a node's owner, and the manager's handle for the node.
 fn holder(scene: &Scene) -> (Process, Process, u32) {
     let (manager, owner) = (scene.manager(), scene.process());
     let handle = scene.introduce(&owner, &manager, 1, 2);
@@ -104,7 +104,7 @@ fn each_death_ends_a_read(scene: &Scene) {
         manager.write(request_death(handle, u64::from(handle) * 10));
     }
     scene.bury(&owner, &manager);
-    // In the order of the nodes' identities.
+    // One read for each, in the order of the nodes' identities.
     manager.reads("NOOP DEAD_BINDER(10)");
     manager.reads("NOOP DEAD_BINDER(20)");
     manager.reads("NOOP DEAD_BINDER(30)");
@@ -194,7 +194,7 @@ fn a_second_request_is_refused(scene: &Scene) {
     scene.bury(&owner, &manager);
     manager.reads("NOOP DEAD_BINDER(5)");
     manager.reads("EAGAIN");
-    // Also after it was told.
+    // A second request is ignored also after the death was told.
     manager.write(request_death(handle, 7));
     manager.reads("EAGAIN");
 }
@@ -301,7 +301,7 @@ fn the_same_cookie_twice(scene: &Scene) {
     scene.bury(&owner, &manager);
     manager.reads("NOOP DEAD_BINDER(5)");
     manager.reads("NOOP DEAD_BINDER(5)");
-    // The first done is for the one that was told first.
+    // The first BC_DEAD_BINDER_DONE is for the death that was told first.
     manager.write([clear_death(handles[0], 5), dead_binder_done(5)]);
     manager.reads("NOOP CLEAR_DEATH_NOTIFICATION_DONE(5)");
     manager.write([clear_death(handles[1], 5), dead_binder_done(5)]);

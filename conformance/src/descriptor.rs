@@ -32,7 +32,7 @@ group! { "descriptor":
 
 const FDS: u32 = uapi::FLAT_BINDER_FLAG_ACCEPTS_FDS;
 
-/// A pipe in a child: its ends' numbers.
+/// Makes a pipe in a child; returns the numbers of its ends.
 pub(super) fn pipe(thread: &Thread) -> [i32; 2] {
     let address = thread.put(&[0; 8]);
     thread.syscall(libc::SYS_pipe2, &[address, libc::O_NONBLOCK as u64]).expect("pipe2");
@@ -49,7 +49,7 @@ pub(super) fn write_byte(thread: &Thread, fd: i32, byte: u8) -> Result<i64, Errn
     thread.syscall(libc::SYS_write, &[fd as u64, address, 1])
 }
 
-/// What a read of one byte gives: EAGAIN when the pipe is empty, `None` at its end.
+/// Reads one byte: EAGAIN when the pipe is empty, `None` at its end.
 pub(super) fn read_byte(thread: &Thread, fd: i32) -> Result<Option<u8>, Errno> {
     let address = thread.put(&[0]);
     let count = thread.syscall(libc::SYS_read, &[fd as u64, address, 1])?;
@@ -60,7 +60,7 @@ pub(super) fn is_open(thread: &Thread, fd: i32) -> bool {
     thread.syscall(libc::SYS_fcntl, &[fd as u64, libc::F_GETFD as u64]).is_ok()
 }
 
-/// The number at this index.
+/// The descriptor's number in the object at this index.
 #[track_caller]
 pub(super) fn number(got: &Received, index: usize) -> i32 {
     match got.object(index) {
@@ -71,7 +71,7 @@ pub(super) fn number(got: &Received, index: usize) -> i32 {
 
 fn a_file_arrives_with_a_number_of_the_receivers(scene: &Scene) {
     let (manager, client) = (scene.manager_with(1, FDS), scene.process());
-    // So that the numbers differ.
+    // The manager's numbers then differ from the client's.
     let _ = pipe(&manager);
     let [read, write] = pipe(&client);
     client.write(call(0).data(b"data").object(Object::Fd { fd: write as u32, cookie: 99 }));
@@ -222,7 +222,7 @@ fn freeing_the_buffer_leaves_it_open(scene: &Scene) {
     assert!(is_open(&manager, number(&got, 0)));
 }
 
-/// Waits until nobody has the other end of a pipe.
+/// Waits until no process has the other end of a pipe.
 fn until_closed(thread: &Thread, read: i32) {
     thread.until("the file to be closed", || read_byte(thread, read) == Ok(None));
 }
@@ -256,7 +256,7 @@ fn a_delivered_file_outlives_its_sender(scene: &Scene) {
     assert_eq!(read_byte(&manager, fd), Ok(Some(9)));
 }
 
-/// Leaves a process no number for one more descriptor.
+/// Uses up all descriptor numbers of a process.
 fn fill(thread: &Thread) {
     let free = thread.syscall(libc::SYS_dup, &[0]).expect("dup");
     close(thread, free as i32);
@@ -278,7 +278,7 @@ fn a_call_fails_when_the_receiver_has_no_number_left(scene: &Scene) {
     manager.set_max_threads(0);
     manager.reads("EAGAIN");
     client.reads("NOOP TRANSACTION_COMPLETE FAILED_REPLY");
-    // Its buffer is free again.
+    // The transaction's buffer is free again.
     client.write(call(0));
     assert_eq!(manager.receive().at, 0);
 }
@@ -310,7 +310,7 @@ fn a_device_can_be_sent(scene: &Scene) {
     let fd = number(&manager.receive(), 0);
     manager.write(reply());
     client.read();
-    // The file is still the sender's process to the driver.
+    // To the driver, the file still is the sender's process.
     let sent = manager.with_file_of(&client);
     let own = manager.fd();
     sent.adopt(fd);

@@ -14,7 +14,7 @@ pub(super) enum Door {
     Fuse,
 }
 
-/// The kind of the device at a path; the kernel's, where there is none.
+/// The kind of the device at a path; the kernel's driver, if the path does not exist.
 pub(super) fn door(device: &Path) -> Door {
     use std::os::unix::fs::{FileTypeExt, MetadataExt};
     let Ok(metadata) = std::fs::metadata(device) else { return Door::Kernel };

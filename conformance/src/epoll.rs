@@ -45,7 +45,7 @@ const EDGE: u32 = IN | libc::EPOLLET as u32;
 const ONCE: u32 = IN | libc::EPOLLONESHOT as u32;
 const EXCLUSIVE: u32 = IN | libc::EPOLLEXCLUSIVE as u32;
 
-/// An epoll of a child.
+/// An epoll instance of a child.
 struct Epoll(u64);
 
 impl Epoll {
@@ -54,7 +54,7 @@ impl Epoll {
         Epoll(thread.syscall(libc::SYS_epoll_create1, &[0]).expect("epoll_create1") as u64)
     }
 
-    /// One that the thread has put its device into.
+    /// An epoll instance that the thread has added its device to.
     #[track_caller]
     fn of(thread: &Thread, events: u32) -> Epoll {
         let epoll = Epoll::new(thread);
@@ -76,21 +76,21 @@ impl Epoll {
         thread.begin_syscall(libc::SYS_epoll_wait, &[self.0, address, 2, timeout_ms as u64]);
     }
 
-    /// How many files it tells of, at once.
+    /// How many files the instance reports, without waiting.
     #[track_caller]
     fn tells(&self, thread: &Thread) -> i64 {
         self.begin_wait(thread, 0);
         thread.finish()
     }
 
-    /// The thread waits until it tells of a file, and gets just EPOLLIN.
+    /// Makes the thread wait until the instance reports a file, with just EPOLLIN.
     #[track_caller]
     fn waits(&self, thread: &Thread) {
         self.begin_wait(thread, -1);
         self.told(thread);
     }
 
-    /// The end of a wait: it tells of one file.
+    /// Ends a wait: the instance reports one file.
     #[track_caller]
     fn told(&self, thread: &Thread) {
         assert_eq!(thread.finish(), 1);
@@ -98,7 +98,7 @@ impl Epoll {
         assert_eq!(events, IN.to_ne_bytes());
     }
 
-    /// Nothing is to be told, whatever was read before.
+    /// The instance reports nothing, whatever was read before.
     #[track_caller]
     fn is_silent(&self, thread: &Thread) {
         assert_eq!(self.tells(thread), 0, "there is nothing to read");
@@ -168,8 +168,8 @@ fn two_epolls_are_told_of_each_call(scene: &Scene) {
     }
 }
 
-/// Each call wakes at least one of two threads that wait, each with an epoll of its own, and two
-/// calls at once wake both.
+/// Each call wakes at least one of two waiting threads, each with an epoll instance of its own, and
+/// two calls at once wake both.
 fn two_exclusive_epolls_miss_no_call(scene: &Scene) {
     let manager = scene.manager_with(2, 0);
     let clients = [scene.process(), scene.process()];
@@ -202,7 +202,7 @@ fn two_exclusive_epolls_miss_no_call(scene: &Scene) {
         clients[..calls].iter().for_each(|client| {
             client.reads("NOOP TRANSACTION_COMPLETE");
         });
-        // Those who still wait are woken by one more call, which somebody else reads.
+        // Threads that still wait are woken by one more call, which another thread reads.
         while busy.contains(&true) {
             clients[0].write(oneway(0));
             manager.until("a thread to wake", || {
@@ -220,7 +220,7 @@ fn two_exclusive_epolls_miss_no_call(scene: &Scene) {
     }
 }
 
-/// Another thread waits before it, for the same file, and cannot take what is this one's.
+/// Another thread waits before this one for the same file, and cannot take work that is this one's.
 fn a_thread_behind_an_exclusive_epoll_hears_of_its_reply(scene: &Scene) {
     let manager = scene.manager();
     let client = scene.process_with(3);
@@ -270,7 +270,7 @@ fn an_epoll_in_an_epoll_tells_each_call(scene: &Scene) {
     }
 }
 
-/// The thread's number is a new thread's from then on, which is to read at once.
+/// The thread's number then belongs to a new thread, which finds something to read at once.
 fn a_thread_that_exits_ends_its_epoll(scene: &Scene) {
     let process = idle(scene);
     let epoll = Epoll::of(&process, EDGE);
@@ -318,7 +318,7 @@ fn io_uring_polls_until_it_is_taken_back(scene: &Scene) {
     }
 }
 
-/// What polled has been closed: calls go on, and another poll begins as the first did.
+/// The epoll instance was closed: calls go on, and another poll begins like the first one.
 fn nobody_polls_any_more(scene: &Scene) {
     let (manager, client) = (scene.manager(), scene.process());
     for _ in 0..2 {

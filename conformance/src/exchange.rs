@@ -1,4 +1,4 @@
-//! What a thread says to the driver: ioctls, and `BINDER_WRITE_READ` above all.
+//! A thread's calls to the driver: ioctls, and `BINDER_WRITE_READ` above all.
 
 use super::message::{Batch, Bc, Msg, lay_out};
 use super::reads::{Io, Reads, Received, in_words};
@@ -7,7 +7,7 @@ use fakebinder_client::{Errno, Object, Return, Returns, uapi};
 use fakebinder_sim::child::result as errno;
 
 impl Thread {
-    /// An ioctl with any argument.
+    /// An ioctl with any address as its argument.
     #[track_caller]
     pub(super) fn ioctl_at(&self, command: u32, address: u64) -> Result<i64, Errno> {
         self.syscall(libc::SYS_ioctl, &[self.fd() as u64, u64::from(command), address])
@@ -33,13 +33,13 @@ impl Thread {
         result
     }
 
-    /// Puts bytes where arguments lie; gives their address in the process.
+    /// Puts bytes where arguments lie; returns their address in the process.
     pub(super) fn put(&self, bytes: &[u8]) -> u64 {
         self.child.memory().put(ARGUMENT, bytes);
         self.child.memory().address(ARGUMENT)
     }
 
-    /// Puts bytes right before the page that nobody may touch; gives their address.
+    /// Puts bytes right before the page that nobody may touch; returns their address.
     pub(super) fn put_at_edge(&self, bytes: &[u8]) -> u64 {
         let at = self.child.memory().len() - bytes.len();
         self.child.memory().put(at, bytes);
@@ -51,7 +51,7 @@ impl Thread {
         self.child.memory().put((address - self.child.memory().address(0)) as usize, bytes);
     }
 
-    /// Pages of the shared memory for whatever a scene wants them, 16 of them.
+    /// 16 pages of the shared memory, for a scene's own use.
     pub(super) fn pages(&self) -> u64 {
         self.child.memory().address(PAGES)
     }
@@ -61,7 +61,7 @@ impl Thread {
         self.child.memory().get((address - self.child.memory().address(0)) as usize, len)
     }
 
-    /// Makes this process the context manager, as soon as the last one is gone.
+    /// Makes this process the context manager, as soon as the last manager is gone.
     #[track_caller]
     pub(super) fn become_manager_with(&self, flags: u32) {
         self.until("the last context manager to go", || {
@@ -90,7 +90,7 @@ impl Thread {
         self.ioctl(uapi::BINDER_SET_CONTEXT_MGR_EXT, &mut object)
     }
 
-    /// `BINDER_GET_EXTENDED_ERROR`: command (by its name) and param.
+    /// `BINDER_GET_EXTENDED_ERROR`: the command (by its name) and the param.
     #[track_caller]
     pub(super) fn extended_error(&self) -> (&'static str, i32) {
         let mut words = [0; 3];
@@ -110,7 +110,7 @@ impl Thread {
         self.ioctl_words(uapi::BINDER_SET_MAX_THREADS, &mut [threads]).expect("max threads");
     }
 
-    /// `BINDER_WRITE_READ` with this structure, in any state; it is updated.
+    /// `BINDER_WRITE_READ` with this structure, valid or not, which is updated.
     #[track_caller]
     pub(super) fn write_read_raw(&self, bwr: &mut [u64; 6]) -> Result<(), Errno> {
         let mut bytes: Vec<u8> = bwr.iter().flat_map(|word| word.to_ne_bytes()).collect();
@@ -121,7 +121,7 @@ impl Thread {
         result
     }
 
-    /// Puts commands into the shared memory: the write buffer's address and size.
+    /// Puts commands into the shared memory; returns the write buffer's address and size.
     pub(super) fn lay_out(&self, batch: &Batch) -> (u64, u64) {
         let commands = lay_out(batch, self.child.memory(), DATA);
         assert!(commands.len() <= DATA - WRITE);
@@ -159,7 +159,7 @@ impl Thread {
         (io, filled)
     }
 
-    /// Reads once, and leaves what was read as it is.
+    /// Reads once, and returns the bytes as they are.
     #[track_caller]
     pub(super) fn read_bytes(&self) -> (Io, Vec<u8>) {
         self.begin_write_read(Batch::default(), READ_SIZE);
@@ -173,7 +173,7 @@ impl Thread {
         self.finish_write_read()
     }
 
-    /// Writes commands, all of which must be taken.
+    /// Writes commands, all of which have to be taken.
     #[track_caller]
     pub(super) fn write(&self, batch: impl Into<Batch>) {
         let batch = batch.into();
@@ -182,7 +182,7 @@ impl Thread {
         assert_eq!(io, Io { result: Ok(()), written: size, filled: 0 });
     }
 
-    /// Writes commands, wrong ones too.
+    /// Writes commands, which may be wrong.
     #[track_caller]
     pub(super) fn tries(&self, batch: impl Into<Batch>) -> Io {
         self.write_read(batch, 0).0
@@ -194,7 +194,7 @@ impl Thread {
         self.write_read(Batch::default(), READ_SIZE).1
     }
 
-    /// Reads once, and expects just this.
+    /// Reads once, and expects exactly this.
     #[track_caller]
     pub(super) fn reads(&self, expected: &str) -> Reads {
         let reads = self.read();
@@ -203,7 +203,7 @@ impl Thread {
     }
 
     /// Waits for something to read (the driver releases processes in its own time), and expects
-    /// just this.
+    /// exactly this.
     #[track_caller]
     pub(super) fn waits(&self, expected: &str) -> Reads {
         let reads = self.read_soon();
@@ -231,7 +231,7 @@ impl Thread {
         reads.transaction().clone()
     }
 
-    /// Copies bytes out of the process: EFAULT where it has none.
+    /// Copies bytes out of the process. EFAULT where it has no memory.
     pub(super) fn peek(&self, address: u64, len: usize) -> Result<Vec<u8>, Errno> {
         self.child.peek(address, len)
     }
@@ -268,7 +268,7 @@ impl Thread {
         Reads { text: words.join(" "), returns, received }
     }
 
-    /// Reads a call with whatever comes before it.
+    /// Reads a call, with the returns before it.
     #[track_caller]
     pub(super) fn read_call(&self) -> Received {
         self.read_soon().transaction().clone()

@@ -257,7 +257,7 @@ fn a_forked_child_is_a_thread_of_its_parents_process(scene: &Scene) {
     manager.write(reply().data(b"to the child"));
     parent.reads("NOOP");
     parent.reads("EAGAIN");
-    // The reply lies in the mapping, which the child has not.
+    // The reply lies in the mapping, which the child does not have.
     let (io, bytes) = child.read_bytes();
     assert_eq!(io.result, Ok(()));
     assert_eq!(bytes.len(), 4 + 4 + 4 + 64);

@@ -1,4 +1,4 @@
-//! Frozen processes, and the notifications of it.
+//! Frozen processes, and freeze notifications.
 
 mod notice;
 
@@ -72,7 +72,7 @@ fn thaw(witness: &Thread, process: &Process) {
     assert_eq!(set(witness, process.pid(), 0, 0), Ok(0));
 }
 
-/// sync_recv and async_recv.
+/// The `sync_recv` and `async_recv` of a process.
 #[track_caller]
 fn info(witness: &Thread, process: &Process) -> (u32, u32) {
     let mut words = [process.pid() as u32, 7, 7];
@@ -80,7 +80,7 @@ fn info(witness: &Thread, process: &Process) -> (u32, u32) {
     (words[1], words[2])
 }
 
-/// What is told of a one-way call to a frozen process: older drivers call it complete.
+/// Skips the test on drivers that tell nothing special of a one-way call to a frozen process.
 fn needs_pending(scene: &Scene) {
     if !scene.driver_is_at_least(6, 3) {
         std::panic::panic_any(Skip("not in this driver: BR_TRANSACTION_PENDING_FROZEN".into()));
@@ -102,7 +102,7 @@ fn freezing_and_thawing(scene: &Scene) {
 
 fn freezing_an_unknown_process_is_refused(scene: &Scene) {
     let process = scene.process();
-    // The first process of a system has no binder device.
+    // The first process of a system has no binder device open.
     for pid in [0, 1, -1, i32::MAX] {
         assert_eq!(set(&process, pid, 1, 0), Err(Errno::EINVAL));
         assert_eq!(set(&process, pid, 0, 0), Err(Errno::EINVAL));
@@ -156,7 +156,7 @@ fn what_came_is_told(scene: &Scene) {
     assert_eq!(info(&client, &manager), (1, 0));
     client.write(oneway(0));
     client.read();
-    // The one-way call lies there unread: a transaction is pending.
+    // The one-way call is still unread: a transaction is pending.
     assert_eq!(info(&client, &manager), (3, 1));
     let got = manager.receive();
     manager.write(free(got.buffer));
@@ -196,7 +196,7 @@ fn a_process_with_a_oneway_call_unread_cannot_be_frozen(scene: &Scene) {
     client.write(oneway(0));
     assert_eq!(set(&client, manager.pid(), 1, 0), Err(Errno::EAGAIN));
     manager.receive();
-    // It is read, and need not be freed.
+    // The transaction was read; its buffer need not be freed.
     assert_eq!(set(&client, manager.pid(), 1, 0), Ok(0));
 }
 
@@ -230,7 +230,8 @@ fn freezing_waits_for_the_answer(scene: &Scene) {
     let words = [manager.pid() as u32, 1, 10_000];
     client.threads[1].begin_ioctl_words(uapi::BINDER_FREEZE, &words);
     client.threads[1].asleep();
-    // It counts as frozen while it waits. (A device in userspace may only be about to begin.)
+    // The process counts as frozen while the call waits. (A device in userspace may only be about
+    // to freeze it.)
     let mut sent = 0;
     client.until("it to count as frozen", || {
         client.write(oneway(0));
@@ -239,7 +240,7 @@ fn freezing_waits_for_the_answer(scene: &Scene) {
     });
     manager.write(reply());
     manager.reads("NOOP TRANSACTION_COMPLETE");
-    // The one-way calls must be gone, too.
+    // The one-way calls must be read, too.
     for _ in 0..sent {
         let got = manager.receive();
         manager.write(free(got.buffer));
@@ -310,7 +311,8 @@ fn update(code: u32) -> Msg {
     oneway(0).flags(uapi::TF_UPDATE_TXN).code(code)
 }
 
-/// Sends these, and a first one of code 99, to a frozen manager; gives the codes that it reads.
+/// Sends these messages, after one of code 99, to a frozen manager; returns the codes that it
+/// reads.
 fn updates(scene: &Scene, senders: usize, frozen: bool, messages: &[(usize, Msg)]) -> Vec<u32> {
     let manager = scene.manager();
     let senders: Vec<_> = (0..senders).map(|_| scene.process()).collect();
@@ -391,8 +393,8 @@ fn an_update_to_a_running_process_replaces_nothing(scene: &Scene) {
     assert_eq!(codes, [9900, 100, 100]);
 }
 
-/// Whoever looks at a node holds it; letting go of one that nobody else has queues it for its
-/// owner, who finds nothing to be told.
+/// To look at a node holds it. Letting go of a node that nothing else holds queues it for its
+/// owner, who finds nothing to read.
 fn freezing_and_thawing_look_at_every_node(scene: &Scene) {
     let (manager, owner, witness) = (scene.manager(), scene.process(), scene.process());
     owner.write(oneway(0).object(Object::Binder { ptr: 3, cookie: 30, flags: 0 }));

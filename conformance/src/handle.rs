@@ -31,7 +31,7 @@ group! { "handle":
     two_processes_number_on_their_own,
 }
 
-/// What the manager holds: the handle of a new node of `owner`, in a buffer not freed.
+/// Sends a node of `owner` to the manager, which keeps the buffer.
 fn send(owner: &Thread, manager: &Thread, message: Msg) -> Received {
     owner.write(message.flags(fakebinder_client::uapi::TF_ONE_WAY));
     let got = manager.receive();
@@ -101,7 +101,7 @@ fn a_weak_node_arrives_as_a_weak_handle(scene: &Scene) {
     owner.reads("NOOP INCREFS(1,2) TRANSACTION_COMPLETE");
 }
 
-/// A handle that the manager holds weakly, and nothing else.
+/// A handle of the manager's with a weak reference, which nothing else keeps.
 fn weak(scene: &Scene, owner: &Thread, manager: &Thread, ptr: u64) -> u32 {
     let handle = scene.introduce(owner, manager, ptr, 0);
     manager.write([increfs(handle), release(handle)]);

@@ -44,7 +44,7 @@ group! { "ioctl":
     node_info_from_a_bad_pointer,
 }
 
-/// Puts a process in a state where the first ioctl of its thread has been done.
+/// A process whose thread has made its first ioctl.
 fn process(scene: &Scene) -> Process {
     let process = scene.process();
     process.reads("NOOP");
@@ -148,7 +148,7 @@ fn thread_exit_can_be_repeated(scene: &Scene) {
     let process = process(scene);
     process.thread_exit();
     process.thread_exit();
-    // To the driver it is a new thread, whose first read does not wait.
+    // To the driver the thread is new: its first read does not wait.
     process.reads("NOOP");
 }
 
@@ -329,7 +329,7 @@ fn node_info_counts(scene: &Scene) {
         (words[1], words[2])
     };
     assert_eq!(counts(), (1, 0));
-    // More references of the same process do not count; a call under way does.
+    // Further references of the same process do not count; a call under way does.
     manager.write([acquire(handle), acquire(handle), increfs(handle)]);
     assert_eq!(counts(), (1, 0));
     manager.write(oneway(handle));

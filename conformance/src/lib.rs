@@ -1,14 +1,13 @@
 //! Tests of everything that a client of a binder device can see.
 //!
-//! The measure is the kernel's driver: every test passes there before it judges another device.
-//! A test is a scene: several processes that do one system call at a time, all told to
-//! by one script, so that a scene reads from top to bottom and always goes the same way.
+//! The measure is the kernel's driver: every test passes there before it judges another device. A
+//! test is a scene: several processes make one system call at a time, as one script tells them, so
+//! that a scene reads from top to bottom and always goes the same way.
 //!
 //! - `library`: what its processes (`fakebinder_sim::child`) do besides system calls
-//! - `message`: what processes write
-//! - `scene`: processes; `thread`: their threads and open files; `exchange`: what they say to the
+//! - `message`: the commands that processes write
+//! - `scene`: processes; `thread`: their threads and open files; `exchange`: their calls to the
 //!   driver; `reads`: what they read, in words
-//! - `door`: which kind of device it is
 //! - `uring`: polling by io_uring
 //! - `runner`: each test in its own processes, with a time limit; TAP and JUnit
 //! - [`differ`]: random programs on two devices
@@ -62,7 +61,7 @@ struct Group {
     tests: &'static [(&'static str, Act)],
 }
 
-/// A test: it fails by a panic.
+/// A test. It fails by a panic.
 type Act = fn(&Scene);
 
 /// Every test, in the order in which they run.

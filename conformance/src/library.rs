@@ -10,8 +10,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const MAP: u64 = 0;
 
-/// Maps a device as the client library does, by the attach handshake where mmap is missing. Gives
-/// the address.
+/// Maps a device as the client library does: by the attach handshake where mmap does not work. The
+/// result is the address.
 pub(super) fn map_request(fd: i32, size: u64, prot: i32, flags: i32) -> Request {
     Request::Special(MAP, [fd as u64, size, prot as u64, flags as u64, 0, 0])
 }
@@ -25,7 +25,7 @@ pub(super) fn carry_out(request: Request) -> i64 {
             raw(map(fd as i32, size, prot as i32, flags as i32))
         }
         Request::Call(number, args) if number == libc::SYS_close as u64 => {
-            // A client library closes what it keeps beside the device together with it.
+            // A client library closes the socket of the attach handshake together with the device.
             lock(&CHANNELS).remove(&(args[0] as i32));
             make_system_calls(request)
         }
@@ -44,7 +44,7 @@ fn map(fd: i32, size: u64, prot: i32, flags: i32) -> Result<u64, Errno> {
     let file = descriptor(fd)?;
     let (prot, flags) = (ProtFlags::from_bits_retain(prot), MapFlags::from_bits_retain(flags));
     let size = usize::try_from(size).map_err(|_| Errno::EINVAL)?;
-    // For want of passthrough the kernel's mapping would be of no use.
+    // Without passthrough the kernel's mapping would be useless.
     let mapped = match must_attach(file) {
         true => Err(Errno::ENODEV),
         false => map_file(fd, size, prot, flags),

@@ -25,7 +25,7 @@ group! { "looper":
     commands_for_loopers_may_be_repeated,
 }
 
-/// Gives the manager's thread one call to read.
+/// Gives the manager's process one call to read.
 fn work(client: &Thread) {
     client.write(oneway(0));
     client.reads("NOOP TRANSACTION_COMPLETE");
@@ -41,7 +41,7 @@ fn one_more_is_asked_for_with_work(scene: &Scene) {
     let (manager, client) = (scene.manager(), scene.process());
     manager.set_max_threads(1);
     manager.write(enter_looper());
-    // An empty read fails before the question.
+    // A read that finds nothing fails before the driver would ask for a thread.
     manager.reads("EAGAIN");
     work(&client);
     serve(&manager, "SPAWN_LOOPER TRANSACTION");
@@ -112,7 +112,7 @@ fn none_is_asked_for_without_a_limit(scene: &Scene) {
     serve(&manager, "NOOP TRANSACTION");
 }
 
-/// It is unsigned, whatever the driver counts in.
+/// The limit is unsigned, though the driver counts with signed numbers.
 fn a_limit_may_be_any_number(scene: &Scene) {
     for limit in [0x7fff_ffff, 0x8000_0000, 0x8000_0001, 0xffff_fffe, 0xffff_ffff] {
         let (manager, client) = (scene.manager_with(2, 0), scene.process());
@@ -170,7 +170,7 @@ fn none_is_asked_for_while_one_waits(scene: &Scene) {
     manager.threads[1].begin_write_read(Batch::default(), READ_SIZE);
     manager.threads[1].asleep();
     manager.write(enter_looper());
-    // Work for this very thread: the other one goes on waiting.
+    // Work for this thread alone: the other one goes on waiting.
     manager.write(call(99));
     manager.reads("NOOP FAILED_REPLY");
     work(&client);
@@ -202,7 +202,7 @@ fn registering_after_entering_does_not_count(scene: &Scene) {
     manager.write(enter_looper());
     work(&client);
     serve(&manager, "SPAWN_LOOPER TRANSACTION");
-    // It was asked for, but this is not the one.
+    // A looper was asked for, but not this thread.
     manager.write(register_looper());
     work(&client);
     serve(&manager, "NOOP TRANSACTION");

@@ -160,7 +160,7 @@ fn handle_0_without_a_manager_cannot_be_acquired(scene: &Scene) {
     let client = scene.process();
     client.write([acquire(0), increfs(0), release(0), decrefs(0)]);
     client.reads("EAGAIN");
-    // There is no reference, and so nothing to be told about.
+    // There is no reference, and so no death to be told of.
     client.write(request_death(0, 1));
     client.reads("EAGAIN");
 }
@@ -179,7 +179,7 @@ fn handle_0_goes_from_process_to_process_as_0(scene: &Scene) {
     let manager = scene.manager();
     let (a, b) = (scene.process(), scene.process());
     let to_a = scene.introduce(&a, &manager, 1, 1);
-    // b learns of a's node from the manager.
+    // b gets a handle for a's node from the manager.
     b.write(call(0));
     manager.receive();
     manager.write(reply().handle(to_a));
@@ -209,7 +209,7 @@ fn a_handle_0_of_a_dead_manager_is_not_the_next_one(scene: &Scene) {
     first.kill();
     client.waits("NOOP DEAD_BINDER(5)");
     let second = scene.manager();
-    // Calls go to whoever is the manager; the old reference stays with the dead node.
+    // Calls go to the present manager; the old reference stays with the dead node.
     client.write(oneway(0).code(2));
     client.reads("NOOP TRANSACTION_COMPLETE");
     assert_eq!(second.receive().code, 2);
@@ -219,8 +219,8 @@ fn a_handle_0_of_a_dead_manager_is_not_the_next_one(scene: &Scene) {
     client.reads("NOOP CLEAR_DEATH_NOTIFICATION_DONE(5)");
 }
 
-/// What this kernel's security module tells of a process: its label, or what a call to a node that
-/// asks for it fails with.
+/// The label that this kernel's security module has for a process, or the error of a call to a node
+/// that asks for it.
 fn own_security_context() -> Result<Vec<u8>, i32> {
     let file_systems = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
     let module = |name| file_systems.lines().any(|line| line.split('\t').nth(1) == Some(name));
@@ -228,7 +228,7 @@ fn own_security_context() -> Result<Vec<u8>, i32> {
         let own = std::fs::read("/proc/self/attr/current").expect("the module's own word");
         return Ok(own.into_iter().take_while(|byte| !matches!(byte, 0 | b'\n')).collect());
     }
-    // AppArmor gives no number to credentials, by which the driver could ask for a context.
+    // AppArmor gives credentials no number by which the driver could ask for a context.
     match std::fs::read("/proc/self/attr/apparmor/current") {
         Ok(_) => Err(-libc::EINVAL),
         Err(_) => Err(-libc::EOPNOTSUPP),

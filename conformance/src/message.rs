@@ -26,10 +26,10 @@ pub(super) struct Msg {
     pub(super) flags: u32,
     pub(super) data: Vec<u8>,
     pub(super) offsets: Vec<u64>,
-    /// Scatter-gather memory: where in `data` its address is to be written, and its bytes.
+    /// Scatter-gather memory: the offset in `data` at which its address is written, and its bytes.
     pub(super) sg: Vec<(usize, Vec<u8>)>,
     pub(super) buffers_size: Option<u64>,
-    /// Instead of the true values.
+    /// Written in place of the true values.
     pub(super) data_at: Option<u64>,
     pub(super) data_size: Option<u64>,
     pub(super) offsets_at: Option<u64>,
@@ -99,7 +99,8 @@ impl Msg {
         self.sg_buffer(bytes, 0, 0, 0)
     }
 
-    /// Appends a scatter-gather buffer with a pointer to it inside another (index of offset).
+    /// Appends a scatter-gather buffer, with a pointer to it in another one (by its index among the
+    /// offsets).
     pub(super) fn child(self, bytes: &[u8], parent: u64, parent_offset: u64) -> Msg {
         self.sg_buffer(bytes, uapi::BINDER_BUFFER_FLAG_HAS_PARENT, parent, parent_offset)
     }
@@ -114,18 +115,18 @@ impl Msg {
         self
     }
 
-    /// Appends a descriptor array that lies in a buffer (index of offset).
+    /// Appends a descriptor array that lies in a buffer (by its index among the offsets).
     pub(super) fn fd_array(self, num_fds: u64, parent: u64, parent_offset: u64) -> Msg {
         self.object(Object::FdArray { num_fds, parent, parent_offset })
     }
 
-    /// Appends to the offsets array.
+    /// Appends an offset to the offsets array.
     pub(super) fn offset(mut self, offset: u64) -> Msg {
         self.offsets.push(offset);
         self
     }
 
-    /// Makes it the `_SG` form, with this size for the buffers.
+    /// Makes it the `_SG` form, with this total size of the buffers.
     pub(super) fn buffers_size(self, bytes: u64) -> Msg {
         Msg { buffers_size: Some(bytes), ..self }
     }
@@ -181,8 +182,8 @@ impl From<Vec<Bc>> for Batch {
     }
 }
 
-/// Lays commands out: returns the bytes of the write buffer, and puts what they point to into
-/// the shared memory, from `at` on.
+/// Lays commands out: returns the bytes of the write buffer, and puts what they point to into the
+/// shared memory, from `at` on.
 pub(super) fn lay_out(batch: &Batch, memory: &SharedMemory, mut at: usize) -> Vec<u8> {
     let mut out = Vec::new();
     let mut place = |bytes: &[u8]| -> u64 {
@@ -256,7 +257,7 @@ commands! {
     acquire_result(result: i32) = Command::AcquireResult(result);
 }
 
-/// Bytes as a command.
+/// Any bytes as a command.
 pub(super) fn bytes(bytes: &[u8]) -> Bc {
     Bc::Bytes(bytes.to_vec())
 }

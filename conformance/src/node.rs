@@ -1,4 +1,4 @@
-//! Nodes: what their owner is told of references, and its answers.
+//! Nodes: what their owner is told of references, and its confirmations.
 
 use super::message::*;
 use super::{Scene, group};
@@ -84,7 +84,7 @@ fn the_node_is_gone_after_decrefs(scene: &Scene) {
     let handle = scene.introduce(&owner, &manager, 1, 2);
     manager.write(release(handle));
     owner.reads("NOOP RELEASE(1,2) DECREFS(1,2)");
-    // Another one in the same place.
+    // A new node with the same identity.
     scene.introduce(&owner, &manager, 1, 3);
 }
 
@@ -169,7 +169,7 @@ fn a_new_reference_before_the_release_is_read(scene: &Scene) {
     let handle = scene.introduce(&owner, &manager, 1, 2);
     manager.write(release(handle));
     owner.write(oneway(0).binder(1, 2));
-    // Nothing has changed, when it is read.
+    // By the time the owner reads, nothing has changed.
     owner.reads("NOOP TRANSACTION_COMPLETE");
     let got = manager.receive();
     manager.write(free(got.buffer));

@@ -47,11 +47,11 @@ fn refused(scene: &Scene, message: Msg, errno: i32) {
     client.reads("NOOP FAILED_REPLY");
     assert_eq!(client.extended_error(), ("FAILED_REPLY", -errno));
     manager.reads("EAGAIN");
-    // As a one-way call, too.
+    // Refused as a one-way call, too.
     client.write(message.flags(uapi::TF_ONE_WAY));
     client.reads("NOOP FAILED_REPLY");
     assert_eq!(client.extended_error(), ("FAILED_REPLY", -errno));
-    // And the device goes on.
+    // The device goes on working.
     client.write(call(0).data(b"next"));
     let got = manager.receive();
     assert_eq!((got.data.as_slice(), got.at), (&b"next"[..], 0));
@@ -213,7 +213,7 @@ fn a_failed_call_leaves_no_handle(scene: &Scene) {
     client.write(call(0).binder(1, 1).binder(2, 2).handle(99));
     client.read();
     client.write(call(0).binder(3, 3));
-    // The first number is free again.
+    // The first handle is free again.
     assert_eq!(manager.receive().handle(0), 1);
 }
 
@@ -223,7 +223,7 @@ fn a_failed_call_leaves_no_node(scene: &Scene) {
     client.write(call(0).binder(1, 1).handle(99));
     client.reads("NOOP FAILED_REPLY");
     client.reads("EAGAIN");
-    // The node is gone: it can be another one, with another cookie.
+    // The node is gone: a new one of the same identity may have another cookie.
     client.write(call(0).binder(1, 7));
     manager.receive();
 }
@@ -289,6 +289,6 @@ fn many_objects_in_one_call(scene: &Scene) {
         told += reads.text.matches("ACQUIRE(").count();
         done = reads.text.ends_with("REPLY");
     }
-    // The handles were gone before the nodes' first references had been told.
+    // The handles were gone before the first references to the nodes were told.
     assert_eq!(told, 0);
 }

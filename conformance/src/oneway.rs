@@ -192,7 +192,7 @@ fn an_undelivered_one_cannot_be_freed(scene: &Scene) {
     let client = scene.process();
     client.write([oneway(0).code(1).into(), oneway(0).code(2).data(b"still here").into()]);
     let first = manager.receive();
-    // It lies right behind the first.
+    // The second buffer lies right behind the first.
     manager.write([free(first.buffer + 8), free(first.buffer)]);
     let second = manager.receive();
     assert_eq!((second.buffer, second.data.as_slice()), (first.buffer + 8, &b"still here"[..]));
@@ -232,11 +232,11 @@ fn spam_is_suspected_by_number(scene: &Scene) {
     let manager = scene.manager();
     let (client, others) = (scene.process(), [scene.process(), scene.process()]);
     detect(&client);
-    // Others take the space, no more than a quarter each, and this one sends many small ones.
+    // Other processes take the space, no more than a quarter each; this one sends many small calls.
     for other in &others {
         other.write(oneway(0).data(&vec![0; (MUCH + REST) / 2]));
     }
-    // Since Linux 6.8 the call itself does not count.
+    // Since Linux 6.8 the new call itself does not count.
     let count = if scene.driver_is_at_least(6, 8) { 51 } else { 50 };
     for _ in 0..count {
         client.write(oneway(0));
@@ -288,7 +288,7 @@ fn spam_is_told_again_after_the_space_came_back(scene: &Scene) {
             let got = manager.receive();
             manager.write(free(got.buffer));
         }
-        // This one finds enough space.
+        // This call finds enough space.
         client.write(oneway(0));
         client.reads("NOOP TRANSACTION_COMPLETE");
         let got = manager.receive();

@@ -24,10 +24,10 @@ group! { "poll":
     a_poll_for_room_to_write_finds_nothing,
 }
 
-/// How often something is done that might work by chance the first time.
+/// How often a thing is repeated that might work once by chance.
 pub(super) const ROUNDS: usize = 10;
 
-/// A process whose thread has no reason to return early.
+/// A process whose thread's next read would wait.
 pub(super) fn idle(scene: &Scene) -> Process {
     let process = scene.process();
     process.reads("NOOP");
@@ -42,7 +42,7 @@ pub(super) fn drain(thread: &Thread) {
     thread.reads("EAGAIN");
 }
 
-/// A one-way call, and what its sender reads then.
+/// Makes a one-way call; its sender reads the completion.
 #[track_caller]
 pub(super) fn post(client: &Thread) {
     client.write(oneway(0));
@@ -195,7 +195,7 @@ fn a_waiting_select_is_woken_again_and_again(scene: &Scene) {
     }
 }
 
-/// `binder_poll` only ever says EPOLLIN.
+/// `binder_poll` reports EPOLLIN and nothing else.
 fn a_poll_for_room_to_write_finds_nothing(scene: &Scene) {
     let (manager, client) = (scene.manager(), scene.process());
     client.write(call(0));

@@ -1,10 +1,10 @@
-//! What processes read: in words, and taken apart.
+//! What processes read: in words, and decoded.
 
 use fakebinder_client::{Errno, Object, Return, Transaction};
 use std::fmt::Write as _;
 use std::ops::Deref;
 
-/// What a BINDER_WRITE_READ did.
+/// The result of a BINDER_WRITE_READ.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Io {
     pub(super) result: Result<(), Errno>,
@@ -13,7 +13,7 @@ pub(super) struct Io {
     pub(super) filled: u64,
 }
 
-/// What a read gave: in words, and taken apart.
+/// What was read: in words, and decoded.
 #[derive(Debug, Clone)]
 pub(super) struct Reads {
     pub(super) text: String,
@@ -25,11 +25,11 @@ pub(super) struct Reads {
 #[derive(Debug, Clone)]
 pub(super) struct Received {
     pub(super) transaction: Transaction,
-    /// Whether its buffer is there.
+    /// Whether the receiver could read the buffer.
     pub(super) readable: bool,
     pub(super) data: Vec<u8>,
     pub(super) offsets: Vec<u64>,
-    /// Where its buffer lies in the mapping.
+    /// Offset of the buffer in the mapping.
     pub(super) at: u64,
 }
 
@@ -42,7 +42,7 @@ impl Deref for Received {
 }
 
 impl Received {
-    /// The object that the offset of this index names.
+    /// The object at the offset of this index.
     #[track_caller]
     pub(super) fn object(&self, index: usize) -> Object {
         let offset = self.offsets[index] as usize;
@@ -60,7 +60,7 @@ impl Received {
 }
 
 impl Reads {
-    /// Its transaction or reply.
+    /// The transaction or reply that was read.
     #[track_caller]
     pub(super) fn transaction(&self) -> &Received {
         let first = self.received.first();
@@ -70,7 +70,7 @@ impl Reads {
     }
 }
 
-/// A return as the scenes write it: the name without `BR_`, and the payload of the small ones.
+/// A return as scenes write it: the name without `BR_`, and the payload of the small ones.
 pub(super) fn in_words(what: &Return) -> String {
     let mut text = what.name().trim_start_matches("BR_").to_owned();
     match what {

@@ -1,4 +1,4 @@
-//! Closing a device and what becomes of what it held.
+//! Closing a device, and what becomes of everything that it held.
 
 use super::message::*;
 use super::scene::*;
@@ -111,7 +111,7 @@ fn a_child_keeps_the_process(scene: &Scene) {
     owner.unmap();
     owner.syscall(libc::SYS_close, &[owner.fd() as u64]).expect("close");
     manager.reads("EAGAIN");
-    // The process is there, but its mapping is not.
+    // The process still exists, but its mapping does not.
     manager.write(oneway(handle));
     manager.reads("NOOP DEAD_REPLY");
     child.exit();
@@ -133,8 +133,9 @@ fn the_device_can_be_opened_again(scene: &Scene) {
 }
 
 fn a_thread_that_ends_stays_a_binder_thread(scene: &Scene) {
-    // The driver does not see threads end: their calls stay. fakebinder does see it: on the FUSE
-    // door BINDER_THREAD_EXIT with a null argument, as libbinder has it, does not arrive.
+    // The driver does not see threads end: their calls stay. fakebinder sees it, because
+    // BINDER_THREAD_EXIT with a null argument, as libbinder calls it, does not arrive on the FUSE
+    // door.
     let (manager, client) = (scene.manager_with(2, 0), scene.process());
     client.write(call(0));
     let server = &manager.threads[1];
@@ -152,7 +153,7 @@ fn a_thread_exit_fails_what_it_was_sent(scene: &Scene) {
     let handle = scene.introduce(&client, &manager, 1, 2);
     client.write(call(0));
     manager.receive();
-    // A nested call, for the waiting thread alone, and unread.
+    // A nested call for the waiting thread alone, which stays unread.
     manager.write(call(handle));
     client.thread_exit();
     manager.reads("NOOP TRANSACTION_COMPLETE DEAD_REPLY");

@@ -1,4 +1,4 @@
-//! Runs tests, each in a process group of its own, and reports.
+//! Runs tests, each in a process group of its own, and reports their outcomes.
 
 use super::scene::{Door, Scene, door};
 use super::{Act, GROUPS, Group};
@@ -20,9 +20,10 @@ use wildmatch::WildMatch;
 /// What to run, and where.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Devices; as many tests run at a time, each on one of them.
+    /// Devices. As many tests run at a time as there are devices.
     pub devices: Vec<PathBuf>,
-    /// Only tests whose `group/name` matches one of these (`*` stands for anything, `?` for one character).
+    /// Only tests whose `group/name` matches one of these (`*` stands for any characters, `?` for
+    /// one character).
     pub filters: Vec<String>,
     /// How long one test may take.
     pub timeout: Duration,
@@ -31,11 +32,11 @@ pub struct Options {
 /// How a test ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// As it should.
+    /// The test passed.
     Passed,
-    /// Otherwise, and why.
+    /// The test failed, and why.
     Failed(String),
-    /// It does not apply here, and why.
+    /// The test does not apply here, and why.
     Skipped(String),
 }
 
@@ -46,25 +47,25 @@ pub struct Verdict {
     pub name: String,
     /// How it ended.
     pub outcome: Outcome,
-    /// Why a failure is known and wanted on this device.
+    /// The reason, if the failure is known and wanted on this device.
     pub known: Option<&'static str>,
     /// How long it took.
     pub time: Duration,
 }
 
-/// All of them.
+/// The outcomes of all tests.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
-    /// In the order in which they ended.
+    /// The verdicts, in the order in which the tests ended.
     pub verdicts: Vec<Verdict>,
-    /// How long it took in all.
+    /// How long all of the tests took.
     pub time: Duration,
 }
 
-/// Differences from the driver that are meant to be.
+/// Wanted differences from the driver.
 const KNOWN: &str = include_str!("../known-differences.txt");
 
-/// Every test's name, of those that the filters let through.
+/// The names of the tests that the filters let through.
 pub fn list(filters: &[String]) -> Vec<String> {
     selected(filters).into_iter().map(|(name, _)| name).collect()
 }
@@ -82,7 +83,7 @@ fn selected(filters: &[String]) -> Vec<(String, Act)> {
     all
 }
 
-/// Whether the whole text matches the pattern.
+/// Whether the pattern matches the whole text.
 fn matches(pattern: &str, text: &str) -> bool {
     WildMatch::new(pattern).matches(text)
 }
@@ -95,7 +96,7 @@ struct Running {
     began: Instant,
 }
 
-/// Runs the tests and calls `each` as they end.
+/// Runs the tests, and calls `each` as they end.
 ///
 /// Errors: a pipe or a process could not be made.
 pub fn run(options: &Options, mut each: impl FnMut(&Verdict)) -> nix::Result<Report> {
@@ -141,7 +142,7 @@ pub fn run(options: &Options, mut each: impl FnMut(&Verdict)) -> nix::Result<Rep
 
 fn start(name: String, act: Act, device: PathBuf, timeout: Duration) -> nix::Result<Running> {
     let (result, ours) = pipe()?;
-    // What is known to fail may do so by waiting in vain: not for long.
+    // A test that is known to fail may do so by waiting in vain: it gets less time.
     let known = known_difference(&name, door(&device)).is_some();
     let patience = timeout.mul_f32(if known { 0.1 } else { 0.8 });
     let scene = Scene { device: device.clone(), patience, blocking: false };
@@ -151,12 +152,12 @@ fn start(name: String, act: Act, device: PathBuf, timeout: Duration) -> nix::Res
         perform(act, &scene, &ours);
         0
     })?;
-    // Also here: whichever of the two comes first.
+    // Set on both sides of the fork, since either may run first.
     let _ = setpgid(group, group);
     Ok(Running { name, group, result: File::from(result), device, began })
 }
 
-/// A test ends by a panic, unless it passes: with [`Skip`], or with what went wrong.
+/// The payload of a panic that ends a test without failing it: why the test is skipped.
 #[derive(Debug)]
 pub(super) struct Skip(pub(super) String);
 
@@ -233,12 +234,12 @@ pub(super) fn known_difference(name: &str, door: Door) -> Option<&'static str> {
 }
 
 impl Verdict {
-    /// Whether it counts as a failure of the run.
+    /// Whether the verdict counts as a failure of the run.
     pub fn is_failure(&self) -> bool {
         matches!(self.outcome, Outcome::Failed(_)) && self.known.is_none()
     }
 
-    /// Its lines of a TAP stream.
+    /// The verdict's lines of a TAP stream.
     pub fn tap(&self, number: usize) -> String {
         let ok = if matches!(self.outcome, Outcome::Failed(_)) { "not ok" } else { "ok" };
         let mut text = format!("{ok} {number} - {}", self.name);
@@ -277,7 +278,7 @@ impl Verdict {
 }
 
 impl Report {
-    /// How many passed, failed, failed as known, and were skipped.
+    /// How many tests passed, failed, failed as known, and were skipped.
     pub fn counts(&self) -> [usize; 4] {
         let count = |which: fn(&Verdict) -> bool| self.verdicts.iter().filter(|v| which(v)).count();
         [
@@ -288,7 +289,7 @@ impl Report {
         ]
     }
 
-    /// JUnit XML, one suite for each group; a known difference counts as skipped.
+    /// Writes JUnit XML, one suite for each group; a known difference counts as skipped.
     ///
     /// Errors: those of the writer.
     pub fn junit(&self, out: &mut dyn Write) -> Result<(), SerializeError> {

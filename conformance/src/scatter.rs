@@ -69,7 +69,7 @@ fn refused(scene: &Scene, message: Msg, errno: i32) {
     assert_eq!((got.data.as_slice(), got.at), (&b"next"[..], 0));
 }
 
-/// Objects begin behind some data: see [`a_parent_at_offset_0_is_refused`].
+/// A message whose objects do not begin at offset 0: see [`a_parent_at_offset_0_is_refused`].
 fn begin() -> Msg {
     call(0).data(b"data")
 }
@@ -147,7 +147,7 @@ fn a_buffer_at_a_bad_address_is_refused(scene: &Scene) {
     for address in [0, NOWHERE, KERNEL] {
         let object =
             Object::Buffer { buffer: address, length: 8, flags: 0, parent: 0, parent_offset: 0 };
-        // Unlike the data itself, which gives EFAULT.
+        // EINVAL, though a bad address of the data itself is EFAULT.
         refused(scene, begin().object(object).buffers_size(8), libc::EINVAL);
     }
 }
@@ -235,7 +235,7 @@ fn a_parent_that_was_left_is_refused(scene: &Scene) {
 }
 
 fn a_parent_at_offset_0_is_refused(scene: &Scene) {
-    // The driver takes offset 0 of the last buffer for "there was none".
+    // The driver takes offset 0 of the last buffer to mean that there was none.
     refused(scene, call(0).buffer(&[0; 24]).child(b"child", 0, 0), libc::EINVAL);
 }
 

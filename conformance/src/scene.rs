@@ -1,6 +1,6 @@
 //! A scene: processes that use a device, driven step by step by one script.
 //!
-//! The script is an ordinary function; a step that goes otherwise than expected panics, which
+//! The script is an ordinary function. A step with another outcome than expected panics, which
 //! fails the test. Devices are opened with O_NONBLOCK unless a scene is about waiting, so that a
 //! read shows what is there and nothing else.
 
@@ -21,7 +21,7 @@ use std::time::Duration;
 /// How much a process maps unless told otherwise.
 pub(super) const MAPPING: u64 = 128 << 10;
 
-/// Where a test takes place.
+/// The surroundings of a test: the device, and how processes use it.
 #[derive(Debug, Clone)]
 pub(super) struct Scene {
     pub(super) device: PathBuf,
@@ -32,7 +32,7 @@ pub(super) struct Scene {
 }
 
 impl Scene {
-    /// The same place, for processes that wait.
+    /// The same, for processes that wait.
     pub(super) fn blocking(&self) -> Scene {
         Scene { blocking: true, ..self.clone() }
     }
@@ -55,12 +55,12 @@ impl Scene {
         process
     }
 
-    /// The context manager: waits until the last one has gone.
+    /// A process that becomes the context manager, once the last manager has gone.
     pub(super) fn manager(&self) -> Process {
         self.manager_with(1, 0)
     }
 
-    /// The context manager, with several threads and flags for its node.
+    /// The same, with several threads and flags for its node.
     pub(super) fn manager_with(&self, threads: usize, flags: u32) -> Process {
         let process = self.process_with(threads);
         process.become_manager_with(flags);
@@ -84,18 +84,18 @@ impl Scene {
         Process { threads, scene: self.clone(), child }
     }
 
-    /// Kills a process and waits until the driver has released it, in the eyes of a witness.
+    /// Kills a process, and waits until the driver has released it, as a witness sees it.
     ///
-    /// The driver releases closed files in its own time, one after another. It begins with
-    /// taking the process off the list that BINDER_GET_FROZEN_INFO looks at: when another file,
-    /// closed after that, is off the list too, the release is done.
+    /// The driver releases closed files in its own time, one after another. It begins with taking
+    /// the process off the list that BINDER_GET_FROZEN_INFO looks at: when another file that was
+    /// closed after that is off the list too, the release is done.
     #[track_caller]
     pub(super) fn bury(&self, dead: &Process, witness: &Thread) {
         dead.kill();
         self.released(dead.child.pid(), witness);
     }
 
-    /// Waits until no file of that process is known to the driver, and its release is done.
+    /// Waits until the driver knows no file of that process, and the release is done.
     #[track_caller]
     pub(super) fn released(&self, pid: Pid, witness: &Thread) {
         let gone = |pid: Pid| {
@@ -109,13 +109,13 @@ impl Scene {
         witness.until("a release to end", || gone(broom.child.pid()));
     }
 
-    /// Which kind of device this is.
+    /// The kind of this device.
     pub(super) fn door(&self) -> Door {
         door(&self.device)
     }
 
-    /// Whether the driver is this kernel's, of that version or newer, or one that is to do what
-    /// the newest does. For rules whose absence nothing else would show.
+    /// Whether the driver is that of this kernel, of that version or newer, or one that has to do
+    /// what the newest does. For rules whose absence nothing else would show.
     pub(super) fn driver_is_at_least(&self, major: u32, minor: u32) -> bool {
         let release = nix::sys::utsname::uname()
             .map(|name| name.release().to_string_lossy().into_owned())
@@ -126,8 +126,8 @@ impl Scene {
         self.door() != Door::Kernel || running >= (major, minor)
     }
 
-    /// A node of `owner` becomes known to the manager: gives the manager's handle, strong and
-    /// acquired. All that this leaves behind is the handle, and the node's first references.
+    /// Makes a node of `owner` known to the manager; returns the manager's handle, which is strong
+    /// and acquired. Nothing else is left behind but the node's first references.
     pub(super) fn introduce(&self, owner: &Thread, manager: &Thread, ptr: u64, cookie: u64) -> u32 {
         self.introduce_with(owner, manager, ptr, cookie, 0)
     }
@@ -160,7 +160,7 @@ impl Scene {
     }
 }
 
-/// A process of a scene; its first thread's methods are its own. Killed when dropped.
+/// A process of a scene; the methods of its first thread are its own. Killed when dropped.
 pub(super) struct Process {
     pub(super) threads: Vec<Thread>,
     scene: Scene,
@@ -176,13 +176,12 @@ impl Deref for Process {
 }
 
 impl Process {
-    /// Ends it by SIGKILL, and waits until it is gone. The driver's release may still be on.
+    /// Kills the process, and waits until it is gone. The driver's release may not be done yet.
     pub(super) fn kill(&self) {
         self.child.kill();
     }
 
-    /// A child process, which has what its parent had when it was forked: its open files above
-    /// all.
+    /// Forks a child process, which has what its parent had then, above all its open files.
     #[track_caller]
     pub(super) fn fork(&self) -> Thread {
         let parent = &self.threads[0];

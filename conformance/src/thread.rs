@@ -1,5 +1,5 @@
-//! A thread of a process, and what it does without a word to the driver: system calls, its open
-//! file, its mapping, poll.
+//! A thread of a process, with what is not a call to the driver: system calls, its open file, its
+//! mapping, poll.
 
 use super::library;
 use super::scene::Scene;
@@ -12,24 +12,24 @@ use std::os::unix::ffi::OsStrExt;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-/// The binder_write_read, the path to open and small arguments; then the write buffer, what its
-/// commands point to, and the read buffer.
+/// Offset of the binder_write_read, the path to open and small arguments; then come the write
+/// buffer, what its commands point to, and the read buffer.
 pub(super) const ARGUMENT: usize = 0x100;
 const PATH: usize = 0x400;
 pub(super) const WRITE: usize = 0x1000;
 pub(super) const DATA: usize = 0x2_0000;
 pub(super) const READ: usize = 0x40_0000;
-/// Pages of a thread's own, behind whatever reads fill.
+/// Offset of pages for a scene's own use, behind everything that reads fill.
 pub(super) const PAGES: usize = 0x4f_0000;
 pub(super) const MEMORY: usize = 0x50_0000;
 
-/// How often others are let run before a wait begins to sleep: in an emulated machine, to wake a
-/// CPU up takes longer than what is waited for.
+/// How often other processes are let run before a wait begins to sleep: in an emulated machine,
+/// waking up a CPU takes longer than what is waited for.
 const YIELDS: usize = 100;
-/// How much is read at a time unless told otherwise.
+/// The size of the read buffer by default.
 pub(super) const READ_SIZE: usize = 512;
 
-/// An address that no process has, and one of the kernel's.
+/// An address that no process has mapped, and one of the kernel's.
 pub(super) const NOWHERE: u64 = 0x10;
 pub(super) const KERNEL: u64 = 0xffff_8880_0000_0000;
 
@@ -75,7 +75,7 @@ impl Thread {
         self.file.fd.get()
     }
 
-    /// Where its mapping begins.
+    /// The address of its mapping.
     pub(super) fn start(&self) -> u64 {
         self.file.start.get()
     }
@@ -92,7 +92,7 @@ impl Thread {
         self.child.finish()
     }
 
-    /// Whether what the thread began is done.
+    /// Whether the thread is done with what it began.
     pub(super) fn is_done(&self) -> bool {
         self.child.is_done_within(Duration::ZERO)
     }
@@ -102,7 +102,7 @@ impl Thread {
         self.child.request(request)
     }
 
-    /// A system call.
+    /// Makes a system call.
     #[track_caller]
     pub(super) fn syscall(&self, number: i64, args: &[u64]) -> Result<i64, Errno> {
         self.child.system_call(number, args)
@@ -132,7 +132,7 @@ impl Thread {
         });
     }
 
-    /// Waits for a condition.
+    /// Waits until a condition holds.
     #[track_caller]
     pub(super) fn until(&self, what: &str, mut condition: impl FnMut() -> bool) {
         let began = Instant::now();
@@ -140,7 +140,7 @@ impl Thread {
         let mut tries = 0;
         while !condition() {
             assert!(began.elapsed() < self.patience, "waited in vain for {what}");
-            // Most of it is done by a thread that only needs this CPU.
+            // Mostly the condition depends on a thread that only needs this CPU.
             tries += 1;
             if tries < YIELDS {
                 std::thread::yield_now();
@@ -151,7 +151,7 @@ impl Thread {
         }
     }
 
-    /// Ends the thread (its process, if it is the first).
+    /// Ends the thread, and its process if it is the first thread.
     pub(super) fn exit(&self) {
         self.begin(Request::Exit);
     }
@@ -163,13 +163,13 @@ impl Thread {
 
     /// Sends a signal to this thread.
     pub(super) fn signal(&self, signal: Signal) {
-        // nix has no tgkill: the thread that has this id is of a child of ours.
+        // nix has no tgkill; kill with a thread's id reaches the child that the thread belongs to.
         let _ = kill(Pid::from_raw(self.tid()), signal);
     }
 
     // ------------------------------------------------------------ the file
 
-    /// Opens the device, O_NONBLOCK unless the scene is one of waiting.
+    /// Opens the device, with O_NONBLOCK unless the scene is about waiting.
     #[track_caller]
     pub(super) fn open(&self) {
         let nonblock = if self.file.blocking { 0 } else { libc::O_NONBLOCK };
@@ -184,12 +184,12 @@ impl Thread {
             .map(|fd| fd as i32)
     }
 
-    /// Works on this descriptor from now on.
+    /// Makes the thread work on this descriptor from now on.
     pub(super) fn adopt(&self, fd: i32) {
         self.file.fd.set(fd);
     }
 
-    /// Another open of the device by the same thread: a process of its own, to the driver.
+    /// Opens the device once more, by the same thread: to the driver, a process of its own.
     #[track_caller]
     pub(super) fn open_again(&self) -> Thread {
         let again = Thread { file: Rc::new(File::new(false)), ..self.clone() };
@@ -197,7 +197,7 @@ impl Thread {
         again
     }
 
-    /// The same thread at work on the file of another one (of its process, or a parent's).
+    /// The same thread, working on another one's file (of its process, or of a parent).
     pub(super) fn with_file_of(&self, other: &Thread) -> Thread {
         Thread { file: Rc::clone(&other.file), ..self.clone() }
     }
@@ -208,7 +208,7 @@ impl Thread {
             .expect("mmap");
     }
 
-    /// Maps the device; the last mapping that worked is the one that reads look into.
+    /// Maps the device. Reads look into the last mapping that worked.
     #[track_caller]
     pub(super) fn map_with(&self, size: u64, prot: i32, flags: i32) -> Result<u64, Errno> {
         let address =
@@ -223,7 +223,7 @@ impl Thread {
         self.syscall(libc::SYS_munmap, &[self.start(), self.file.len.get()]).expect("munmap");
     }
 
-    /// Forgets what was written: the shared memory is zero again from the write buffer on.
+    /// Forgets what was written: zeroes the shared memory from the write buffer on.
     pub(super) fn clear(&self) {
         self.child.memory().clear(WRITE);
     }
@@ -241,7 +241,7 @@ impl Thread {
             .expect("fcntl");
     }
 
-    /// Whether poll(2) finds the device readable, at once.
+    /// Whether poll(2) finds the device readable, without waiting.
     #[track_caller]
     pub(super) fn polls(&self) -> bool {
         self.polls_for(0)

@@ -11,7 +11,8 @@ const POLL_ADD_MULTI: u32 = 1;
 const ENTRIES: u64 = 4;
 const PAGE: u64 = 4096;
 
-/// Where `struct io_uring_params` has the offsets of the two rings, and in those the addresses.
+/// Offsets in `struct io_uring_params` of the offsets of the two rings; and therein of the
+/// addresses.
 const SQ_OFF: usize = 40;
 const CQ_OFF: usize = 80;
 const USER_ADDR: usize = 32;
@@ -26,8 +27,8 @@ pub(super) struct Uring<'a> {
 }
 
 impl<'a> Uring<'a> {
-    /// Skips the test where there is no io_uring, or one that wants memory of its own (before
-    /// Linux 6.5).
+    /// Skips the test where there is no io_uring, or one that needs memory of its own (before Linux
+    /// 6.5).
     pub(super) fn new(thread: &'a Thread) -> Uring<'a> {
         let rings = thread.pages();
         let mut params = vec![0; 120];
@@ -57,7 +58,7 @@ impl<'a> Uring<'a> {
         u32::from_ne_bytes(self.thread.get(address, 4).try_into().unwrap_or_default())
     }
 
-    /// Submits a poll of the thread's device for POLLIN, once or until it is taken back.
+    /// Submits a poll of the thread's device for POLLIN, once or until it is cancelled.
     #[track_caller]
     pub(super) fn poll(&self, multishot: bool) {
         let (tail, mask) = (self.place(SQ_OFF + 4), self.place(SQ_OFF + 8));
@@ -76,20 +77,20 @@ impl<'a> Uring<'a> {
         assert_eq!(self.thread.syscall(libc::SYS_io_uring_enter, &enter), Ok(1));
     }
 
-    /// The thread begins to wait until something is complete.
+    /// Begins a wait of the thread until something is complete.
     pub(super) fn begin_wait(&self) {
         let enter = [self.fd, 0, 1, ENTER_GETEVENTS, 0, 0];
         self.thread.begin_syscall(libc::SYS_io_uring_enter, &enter);
     }
 
-    /// Lets the kernel finish what it can, without waiting.
+    /// Lets the kernel finish what can be finished without waiting.
     #[track_caller]
     pub(super) fn look(&self) {
         let enter = [self.fd, 0, 0, ENTER_GETEVENTS, 0, 0];
         assert_eq!(self.thread.syscall(libc::SYS_io_uring_enter, &enter), Ok(0));
     }
 
-    /// What is complete: the events, or a negative errno, of each poll.
+    /// The completed polls: the events of each, or a negative errno.
     pub(super) fn completed(&self) -> Vec<i32> {
         let (head, tail) = (self.place(CQ_OFF), self.word(self.place(CQ_OFF + 4)));
         let (mask, entries) = (self.word(self.place(CQ_OFF + 8)), self.place(CQ_OFF + 20));

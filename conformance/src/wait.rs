@@ -22,17 +22,17 @@ group! { "wait":
     a_ping_pong,
 }
 
-/// A manager whose threads wait.
+/// A manager whose device is blocking.
 fn waiting_manager(scene: &Scene, threads: usize) -> Process {
     patient(scene.blocking().manager_with(threads, 0))
 }
 
-/// A process whose thread waits.
+/// A process whose device is blocking.
 fn waiting_process(scene: &Scene) -> Process {
     patient(scene.blocking().process())
 }
 
-/// The first read of a thread would not wait: any ioctl before it changes that.
+/// Makes an ioctl in each thread: without one before it, a thread's first read would not wait.
 fn patient(process: Process) -> Process {
     for thread in &process.threads {
         thread.set_max_threads(0);
@@ -168,7 +168,7 @@ fn a_server_replies_and_waits_in_one_go(scene: &Scene) {
     client.write(call(0));
     let (_, reads) = manager.finish_write_read();
     let buffer = reads.transaction().buffer;
-    // The completion of the reply does not wait.
+    // The completion of the reply can be read at once.
     manager.begin_write_read([free(buffer), reply().into()], READ_SIZE);
     assert_eq!(manager.finish_write_read().1.text, "NOOP TRANSACTION_COMPLETE");
     client.reads("NOOP TRANSACTION_COMPLETE REPLY");

@@ -128,8 +128,8 @@ impl Machine {
         usize::from(pick.0) % CLIENTS
     }
 
-    /// Arms the interruption; what the aside came to is found in the returned cell. Ranges are taken and
-    /// given back at the beginning of a call, before any verb: so the aside comes after.
+    /// Arms the interruption; what the aside came to is found in the returned cell. Ranges are
+    /// taken and given back at the beginning of a call, before any verb: so the aside comes after.
     fn arm(&self, meanwhile: &Meanwhile) -> Arc<Mutex<Option<AsideDone>>> {
         let result = Arc::new(Mutex::new(None));
         let Meanwhile::Do { nth, what } = meanwhile else { return result };

@@ -13,7 +13,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 type Act = Box<dyn FnOnce() + Send>;
 
 /// Where the driver leaves its locks and reaches out to a client, somebody else may act. The
-/// barrier counts these moments and lets one act in at the n-th: a race, at the same place each time.
+/// barrier counts these moments and lets one act in at the n-th: a race, at the same place each
+/// time.
 #[derive(Default)]
 pub struct Barrier {
     after: AtomicU32,

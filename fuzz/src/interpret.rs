@@ -116,8 +116,8 @@ struct Stage {
     zap_fails: bool,
 }
 
-/// Commands that confirm the first few notices of each kind, and free the first few buffers. `strong`: of each
-/// notice about a node, whether it was BR_ACQUIRE.
+/// Commands that confirm the first few notices of each kind, and free the first few buffers.
+/// `strong`: of each notice about a node, whether it was BR_ACQUIRE.
 pub(crate) fn confirmations(
     strong: impl Iterator<Item = bool>,
     deaths: usize,

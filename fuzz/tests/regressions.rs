@@ -18,7 +18,8 @@ use fakebinder_fuzz::interpret::play;
 use fakebinder_fuzz::list;
 
 /// A freeze that waits is overtaken by one that does not, fails and thaws: then the last
-/// transaction ends while nobody is frozen, and the first freeze heard of nothing until its timeout.
+/// transaction ends while nobody is frozen, and the first freeze heard of nothing until its
+/// timeout.
 #[test]
 fn a_freeze_that_waits_ends_with_a_later_one_that_succeeds() {
     play(&Program {

@@ -1,10 +1,10 @@
-//! Child processes that make the system calls they are told to, and tell what those gave.
+//! Child processes that make the system calls that they are told to, and return the results.
 //!
-//! Each thread of a child has a socket to the process that drives it (a [`Request`], then a
-//! result) and [memory](SharedMemory) that both have at the same address, for whatever the system
-//! calls point to. The driving process fills and reads that memory by itself. So a child knows
-//! nothing of what it does: what is right or wrong is decided in one place, step by step, and a
-//! thread that hangs in the kernel hangs alone.
+//! Each thread of a child has a socket to the process that drives it (a [`Request`], then a result)
+//! and [memory](SharedMemory) that both have at the same address, for whatever the system calls
+//! point to. The driving process fills and reads that memory by itself. So a child knows nothing of
+//! what it does: one place decides, step by step, what is right or wrong, and a thread that hangs
+//! in the kernel hangs alone.
 
 mod memory;
 mod request;
@@ -33,26 +33,26 @@ use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-/// What a child is to have.
+/// What a child is made with.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan<'a> {
     /// How many threads.
     pub threads: usize,
     /// How often it may be told to fork.
     pub spares: usize,
-    /// Bytes of memory that each thread shares with us, a multiple of the page size.
+    /// Bytes of memory that each thread shares with this process, a multiple of the page size.
     pub memory: usize,
     /// Open files, besides the standard ones. Their numbers in the child are
     /// [`Child::files`].
     pub files: &'a [BorrowedFd<'a>],
-    /// How long an answer may take.
+    /// How long the child may take for a result.
     pub patience: Duration,
     /// How the child carries out what it is told.
     pub carry_out: CarryOut,
 }
 
 impl Default for Plan<'_> {
-    /// One thread with a page of memory, which makes system calls and nothing else.
+    /// The default: one thread with a page of memory, which makes system calls and nothing else.
     fn default() -> Self {
         Plan {
             threads: 1,
@@ -68,9 +68,9 @@ impl Default for Plan<'_> {
 /// A child process. Killed when it is dropped.
 #[derive(Debug)]
 pub struct Child {
-    /// Its threads; the first one's end is the process's.
+    /// The child's threads; when the first one ends, the process ends.
     pub threads: Vec<Thread>,
-    /// The numbers that the files of its [`Plan`] have in it.
+    /// The numbers in the child of the files of its [`Plan`].
     pub files: Vec<RawFd>,
     pid: Pid,
     spares: RefCell<Vec<Thread>>,
@@ -114,12 +114,12 @@ impl Child {
         Ok(child)
     }
 
-    /// Its process id.
+    /// The child's process id.
     pub fn pid(&self) -> Pid {
         self.pid
     }
 
-    /// Ends it by SIGKILL, and waits until it is gone.
+    /// Ends the child by SIGKILL, and waits until it is gone.
     pub fn kill(&self) {
         if !self.gone.replace(true) {
             let _ = kill(self.pid, Signal::SIGKILL);
@@ -127,8 +127,8 @@ impl Child {
         }
     }
 
-    /// Has one of its threads make a child of the child, which has what its parent has at this
-    /// moment: its open files above all.
+    /// Makes one of the child's threads fork: the new process has what its parent has at this
+    /// moment, above all its open files.
     ///
     /// # Panics
     /// When there is no spare left, or the fork fails.
@@ -143,7 +143,8 @@ impl Child {
         grandchild
     }
 
-    /// Copies bytes out of its memory. Errors: EFAULT where it has none, ESRCH when it is gone.
+    /// Copies bytes out of the child's memory. Errors: EFAULT where it has none, ESRCH when it is
+    /// gone.
     pub fn peek(&self, address: u64, len: usize) -> Result<Vec<u8>, Errno> {
         peek(self.pid, address, len)
     }
@@ -163,7 +164,7 @@ pub struct Thread {
     pid: Cell<Pid>,
     tid: Cell<i32>,
     busy: Cell<bool>,
-    /// What it was told last.
+    /// The last request to the thread.
     doing: Cell<Option<Request>>,
 }
 
@@ -174,37 +175,37 @@ impl Thread {
         Thread { socket, memory, pid, tid, busy, doing }
     }
 
-    /// The id of its process.
+    /// The process id of the thread's process.
     pub fn pid(&self) -> Pid {
         self.pid.get()
     }
 
-    /// Its own id.
+    /// The thread's id.
     pub fn tid(&self) -> i32 {
         self.tid.get()
     }
 
-    /// The memory that it shares with us.
+    /// The memory that the thread shares with this process.
     pub fn memory(&self) -> &SharedMemory {
         &self.memory
     }
 
-    /// Tells it to do something, which may take its time.
+    /// Tells the thread to do something, which may take time.
     ///
     /// # Panics
-    /// When it is still busy.
+    /// When the thread is still busy.
     #[track_caller]
     pub fn begin(&self, request: Request) {
         assert!(!self.busy.replace(true), "the thread is in a call already");
         self.doing.set(Some(request));
-        // That a child is dead is noticed when its answer is read.
+        // A dead child is noticed when its result is read.
         let _ = send(self.socket.as_raw_fd(), &request.encode(), MsgFlags::MSG_NOSIGNAL);
     }
 
-    /// The result of what the thread began. Waits for it.
+    /// Waits for the result of what the thread began.
     ///
     /// # Panics
-    /// When the child dies, or when the [patience](Plan::patience) has come to its end.
+    /// When the child dies, or when the [patience](Plan::patience) is over.
     #[track_caller]
     pub fn finish(&self) -> i64 {
         let mut bytes = [0; 8];
@@ -219,19 +220,19 @@ impl Thread {
         }
     }
 
-    /// Whether what the thread began is done, or is within that time.
+    /// Whether what the thread began is done, or is done within that time.
     pub fn is_done_within(&self, timeout: Duration) -> bool {
         let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
         let mut files = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
         poll(&mut files, timeout) == Ok(1)
     }
 
-    /// Whether it is in something that it was told to do, and whose result nobody has taken.
+    /// Whether the thread has a request whose result nobody has taken.
     pub fn is_busy(&self) -> bool {
         self.busy.get()
     }
 
-    /// Tells it to do something, and waits for the result.
+    /// Tells the thread to do something, and waits for the result.
     #[track_caller]
     pub fn request(&self, request: Request) -> i64 {
         self.begin(request);
@@ -246,14 +247,15 @@ impl Thread {
         self.begin(Request::Call(number as u64, all));
     }
 
-    /// A system call.
+    /// Makes a system call, and waits for its result.
     #[track_caller]
     pub fn system_call(&self, number: i64, args: &[u64]) -> Result<i64, Errno> {
         self.begin_system_call(number, args);
         result(self.finish())
     }
 
-    /// Copies bytes out of its process. Errors: EFAULT where that has none, ESRCH when it is gone.
+    /// Copies bytes out of the thread's process. Errors: EFAULT where it has none, ESRCH when it is
+    /// gone.
     pub fn peek(&self, address: u64, len: usize) -> Result<Vec<u8>, Errno> {
         peek(self.pid(), address, len)
     }

@@ -10,10 +10,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-/// The same page states and errors as a real client's, for tests, model checks and fuzzing.
+/// An mm with the page states and errors of a real client's, for tests, model checks and fuzzing.
 ///
-/// Touching a page that is not there is EFAULT, and counted: it means that a rule of the page
-/// protocol is broken.
+/// Touching a missing page is EFAULT, and counted: it means that a rule of the page protocol is
+/// broken.
 #[derive(Debug)]
 pub struct HeapMm {
     /// The page table, and its lock.
@@ -25,11 +25,11 @@ pub struct HeapMm {
 
 #[derive(Debug, Default)]
 struct Table {
-    /// The mapping, while the client has it.
+    /// The client's mapping, while there is one.
     vma: Option<(u64, usize)>,
-    /// The client says itself where its mapping is: it is not found by looking.
+    /// The client tells its mapping itself: looking does not find it.
     attached: bool,
-    /// Pages that the client has mapped besides.
+    /// Pages that the client has mapped besides its buffer.
     elsewhere: u64,
     pages: Vec<Option<Box<[u8; PAGE_SIZE]>>>,
 }
@@ -61,7 +61,7 @@ impl HeapMm {
         })
     }
 
-    /// A client that has mapped its buffer, which is found when it is first needed.
+    /// A client that has mapped its buffer; the mapping is found when it is first needed.
     pub fn with_mapping(address: u64, size: usize) -> Arc<HeapMm> {
         let mm = HeapMm::new();
         mm.table.lock().vma = Some((address, size));
@@ -73,15 +73,15 @@ impl HeapMm {
         self.table.lock().vma.get_or_insert((address, size));
     }
 
-    /// The client maps its buffer and is about to say so, as on the CUSE door: nobody finds it by
-    /// looking.
+    /// The client maps its buffer and is about to tell so, as on the CUSE door: looking does not
+    /// find the mapping.
     pub fn attach(&self, address: u64, size: usize) {
         let mut table = self.table.lock();
         table.vma = Some((address, size));
         table.attached = true;
     }
 
-    /// The client has so many bytes mapped besides its buffer.
+    /// The client maps so many bytes besides its buffer.
     pub fn mmap_elsewhere(&self, size: usize) {
         self.table.lock().elsewhere = (size / PAGE_SIZE) as u64;
     }
@@ -91,12 +91,13 @@ impl HeapMm {
         self.table.lock().vma = None;
     }
 
-    /// The client exits: nobody can use its mm any more.
+    /// The client exits: its mm cannot be used any more.
     pub fn exit(&self) {
         self.dead.store(true, Ordering::SeqCst);
     }
 
-    /// What the client reads at `address`: zeros where no page is. EFAULT: not in its mapping.
+    /// What the client reads at `address`: zeros where there is no page. EFAULT: not in its
+    /// mapping.
     pub fn peek(&self, address: u64, bytes: &mut [u8]) -> Result<(), Errno> {
         let table = self.table.lock();
         let (start, size) = table.vma.ok_or(Errno::EFAULT)?;
@@ -116,8 +117,7 @@ impl HeapMm {
         Ok(())
     }
 
-    /// What lies from `offset` on in pages that are installed. EFAULT, and lost: one of them is
-    /// not.
+    /// Reads installed pages from `offset` on. EFAULT, and counted as lost: a page is missing.
     pub fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<(), Errno> {
         let mut rest = bytes;
         let len = rest.len();
@@ -129,17 +129,17 @@ impl HeapMm {
         })
     }
 
-    /// Pages that are there.
+    /// How many pages are installed.
     pub fn resident(&self) -> usize {
         self.table.lock().pages.iter().flatten().count()
     }
 
-    /// How often somebody came for a page that should have been there and was not.
+    /// How often a page was missing that should have been installed.
     pub fn lost(&self) -> usize {
         self.lost.load(Ordering::SeqCst)
     }
 
-    /// Uses of the mm that have not been put.
+    /// How many uses of the mm have not been put.
     pub fn users(&self) -> usize {
         self.users.load(Ordering::SeqCst)
     }
@@ -238,10 +238,12 @@ impl AddressSpace for HeapMm {
         addr: u64,
         len: usize,
     ) -> Result<(), Errno> {
-        // Not into the pages: others may want the page table while the client's memory is reached.
+        // Not straight into the pages: other threads may want the page table while the client's
+        // memory is reached.
         let mut bytes = vec![0; len];
         #[allow(unsafe_code, reason = "the allocator copies to memory that others may change")]
-        // SAFETY: the bytes are ours, and nobody has a reference to them meanwhile.
+        // SAFETY: the bytes are owned by this function, and nothing has a reference to them
+        // meanwhile.
         from.read_shared(addr, unsafe { SharedSlice::new(bytes.as_mut_ptr(), len) })?;
         self.write(offset, &bytes)
     }

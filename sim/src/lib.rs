@@ -1,8 +1,9 @@
-//! What tests and fuzz targets drive the daemon with; nothing of it is in the daemon.
+//! The means by which tests and fuzz targets drive the daemon; none of it is in the daemon.
 //!
 //! - [`world`]: binder clients in plain memory, without a device, a kernel or a process
 //! - [`HeapMm`]: a client's address space in plain memory, for the allocator
-//! - [`child`]: child processes that make the system calls they are told to, for clients of a device
+//! - [`child`]: child processes that make the system calls that they are told to, as clients of a
+//!   device
 #![deny(missing_docs)]
 #![deny(unsafe_code)]
 

@@ -1,9 +1,9 @@
 //! Binder clients in plain memory: the engine and the allocator without a device, a kernel or a
 //! process. Tests read as scenes, and fuzz targets run at the speed of function calls.
 //!
-//! A [`World`] is a driver; a [`Sim`] is one open file of a device with an address space and a
+//! A [`World`] is a driver; a [`Sim`] is an open file of a device, with an address space and a
 //! descriptor table of its own; a [`SimThread`] is one of its threads. A read that finds nothing
-//! is not waited for: it is a [`Pending`] that somebody else's call may complete.
+//! does not block: it is a [`Pending`], which another client's call may complete.
 
 mod arena;
 mod client;
@@ -31,9 +31,9 @@ use std::sync::Arc;
 pub struct World {
     /// The engine.
     pub binder: Arc<Binder>,
-    /// Its page budget and LRU.
+    /// The driver's page budget and LRU.
     pub memory: Arc<Memory>,
-    /// Its clock.
+    /// The driver's clock.
     pub timers: Arc<ManualTimers>,
 }
 
@@ -49,7 +49,7 @@ impl World {
         World::with_limits(config, Limits::default())
     }
 
-    /// The same, with limits of its own on what a client may make it hold.
+    /// The same, with these limits on what a client may make the driver hold.
     pub fn with_limits(config: MemoryConfig, limits: Limits) -> World {
         let timers = Arc::new(ManualTimers::default());
         let binder = Binder::with_limits(timers.clone(), limits);
@@ -68,7 +68,7 @@ impl World {
         self.open_for(User::unlimited(), device, pid)
     }
 
-    /// As [`World::open_unmapped`], by a user of whom there may be more open files.
+    /// As [`World::open_unmapped`], for a user, who may have other open files.
     pub fn open_for(&self, user: Arc<User>, device: &str, pid: i32) -> Sim {
         let client = Arc::new(SimClient::default());
         *client.user.lock() = Some(user.clone());

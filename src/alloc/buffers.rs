@@ -14,19 +14,19 @@ use std::ops::Range;
 /// bytes, all from a client.
 #[derive(Debug, Clone, Copy)]
 pub struct BufferRequest {
-    /// Of the data.
+    /// Bytes of the data.
     pub data_size: u64,
-    /// Of the offsets of the objects, 8 for each.
+    /// Bytes of the offsets of the objects, 8 for each.
     pub offsets_size: u64,
-    /// Of scatter-gather buffers and the security context.
+    /// Bytes of the scatter-gather buffers and of the security context.
     pub extra_buffers_size: u64,
-    /// For a one-way call: at most half of the mapping is for these.
+    /// Whether the buffer is for a one-way call: at most half of the mapping is for these.
     pub is_async: bool,
     /// The sender's thread group, to whom the buffer is charged.
     pub pid: i32,
 }
 
-/// One allocated buffer, as a value: the key to it is `offset` in the mapping.
+/// One allocated buffer. It is known by its `offset` in the mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Buffer {
     /// Offset of the buffer in the mapping, in bytes.
@@ -37,11 +37,12 @@ pub struct Buffer {
     pub data_size: usize,
     /// Bytes of the offsets, as asked for.
     pub offsets_size: usize,
-    /// Bytes of what comes behind the offsets, as asked for.
+    /// Bytes of what follows the offsets, as asked for.
     pub extra_buffers_size: usize,
-    /// The buffer is that of a one-way call.
+    /// Whether the buffer is that of a one-way call.
     pub is_async: bool,
-    /// The sender took more one-way space than is good (`oneway_spam_suspect`).
+    /// Whether the sender has taken a suspicious share of the one-way space
+    /// (`oneway_spam_suspect`).
     pub oneway_spam_suspect: bool,
 }
 
@@ -67,8 +68,8 @@ const ONEWAY_SPAM_BUFFERS: usize = 50;
 pub(super) struct Node {
     pub size: usize,
     pub taken: Option<Taken>,
-    /// Who had the range last. The driver charges a new buffer to its sender only after it has
-    /// looked for spam, so until then this is whoever used the record before.
+    /// The sender whose buffer was the last in this range. The driver charges a new buffer to its
+    /// sender only after it has looked for spam, so until then the buffer counts for this pid.
     pub pid: i32,
 }
 
@@ -116,9 +117,9 @@ pub(super) fn sanitized_size(request: &BufferRequest) -> Result<usize, Errno> {
     usize::try_from(sum.max(ALIGNMENT)).map_err(|_| Errno::EINVAL)
 }
 
-/// The pages that `buffer` touches and that lie within `free` with all their bytes: those that
-/// become unused when `buffer` turns into the free range `free`, or used when it is cut from it.
-/// A page shared with a neighbour that is in use is in neither.
+/// The pages that `buffer` touches and that lie wholly within `free`: those that become unused when
+/// `buffer` becomes part of the free range `free`, or used when it is cut from that. A page shared
+/// with a neighbour in use is none of them.
 pub(super) fn pages_of(buffer: Range<usize>, free: Range<usize>) -> Range<usize> {
     let start = (buffer.start / PAGE_SIZE).max(free.start.div_ceil(PAGE_SIZE));
     let end = buffer.end.div_ceil(PAGE_SIZE).min(free.end / PAGE_SIZE);
@@ -206,7 +207,7 @@ impl Buffers {
     }
 
     /// `debug_low_async_space_locked`: whether this allocation makes `pid` a spam suspect.
-    /// `counted` is the size of the buffer in question where the driver counts it too.
+    /// `counted` is the size of the new buffer, where the driver counts that buffer too.
     fn low_async_space(&mut self, pid: i32, counted: Option<usize>) -> bool {
         if self.free_async_space >= self.buffer_size / 10 {
             self.oneway_spam_detected = false;
@@ -225,8 +226,8 @@ impl Buffers {
         spam && !std::mem::replace(&mut self.oneway_spam_detected, true)
     }
 
-    /// The driver adds up every buffer here; the sums are kept instead, so that a full mapping
-    /// costs no more than an empty one.
+    /// The driver adds up all buffers here. The sums are kept up to date instead, so that a full
+    /// mapping costs no more time than an empty one.
     fn debug_no_space(&self, size: usize) {
         let largest_free = self.free.last().map_or(0, |&(size, _)| size);
         user_error!(
@@ -238,7 +239,7 @@ impl Buffers {
         );
     }
 
-    /// Gives a buffer back and merges it with its free neighbours. Returns the pages that nobody
+    /// Frees a buffer and merges its range with free neighbours. Returns the pages that no buffer
     /// uses any more; `None` when no such buffer is allocated.
     pub(super) fn give_back(&mut self, offset: usize) -> Option<Range<usize>> {
         let node = self.ranges.get_mut(&offset)?;
@@ -315,7 +316,7 @@ impl Buffers {
         }
     }
 
-    /// Whether the buffer is to be zeroed before it is freed; says so once.
+    /// Whether the buffer is to be zeroed before it is freed; true only the first time it is asked.
     pub(super) fn take_clear_on_free(&mut self, offset: usize) -> bool {
         self.taken_mut(offset).is_some_and(|taken| std::mem::take(&mut taken.clear_on_free))
     }

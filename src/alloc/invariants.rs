@@ -4,7 +4,7 @@ use super::buffers::Buffers;
 use super::{Alloc, PageState};
 use crate::page::PAGE_SIZE;
 
-/// A rule that does not hold, and of what.
+/// A rule that does not hold, and for what.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Violation(pub String);
@@ -22,8 +22,8 @@ pub(crate) use rule;
 type Checked = Result<(), Violation>;
 
 impl Alloc {
-    /// Whether a call that takes the buffer mutex, or the mm's lock for reading, would have to
-    /// wait: for tests that act in the middle of another call, in the same thread.
+    /// Whether a call that takes the buffer mutex, or reads under the mm's lock, would have to
+    /// wait; for tests that act in the middle of another call on the same thread.
     pub fn is_busy(&self) -> bool {
         self.buffers.try_lock().is_none() || self.mm.mmap_read_trylock().is_none()
     }
@@ -63,7 +63,8 @@ impl Alloc {
 }
 
 impl Buffers {
-    /// The ranges cover the mapping without gap or overlap, and what is kept beside them agrees.
+    /// The ranges cover the mapping without gap or overlap, and the sums and indexes agree with
+    /// them.
     fn check(&self) -> Checked {
         let (mut end, mut allocated, mut free, mut oneway_bytes) = (0, 0, 0, 0);
         let mut last_was_free = false;
@@ -145,7 +146,7 @@ mod tests {
         (alloc, buffers)
     }
 
-    /// What is said of three buffers after something was done to them that no call does.
+    /// What the check says about three buffers after `fault` has changed them as no call does.
     fn said(fault: impl FnOnce(&mut Locked, &Mapping, [usize; 3])) -> String {
         let (alloc, buffers) = three_buffers();
         let mut locked = alloc.buffers.lock();
@@ -188,7 +189,8 @@ mod tests {
     #[test]
     fn buffers_and_their_senders_that_are_miscounted_are_noticed() {
         let forgotten = of_buffers(|buffers, at| {
-            // What comes before and after is in use, or merging would be missed first.
+            // The ranges before and after are in use; else the missing merge would be noticed
+            // first.
             let taken = buffers.ranges.get_mut(&at[2]).expect("there").taken.take();
             buffers.ranges.get_mut(&at[1]).expect("there").taken = taken;
             buffers.ranges.get_mut(&at[0]).expect("there").taken = None;

@@ -51,7 +51,7 @@ impl Mapping {
 }
 
 impl Alloc {
-    /// Bytes mapped and used by us; 0 before mmap.
+    /// Bytes of the mapping that are used; 0 before mmap.
     pub fn buffer_size(&self) -> usize {
         self.mapping.get().map_or(0, |mapping| mapping.buffer_size)
     }

@@ -8,21 +8,21 @@ use crate::sync::Mutex;
 // Not a part of the page protocol: the model check need not look at it.
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What is known of searches of one client.
+/// What is known from earlier searches of one client.
 #[derive(Default)]
 pub(super) struct Searches {
-    /// How often the client has called us without a mapping that we know of.
+    /// How often the client has called while no mapping of it was known.
     calls: AtomicU64,
-    /// How it was when it was last searched in vain.
+    /// The state of the client when it was last searched in vain.
     missed: Mutex<Option<Missed>, rank::Missed>,
 }
 
-/// A client that has not mapped its buffer, as it was before it was searched for that.
+/// The state of a client that has not mapped its buffer, from before it was searched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Missed {
-    /// How often it had called us.
+    /// How often the client had called.
     calls: u64,
-    /// How much it had mapped, of anything.
+    /// How many pages the client had mapped, of anything.
     total_vm: Option<u64>,
 }
 
@@ -35,17 +35,17 @@ impl Alloc {
         }
     }
 
-    /// The mapping, looked for in the client when nobody has told us of one. ESRCH: none; any other
-    /// error: whether there is one could not be found out.
+    /// The mapping; searched for in the client when the daemon was not told of it. ESRCH: there is
+    /// none; other errors: whether there is one could not be found out.
     ///
-    /// A search takes as long as the client has mappings, and others wait for it: where it was in
-    /// vain, the next one comes when the client has called us since or has another amount of memory
-    /// mapped.
+    /// A search takes the longer the more mappings the client has, and other threads wait for it.
+    /// After a search in vain the next one is made only when the client has called since, or has
+    /// another amount of memory mapped.
     pub(super) fn mapping(&self) -> Result<&Mapping, Errno> {
         if !self.is_mapped() {
             if let Some(mapping) = self.mapping.get() {
-                // It is gone; or another sender has just found it, and holds this lock until all
-                // of that is noted.
+                // The mapping is gone; or another sender has just found it, and holds this lock
+                // until everything about it is noted.
                 drop(self.buffers.lock());
                 return if self.is_mapped() { Ok(mapping) } else { Err(Errno::ESRCH) };
             }
@@ -64,7 +64,7 @@ impl Alloc {
                 errno => errno,
             })?;
             match self.mmap_handler(address, size) {
-                // EBUSY: another sender has found it at the same time.
+                // EBUSY: another sender has found the mapping at the same time.
                 Ok(()) | Err(Errno::EBUSY) if self.is_mapped() => {}
                 _ => return Err(Errno::ESRCH),
             }

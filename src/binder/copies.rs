@@ -1,11 +1,12 @@
-//! Copies to and from a client's memory, and the cap on those that do not come back.
+//! Copies to and from a client's memory, and the cap on copies that stall.
 //!
 //! A client's memory may lie behind a userfaultfd, or on a file system of its own: then a copy
-//! takes as long as the client likes, and holds the thread that makes it. So who is about to touch
-//! a client's memory takes a [`Place`] first. An open file has a few of them ([`COPIES`]), its
-//! process and its user have some more ([`Allowance`]); work that finds none waits in the open
-//! file's own queue, without a thread, until a place is given back. However many threads a client
-//! has, and whatever its memory does, it holds that many of the daemon's threads and no more.
+//! takes as long as the client likes, and holds the thread that makes it. So a thread takes a
+//! [`Place`] before it touches a client's memory. An open file has a few places ([`COPIES`]); all
+//! files of a process, and all processes of a user, share a larger number ([`Allowance`]). Work
+//! that finds no place waits in the open file's own queue, without a thread, until a place is given
+//! back. However many threads a client has, and whatever its memory does, it holds no more of the
+//! daemon's threads than it has places.
 //!
 //! Locks: a client's `state`, then an allowance's `starved`; nothing is called under either.
 
@@ -15,8 +16,8 @@ use crate::sync::modelled::atomic::{AtomicUsize, Ordering::SeqCst, fence};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Copies of one open file that may be on their way at a time: as many as a session has workers on
-/// a large machine, so that a client whose memory is there never waits for a place.
+/// Copies of one open file that may be under way at a time: as many as a session has workers on a
+/// large machine, so that a client whose memory does not stall never waits for a place.
 pub const COPIES: usize = 4;
 
 /// Something that a thread is to do.
@@ -27,8 +28,8 @@ pub trait Carriers: Send + Sync {
     /// Has `work` done soon, by a thread that it may hold up.
     fn carry(&self, work: Work);
 
-    /// Something was put into the outbox. Where it still lies there after some milliseconds, since
-    /// the thread that put it there is held up, it is to be carried out
+    /// Something was put into the outbox. If it still lies there after some milliseconds, because
+    /// the thread that put it there is held up, a carrier is to carry it out
     /// ([`super::Binder::carry_out`]).
     fn watch(&self);
 
@@ -37,7 +38,7 @@ pub trait Carriers: Send + Sync {
     fn held_up(&self);
 }
 
-/// Carries nothing later: for a driver whose clients' memory never stalls.
+/// Does the work at once, on the calling thread: for a driver whose clients' memory never stalls.
 #[derive(Debug, Clone, Copy)]
 pub struct AtOnce;
 
@@ -58,15 +59,15 @@ pub enum Subject {
     Ioctl(i32),
     /// Returns for a thread of this process (its id, unique among all open files).
     Process(u64),
-    /// Neither: it ends by itself.
+    /// Anything else: work that is never given up.
     Other,
 }
 
 /// What becomes of a piece of work that has waited.
 pub enum Turn {
-    /// It has a place now.
+    /// The work has a place now.
     Begin(Place),
-    /// It is not wanted any more: its thread got a signal, or its process is gone.
+    /// The work is not wanted any more: its thread got a signal, or its process is gone.
     GivenUp,
 }
 
@@ -77,10 +78,10 @@ type Waiting = Box<dyn FnOnce(Turn) + Send>;
 pub struct Allowance {
     most: usize,
     taken: AtomicUsize,
-    /// Clients with waiting work that lack nothing but this.
+    /// Clients whose waiting work lacks a place of this allowance.
     starved: Mutex<VecDeque<Arc<Copies>>, rank::Starved>,
     starving: AtomicUsize,
-    /// What is taken here is taken there, too.
+    /// A place that is taken here is taken from the parent too.
     parent: Option<Arc<Allowance>>,
 }
 
@@ -96,12 +97,12 @@ impl Allowance {
         })
     }
 
-    /// This one, and those that it is a part of.
+    /// This allowance, its parent, and so on.
     fn all(&self) -> impl Iterator<Item = &Allowance> {
         std::iter::successors(Some(self), |allowance| allowance.parent.as_deref())
     }
 
-    /// `Err`: which of them has no more.
+    /// Takes a place from this allowance and all above it. `Err`: the allowance that has none left.
     fn take(&self) -> Result<(), &Allowance> {
         for (depth, allowance) in self.all().enumerate() {
             let more = |taken| (taken < allowance.most).then_some(taken + 1);
@@ -119,7 +120,8 @@ impl Allowance {
 
     fn give_back(&self) {
         self.all().for_each(Allowance::give_one_back);
-        // Either this thread sees who starves, or that one sees what was given back.
+        // Pairs with the fence in `starve`: either this thread sees the client that starves, or
+        // that client's thread sees the place that was given back.
         fence(SeqCst);
     }
 
@@ -137,7 +139,7 @@ impl Allowance {
         self.all().any(|allowance| allowance.starving.load(SeqCst) > 0)
     }
 
-    /// Lets clients that lack this try again, as long as there is some.
+    /// Lets the clients that starve for these allowances try again, as long as there are places.
     fn feed(&self) {
         for allowance in self.all() {
             while allowance.starving.load(SeqCst) > 0 && allowance.has_room() {
@@ -156,7 +158,7 @@ impl Allowance {
 struct State {
     taken: usize,
     waiting: VecDeque<(Subject, Waiting)>,
-    /// It stands in the list of an allowance that it lacks.
+    /// The client stands in the `starved` list of an allowance.
     starved: bool,
 }
 
@@ -202,7 +204,7 @@ impl Copies {
     /// Has `work` done by another thread, when there is a place.
     pub fn hand_over(self: &Arc<Self>, work: impl FnOnce() + Send + 'static) {
         let turn = |turn| {
-            // Whether it is its turn or not: what is to be done has to be done.
+            // Also when the turn is given up: this work has to be done.
             work();
             drop(turn);
         };
@@ -212,7 +214,7 @@ impl Copies {
         }
     }
 
-    /// Gives up the work about `subject` that still waits; whether there was some.
+    /// Gives up the work about `subject` that still waits; returns whether there was any.
     pub fn give_up(&self, subject: Subject) -> bool {
         let mut state = self.state.lock();
         if state.waiting.is_empty() {
@@ -228,13 +230,14 @@ impl Copies {
         some
     }
 
-    /// How much waits, for tests.
+    /// How many pieces of work wait; for tests.
     pub fn waiting(&self) -> usize {
         self.state.lock().waiting.len()
     }
 
-    /// Begins what waits, as far as there are places. Who calls this calls [`Allowance::feed`]
-    /// next: what it lacks may have been given back before it was known that somebody starves.
+    /// Begins waiting work, as far as there are places. Every caller calls [`Allowance::feed`]
+    /// next: a place may have been given back before this client stood in the list of those that
+    /// starve.
     fn start_waiting(self: &Arc<Self>) {
         loop {
             let mut state = self.state.lock();
@@ -267,7 +270,7 @@ impl Copies {
         self.allowance.give_back();
         let waits = !state.waiting.is_empty();
         drop(state);
-        // Who has waited for what this client has given back comes first.
+        // Other clients that starve for the place given back come before this client's own work.
         if self.allowance.is_wanted() {
             self.allowance.feed();
         }

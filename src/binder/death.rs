@@ -1,8 +1,9 @@
 //! Death notifications: a reference's holder asks to be told when the node's owner dies.
 //!
-//! A link is idle, or queued for its holder, or delivered and waiting to be acknowledged
-//! (`Queue::DeliveredDeath`). Clearing one that is queued or delivered does not take the
-//! notice back: the holder reads it, and the confirmation of the clearing after it.
+//! A death link (`struct binder_ref_death`) is idle, or queued for its holder, or delivered and
+//! waiting to be acknowledged (`Queue::DeliveredDeath`). Clearing a link that is queued or
+//! delivered does not take the notice back: the holder reads the notice, and then the confirmation
+//! of the clearing.
 
 use super::graph::{DeathId, Graph, NodeId, Place, ProcessId, Queue, ThreadId, Work};
 use crate::client_log::{Kind, user_error};
@@ -23,7 +24,7 @@ pub(crate) struct Death {
     pub holder: ProcessId,
     pub cookie: u64,
     pub work: DeathWork,
-    /// The owner's death has been queued.
+    /// The notice of the owner's death has been queued; it is queued only once.
     pub told: bool,
     pub place: Option<Place>,
     #[expect(dead_code, reason = "held for its drop")]
@@ -31,8 +32,8 @@ pub(crate) struct Death {
 }
 
 impl Graph {
-    /// BC_REQUEST_DEATH_NOTIFICATION. A handle that is none, or one that has a link already, is
-    /// ignored as in the driver; with too many links the thread reads BR_ERROR.
+    /// BC_REQUEST_DEATH_NOTIFICATION. A request for an unknown handle, or for one that has a link
+    /// already, is ignored as in the driver; with too many links the thread reads BR_ERROR.
     pub fn request_death(&mut self, process: ProcessId, thread: ThreadId, request: HandleCookie) {
         let HandleCookie { handle, cookie } = request;
         let Some(reference) = self.find_ref(process, handle, false) else {
@@ -58,7 +59,8 @@ impl Graph {
             return;
         };
         let id = DeathId(self.next_id());
-        // While its holders are being told, one that asks only now is told here.
+        // The holders of a dead node are told over several sections. A holder that asks meanwhile
+        // is told here.
         let is_dead = self.nodes.get(&node).is_none_or(|node| node.process.is_none());
         if let Some(record) = self.processes.get_mut(&process) {
             record.deaths += 1;
@@ -169,7 +171,8 @@ impl Graph {
         }
     }
 
-    /// A link's holder reads its notice: what to say, and whether it is the last that the link has.
+    /// A link's holder reads its notice: the return to give. BR_CLEAR_DEATH_NOTIFICATION_DONE is
+    /// the link's last.
     pub fn take_death_notice(&mut self, id: DeathId) -> Option<Return> {
         let death = self.deaths.get(&id)?;
         let (cookie, holder) = (death.cookie, death.holder);
@@ -185,7 +188,7 @@ impl Graph {
         })
     }
 
-    /// The owner of `node` has died: tells a holder that asked for it.
+    /// The owner of `node` has died: tells `holder`, if it has a link to the node.
     pub fn notify_death(&mut self, holder: ProcessId, node: NodeId) {
         let Some(record) = self.processes.get(&holder) else {
             return;
@@ -216,8 +219,8 @@ impl Graph {
 }
 
 impl Graph {
-    /// A death notice that will not be read any more, its list's owner being gone. One that only
-    /// says "dead" belongs to its reference and goes with it.
+    /// Drops a death notice that nobody can read any more, the owner of its list being gone. A link
+    /// that was not cleared belongs to its reference and goes with the reference.
     pub fn release_death_work(&mut self, id: DeathId) {
         match self.deaths.get(&id).map(|death| death.work) {
             Some(DeathWork::DeadBinderAndClear | DeathWork::Clear) => self.forget_death(id),

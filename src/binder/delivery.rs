@@ -5,34 +5,35 @@
 //! else happens under it.
 //!
 //! ```text
-//!  a worker, for the caller               outbox          any worker            the server's thread
-//!  ---------------------------------      ------          -------------------   -------------------
-//!  ioctl arrives; takes a place                                                 (parked in a read)
+//!  a worker, for the caller              outbox          any worker            the server's thread
+//!  ---------------------------------     ------          -------------------   -------------------
+//!  ioctl arrives; takes a place                                                (parked in a read)
 //!  reads commands      <- caller's memory
 //!  [graph] finds the target
 //!  buffer, data        <- caller's memory
 //!  [graph] queues the transaction,
 //!          takes the server's parked
-//!          read, collects its returns --> Delivery
+//!          read, collects its returns -> Delivery
 //!  [graph] parks the caller's read
 //!  gives the place back
-//!                                         Delivery -----> takes a place of
-//!                                                         the server's
-//!                                                         writes the returns -> server's memory
-//!                                                         [graph] the call goes
-//!                                                         on its stack
-//!                                                         writes the reply ---> ioctl returns
+//!                                        Delivery -----> takes a place of
+//!                                                        the server's
+//!                                                        writes the returns -> server's memory
+//!                                                        [graph] the call goes
+//!                                                        on its stack
+//!                                                        writes the reply ---> ioctl returns
 //! ```
 //!
 //! The right-hand half is mostly done by the same worker, which comes to it when its caller is
 //! parked. Three things follow from the order. The caller is parked, or has its answer, before
-//! another client's memory is touched, so a signal always finds its read. Who is held up in its
-//! own memory holds nobody's delivery: the outbox can be emptied by others. And a receiver whose
-//! memory does not come holds its own few places ([`super::copies`]) and nothing else.
+//! another client's memory is touched, so a signal always finds the caller's read. A worker that
+//! stalls in its own caller's memory holds up nobody's delivery: other threads can empty the
+//! outbox. And a receiver whose memory stalls holds its own few places ([`super::copies`]) and
+//! nothing else.
 //!
-//! While returns are on their way, their thread is in no list and has no parked read. Should it be
-//! released meanwhile, the transaction that it was to get fails at once
-//! ([`Thread::delivering`](super::thread::Thread::delivering)); what comes of the copy later finds
+//! While returns are on their way, their thread is in no list and has no parked read. If the thread
+//! is released meanwhile, the transaction that it was to get fails at once
+//! ([`Thread::delivering`](super::thread::Thread::delivering)), and the end of the copy finds
 //! nothing to settle.
 
 use super::copies::{Subject, Turn};
@@ -66,9 +67,9 @@ pub(crate) struct Delivery {
     /// The thread could take the process's work when it began to wait.
     pub for_process: bool,
     pub transaction: Option<Delivered>,
-    /// There may be more to read when this is written.
+    /// One return of perhaps more: the read goes on once it is written.
     pub is_step: bool,
-    /// Somebody will wait for what the thread does with it, and nobody would notice its end.
+    /// Somebody will wait for the thread, and nobody watches for the thread's end yet.
     pub unattended: bool,
 }
 
@@ -77,13 +78,13 @@ pub(crate) struct Delivered {
     pub id: TransactionId,
     pub buffer: Buffer,
     pub fixups: Vec<Fixup>,
-    /// The graph has it that the client has the transaction.
+    /// The graph has recorded that the client has the transaction.
     pub settled: bool,
     pub is_reply: bool,
     /// Where `sender_pid` lies in the bytes, and `sender_euid` behind it.
     pub sender_pid_at: usize,
     pub sender_euid: u32,
-    /// The process that waits for a reply.
+    /// The sender that waits for a reply, if any.
     pub sender: Option<SenderPid>,
     /// The sender's nice value and the node's minimum, for a call.
     pub priority: Option<(i32, i32)>,
@@ -95,8 +96,8 @@ pub(crate) struct Delivered {
 pub(crate) struct SenderPid {
     /// In the daemon's pid namespace.
     pub pid: i32,
-    /// Who has to be asked whether the pid is still its own; nobody, where one of its threads waits
-    /// for the answer.
+    /// The client to ask whether the pid is still its own. None where the sender is one of the
+    /// opener's threads: it waits for the reply, so its process keeps the pid.
     pub client: Option<Arc<dyn Task>>,
 }
 
@@ -160,7 +161,8 @@ impl Graph {
         }
     }
 
-    /// A reply was taken for a thread that has not got it, by no fault of the thread's.
+    /// A reply did not reach its thread, by no fault of the thread's: the thread reads
+    /// BR_FAILED_REPLY.
     fn reply_lost(&mut self, id: ThreadId, reply: TransactionId, errno: Errno) {
         let Some(thread) = self.threads.get_mut(&id) else {
             return;
@@ -172,8 +174,9 @@ impl Graph {
         }
     }
 
-    /// Where a transaction fails for want of something of the daemon's own, its sender is told what.
-    /// (Of other errors of its receiver's the driver's sender learns nothing.)
+    /// A transaction that fails because the daemon itself is short of something leaves the errno
+    /// with its sender. (Of other errors at the receiver a sender learns nothing, as in the
+    /// driver.)
     fn tell_shortage(&mut self, id: TransactionId, errno: Errno) {
         if is_shortage(errno) {
             let (command, param) = (Return::FailedReply.number(), -(errno as i32));
@@ -220,7 +223,7 @@ impl Graph {
         }
     }
 
-    /// The client does not learn that it was asked for another thread.
+    /// Takes back a BR_SPAWN_LOOPER that did not reach the client.
     fn spawn_unrequested(&mut self, delivery: &Delivery) {
         if delivery.spawn_looper
             && let Some(record) = self.processes.get_mut(&delivery.read.process.id)
@@ -278,8 +281,8 @@ impl Graph {
 }
 
 impl Answer {
-    /// Tells another client what its read has come to: with a place of that client's, or when it
-    /// has one again.
+    /// Gives another client its answer: now, if that client has a place left, else when it has one
+    /// again.
     pub fn carry_out(self) {
         if !self.touches_memory() {
             return self.give();
@@ -299,8 +302,8 @@ impl Answer {
         }
     }
 
-    /// Tells the client, with the place of whoever calls this. What comes of it for others goes
-    /// into the outbox.
+    /// Gives the client its answer, with a place that the caller of this function has taken. What
+    /// that leads to for other clients goes into the outbox.
     pub fn give(self) {
         let mut next = Some(self);
         while let Some(answer) = next {
@@ -318,7 +321,7 @@ impl Answer {
         }
     }
 
-    /// The process was released before its returns had their turn.
+    /// The process was released while the answer waited for a place.
     fn give_up(self) {
         match self {
             Answer::Deliver(delivery) => delivery.fail(Errno::EBADF),
@@ -326,7 +329,7 @@ impl Answer {
         }
     }
 
-    /// Whether a client's memory is touched: not only a file of the kernel's.
+    /// Whether giving the answer touches a client's memory, and not only a file of the kernel's.
     fn touches_memory(&self) -> bool {
         match self {
             Answer::Deliver(_) => true,
@@ -488,7 +491,7 @@ impl Delivery {
         }
     }
 
-    /// All or EFAULT.
+    /// Writes all of the returns, or fails with EFAULT.
     pub(super) fn write(&mut self) -> Result<(), Errno> {
         let call = &self.read.call;
         let spawn = uapi::BR_SPAWN_LOOPER.to_ne_bytes();

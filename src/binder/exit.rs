@@ -1,23 +1,24 @@
 //! Threads that have ended without calling BINDER_THREAD_EXIT.
 //!
 //! Many programs never make that call, and the call of others does not arrive: libbinder calls
-//! `ioctl(fd, BINDER_THREAD_EXIT, 0)`, and where the kernel copies the argument in our place, the
+//! `ioctl(fd, BINDER_THREAD_EXIT, 0)`, and where the kernel copies the argument for the daemon, the
 //! call fails with EFAULT before the daemon is asked. So the daemon looks for the end of a thread
-//! by itself, and treats that end as BINDER_THREAD_EXIT: whoever waits for the thread reads
+//! by itself, and treats that end as BINDER_THREAD_EXIT: callers that wait for the thread read
 //! BR_DEAD_REPLY.
 //!
 //! The device is not asked at every call. The record of a thread is in one of three states:
-//! - nobody waits for the thread and its record says nothing that a new thread's would not: it may
-//!   be gone. Such records are looked through when a process has twice as many as the last time,
-//!   and when it has as many as it may have;
-//! - a caller waits for it, or its record has something to tell (it is a looper, has work, has a
-//!   call on its stack): the device watches it from then on, and tells;
-//! - the same, but the device cannot tell (a process's first thread, which may end before the
-//!   others; an older kernel): the device is asked now and then, while somebody waits.
+//! - unwatched: nobody waits for the thread and its record says nothing that a new thread's would
+//!   not, so it may be gone. Such records are looked through when a process has twice as many
+//!   threads as the last time, and when it has as many as it may have;
+//! - watched: a caller waits for the thread, or its record has something to tell (it is a looper,
+//!   has work, has a call on its stack). The device watches the thread from then on, and tells when
+//!   it ends;
+//! - asked: the same, but the device cannot watch (a process's first thread, which may end before
+//!   the others; an older kernel). The device is asked now and then, while somebody waits.
 //!
-//! Thread ids are used again. A number that calls and has a record of the second kind was watched
-//! before; one whose record of the first kind has got something to tell is compared with the
-//! thread that the record was made for ([`Birth`]).
+//! Thread ids are used again. When a thread calls whose id has a watched record, the record is its
+//! own. When the id has an unwatched record that has something to tell, the device compares the
+//! caller with the thread that the record was made for ([`Birth`]).
 
 use super::graph::{Graph, ProcessId, ThreadId};
 use super::outbox::Effect;
@@ -30,23 +31,23 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// So many records of threads are kept before any is looked at.
+/// Up to this many records of threads are kept before any is looked at.
 pub(crate) const FEW: usize = 64;
-/// When a thread is first asked after, and how the intervals grow.
+/// The first and the longest interval at which a device is asked after a thread.
 const FIRST_LOOK: Duration = Duration::from_millis(20);
 const LAST_LOOK: Duration = Duration::from_millis(500);
-/// A search that found nothing is not repeated for so many times as long as it took.
+/// A search that found nothing is not repeated for this many times as long as it took.
 const PAUSE: u32 = 10;
 
-/// Who would notice that a thread is gone.
+/// How the daemon notices that a thread is gone.
 #[derive(Default)]
 pub(crate) enum Life {
-    /// Nobody, so far.
+    /// Not at all, so far.
     #[default]
     Unwatched,
-    /// The device tells; dropped, it does not any more.
+    /// The device tells. Dropping this value ends the watch.
     Watched(Box<dyn Send>),
-    /// The device has to be asked; `due`: it will be.
+    /// The device has to be asked; `due`: a timer that asks is set.
     Asked { due: bool },
 }
 
@@ -54,7 +55,7 @@ pub(crate) enum Life {
 pub(crate) enum Found {
     None,
     Thread(ThreadId),
-    /// It may be that of an earlier thread.
+    /// The record may be that of an earlier thread.
     Unsure(ThreadId, Option<Birth>),
 }
 
@@ -67,7 +68,7 @@ enum Attention {
 
 impl Process {
     /// The record of a calling thread, made at its first call (`binder_get_thread`). ESRCH: the
-    /// file has been released; ENOMEM: too many of them ([`Limits`](super::Limits)).
+    /// file has been released; ENOMEM: too many threads ([`Limits`](super::Limits)).
     pub(crate) fn calling_thread(
         self: &Arc<Self>,
         section: &mut Section<'_>,
@@ -93,8 +94,8 @@ impl Process {
         section.graph().new_thread(self.id, tid, birth, true)
     }
 
-    /// Somebody is about to wait for that thread, which may be in its program, or gone. False
-    /// when it is.
+    /// Somebody is about to wait for a thread, which may be running its program, or gone. Returns
+    /// false when it is gone.
     pub(crate) fn attend_thread(self: &Arc<Self>, id: ThreadId) -> bool {
         let attention = self.context.locked(|graph| match graph.threads.get_mut(&id) {
             Some(Thread { life: Life::Unwatched, tid, birth, .. }) => {
@@ -116,7 +117,8 @@ impl Process {
         }
     }
 
-    /// Has the device watch a thread. False when it is gone already, and then its record is, too.
+    /// Has the device watch a thread. Returns false when the thread is gone already, and then its
+    /// record is gone too.
     fn watch_thread(self: &Arc<Self>, id: ThreadId, tid: i32, birth: Option<Birth>) -> bool {
         let process = Arc::downgrade(self);
         let ended = move || {
@@ -136,7 +138,7 @@ impl Process {
                 Life::Asked { due: true }
             }
         };
-        // What is left of it is dropped without the lock: that calls the system.
+        // The former `Life` is dropped outside the lock: to end a watch is a system call.
         self.context.locked(|graph| graph.set_life(id, life));
         true
     }
@@ -203,8 +205,8 @@ impl Process {
 }
 
 impl Graph {
-    /// The record behind a number that calls. A thread is in one system call at a time: a read that
-    /// is parked on this number is that of an earlier thread, which nobody waits for any more.
+    /// The record of a calling thread id. A thread is in one system call at a time: a read that is
+    /// parked under this id is that of an earlier thread, which nobody waits for any more.
     fn find_thread(&mut self, process: ProcessId, tid: i32) -> Result<Found, Errno> {
         let record = self.processes.get(&process).ok_or(Errno::ESRCH)?;
         let Some(&id) = record.threads.get(&tid) else { return Ok(Found::None) };
@@ -217,8 +219,8 @@ impl Graph {
         })
     }
 
-    /// A record for a thread's first call. EAGAIN, unless they were `looked_through`: there are so
-    /// many that some may be those of threads that are gone.
+    /// Makes a record for a thread's first call. EAGAIN, unless the records were `looked_through`:
+    /// there are so many that some may be those of threads that are gone.
     fn new_thread(
         &mut self,
         process: ProcessId,
@@ -235,8 +237,8 @@ impl Graph {
         self.get_thread(process, tid, birth)
     }
 
-    /// Some threads that may be gone; none when it is too early to look again. The number of the
-    /// last that was looked at, when there may be more behind it.
+    /// Appends to `found` some threads that may be gone; none when it is too early to look again.
+    /// Returns the number of the last thread looked at, when there may be more behind it.
     fn unwatched_threads(
         &self,
         process: ProcessId,
@@ -271,8 +273,8 @@ impl Graph {
         }
     }
 
-    /// A thread is gone: the same as BINDER_THREAD_EXIT, but for another one that has its number
-    /// already and waits in a read.
+    /// A thread is gone: the same as BINDER_THREAD_EXIT, except that a new thread may have its
+    /// number already and wait in a read, which goes on.
     fn thread_ended(&mut self, id: ThreadId) {
         let Some(thread) = self.threads.get_mut(&id) else { return };
         let (process, tid) = (thread.process, thread.tid);
@@ -288,7 +290,7 @@ impl Graph {
         }
     }
 
-    /// Whether the end of a thread that is in its program would go unnoticed.
+    /// Whether nobody watches for the end of a thread that is running its program.
     pub fn is_unattended(&self, id: ThreadId) -> bool {
         self.threads.get(&id).is_some_and(|thread| {
             thread.parked.is_none()
@@ -296,16 +298,16 @@ impl Graph {
         })
     }
 
-    /// The thread of that number, when it has a call of its own open and nobody would notice its
-    /// end: what answers it would be kept for nobody.
+    /// The thread of that number, when it has a call of its own open and nobody watches for its
+    /// end: the answer to the call would be kept for nobody.
     pub fn interrupted_caller(&self, process: ProcessId, tid: i32) -> Option<ThreadId> {
         let id = *self.processes.get(&process)?.threads.get(&tid)?;
         let calls = self.threads.get(&id)?.transaction_stack.is_some();
         (calls && self.is_unattended(id)).then_some(id)
     }
 
-    /// Whether somebody waits for what that thread does: a call is on its stack, or unread. (Under
-    /// a call of the thread's own stands one that it serves, or none.)
+    /// Whether somebody waits for that thread: a call that it serves is on its stack, or unread.
+    /// (Below a call of the thread's own there is a call that it serves, or none.)
     fn is_awaited(&self, id: ThreadId) -> bool {
         let Some(thread) = self.threads.get(&id) else { return false };
         let mut next = thread.transaction_stack;
@@ -320,7 +322,7 @@ impl Graph {
 }
 
 impl Thread {
-    /// Whether this record says nothing that the one of a new thread would not.
+    /// Whether the record says nothing that a new thread's would not.
     fn is_blank(&self) -> bool {
         (self.looper - Looper::POLL).is_empty()
             && self.transaction_stack.is_none()

@@ -1,8 +1,9 @@
-//! Freezing: a frozen process gets no new calls, and whoever holds references to its nodes may
-//! ask to be told.
+//! Freezing: a frozen process gets no new calls, and the holders of references to its nodes may ask
+//! to be told.
 //!
-//! A link is idle, or queued for its holder, or delivered and waiting to be acknowledged (`sent`,
-//! in `Queue::DeliveredFreeze`). What changes while it waits is sent again after (`resend`).
+//! A freeze link (`struct binder_ref_freeze`) is idle, or queued for its holder, or delivered and
+//! waiting to be acknowledged (`sent`, in `Queue::DeliveredFreeze`). A change while it waits is
+//! told after the acknowledgement (`resend`).
 
 use super::graph::{FreezeId, Graph, NodeId, Place, ProcessId, Queue, Work};
 use super::outbox::Effect;
@@ -36,15 +37,15 @@ pub(crate) struct Freeze {
     pub charge: Charge,
 }
 
-/// How far it has been told that a process froze or thawed.
+/// How far the telling that a process froze or thawed has come.
 pub(crate) struct Telling {
     process: ProcessId,
     is_frozen: bool,
-    /// Which telling it is: the next one tells everybody anyhow.
+    /// The number of this telling: a later one makes it stop, since that tells everybody anyhow.
     number: u64,
-    /// The nodes up to this pointer have been come to.
+    /// The nodes up to this pointer are done, but for `node`.
     after: Option<u64>,
-    /// The last of them, and its holders below this reference, are still to be told.
+    /// The last of those nodes; its holders below this reference are still to be told.
     node: Option<(NodeId, u64)>,
 }
 
@@ -52,10 +53,10 @@ pub(crate) struct Telling {
 pub(crate) struct FreezeWait {
     /// Tells this wait from others of the same process.
     pub ticket: u64,
-    /// Who called, to find the wait when a signal arrives.
+    /// The thread that called, so that a signal for it finds the wait.
     pub caller: (ProcessId, i32),
     pub timeout_ms: u32,
-    /// The one that is waited for is first.
+    /// The processes still to be frozen; the first is the one that is waited for.
     pub targets: Vec<Arc<Process>>,
     pub finish: Finish,
 }
@@ -252,8 +253,9 @@ impl Graph {
             if !self.spend() {
                 return self.rest.push(Rest::Frozen(telling));
             }
-            // The driver holds the node meanwhile. To let go of it looks at all its counts: a node
-            // whose references are gone is queued for its owner, though there is nothing to tell.
+            // The driver holds the node meanwhile. Letting go of a node looks at all its counts, so
+            // a node whose references are gone is queued for its owner, even if there is nothing to
+            // tell.
             self.inc_node_tmpref(node);
             telling.after = Some(ptr);
             telling.node = Some((node, u64::MAX));
@@ -291,7 +293,8 @@ impl Graph {
         }
     }
 
-    /// Freezes a process; whether it has outstanding transactions that a caller may wait for.
+    /// Freezes a process; returns whether it has outstanding transactions that a caller may wait
+    /// for.
     pub fn freeze(&mut self, process: ProcessId) -> bool {
         let Some(record) = self.processes.get_mut(&process) else {
             return false;
@@ -300,8 +303,8 @@ impl Graph {
         record.async_recv = false;
         record.is_frozen = true;
         if record.outstanding_txns == 0 {
-            // An earlier freeze may still wait: another caller thawed the process in between, and
-            // who is not frozen wakes nobody.
+            // An earlier freeze may still wait: if another caller thawed the process in between,
+            // the last transaction to be done woke nobody.
             self.effects.push(Effect::Frozen(std::mem::take(&mut record.freeze_waits)));
             return false;
         }
@@ -326,7 +329,7 @@ impl Graph {
         }
     }
 
-    /// One transaction of a process less is outstanding; wakes who waits for the last.
+    /// One transaction fewer of a process is outstanding; wakes the callers that wait for the last.
     pub fn dec_outstanding(&mut self, process: ProcessId) {
         let Some(record) = self.processes.get_mut(&process) else {
             return;
@@ -339,7 +342,7 @@ impl Graph {
 }
 
 impl Process {
-    /// Whether it has transactions that are not answered (`binder_txns_pending_ilocked`).
+    /// Whether the process has unanswered transactions (`binder_txns_pending_ilocked`).
     pub fn txns_pending(&self) -> bool {
         let mut pending = false;
         self.context.in_pieces(|graph, after: Option<i32>| {
@@ -360,7 +363,7 @@ impl Process {
 }
 
 impl Graph {
-    /// A freeze notice that will not be read any more, its list's owner being gone.
+    /// Drops a freeze notice that nobody can read any more, the owner of its list being gone.
     pub fn release_freeze_work(&mut self, id: FreezeId) {
         if self.freezes.get(&id).is_some_and(|freeze| freeze.work == FreezeWork::Clear) {
             self.forget_freeze(id);

@@ -1,11 +1,12 @@
-//! The object graph of a context: who there is, who refers to whom, and what waits for whom.
+//! The object graph of a context: its processes and threads, who refers to whom, who waits for
+//! whom.
 //!
 //! One lock guards all of it. Nothing here copies to or from a client, installs a page or makes a
 //! system call: what has to be done in the world is noted as an [`Effect`] and posted when the
 //! lock is dropped ([`super::outbox`]).
 //!
-//! Records refer to one another by ids that are never used again, so a stale reference finds
-//! nothing instead of somebody else.
+//! Records refer to one another by ids that are never used again, so a stale id finds nothing,
+//! never somebody else's record.
 
 use super::death::Death;
 use super::freeze::Freeze;
@@ -51,14 +52,14 @@ pub(crate) enum Queue {
     DeliveredFreeze(ProcessId),
 }
 
-/// Where a piece of work stands: which list, and its place there.
+/// The place of a piece of work: which list, and where in the list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
     pub queue: Queue,
     pub sequence: u64,
 }
 
-/// `struct binder_work`: what a thread will be told.
+/// `struct binder_work`: something that a thread will read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Work {
     Transaction(TransactionId),
@@ -70,7 +71,7 @@ pub(crate) enum Work {
     TransactionPending,
     TransactionOnewaySpamSuspect,
     Node(NodeId),
-    /// Dead, dead and clear, or clear: what it is stands in the death record.
+    /// Dead, dead and cleared, or cleared: the death record says which.
     Death(DeathId),
     Freeze(FreezeId),
 }
@@ -95,13 +96,13 @@ impl Work {
     }
 }
 
-/// A list of work, oldest first, from which any entry can be taken.
+/// A list of work, oldest first, from which any item can be taken.
 #[derive(Debug, Default)]
 pub(crate) struct WorkList {
     works: BTreeMap<u64, Work>,
-    /// How many of them are transactions.
+    /// How many of the items are transactions.
     transactions: usize,
-    /// How many say that a transaction was sent.
+    /// How many say that a transaction was sent (BR_TRANSACTION_COMPLETE).
     completes: usize,
 }
 
@@ -152,14 +153,14 @@ impl WorkList {
         self.after(0)
     }
 
-    /// What stands behind a place.
+    /// The work behind a place.
     pub fn after(&self, sequence: u64) -> impl Iterator<Item = (u64, Work)> {
         let later = self.works.range((Bound::Excluded(sequence), Bound::Unbounded));
         later.map(|(sequence, work)| (*sequence, *work)).inspect(|_| handled())
     }
 }
 
-/// Where the delivered notices of a process stand, by the cookie that acknowledges them, oldest
+/// The places of a process's delivered notices, by the cookie that acknowledges them and oldest
 /// first: one client may have very many.
 pub(crate) type Cookies = BTreeSet<(u64, u64)>;
 
@@ -173,7 +174,7 @@ pub(crate) struct Graph {
     pub freezes: Table<FreezeId, Freeze>,
     /// The processes, by their openers' pids.
     pub by_pid: BTreeSet<(i32, ProcessId)>,
-    /// The lists of threads that are gone, until they have been gone through.
+    /// The work lists of threads that are gone, until all their work is dropped.
     pub leftovers: BTreeMap<ThreadId, WorkList>,
     /// The context manager's node.
     pub manager: Option<NodeId>,
@@ -181,16 +182,16 @@ pub(crate) struct Graph {
     pub manager_uid: Option<u32>,
     /// Threads to look at before the lock is dropped: they may have something to read.
     pub woken: Vec<ThreadId>,
-    /// Those who are to be told, when the lock is dropped, that there may be something to read.
+    /// Pollers to be told, when the lock is dropped, that there may be something to read.
     pub told: Vec<Notice>,
     pub effects: Effects,
-    /// What is left for further sections.
+    /// Work that is left for further sections.
     pub rest: Vec<Rest>,
-    /// How many more steps may be taken in this one.
+    /// How many more steps this section may take.
     pub left: usize,
     pub limits: Limits,
     pub created: Created,
-    /// How many sections there have been.
+    /// How many sections there have been, ever.
     pub sections: u64,
     ids: Arc<AtomicU64>,
     sequence: u64,
@@ -227,12 +228,13 @@ impl Graph {
         self.ids.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Appends work to a list (`binder_enqueue_work_ilocked`); nothing when its owner is gone.
+    /// Appends work to a list (`binder_enqueue_work_ilocked`); does nothing when the list's owner
+    /// is gone.
     pub fn enqueue(&mut self, queue: Queue, work: Work) -> Option<Place> {
         self.sequence += 1;
         let sequence = self.sequence;
         let list = match queue {
-            // Not to what a thread that is gone has left.
+            // Not to the list of a thread that is gone.
             Queue::Thread(id) => &mut self.threads.get_mut(&id)?.todo,
             Queue::Process(_) | Queue::DeliveredDeath(_) | Queue::DeliveredFreeze(_) => {
                 self.list(queue)?
@@ -249,7 +251,7 @@ impl Graph {
         }
     }
 
-    /// The list behind a name, until it has been released.
+    /// The list that `queue` names; none once its owner has been released.
     pub fn list(&mut self, queue: Queue) -> Option<&mut WorkList> {
         match queue {
             Queue::Thread(id) => match self.threads.get_mut(&id) {
@@ -277,7 +279,7 @@ impl Graph {
         }
     }
 
-    /// Appends a notice to those that are delivered and wait for this cookie.
+    /// Appends a notice to the delivered ones, to wait for this cookie.
     pub fn enqueue_delivered(&mut self, queue: Queue, work: Work, cookie: u64) -> Option<Place> {
         let place = self.enqueue(queue, work)?;
         self.cookies(queue)?.insert((cookie, place.sequence));
@@ -298,8 +300,8 @@ impl Graph {
         self.list(queue)?.get(sequence)
     }
 
-    /// Takes the oldest work of a list (`binder_dequeue_work_head_ilocked`) and, where the work
-    /// has a record of its own, notes there that it stands in no list.
+    /// Takes the oldest work of a list (`binder_dequeue_work_head_ilocked`). A node, a death or a
+    /// freeze record notes that its work stands in no list any more.
     pub fn dequeue_head(&mut self, queue: Queue) -> Option<Work> {
         let work = self.list(queue)?.pop_first()?;
         match work {

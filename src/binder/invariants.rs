@@ -1,9 +1,10 @@
-//! What holds of a context whenever nobody is inside an ioctl, a poll, a flush or a release of it.
+//! What holds of a context whenever no thread is inside an ioctl, a poll, a flush or a release of
+//! it.
 //!
 //! Fuzz targets and tests ask after every step ([`Context::check_invariants`]), so that a fault
 //! shows where it is made and not where it is met. The rules say what each count and each link of
-//! the object graph stands for; a change of the engine that breaks one has either found a new
-//! rule, to be written down here, or a bug.
+//! of the object graph stands for; a change of the engine that breaks a rule either has found a new
+//! one, to be written down here, or has a bug.
 //!
 //! Not meant for a busy daemon: while a thread builds or delivers a transaction, it rightly holds
 //! temporary references and buffers that no record knows of yet.
@@ -36,7 +37,7 @@ impl Context {
             process.alloc.check_invariants()?;
             let allocated = process.alloc.allocated_buffers();
             self.with_graph(|graph| {
-                // One that is being released gives its buffers back one by one.
+                // A process that is being released gives its buffers back one by one.
                 let living = graph.processes.get(&process.id).filter(|record| !record.is_dead);
                 let Some(record) = living else { return Ok(()) };
                 rule!(
@@ -61,7 +62,7 @@ impl Context {
 }
 
 impl Context {
-    /// Whether the thread with this id waits in a read, of any process.
+    /// Whether a thread with this id waits in a read, in any process.
     pub fn is_parked(&self, tid: i32) -> bool {
         self.with_graph(|graph| {
             graph.threads.values().any(|thread| thread.tid == tid && thread.parked.is_some())
@@ -80,8 +81,8 @@ impl Process {
 }
 
 impl Process {
-    /// Whether somebody has a strong reference to the node behind a handle of this process: then
-    /// one more is not refused.
+    /// Whether somebody has a strong reference to the node behind a handle of this process: then a
+    /// further one is not refused.
     pub fn is_strong(&self, handle: u32) -> bool {
         self.context.with_graph(|graph| {
             let reference =
@@ -106,7 +107,8 @@ impl Node {
 
 impl Graph {
     fn check(&self) -> Checked {
-        // A process is being released, in sections of which each leaves something undone.
+        // While a process is being released, each of the release's sections leaves something
+        // undone.
         if self.processes.values().any(|record| record.is_dead) {
             return Ok(());
         }
@@ -285,7 +287,7 @@ impl Graph {
         Ok(())
     }
 
-    /// Those who wait for a process's work are just those who are parked and may take it.
+    /// The threads that wait for a process's work are exactly the parked ones that may take it.
     fn check_waiting(&self, id: ProcessId, record: &ProcessInner) -> Checked {
         for (index, waiting) in record.waiting_threads.iter().enumerate() {
             let thread = self.threads.get(waiting);
@@ -318,7 +320,7 @@ impl Graph {
                 "thread {tid} is parked and will not hear of its process's work"
             );
         }
-        // A flush makes the next read return, and is nothing that there is to read.
+        // A flush makes the next read return, though there is nothing to read.
         rule!(
             !has_work
                 || thread.looper_need_return
@@ -345,7 +347,7 @@ impl Graph {
         self.check_stack(id, thread)
     }
 
-    /// From the top down, a thread's stack is made of calls that it waits for and calls that it
+    /// From the top down, a thread's stack consists of calls that it waits for and calls that it
     /// serves.
     fn check_stack(&self, id: ThreadId, thread: &Thread) -> Checked {
         let tid = thread.tid;
@@ -390,7 +392,7 @@ impl Graph {
         false
     }
 
-    /// Work with a record of its own stands where the record says.
+    /// Work that has a record stands where the record says.
     fn check_work(&self, place: Place, work: Work) -> Checked {
         let known = match work {
             Work::Transaction(id) => {

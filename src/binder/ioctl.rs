@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// A structure as an ioctl's argument.
+/// A structure as the argument of an ioctl.
 fn record(record: &(impl IntoBytes + Immutable)) -> FewBytes {
     FewBytes::from_slice(record.as_bytes())
 }
@@ -30,7 +30,7 @@ impl Process {
     /// is dropped.
     ///
     /// EINVAL: unknown ioctl, or an argument of the wrong length; ENOMEM: too many threads
-    /// ([`Limits`](super::Limits)); the rest is said at each ioctl.
+    /// ([`Limits`](super::Limits)); further errors are named at each ioctl.
     pub fn ioctl(self: &Arc<Self>, call: Call) -> Due<'_> {
         self.alloc.owner_calls();
         let _caller = Caller { uid: call.uid, pid: self.pid, tid: call.tid }.enter();
@@ -83,7 +83,7 @@ impl Process {
             }
             self.close_freed_files(&mut section, &mut call);
         } else if data.read_size > 0 {
-            // It will be asked for: outside the section, then.
+            // The read will ask for the nice value; it is fetched here, outside the section.
             known.nice(self, call.tid);
         }
         if result.is_ok() && data.read_size > 0 {
@@ -105,7 +105,7 @@ impl Process {
         section.leave();
         match entered {
             Ok(()) => call.reply.send(result.map(|()| 0), data.as_bytes()),
-            // Nothing was done: there is no thread that could have done it.
+            // Nothing was done, since there is no thread record to do it for.
             Err(errno) => call.reply.send(Err(errno), &call.arg),
         }
     }
@@ -127,8 +127,8 @@ impl Process {
 
     /// What a read does before it waits: a thread that waits for the process's work has the
     /// process's own priority, and a read buffer that cannot be written to is refused before
-    /// anything is taken for it. Buffers that were good before are not tried again: mostly a
-    /// thread reads to the same place for ever.
+    /// anything is taken for it. An address that was good the last time is not tried again: most
+    /// threads read to the same place for ever.
     fn begin_read(
         self: &Arc<Self>,
         section: &mut Section<'_>,
@@ -313,7 +313,8 @@ impl Process {
         answer.into_iter().for_each(Answer::give);
     }
 
-    /// Freezes the first of the targets that remain. None: there is something to wait for.
+    /// Freezes the remaining targets, one after the other. None: the first of them has transactions
+    /// to wait for.
     fn freeze_next(&self, mut wait: FreezeWait) -> Option<Answer> {
         let shared = &self.context.shared;
         while let Some(target) = wait.targets.first().cloned() {
@@ -325,7 +326,8 @@ impl Process {
                 let Some(record) = graph.processes.get_mut(&target.id).filter(|_| busy) else {
                     return Some(wait);
                 };
-                // Known before the look at `interrupted`: a signal finds the one or the other.
+                // Noted before `interrupted` is asked. A signal that comes before that is seen
+                // there; a later one finds the wait.
                 shared.note_freeze_caller(caller, &target, ticket);
                 if wait.finish.reply.interrupted() {
                     graph.freeze_abandoned(target.id);
@@ -360,7 +362,8 @@ impl Process {
         Some(Answer::Finish(wait.finish))
     }
 
-    /// The first target has no outstanding transactions, or was waited for long enough.
+    /// Ends the freeze of the first target, which has no outstanding transactions or was waited for
+    /// long enough.
     fn freeze_settled(&self, mut wait: FreezeWait) -> FreezeWait {
         let target = wait.targets.remove(0);
         let pending = target.txns_pending();
@@ -369,8 +372,8 @@ impl Process {
         wait
     }
 
-    /// A wait for this process is over before its transactions are done. The answer to who waits
-    /// goes into the outbox.
+    /// A wait for this process ends before its transactions are done. The answer to the waiting
+    /// caller goes into the outbox.
     pub(crate) fn end_freeze_wait(self: &Arc<Self>, ticket: u64, end: FreezeEnd) {
         let wait = self.context.locked(|graph| {
             let waits = &mut graph.processes.get_mut(&self.id)?.freeze_waits;
@@ -390,7 +393,7 @@ impl Process {
         }
     }
 
-    /// The wait for this process is over, one way or the other: on with the next.
+    /// The wait for this process is over, for whatever reason: goes on with the next target.
     pub(crate) fn freeze_waited(self: &Arc<Self>, mut wait: FreezeWait) {
         let shared = &self.context.shared;
         shared.forget_freeze_caller(wait.caller);

@@ -1,5 +1,5 @@
 //! What one client may make the daemon hold. Past a limit the client's own call fails, as it does
-//! in the driver when the kernel has no memory; nobody else notices.
+//! in the driver when the kernel has no memory; no other client notices.
 
 /// The limits of a driver, the same for each of its clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -7,11 +7,12 @@ pub struct Limits {
     /// Threads of one open file; a further thread's ioctl fails with ENOMEM.
     pub threads: usize,
 
-    /// Nodes of one open file; a transaction that brings a further one fails with ENOMEM inside.
+    /// Nodes of one open file; a transaction that would add one fails with ENOMEM
+    /// (BR_FAILED_REPLY).
     pub nodes: usize,
 
-    /// References of one open file; a transaction that brings a further one fails with ENOMEM
-    /// inside.
+    /// References of one open file; a transaction that would add one fails with ENOMEM
+    /// (BR_FAILED_REPLY).
     pub refs: usize,
 
     /// Death links and freeze links (each) of one open file, counted until their last notice is
@@ -19,15 +20,16 @@ pub struct Limits {
     /// BC_REQUEST_FREEZE_NOTIFICATION fails with ENOMEM.
     pub links: usize,
 
-    /// Returns that wait for one thread; a transaction of a thread that does not read fails with
-    /// ENOMEM inside.
+    /// Returns that wait for one thread; further transactions of a thread that does not read fail
+    /// with ENOMEM (BR_FAILED_REPLY).
     pub thread_todo: usize,
 
     /// Descriptors that one transaction may carry (one message to the receiver has room for 253);
-    /// more is EINVAL inside.
+    /// more of them fail it with EINVAL (BR_FAILED_REPLY).
     pub files_per_transaction: usize,
 
-    /// Descriptors in transactions on their way to one open file; past it EMFILE inside.
+    /// Descriptors in transactions on their way to one open file; more of them fail with EMFILE
+    /// (BR_FAILED_REPLY).
     pub files_in_flight: usize,
 }
 

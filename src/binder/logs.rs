@@ -1,9 +1,10 @@
-//! The driver's own view of itself, in the kernel's words: what binderfs shows in `binder_logs/`.
+//! What the driver says about itself, in the kernel's words: the files that binderfs shows in
+//! `binder_logs/`.
 //!
 //! Pointers that the kernel prints hashed are ids here; line numbers of its source are 0.
 //!
-//! Whatever has more than [`LINES_AT_ONCE`] lines is not told as of one moment: the lock is let go
-//! of in between, as the driver does between two nodes, and what is gone by then is left out.
+//! A file of more than [`LINES_AT_ONCE`] lines does not show one moment: the lock is let go of in
+//! between, as the driver does between two nodes, and records that are gone by then are left out.
 
 use super::graph::{NodeId, ProcessId, ThreadId};
 use super::pieces::{LINES_AT_ONCE, handled};
@@ -47,7 +48,7 @@ impl Binder {
         out
     }
 
-    /// `proc_show`: every open file of a process. None when it has none.
+    /// `proc_show`: every open file of a process. None when the process has no device open.
     pub fn log_process(&self, pid: i32) -> Option<String> {
         let mut out = String::new();
         for context in &self.contexts() {
@@ -122,7 +123,7 @@ impl Binder {
             }
         }
         processes.sort_by_key(|(process, ..)| std::cmp::Reverse(process.id));
-        // The allocator's own lock is not taken under that of the graph.
+        // The allocator's lock is not taken under the graph's.
         for (process, told) in processes {
             out += &told.head;
             put!(out, "  free async space {}", process.alloc.free_async_space());
@@ -171,7 +172,7 @@ impl Binder {
     }
 }
 
-/// `print_binder_proc_stats`, but for what the allocator and the counters say.
+/// `print_binder_proc_stats`, except for what the allocator and the counters say.
 #[derive(Default)]
 struct ProcessStats {
     head: String,
@@ -180,7 +181,7 @@ struct ProcessStats {
 }
 
 impl Context {
-    /// None when it is gone.
+    /// None when the process is gone.
     fn process_stats(&self, id: ProcessId) -> Option<(Arc<Process>, ProcessStats)> {
         let mut stats = ProcessStats::default();
         let ProcessStats { head, records, pending } = &mut stats;
@@ -216,7 +217,7 @@ impl Context {
         Some((process, stats))
     }
 
-    /// The processes, or those of a thread group, the latest first.
+    /// The processes of a context, or those of one thread group, latest first.
     fn process_ids(&self, pid: Option<i32>) -> Vec<ProcessId> {
         let mut ids = Vec::new();
         self.in_pieces(|graph, before: Option<ProcessId>| {
@@ -270,7 +271,8 @@ impl Context {
     }
 
     fn log_dead_nodes(&self, out: &mut String) {
-        // The last node, and before which of its references its holders are still to be told.
+        // The last node looked at, and, while its holders are being listed, the reference before
+        // which to go on.
         self.in_pieces_of_text(out, |graph, out, at: Option<(NodeId, Option<u64>)>| {
             let (mut last, mut before) = at.unwrap_or((NodeId(0), None));
             for _ in 0..LINES_AT_ONCE {
@@ -291,12 +293,12 @@ impl Context {
     }
 }
 
-/// What of a process is wanted.
+/// Which records of a process to show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Show {
     All,
-    /// All, each under a heading.
+    /// All of them, each process under a heading.
     ProcessState,
-    /// What is under way.
+    /// Only what is under way.
     Busy,
 }

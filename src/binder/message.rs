@@ -1,8 +1,8 @@
 //! A message: a transaction's data and objects on their way into the receiver's buffer.
 //!
 //! Plain data is copied once, from the sender's memory straight into the buffer. Data with objects
-//! is copied to the daemon first: objects are checked and translated in that copy, which nobody
-//! else can change, and then written to the buffer. Nothing is read back from there.
+//! is copied to the daemon first: objects are checked and translated in that copy, which no client
+//! can change, and the copy is then written to the buffer. Nothing is read back from the buffer.
 //!
 //! In a buffer lie, each beginning at a multiple of 8 bytes: data, offsets, scatter-gather
 //! buffers, security context.
@@ -19,7 +19,7 @@ use crate::protocol::record::{TransactionData, align8};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Where the number of a descriptor lies in its object.
+/// Offset of a descriptor's number in its object.
 const FD_IN_OBJECT: u64 = 8;
 
 /// Bytes of a pointer that is fixed up in a parent buffer.
@@ -29,7 +29,7 @@ const POINTER: u64 = 8;
 /// (`struct binder_ptr_fixup`).
 enum Patch {
     Pointer(u64),
-    /// Bytes of descriptors, which the receiver's side fills in.
+    /// Bytes of descriptor numbers, which the receiver's side fills in.
     Skip(u64),
 }
 
@@ -50,7 +50,7 @@ struct Translated {
     object: Object,
 }
 
-/// Says what is wrong with a message. EINVAL.
+/// Reports what is wrong with a message. EINVAL.
 fn invalid(what: std::fmt::Arguments<'_>) -> Errno {
     user_error!(Kind::BadMessage, "got transaction with {what}");
     Errno::EINVAL
@@ -69,7 +69,7 @@ pub(crate) struct Message<'a> {
     target: &'a Target,
     data: &'a TransactionData,
     buffer: Buffer,
-    /// Bytes for scatter-gather buffers.
+    /// Bytes reserved for scatter-gather buffers.
     extra: u64,
     /// Offset of the next scatter-gather buffer.
     sg_offset: u64,
@@ -77,7 +77,7 @@ pub(crate) struct Message<'a> {
     objects: Vec<Translated>,
     copies: Vec<SgCopy>,
     patches: BTreeMap<u64, Patch>,
-    /// Object and least offset that the next fix-up may concern; 0 stands for no object.
+    /// The object and the least offset that the next fix-up may concern; object 0 stands for none.
     last_fixup_object: u64,
     last_fixup_min: u64,
     held: Vec<HeldRef>,
@@ -111,13 +111,13 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// What the translated objects hold, also after a failure.
+    /// What the translated objects hold; to be asked after a failure too.
     pub fn into_parts(self) -> (Vec<HeldRef>, Vec<Fixup>) {
         (self.held, self.fixups)
     }
 
-    /// Copies and translates. EFAULT: the sender's memory; EINVAL: offsets or an object that are
-    /// not what they should be; and what the translation of an object fails with.
+    /// Copies the data and translates its objects. EFAULT: the sender's memory; EINVAL: an invalid
+    /// offset or object; or the error of an object's translation.
     pub fn fill(&mut self) -> Result<(), Errno> {
         let mut offsets = vec![0; self.data.offsets_size as usize];
         if !offsets.is_empty() {
@@ -136,8 +136,8 @@ impl<'a> Message<'a> {
             return self.copy_from_sender(0, self.data.buffer, self.data.data_size);
         }
         let mut staged = vec![0; self.data.data_size as usize];
-        // Where the sender's memory has holes, what fails is the first piece that the driver
-        // would have come to: find it step by step.
+        // Where the sender's memory has holes, the error is that of the first piece that the driver
+        // would have come to: the pieces are then read one by one.
         let whole = self.sender.memory.read(self.data.buffer, &mut staged).is_ok();
         let mut done = 0;
         for bytes in offsets.as_chunks::<8>().0 {
@@ -281,8 +281,9 @@ impl<'a> Message<'a> {
         Ok(object)
     }
 
-    /// Takes a descriptor of the sender (`binder_translate_fd`). EPERM: the target does not take
-    /// any; EBADF: there is none of that number; EOPNOTSUPP: the target has no way to get it.
+    /// Takes a descriptor of the sender (`binder_translate_fd`). EPERM: the target accepts no
+    /// descriptors; EBADF: the sender has none of that number; EOPNOTSUPP: there is no way to
+    /// install it in the target.
     fn take_file(&self, fd: u32) -> Result<Arc<dyn File>, Errno> {
         if !self.target.accepts_fds {
             user_error!(

@@ -1,9 +1,9 @@
 //! A node: an object that a process offers to others.
 //!
-//! What keeps a node: `internal_strong_refs` counts the references of other processes that are
-//! strong, `refs` all of them; `local_strong_refs` and `local_weak_refs` count what is on its way
-//! (transactions to the node, objects in buffers, notices that the owner has not confirmed);
-//! `tmp_refs` keeps it while a transaction to it is being built without the lock.
+//! What keeps a node: `refs` are the references of other processes, and `internal_strong_refs`
+//! counts the strong ones among them; `local_strong_refs` and `local_weak_refs` count what is on
+//! its way (transactions to the node, objects in buffers, notices that the owner has not
+//! confirmed); `tmp_refs` keeps it while a transaction to it is being built without the lock.
 //! `has_strong_ref` and `has_weak_ref` are what the owner has been told (BR_ACQUIRE, BR_INCREFS).
 
 use super::graph::{Graph, NodeId, Place, ProcessId, Queue, ThreadId, Work};
@@ -18,11 +18,11 @@ use std::collections::BTreeMap;
 
 /// `struct binder_node`.
 pub(crate) struct Node {
-    /// The owner; nobody after it died.
+    /// The owner; none once the owner has died.
     pub process: Option<ProcessId>,
     pub ptr: u64,
     pub cookie: u64,
-    /// The low byte of the flags, 0 to 255, compared with nice values as it is.
+    /// The low byte of the flags, 0 to 255, compared with nice values without conversion.
     pub min_priority: i32,
     pub accept_fds: bool,
     pub txn_security_ctx: bool,
@@ -34,14 +34,14 @@ pub(crate) struct Node {
     pub has_weak_ref: bool,
     pub pending_strong_ref: bool,
     pub pending_weak_ref: bool,
-    /// Whose references point here, by the reference's id (oldest first).
+    /// The holders of references to this node, by the reference's id (oldest first).
     pub refs: BTreeMap<u64, ProcessId>,
-    /// Where the notice for the owner stands, if one is due.
+    /// The place of the notice for the owner, if one is due.
     pub work: Option<Place>,
-    /// The notice went with the thread that was to hear it, and there was none since: the rules
-    /// know by it (`invariants`).
+    /// The last notice was lost with the thread that was to read it. Only the invariants need to
+    /// know.
     pub notice_lost: bool,
-    /// A one-way transaction is with the owner; the next waits in `async_todo`.
+    /// A one-way transaction is with the owner; further ones wait in `async_todo`.
     pub has_async_transaction: bool,
     pub async_todo: AsyncTodo,
     #[expect(dead_code, reason = "held for its drop")]
@@ -53,7 +53,7 @@ impl Node {
         self.internal_strong_refs > 0 || self.local_strong_refs > 0
     }
 
-    /// The latest of those who refer to it, before that reference.
+    /// The latest holder among those whose references come before that one.
     pub fn holder(&self, before: u64) -> Option<(u64, ProcessId)> {
         let (reference, holder) = self.refs.range(..before).next_back()?;
         Some((*reference, *holder))
@@ -79,8 +79,8 @@ impl Graph {
         self.processes.get(&process)?.nodes.get(&ptr).copied()
     }
 
-    /// The process's node with that pointer, made if there is none (`binder_new_node`).
-    /// ENOMEM: too many of them.
+    /// The process's node with that pointer, made if there is none (`binder_new_node`). ENOMEM: too
+    /// many nodes.
     pub fn get_or_new_node(
         &mut self,
         process: ProcessId,
@@ -126,9 +126,9 @@ impl Graph {
         Ok(id)
     }
 
-    /// Counts one more reference (`binder_inc_node_nilocked`). `notify` is the sending thread
-    /// that offers its own node: its owner learns of the first reference there. EINVAL for a
-    /// first strong reference that nobody's offer stands behind.
+    /// Counts one more reference (`binder_inc_node_nilocked`). `notify` is a sending thread that
+    /// offers its own node: the thread reads the owner's notice of the first reference. EINVAL: a
+    /// first strong reference without such an offer.
     pub fn inc_node(
         &mut self,
         id: NodeId,
@@ -177,8 +177,9 @@ impl Graph {
         Ok(())
     }
 
-    /// Counts one reference less, tells the owner when it was the last, and forgets the node when
-    /// nothing keeps it (`binder_dec_node_nilocked`). With neither strong nor local it only looks.
+    /// Counts one reference fewer, tells the owner when it was the last, and forgets the node when
+    /// nothing keeps it (`binder_dec_node_nilocked`). Weak and internal counts nothing, and only
+    /// does the rest.
     pub fn dec_node(&mut self, id: NodeId, strong: bool, internal: bool) {
         let Some(node) = self.nodes.get_mut(&id) else {
             return;
@@ -231,7 +232,7 @@ impl Graph {
         }
     }
 
-    /// The other end of [`Graph::inc_node_tmpref`] (`binder_dec_node_tmpref`).
+    /// Undoes [`Graph::inc_node_tmpref`] (`binder_dec_node_tmpref`).
     pub fn dec_node_tmpref(&mut self, id: NodeId) {
         if let Some(node) = self.nodes.get_mut(&id) {
             node.tmp_refs = node.tmp_refs.saturating_sub(1);
@@ -282,8 +283,8 @@ impl Graph {
         Some((ptr, cookie, notice))
     }
 
-    /// The owner confirms a notice (BC_INCREFS_DONE, BC_ACQUIRE_DONE). Whatever does not fit is
-    /// ignored, as in the driver.
+    /// The owner confirms a notice (BC_INCREFS_DONE, BC_ACQUIRE_DONE). A confirmation that does not
+    /// match is ignored, as in the driver.
     pub fn node_done(&mut self, process: ProcessId, ptr: u64, cookie: u64, strong: bool) {
         let name = |strong| if strong { "BC_ACQUIRE_DONE" } else { "BC_INCREFS_DONE" };
         let Some(id) = self.find_node(process, ptr) else {
@@ -311,7 +312,7 @@ impl Graph {
         self.dec_node_tmpref(id);
     }
 
-    /// Fails the first of the one-way calls that wait for a node whose owner has died; whether
+    /// Fails the first one-way call that waits for a node whose owner has died; returns whether
     /// there was any.
     pub fn release_first_async(&mut self, id: NodeId) -> bool {
         let first = self.nodes.get_mut(&id).and_then(|node| node.async_todo.pop());

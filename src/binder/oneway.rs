@@ -20,7 +20,7 @@ pub(crate) struct Update {
 }
 
 impl Update {
-    /// None for a call that neither replaces nor is replaced.
+    /// None for a call that neither replaces another nor is replaced.
     pub fn of(transaction: &Transaction) -> Option<Update> {
         const BOTH: u32 = TF_ONE_WAY | TF_UPDATE_TXN;
         let Transaction { from_pid, flags, code, .. } = *transaction;
@@ -31,9 +31,9 @@ impl Update {
 /// `async_todo` of `struct binder_node`.
 #[derive(Debug, Default)]
 pub(crate) struct AsyncTodo {
-    /// Oldest first.
+    /// All calls, oldest first.
     calls: BTreeMap<u64, (TransactionId, Option<Update>)>,
-    /// Those that may be replaced.
+    /// The calls that may be replaced.
     updates: BTreeSet<(Update, u64)>,
     sequence: u64,
 }
@@ -54,8 +54,7 @@ impl AsyncTodo {
         Some(id)
     }
 
-    /// Takes the oldest that is the same as a new one
-    /// (`binder_find_outdated_transaction_ilocked`).
+    /// Takes the oldest call that a new one replaces (`binder_find_outdated_transaction_ilocked`).
     pub fn take_outdated(&mut self, update: Update) -> Option<TransactionId> {
         let (_, sequence) = *self.updates.range((update, 0)..=(update, u64::MAX)).next()?;
         self.updates.remove(&(update, sequence));
@@ -74,7 +73,7 @@ impl AsyncTodo {
         self.after(0).map(|(_, id)| id)
     }
 
-    /// Those behind one, with their places.
+    /// The calls behind a place, with their own places.
     pub fn after(&self, sequence: u64) -> impl Iterator<Item = (u64, TransactionId)> {
         let later = self.calls.range((Bound::Excluded(sequence), Bound::Unbounded));
         later.map(|(sequence, (id, _))| (*sequence, *id)).inspect(|_| handled())

@@ -1,11 +1,12 @@
 //! The outbox: what the driver has decided and still has to do in the world.
 //!
-//! A section under a context's lock only decides. What becomes due (`Effect`) is posted once the
-//! lock is dropped. What touches no client's memory is done right then; an answer to another
-//! client's read goes into the outbox, one item each, and is carried out by whichever thread gets
-//! to it first: mostly the one that has posted it, after its own caller has been answered or
-//! parked ([`super::Due`]), or any other that ends a request; and where the poster is held up in
-//! its caller's memory, a carrier ([`Carriers::watch`](super::Carriers::watch)).
+//! A section under a context's lock only decides. The effects of its decisions (`Effect`) are
+//! posted once the lock is dropped. Effects that touch no client's memory are carried out right
+//! then. An answer to another client's read goes into the outbox as an item, and is carried out by
+//! whichever thread gets to it first: mostly the one that has posted it, after its own caller has
+//! been answered or parked ([`super::Due`]), or any other thread that ends a request. If the poster
+//! is held up in its caller's memory, a carrier does it
+//! ([`Carriers::watch`](super::Carriers::watch)).
 
 use super::freeze::FreezeWait;
 use super::poll::Notice;
@@ -27,32 +28,32 @@ use std::sync::Arc;
     reason = "an answer is what most sections leave, and nothing is to be allocated for it"
 )]
 pub(crate) enum Effect {
-    /// A read has come to its end: its client is told.
+    /// A read, or another ioctl that waited, has come to its end: to be given to its client.
     Answer(Answer),
     Poll(Notice),
     FreeBuffer(Arc<Process>, Buffer),
-    /// Files that did not arrive; dropped outside the lock, for that may close them.
+    /// Files that did not arrive; dropped outside the lock, since that may close them.
     DropFiles(Vec<Fixup>),
-    /// A frozen process has no outstanding transactions any more: who waits for that.
+    /// The callers that wait for a frozen process, which has no outstanding transactions any more.
     Frozen(Vec<FreezeWait>),
-    /// A released process: its last holder frees its buffers.
+    /// A released process: dropping its last `Arc` frees its buffers.
     DropProcess(Arc<Process>),
     /// The device need not watch a thread any more.
     DropWatch(Box<dyn Send>),
-    /// What is left of its record, which may be large.
+    /// What is left of a released process's record; it may be large.
     DropRecord(Box<ProcessInner>),
 }
 
-/// What a section leaves to be done: mostly one thing or two.
+/// The effects of a section: mostly one or two.
 pub(crate) type Effects = SmallVec<[Effect; 2]>;
 
-/// What may have to wait for a client's memory, or may lead to more that does.
+/// An effect that may have to wait for a client's memory, or may lead to another that does.
 pub(crate) enum Item {
     Answer(Answer),
     Frozen(FreezeWait),
 }
 
-/// See [the module](self). Its lock is a leaf.
+/// The items that wait, as [the module](self) says. Its lock is a leaf.
 pub struct Outbox<I> {
     items: Mutex<VecDeque<I>, rank::Outbox>,
     waiting: AtomicUsize,
@@ -66,7 +67,7 @@ impl<I> Default for Outbox<I> {
 }
 
 impl<I> Outbox<I> {
-    /// An empty one.
+    /// An empty outbox.
     pub fn new() -> Outbox<I> {
         Outbox {
             items: Mutex::new(VecDeque::new()),
@@ -94,15 +95,15 @@ impl<I> Outbox<I> {
         Some(item)
     }
 
-    /// While something waits, how much was ever taken: a number that stands still says that the
-    /// oldest item has waited since.
+    /// While items wait, how many were ever taken: as long as the number stays the same, the oldest
+    /// item has been waiting.
     pub fn progress(&self) -> Option<u64> {
         (self.waiting.load(Ordering::SeqCst) > 0).then(|| self.taken.load(Ordering::Relaxed))
     }
 }
 
 impl Shared {
-    /// Does what touches no client's memory, and puts the rest into the outbox.
+    /// Carries out the effects that touch no client's memory, and puts the others into the outbox.
     pub fn post(&self, effects: Effects) {
         for effect in effects {
             match effect {
@@ -133,8 +134,8 @@ impl Shared {
         }
     }
 
-    /// Carries out what is in the outbox, until it is empty. What comes of an item is an item
-    /// again: a chain of clients that fail must not become a chain of calls.
+    /// Carries out what is in the outbox, until it is empty. What an item leads to becomes an item
+    /// again, so that a chain of clients that fail does not become a chain of calls.
     pub fn carry_out(&self) {
         while let Some(item) = self.outbox.take() {
             match item {

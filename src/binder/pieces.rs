@@ -1,12 +1,12 @@
 //! Long work, in pieces: how much is done in one section under a context's lock, and what becomes
 //! of the rest.
 //!
-//! One client may have a million records, and everybody in its context waits for the lock. So
-//! whatever goes through something that a client makes as long as it likes takes [`AT_ONCE`] steps
-//! ([`Graph::spend`]) and leaves a [`Rest`]; [`Context::leave`] lets go of the lock and goes on
-//! with that in further sections, before its caller goes on. The driver lets go of its locks in the
-//! same places. Others may come in between: a rest names what it has come to by ids and keys, never
-//! by position, and finds nothing where that is gone.
+//! One client may have a million records, and everybody in its context waits for the lock. So a
+//! loop over something that a client can make as long as it likes takes [`AT_ONCE`] steps
+//! ([`Graph::spend`]) and leaves a [`Rest`]; [`Context::leave`] lets go of the lock and does the
+//! rest in further sections, before its caller goes on. The driver lets go of its locks in the same
+//! places. Other threads may come in between: a rest names how far it has come by ids and keys,
+//! never by position, and stops where they are gone.
 //!
 //! To release the lock is not enough: a thread that takes the lock again at once has it before a
 //! thread that has to be woken first, and several such threads keep all others waiting. So long
@@ -14,7 +14,7 @@
 //! wants the lock (`Context::long_work`). A thread that is at long work serves nobody meanwhile, so
 //! that it says so first ([`Carriers::held_up`](super::Carriers::held_up)).
 //!
-//! What is gone through in one section all the same, and why that is short:
+//! What is done in one section all the same, and why that is short:
 //! - the threads that wait for a process's work (`Graph::stop_waiting`): one number each, and no
 //!   more than [`Limits::threads`](super::Limits::threads);
 //! - the callers that wait to freeze one process (`end_freeze_wait`): a blocked thread each;
@@ -27,11 +27,11 @@ use super::transaction::HeldBuffer;
 use crate::protocol::returns::Return;
 use crate::sync::MutexGuard;
 
-/// Steps that are taken in one section. Each looks up some ten records, of which none may be in the
-/// processor's caches where there are a million: some 50 us.
+/// Steps in one section. Each looks up some ten records, and among a million records none of them
+/// may be in the processor's caches: some 50 us in all.
 pub(crate) const AT_ONCE: usize = 32;
 
-/// The same for steps that come to a line of text, or to a return that is read.
+/// The same for steps that write a line of text or a return.
 pub(crate) const LINES_AT_ONCE: usize = 128;
 
 /// Bytes of a long line of the logs.
@@ -40,26 +40,26 @@ const LINE: usize = 256;
 /// How long long work rests before its next section: about as long as a section takes.
 const BREATH: std::time::Duration = std::time::Duration::from_micros(20);
 
-/// What of a section's work is left for the next ones.
+/// Work that a section leaves for further sections.
 pub(crate) enum Rest {
-    /// Of what the objects in a freed buffer held.
+    /// The rest of what the objects in a freed buffer held.
     Held(HeldBuffer),
-    /// Of the calls on the stack of a thread that is gone.
+    /// The rest of the calls on the stack of a thread that is gone.
     Stack { thread: ThreadId, process: ProcessId, next: TransactionId },
-    /// Of what a thread that is gone would have been told.
+    /// The rest of the work of a thread that is gone.
     Todo(ThreadId),
-    /// Of a chain of callers that are gone: up there is one who waits.
+    /// The rest of a chain of callers: further up one may still wait.
     FailedReply { next: TransactionId, error: Return },
-    /// Of the holders of a node whose owner has died: those below this reference.
+    /// The rest of the holders of a node whose owner has died: those below this reference.
     Deaths { node: NodeId, before: u64 },
-    /// Of those who are told that a process froze or thawed.
+    /// The rest of the holders that are told that a process froze or thawed.
     Frozen(super::freeze::Telling),
-    /// Of the threads of a process that is flushed.
+    /// The rest of the threads of a process that is flushed: those above this number.
     Flush { process: ProcessId, after: Option<i32> },
 }
 
 impl Graph {
-    /// Whether one more step may be taken in this section; it counts as taken.
+    /// Whether one more step may be taken in this section; if so, counts it.
     pub fn spend(&mut self) -> bool {
         let may = self.left > 0;
         self.left -= usize::from(may);
@@ -80,8 +80,8 @@ impl Graph {
 }
 
 impl Context {
-    /// Runs `f` on the graph under its lock. What is to be done in the world is posted afterwards
-    /// ([`super::outbox`]): no client's memory is touched here.
+    /// Runs `f` on the graph under its lock. The effects are posted afterwards ([`super::outbox`]):
+    /// no client's memory is touched here.
     pub(super) fn locked<R>(&self, f: impl FnOnce(&mut Graph) -> R) -> R {
         let mut graph = self.graph.lock();
         let result = f(&mut graph);
@@ -134,8 +134,8 @@ impl Context {
         result
     }
 
-    /// Goes through something long, a piece in each section: `piece` is told the key that the last
-    /// one came to, and tells its own, or that it has come to the end.
+    /// Goes through a long table, a piece in each section: `piece` gets the key at which the last
+    /// one stopped, and returns its own, or none at the end.
     pub(super) fn in_pieces<K>(&self, mut piece: impl FnMut(&Graph, Option<K>) -> Option<K>) {
         let mut work = self.long_work();
         let mut at = None;
@@ -229,7 +229,7 @@ impl<'a> LongWork<'a> {
 
 pub(crate) use count::handled;
 
-/// How much is handled in the longest section: an instrument of debug builds.
+/// How many records the longest section handles: an instrument of debug builds.
 #[cfg(debug_assertions)]
 mod count {
     use std::cell::Cell;
@@ -239,7 +239,7 @@ mod count {
         static MOST: Cell<usize> = const { Cell::new(0) };
     }
 
-    /// A record is looked up or passed, or a line is written of it.
+    /// Counts one: a record is looked up or passed, or a line is written about it.
     pub(crate) fn handled() {
         HANDLED.set(HANDLED.get() + 1);
     }

@@ -5,9 +5,9 @@
 //! wait there, and each of them asks the device again.
 //!
 //! The kernel does not say when the last poller has gone, or whether a poller will ask again before
-//! it wants the next notice: an edge-triggered epoll does not, and an exclusive one hears of every
-//! second arrival only, when another takes turns with it. So a file that was ever polled is told of
-//! every arrival, but no more than [`AHEAD`] times before somebody asks again.
+//! it wants the next notice. An edge-triggered epoll does not ask; an exclusive one that takes
+//! turns with another hears of every second arrival only. So a file that was ever polled is told of
+//! every arrival, but at most [`AHEAD`] times before somebody asks again.
 
 use super::graph::{Graph, ProcessId, ThreadId};
 use super::outbox::Effect;
@@ -18,42 +18,42 @@ use crate::Errno;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// How many notices a file is given that nobody has asked after. More arrivals than that are told
-/// as one, to the next who asks.
+/// How many notices a file is given before somebody asks. Later arrivals make one notice, given
+/// when somebody asks again.
 const AHEAD: u32 = 16;
 
-/// Up to so many polling threads are looked at, to see whether one of them may take what has come;
-/// and up to so many that wait by exclusive epolls are woken one by one.
+/// At most this many polling threads are looked at, to see whether one of them may take what has
+/// come; and at most this many waiters of exclusive epolls are woken one by one.
 const FEW: usize = 8;
 
 /// Who polls an open file.
 #[derive(Default)]
 pub(crate) struct Polls {
     poller: Option<Arc<dyn Poller>>,
-    /// Threads that have ever polled, and live.
+    /// Threads that have polled and still live.
     pub threads: BTreeSet<ThreadId>,
-    /// A thread that polled has gone. What it waited with may be others' by now: an epoll
-    /// that several threads share need not have asked for each of them.
+    /// A thread that polled has gone. Others may wait where it waited: an epoll that several
+    /// threads share need not have asked for each of them.
     orphaned: bool,
     /// Notices since somebody last asked.
     ahead: u32,
-    /// There was something to tell after that many.
+    /// There was something to tell after [`AHEAD`] notices.
     missed: bool,
-    /// How often a thread that has asked in vain may still pass a notice on.
+    /// How often a notice may still be passed on by a thread that has asked in vain.
     passes: usize,
     /// A notice is due when the lock is dropped.
     due: bool,
-    /// How often there was something to tell.
+    /// How often there was something to tell, with or without a notice.
     tellings: u64,
 }
 
-/// For those who poll a file: there may be something to read.
+/// A notice to those who poll a file that there may be something to read.
 pub(crate) struct Notice {
     process: ProcessId,
     poller: Arc<dyn Poller>,
-    /// How many threads may have to be woken. One wake-up of a file's queue reaches all who wait
-    /// there, but only the first of those who wait by exclusive epolls, which may be
-    /// a thread that has nothing to read. (The driver wakes each thread's queue.)
+    /// How many wake-ups to give. One wake-up of a file's queue reaches all waiters but those of
+    /// exclusive epolls, of whom it reaches the first only, which may have nothing to read. (The
+    /// driver wakes each thread's own queue.)
     waiters: usize,
 }
 
@@ -67,7 +67,8 @@ impl Notice {
 
 impl Graph {
     /// `binder_poll`: whether the thread has something to read. From now on `poller` is told when
-    /// any thread that polls the file may have. ESRCH: the file has been released.
+    /// any thread that polls the file may have something to read. ESRCH: the file has been
+    /// released.
     fn poll(
         &mut self,
         process: ProcessId,
@@ -88,7 +89,7 @@ impl Graph {
         }
         record.polls.ahead = 0;
         if std::mem::take(&mut record.polls.missed) {
-            // For the others who wait: this one is about to know.
+            // For the other threads that wait; this one is about to know.
             self.tell_pollers(process);
         }
         let tellings = self.processes.get(&process).map(|record| record.polls.tellings);
@@ -103,10 +104,10 @@ impl Graph {
         Ok(ready)
     }
 
-    /// A thread has asked in vain. If the notice was meant for another one, which has not asked
-    /// since, an exclusive epoll may have kept it from that: it is given again, before this thread
-    /// has its answer and waits again at the head of the queue. Not for ever: the other thread may
-    /// not be waiting at all.
+    /// A thread has asked in vain. If the notice was meant for another thread, which has not asked
+    /// since, an exclusive epoll may have kept the notice from it. So the notice is given again,
+    /// before this thread has its answer and waits again at the head of the queue; but not for
+    /// ever, since the other thread may not be waiting at all.
     fn pass_notice_on(&mut self, process: ProcessId) {
         let Some(polls) = self.processes.get(&process).map(|record| &record.polls) else {
             return;
@@ -143,7 +144,7 @@ impl Graph {
         polls.ahead += 1;
         polls.due = true;
         let waiters = polls.threads.len().clamp(1, FEW);
-        // One round of all of them, and some more: they are woken in no certain order.
+        // Enough to go round all of them several times, since they are woken in no certain order.
         polls.passes = 4 * (waiters - 1);
         self.told.push(Notice { process, poller, waiters });
     }
@@ -162,7 +163,8 @@ impl Graph {
         }
     }
 
-    /// A thread that polls has gone: the driver wakes all who wait on its queue, for good.
+    /// A thread that polls has gone, and its wait queue with it: the driver wakes all who wait
+    /// there.
     pub fn release_poll_thread(&mut self, process: ProcessId, thread: ThreadId) {
         if let Some(record) = self.processes.get_mut(&process) {
             record.polls.threads.remove(&thread);
@@ -183,15 +185,15 @@ impl Graph {
 }
 
 impl Polls {
-    /// Whether the thread has asked in vain, and nothing was told since.
+    /// Whether the thread has asked in vain, and there was nothing to tell since.
     pub fn still_in_vain(&self, thread: &Thread) -> bool {
         thread.polled_in_vain == Some(self.tellings)
     }
 }
 
 impl Process {
-    /// `binder_poll`: whether the thread has something to read. `poller`, if any, is told from now
-    /// on whenever that may have changed for any thread that polls the file. ENOMEM: too many
+    /// `binder_poll`: whether the thread has something to read. From now on `poller`, if any, is
+    /// told whenever any thread that polls the file may have something to read. ENOMEM: too many
     /// threads; ESRCH: the file has been released.
     pub fn poll(
         self: &Arc<Self>,

@@ -13,17 +13,17 @@ use crate::quota::User;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// An ioctl that a client waits in. The engine consumes it once: at once, or when another
-/// client's work, a signal or a release completes it.
+/// An ioctl that a client waits in. The engine ends it once: at once, or when another client's
+/// work, a signal or a release completes it.
 pub trait Completion: Send {
     /// Whether a signal for the calling thread has already been reported.
     fn interrupted(&self) -> bool;
 
-    /// Ends the ioctl. `out` is the ioctl's argument as it is to be copied out (the device drops
-    /// it for ioctls that copy nothing out); it is copied out on errors too.
+    /// Ends the ioctl. `out` is the ioctl's argument as it is to be copied out, on errors too. (The
+    /// device drops it for ioctls that copy nothing out.)
     fn send(self: Box<Self>, result: Result<i32, Errno>, out: &[u8]);
 
-    /// Whether ending it touches the caller's memory.
+    /// Whether ending the ioctl touches the caller's memory.
     fn copies_out(&self) -> bool {
         false
     }
@@ -76,23 +76,23 @@ pub struct Call {
     pub reply: Box<dyn Completion>,
 }
 
-/// Those who poll an open file. Told when there may be something to read for one of them, over
-/// and over again: one notice too many does no harm, each of them asks before it believes it.
+/// Those who poll an open file. They are told over and over that there may be something to read; a
+/// notice too many does no harm, since each of them asks the device before it reads.
 pub trait Poller: Send + Sync {
-    /// Has those who poll look again.
+    /// Makes those who poll ask again.
     fn wake(&self);
 }
 
 /// A descriptor on its way from one client to another. Closed when dropped.
 pub trait File: Send + Sync {
-    /// The file as the type that the device has given it.
+    /// The file as the device's own type.
     fn as_any(&self) -> &dyn std::any::Any;
 }
 
 /// The process behind an open file (`proc->tsk`, a `struct task_struct`), as far as the engine has
 /// to reach that process. Nothing here is called under a lock of the engine.
 pub trait Task: Send + Sync {
-    /// The user who has opened the device, for whom records are counted; asked once.
+    /// The user who has opened the device, to whom records are charged; asked once.
     fn user(&self) -> Arc<User> {
         User::unlimited()
     }
@@ -118,14 +118,15 @@ pub trait Task: Send + Sync {
     /// The nice value of a thread of this client.
     fn nice(&self, tid: i32) -> i32;
 
-    /// Sets it, as far as the client itself might (RLIMIT_NICE).
+    /// Sets the nice value of a thread of this client, as far as the client itself might
+    /// (RLIMIT_NICE).
     fn set_nice(&self, tid: i32, nice: i32);
 
     /// The security context that this client had when it opened the device, with its trailing
     /// NUL. EOPNOTSUPP where there is no security module.
     fn security_context(&self) -> Result<Vec<u8>, Errno>;
 
-    /// Who a thread is that is in an ioctl, and calls as `uid`.
+    /// The identity of a thread that is in an ioctl and calls as `uid`.
     fn identity(&self, _tid: i32, uid: u32) -> Identity {
         Identity { euid: uid, is_opener: false }
     }
@@ -136,24 +137,24 @@ pub trait Task: Send + Sync {
         uid
     }
 
-    /// Whether its pid is still its own: once it has ended and was waited for, another process
-    /// may get that number, while a child goes on with the open file.
+    /// Whether this client's pid is still its own: once the process has ended and was waited for,
+    /// another one may get the number, while a child goes on with the open file.
     fn has_pid(&self) -> bool {
         true
     }
 
-    /// `pid` (of another client, in the daemon's namespace) as this client sees it; 0 when it
-    /// does not.
+    /// `pid` (of another client, in the daemon's namespace) as this client sees it; 0 when this
+    /// client cannot see it.
     fn pid_as_seen(&self, pid: i32) -> i32;
 
-    /// A pid that this client names, in the daemon's namespace; the inverse of
-    /// [`Task::pid_as_seen`]. -1 when it is nobody's.
+    /// A pid as this client names it, in the daemon's namespace: the inverse of
+    /// [`Task::pid_as_seen`]. -1 when no process has that pid.
     fn pid_named(&self, pid: i32) -> i32 {
         pid
     }
 
-    /// What tells a thread from others of the same number, while it is in an ioctl; none when the
-    /// device does not know.
+    /// What tells a thread that is in an ioctl from others of the same number; none when the device
+    /// does not know.
     fn thread_birth(&self, _tid: i32) -> Option<Birth> {
         None
     }
@@ -174,13 +175,13 @@ pub trait Task: Send + Sync {
     }
 }
 
-/// Who a calling thread is.
+/// The identity of a calling thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
-    /// Its effective uid, in the daemon's user namespace.
+    /// The thread's effective uid, in the daemon's user namespace.
     pub euid: u32,
-    /// It is a thread of the process that has opened the device, which has its pid, then, as long
-    /// as the thread waits. False too where that is not certain.
+    /// The thread belongs to the process that has opened the device, which therefore has its pid as
+    /// long as the thread waits. False also where that is not certain.
     pub is_opener: bool,
 }
 
@@ -188,26 +189,28 @@ pub struct Identity {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Birth(pub u64);
 
-/// Whether the end of a thread will be told.
+/// Whether the device will tell that a thread has ended.
 pub enum Watching {
-    /// It has ended already.
+    /// The thread has ended already.
     Gone,
-    /// It will, unless this is dropped before; when that happens at the same time, it may be told
-    /// all the same.
+    /// The device will tell, unless this value is dropped before. If both happen at the same time,
+    /// it may tell all the same.
     Told(Box<dyn Send>),
-    /// It will not; [`Task::thread_is_gone`] has to be asked.
+    /// The device will not tell: [`Task::thread_is_gone`] has to be asked.
     Untold,
 }
 
 /// A timer that the engine asks the device for (freezing waits for outstanding transactions).
 pub trait Timers: Send + Sync {
-    /// Calls `fire` after `delay`, on any thread, at most once. `ticket` names it, once.
+    /// Calls `fire` after `delay`, on any thread, at most once. `ticket` names the timer, and no
+    /// other.
     fn after(&self, ticket: u64, delay: Duration, fire: Box<dyn FnOnce() + Send>);
 
     /// Forgets a timer that has not fired.
     fn cancel(&self, ticket: u64);
 
-    /// The time since some moment in the past, for the logs: how long a transaction is on its way.
+    /// The time since some moment in the past, for the logs: how long a transaction has been on its
+    /// way.
     fn now(&self) -> Duration {
         Duration::ZERO
     }

@@ -17,17 +17,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What we keep of a buffer that a client holds: everything that has to be undone when it is
-/// freed. Nothing of it is read back from the buffer, which its client may reach.
+/// The record of a buffer that a client holds: everything that has to be undone when the buffer is
+/// freed. Nothing is read back from the buffer, which its client may be able to write.
 pub(crate) struct BufferRecord {
     /// The transaction that brought it (`debug_id`).
     pub id: TransactionId,
     pub buffer: Buffer,
-    /// The transaction that it carries, while that is not done.
+    /// The transaction that the buffer carries, until that is done.
     pub transaction: Option<TransactionId>,
-    /// For a transaction (not a reply) the node that it was sent to.
+    /// The node that a call was sent to; none for a reply.
     pub target_node: Option<NodeId>,
-    /// What its objects hold, as far as they have been translated.
+    /// What the buffer's objects hold, as far as they have been translated.
     pub held: Vec<HeldRef>,
     /// Descriptors (of arrays) that were installed in the client and are closed with the buffer.
     pub close_on_free: Vec<i32>,
@@ -40,7 +40,8 @@ pub(crate) struct ProcessInner {
     pub process: Arc<Process>,
     /// By thread id.
     pub threads: BTreeMap<i32, ThreadId>,
-    /// With so many threads, those that are gone are looked for, but not before that time.
+    /// From this number of threads on, those that are gone are looked for, but not before that
+    /// time.
     pub look_through_at: usize,
     pub look_through_after: Duration,
     /// By pointer.
@@ -71,7 +72,7 @@ pub(crate) struct ProcessInner {
     pub sync_recv: bool,
     pub async_recv: bool,
     pub freeze_waits: Vec<FreezeWait>,
-    /// Which of those who tell that it froze or thawed was the last to begin.
+    /// The number of the latest telling that this process froze or thawed.
     pub freeze_telling: u64,
     pub oneway_spam_detection: bool,
     /// Death and freeze links that exist.
@@ -118,7 +119,7 @@ impl ProcessInner {
         }
     }
 
-    /// The smallest free handle that is not below `least` (`get_ref_desc_olocked`); taken.
+    /// Takes the smallest free handle that is not below `least` (`get_ref_desc_olocked`).
     pub fn free_handle(&mut self, least: u32) -> u32 {
         if let Some(&handle) = self.free_handles.range(least..).next() {
             self.free_handles.remove(&handle);
@@ -131,13 +132,13 @@ impl ProcessInner {
     }
 
     pub fn release_handle(&mut self, handle: u32) {
-        // Nobody is given a handle here any more.
+        // The process is dead: nobody is given a handle in it any more.
         if self.is_dead {
             return;
         }
         self.free_handles.insert(handle);
-        // Not all at once: there may be a million at the end. Two for each that is released are
-        // enough for the table not to stay larger than it has to be.
+        // Not all free handles at the end at once, since there may be a million. Two for each
+        // handle that is released keep the table no larger than it has to be.
         for _ in 0..2 {
             if self.next_handle > 0 && self.free_handles.remove(&(self.next_handle - 1)) {
                 self.next_handle -= 1;
@@ -217,9 +218,9 @@ impl Graph {
         }
     }
 
-    /// Releases some records of a process that is dead: its threads, its nodes, its references,
-    /// what it was to be told, its buffers; then the process. Whether something is left: the caller
-    /// lets go of the lock in between, as the driver does.
+    /// Releases some records of a process that is dead: its threads, its nodes, its references, its
+    /// work, its buffers; then the process. Returns whether something is left: the caller lets go
+    /// of the lock in between, as the driver does.
     pub fn release_some(&mut self, id: ProcessId) -> bool {
         while self.spend() {
             let Some(record) = self.processes.get_mut(&id) else {
@@ -243,7 +244,7 @@ impl Graph {
         true
     }
 
-    /// The next of the one-way calls that wait for a node; when there is none, the node.
+    /// Releases the next one-way call that waits for a node, or, when there is none, the node.
     fn release_some_of_node(&mut self, process: ProcessId, id: NodeId) {
         if self.release_first_async(id) {
             return;
@@ -255,8 +256,8 @@ impl Graph {
         self.release_node(id);
     }
 
-    /// A buffer that remains (`binder_alloc_deferred_release`): what it holds is gone already, and
-    /// its memory goes with the last holder of the process.
+    /// Forgets a buffer that remains (`binder_alloc_deferred_release`): what it held is released
+    /// already, and its memory is freed with the last `Arc` of the process.
     fn forget_buffer(&mut self, buffer: BufferRecord) {
         let transaction = buffer.transaction.and_then(|id| self.transactions.get_mut(&id));
         if let Some(transaction) = transaction {
@@ -269,7 +270,7 @@ impl Graph {
             return;
         };
         self.by_pid.remove(&(record.process.pid, id));
-        // Who waits to freeze it finds nothing outstanding any more.
+        // The callers that wait to freeze this process find nothing outstanding any more.
         self.effects.push(Effect::Frozen(std::mem::take(&mut record.freeze_waits)));
         self.effects.push(Effect::DropProcess(record.process.clone()));
         self.effects.push(Effect::DropRecord(Box::new(record)));

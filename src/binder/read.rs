@@ -1,8 +1,8 @@
 //! Reading: what a thread is told, and when (`binder_thread_read`).
 //!
-//! A read that has nothing to give is parked on its thread. Whoever brings work resumes it: under
-//! the graph's lock the returns are put together, and the read has an [`Answer`]. What becomes of
-//! the answer without the lock is told in [`super::delivery`].
+//! A read that has nothing to give is parked on its thread. A thread that brings work resumes the
+//! read: under the graph's lock the returns are put together, and the read has an [`Answer`]. How
+//! the answer gets to the client, without the lock, is told in [`super::delivery`].
 
 use super::delivery::{Delivered, Delivery, SenderPid};
 use super::graph::{Graph, Queue, ThreadId, TransactionId, Work};
@@ -16,10 +16,10 @@ use crate::uapi;
 use std::sync::Arc;
 use zerocopy::IntoBytes;
 
-/// The least room in a read buffer for one more return: the largest there is, with its number.
+/// The room that a read buffer must have for one more return: that of the largest, with its number.
 const ROOM: u64 = 4 + size_of::<uapi::binder_transaction_data_secctx>() as u64;
 
-/// Bytes of a page of any client, or a part of them.
+/// The size of a page of any client, or a divisor of it.
 const PAGE: u64 = 4096;
 
 /// A BINDER_WRITE_READ in its read part.
@@ -29,7 +29,7 @@ pub(crate) struct Parked {
     pub memory: Arc<dyn ClientMemory>,
     pub nonblock: bool,
     pub reply: Box<dyn Completion>,
-    /// `read_consumed` when it began: what a read that fails says.
+    /// `read_consumed` when the read began: its value in the answer of a read that fails.
     pub start: u64,
 }
 
@@ -44,27 +44,27 @@ impl Parked {
         Parked { process, start: call.read_consumed, call, memory, nonblock, reply }
     }
 
-    /// Ends it without giving it anything.
+    /// Ends the read without giving it anything.
     pub fn finish(self, errno: Errno) -> Finish {
         let out = self.call.as_bytes().into();
         Finish { process: self.process, reply: self.reply, result: Err(errno), out }
     }
 
-    /// The buffer lies in more than one page, of which any may turn out not to be there: then
+    /// Whether the buffer lies in more than one page, any of which may turn out to be missing. Then
     /// each return is written before the next is taken, so that only the one that does not fit is
-    /// lost. Where the first word can be written, the rest of its page can.
+    /// lost. (Within one page, where the first word can be written the rest can.)
     fn in_steps(&self) -> bool {
         let last = self.call.read_buffer.wrapping_add(self.call.read_size.saturating_sub(1));
         self.call.read_buffer / PAGE != last / PAGE
     }
 }
 
-/// What a read has come to.
+/// What a read, or another ioctl that waited, has come to.
 #[allow(clippy::large_enum_variant, reason = "nearly all of them are deliveries")]
 pub(crate) enum Answer {
     /// Returns, to be written to the client.
     Deliver(Delivery),
-    /// Nothing but the end of its ioctl (not only a read: a freeze that was waited for, too).
+    /// Only the end of an ioctl; not only of a read: a freeze that was waited for ends so, too.
     Finish(Finish),
     /// The end of an ioctl that is called again after the signal's handler.
     Restart(Finish),
@@ -72,7 +72,7 @@ pub(crate) enum Answer {
 
 /// How far the collecting of returns came.
 enum Collected {
-    /// Nothing there: wait.
+    /// Nothing yet: the read has to wait.
     Nothing,
     /// All there was, or as much as there is room for.
     Returns,
@@ -83,8 +83,8 @@ enum Collected {
 }
 
 impl Graph {
-    /// Begins or resumes a read with nothing collected. None: there is nothing to give, and the
-    /// read is parked.
+    /// Begins or resumes a read that has collected nothing yet. None: there is nothing to give, and
+    /// the read is parked.
     pub fn resume_read(&mut self, id: ThreadId, read: Parked) -> Option<Answer> {
         let mut bytes = FewBytes::new();
         if read.call.read_consumed == 0 {
@@ -93,7 +93,7 @@ impl Graph {
         self.wait_for_work(id, read, bytes)
     }
 
-    /// Gives a read what there is, or parks it. It has nothing yet but perhaps BR_NOOP.
+    /// Gives a read what there is, or parks it. `bytes` holds BR_NOOP at most.
     fn wait_for_work(&mut self, id: ThreadId, read: Parked, mut bytes: FewBytes) -> Option<Answer> {
         loop {
             let Some(thread) = self.threads.get(&id) else {
@@ -122,8 +122,8 @@ impl Graph {
         }
     }
 
-    /// Reads on after a step, or after a transaction that could not be given out. What was
-    /// collected before it is given, even when nothing follows.
+    /// Reads on after a step, or after a transaction that could not be given to the client. What
+    /// was collected before that is given even when nothing follows.
     pub fn continue_read(
         &mut self,
         id: ThreadId,
@@ -184,7 +184,7 @@ impl Graph {
         })
     }
 
-    /// One return goes to the client; the read goes on when it has it.
+    /// Sends one return to the client; the read goes on when the client has it.
     fn deliver_step(
         &mut self,
         id: ThreadId,
@@ -209,7 +209,8 @@ impl Graph {
     }
 
     fn park(&mut self, id: ThreadId, read: Parked, for_process: bool) {
-        // A thread has one read: whoever parks a second took over a thread id.
+        // A thread waits in one read. One that is parked already is of an earlier thread with this
+        // id.
         self.end_parked_read(id, Errno::EINTR);
         let Some(thread) = self.threads.get_mut(&id) else {
             return;
@@ -229,7 +230,7 @@ impl Graph {
         Answer::Finish(read.finish(errno))
     }
 
-    /// Takes work and appends what it says, as long as there is room.
+    /// Takes work and appends the returns that it makes, as long as there is room.
     fn collect(
         &mut self,
         id: ThreadId,
@@ -241,7 +242,7 @@ impl Graph {
         let before = bytes.len();
         let mut taken = 0;
         loop {
-            // Not all the work there is comes to anything that is told.
+            // Some work makes no return, so the steps are counted.
             if taken == LINES_AT_ONCE || (bytes.len() > before && read.in_steps()) {
                 return Collected::Step;
             }
@@ -267,7 +268,8 @@ impl Graph {
             } else {
                 return Collected::Returns;
             };
-            // Unsigned, as in the driver: a buffer too small for BR_NOOP is no limit at all.
+            // Unsigned, as in the driver: a buffer too small for BR_NOOP counts as one without an
+            // end.
             if call.read_size.wrapping_sub(used) < ROOM {
                 return Collected::Returns;
             }
@@ -325,7 +327,7 @@ impl Graph {
                         continue;
                     };
                     notice.encode(bytes);
-                    // What is done about a death may need transactions: the client comes first.
+                    // Handling a death may take transactions, so the client gets this notice first.
                     if matches!(notice, Return::DeadBinder(_)) {
                         return Collected::Returns;
                     }
@@ -343,8 +345,8 @@ impl Graph {
         }
     }
 
-    /// Appends BR_TRANSACTION or BR_REPLY. Where it carries descriptors, the transaction stays in
-    /// no list until the client has it.
+    /// Appends BR_TRANSACTION or BR_REPLY. A transaction with descriptors then stands in no list
+    /// until the client has it.
     fn take_transaction(
         &mut self,
         thread: ThreadId,
@@ -365,7 +367,7 @@ impl Graph {
             cookie: node.map_or(0, |node| node.cookie),
             code: transaction.code,
             flags: transaction.flags,
-            // Comes when the receiver is known (`finish_record`).
+            // Filled in by `finish_record`, which knows the receiver.
             sender_pid: 0,
             sender_euid: transaction.sender_euid,
             data_size: buffer.data_size as u64,
@@ -397,7 +399,7 @@ impl Graph {
         if let Some(record) = self.processes.get_mut(&process) {
             record.files_in_flight = record.files_in_flight.saturating_sub(fixups.len());
         }
-        // With descriptors it may fail in a way of its own.
+        // A transaction with descriptors is settled once they are installed, which can fail.
         let settled = fixups.is_empty();
         if settled {
             self.settle_transaction(thread, id);

@@ -5,9 +5,9 @@ use crate::Errno;
 use crate::client_log::{Kind, user_error};
 use crate::quota::{Charge, bytes};
 
-/// `struct binder_ref`. A process has at most one for each node.
+/// `struct binder_ref`. A process has at most one reference to each node.
 pub(crate) struct Ref {
-    /// Unique; the key in the node's table.
+    /// Unique; the key in the node's table of references.
     pub id: u64,
     pub node: NodeId,
     pub strong: u64,
@@ -33,8 +33,9 @@ impl Graph {
         self.processes.get_mut(&process)?.refs.get_mut(&handle)
     }
 
-    /// The handle of a process for a node, made if there is none: the smallest that is free, 0
-    /// being the context manager's (`binder_get_ref_for_node_olocked`). ENOMEM past the limit.
+    /// The handle of a process for a node, and whether it was made now: the smallest that is free,
+    /// 0 being the context manager's (`binder_get_ref_for_node_olocked`). ENOMEM: too many
+    /// references.
     fn get_or_new_ref(&mut self, process: ProcessId, node: NodeId) -> Result<(u32, bool), Errno> {
         let id = self.next_id();
         let may_be_0 = self.manager == Some(node);
@@ -116,7 +117,7 @@ impl Graph {
         }
     }
 
-    /// `binder_dec_ref_olocked`: the last count takes the reference with it.
+    /// `binder_dec_ref_olocked`: with its last count the reference goes.
     fn dec_ref(&mut self, process: ProcessId, handle: u32, strong: bool) {
         let Some(reference) = self.find_ref_mut(process, handle) else {
             return;

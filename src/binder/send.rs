@@ -4,7 +4,7 @@
 //! 2. Without it: a buffer in the target, the data, its objects ([`Message`]).
 //! 3. Under the lock again: look whether the target still lives, and queue.
 //!
-//! Whatever fails on the way is undone, and the sender reads why; the rest of the world goes on.
+//! Whatever fails on the way is undone, and the sender reads why; nobody else notices.
 
 use super::graph::{Graph, ThreadId, TransactionId, Work};
 use super::message::Message;
@@ -54,12 +54,12 @@ impl From<Errno> for Failure {
     }
 }
 
-/// Who sends.
+/// The sending thread.
 pub(crate) struct Sender<'a> {
     pub process: &'a Arc<Process>,
     pub thread: ThreadId,
     pub tid: i32,
-    /// As the device was told it.
+    /// The sender's uid as the device was told it.
     pub uid: u32,
     pub memory: &'a dyn ClientMemory,
 }
@@ -67,7 +67,7 @@ pub(crate) struct Sender<'a> {
 /// A transaction, and who sends it.
 struct Sent {
     id: TransactionId,
-    /// The thread's nice value.
+    /// The sending thread's nice value.
     priority: i32,
     from: Identity,
 }
@@ -79,13 +79,13 @@ pub(crate) struct Filled {
     pub fixups: Vec<Fixup>,
     pub security_ctx: u64,
     charge: TransactionCharge,
-    /// Of the buffer's record, which stays until the buffer is freed.
+    /// For the buffer's record, which stays until the buffer is freed.
     buffer_charge: quota::Charge,
 }
 
 impl Sender<'_> {
-    /// Carries out one BC_TRANSACTION, BC_REPLY or their scatter-gather forms. Never fails as a
-    /// command: what goes wrong is read by the sender. The section is left while the message is
+    /// Carries out one BC_TRANSACTION, BC_REPLY or their scatter-gather forms. The command itself
+    /// never fails: the sender reads what went wrong. The section is left while the message is
     /// made, and entered again to queue it.
     pub fn send(
         &self,
@@ -143,11 +143,11 @@ impl Sender<'_> {
         if let Err(failure) = result {
             self.fail(graph, id, target.in_reply_to, failure);
         }
-        // Not under the lock: this may be the last that holds a released target.
+        // Outside the lock: this may be the last `Arc` of a released target.
         graph.effects.push(Effect::DropProcess(target.process));
     }
 
-    /// Notes the transaction for `transaction_log`, and for that of the failed ones if it failed.
+    /// Notes the transaction in `transaction_log`, and in `failed_transaction_log` if it failed.
     fn log(
         &self,
         id: TransactionId,
@@ -188,7 +188,7 @@ impl Sender<'_> {
         }
     }
 
-    /// Tells whoever has to know that the transaction `id` failed.
+    /// Tells all concerned that the transaction `id` failed.
     fn fail(
         &self,
         graph: &mut Graph,
@@ -214,7 +214,7 @@ impl Sender<'_> {
         }
     }
 
-    /// Takes a buffer in the target and fills it. What fails leaves nothing behind.
+    /// Takes a buffer in the target and fills it. On failure nothing is left behind.
     fn fill(
         &self,
         target: &Target,
@@ -290,7 +290,8 @@ impl Sender<'_> {
                 });
                 alloc.free_buf(&buffer);
                 Err(match errno {
-                    // An object found the target's tables gone: it died meanwhile.
+                    // The target's tables were gone when an object was translated: it died
+                    // meanwhile.
                     Errno::ESRCH => Failure::dead(),
                     errno => {
                         shortage::note(&errno);
@@ -394,7 +395,7 @@ impl Sender<'_> {
                 graph.enqueue_thread_work(thread, complete);
             })
         } else {
-            // Deferred: the sender is not woken for it, but reads it with the reply.
+            // Deferred: the sender is not woken for this alone, but reads it with the reply.
             let place = graph.enqueue_deferred_thread_work(thread, complete);
             let parent = graph
                 .threads
@@ -411,7 +412,7 @@ impl Sender<'_> {
             })
         };
         result.map_err(|error| {
-            // It was never outstanding, so it is not "freed", only forgotten.
+            // The transaction was never outstanding, so it is not freed as such, only forgotten.
             if let Some(transaction) = graph.transactions.remove(&id) {
                 graph.drop_fixups(Some(process), transaction.fixups);
             }

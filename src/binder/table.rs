@@ -1,6 +1,6 @@
 //! The tables of a context's records.
 //!
-//! They are trees. A hash table that grows or shrinks moves all that is in it, and for a million
+//! They are trees: a hash table that grows or shrinks moves all its entries, and with a million
 //! nodes everybody in the context would wait for that.
 
 use super::pieces::handled;
@@ -11,7 +11,7 @@ use std::ops::RangeBounds;
 /// The records of a kind, by id; the latest has the largest.
 pub(crate) struct Table<K, V>(BTreeMap<K, V>);
 
-/// All of a table.
+/// An iterator over all of a table.
 pub(crate) type Records<'a, K, V> = Inspect<btree_map::Iter<'a, K, V>, fn(&(&'a K, &'a V))>;
 
 impl<K, V> Default for Table<K, V> {

@@ -13,13 +13,13 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Where a transaction goes, as the first look under the lock found it.
+/// Where a transaction goes, as found in the first section.
 pub(crate) struct Target {
     pub process: Arc<Process>,
     /// The receiving thread, where it is known: the waiting caller of a reply, or the thread
     /// that a nested call returns to.
     pub thread: Option<ThreadId>,
-    /// Its number, for the logs.
+    /// The receiving thread's number, for the logs.
     pub thread_id: Option<i32>,
     /// The node of a call; none for a reply.
     pub node: Option<NodeId>,
@@ -27,15 +27,15 @@ pub(crate) struct Target {
     pub in_reply_to: Option<TransactionId>,
     pub accepts_fds: bool,
     pub wants_security_ctx: bool,
-    /// Nobody would notice the end of the receiving thread.
+    /// Nobody watches for the end of the receiving thread.
     pub unattended: bool,
-    /// Where to go on looking for the receiving thread.
+    /// Where the search for the receiving thread goes on.
     pub search: Option<TransactionId>,
 }
 
 impl Target {
-    /// Looks for the thread that waits, further up, for the sender: a nested call back into a
-    /// process lands there.
+    /// Looks up the chain of callers for a thread of the target that waits for the sender: a nested
+    /// call back into a process goes to that thread.
     pub fn look_for_thread(&mut self, graph: &Graph, from: TransactionId) {
         let found = match graph.waiting_caller(from, self.process.id) {
             ControlFlow::Break(found) => found,
@@ -61,8 +61,8 @@ impl From<Failure> for NoTarget {
 }
 
 impl Sender<'_> {
-    /// The waiting caller that a reply goes to. Whether it is there or not, the thread has done
-    /// with the call and gets its `own` nice value back.
+    /// The waiting caller that a reply goes to. Whether the caller is there or not, the replying
+    /// thread is done with the call and gets its `own` nice value back.
     pub(super) fn reply_target(
         &self,
         graph: &mut Graph,

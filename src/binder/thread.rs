@@ -1,4 +1,4 @@
-//! A thread: whoever calls ioctl on an open file, known by its thread id.
+//! A thread: one that calls ioctls on an open file, known by its thread id.
 //!
 //! A thread is in its client, or in an ioctl: being served, or parked in a read until there is
 //! something to give. No thread of the daemon waits with it: the parked read is a record here.
@@ -28,7 +28,7 @@ bitflags! {
 }
 
 impl Looper {
-    /// The thread has said that it serves the process's work.
+    /// Whether the thread has said that it serves the process's work.
     pub fn is_looper(self) -> bool {
         self.intersects(Looper::REGISTERED | Looper::ENTERED)
     }
@@ -52,13 +52,13 @@ impl ExtendedError {
 pub(crate) struct Thread {
     pub process: ProcessId,
     pub tid: i32,
-    /// Which of all threads that ever have this number it is.
+    /// What tells this thread from others that have, or had, its number.
     pub birth: Option<Birth>,
     pub life: Life,
     pub looper: Looper,
     /// The next read returns even with nothing to give: the thread is new, or was flushed.
     pub looper_need_return: bool,
-    /// Something in `todo` is worth waking up for; what is only deferred is not.
+    /// Something in `todo` is worth waking the thread for; deferred work is not.
     pub process_todo: bool,
     pub todo: WorkList,
     pub transaction_stack: Option<TransactionId>,
@@ -69,19 +69,20 @@ pub(crate) struct Thread {
     /// has freed in it.
     pub close_on_return: Vec<i32>,
     pub parked: Option<Parked>,
-    /// The transaction that is being written to its memory, and stands in no list meanwhile.
+    /// The transaction that is being written to the thread's memory; it stands in no list
+    /// meanwhile.
     pub delivering: Option<TransactionId>,
-    /// It has polled, and there was nothing: how often there had been something to tell before.
+    /// Set when a poll found nothing to read: how often there had been something to tell by then.
     pub polled_in_vain: Option<u64>,
-    /// Where the last read buffer lay that could be written to.
+    /// The address of the last read buffer that could be written to.
     pub known_read_buffer: Option<u64>,
     #[expect(dead_code, reason = "held for its drop")]
     pub charge: Charge,
 }
 
 impl Graph {
-    /// The record of a thread, made when there is none.
-    /// ESRCH: the file has been released; ENOMEM: too many of them.
+    /// The record of a thread, made when there is none. ESRCH: the file has been released; ENOMEM:
+    /// too many threads.
     pub fn get_thread(
         &mut self,
         process: ProcessId,
@@ -164,8 +165,8 @@ impl Graph {
         self.wakeup_thread(process, thread);
     }
 
-    /// Attends to every thread that was woken: polls are told, and parked reads that have
-    /// something to give are turned into deliveries. To be called before the lock is dropped.
+    /// Attends to every thread that was woken: pollers are told, and parked reads that have
+    /// something to give become answers. To be called before the lock is dropped.
     pub fn settle(&mut self) {
         while let Some(id) = self.woken.pop() {
             let Some(thread) = self.threads.get_mut(&id) else {
@@ -196,8 +197,8 @@ impl Graph {
         }
     }
 
-    /// Notes that the thread's own command failed; its next read says so, and the commands behind
-    /// the failed one wait until then.
+    /// Notes that a command of the thread failed. The thread's next read says so, and the commands
+    /// behind the failed one wait until then.
     pub fn set_return_error(&mut self, thread: ThreadId, error: Return) {
         if let Some(record) = self.threads.get_mut(&thread) {
             record.return_error = Some(error);
@@ -219,7 +220,7 @@ impl Graph {
         self.end_parked_read(id, Errno::EINTR);
     }
 
-    /// A new or flushed thread goes back to its program.
+    /// A new or flushed thread returns from an ioctl: its next read may wait.
     pub fn ioctl_done(&mut self, thread: ThreadId) {
         if let Some(thread) = self.threads.get_mut(&thread) {
             thread.looper_need_return = false;
@@ -241,7 +242,7 @@ impl Graph {
         self.effects.push(Effect::Answer(Answer::Finish(parked.finish(errno))));
     }
 
-    /// Work that nobody has taken yet goes to the next thread that waits.
+    /// Work that nobody has taken yet goes to the next waiting thread.
     pub fn wakeup_leftover(&mut self, process: ProcessId) {
         if self.processes.get(&process).is_some_and(|p| !p.todo.is_empty()) {
             self.wakeup_process(process);
@@ -253,7 +254,7 @@ impl Graph {
         self.flush_after(process, None);
     }
 
-    /// The same for its threads with greater numbers.
+    /// The same for the threads with numbers above `after`.
     pub fn flush_after(&mut self, process: ProcessId, mut after: Option<i32>) {
         loop {
             let least = after.map_or(Bound::Unbounded, Bound::Excluded);
@@ -266,7 +267,7 @@ impl Graph {
             after = Some(tid);
             if let Some(thread) = self.threads.get_mut(&id) {
                 thread.looper_need_return = true;
-                // Not those that poll: they have nothing to read.
+                // Not the threads that poll: they have nothing to read.
                 if thread.parked.is_some() {
                     self.woken.push(id);
                 }
@@ -275,7 +276,7 @@ impl Graph {
     }
 
     /// A thread leaves, by BINDER_THREAD_EXIT or with its process (`binder_thread_release`): its
-    /// open transactions are failed or unlinked, and what waited for it is dropped.
+    /// open transactions are failed or unlinked, and its work is dropped.
     pub fn release_thread(&mut self, id: ThreadId) {
         self.end_parked_read(id, Errno::EBADF);
         let Some(thread) = self.threads.get_mut(&id) else {
@@ -300,7 +301,8 @@ impl Graph {
         let served = top.filter(|top| {
             self.transactions.get(top).is_some_and(|call| call.to_thread == Some(id))
         });
-        // The one on top is unlinked here: who waits for it is answered, and it is forgotten then.
+        // The call on top is unlinked at once: its caller is answered below, and the call is gone
+        // after that.
         if let Some(below) = top.and_then(|top| self.unlink_call(id, process, top)) {
             self.unlink_stack(id, process, below);
         }
@@ -324,7 +326,7 @@ impl Graph {
         }
     }
 
-    /// The same for one of them; what stands below.
+    /// The same for one call; returns the call below it.
     fn unlink_call(
         &mut self,
         thread: ThreadId,
@@ -342,7 +344,7 @@ impl Graph {
         below
     }
 
-    /// Drops what a thread that is gone would have been told (`binder_release_work`).
+    /// Drops the work of a thread that is gone (`binder_release_work`).
     pub fn release_leftover(&mut self, id: ThreadId) {
         loop {
             if self.leftovers.get(&id).is_none_or(WorkList::is_empty) {
@@ -356,7 +358,7 @@ impl Graph {
         }
     }
 
-    /// The oldest work of it; whether there was any.
+    /// Drops the oldest work of a list; returns whether there was any.
     pub fn release_first_work(&mut self, queue: Queue) -> bool {
         if let Some(work) = self.dequeue_head(queue) {
             match work {

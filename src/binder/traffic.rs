@@ -84,7 +84,7 @@ impl Traffic {
         }
     }
 
-    /// Name and count of what there was.
+    /// Name and count of each command and return that occurred.
     pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let commands = COMMAND_NAMES.iter().zip(&self.commands);
         let all = commands.chain(RETURN_NAMES.iter().zip(&self.returns));
@@ -114,11 +114,11 @@ pub(super) struct Entry {
     pub is_reply: bool,
     pub is_oneway: bool,
     pub from: (i32, i32),
-    /// 0 for what is not known.
+    /// Pid and thread id of the receiver, 0 where unknown.
     pub to: (i32, i32),
     pub node: u64,
     pub handle: u32,
-    /// The context's name, and not the context: that holds this log.
+    /// The context's name. (An `Arc` of the context would be a cycle: the context holds this log.)
     pub context: Arc<str>,
     pub data_size: u64,
     pub offsets_size: u64,

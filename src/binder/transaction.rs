@@ -25,10 +25,10 @@ use std::time::Duration;
 
 /// A descriptor that is to be installed in the receiver (`struct binder_txn_fd_fixup`).
 pub(crate) struct Fixup {
-    /// Where in the buffer its number goes.
+    /// Where in the buffer the descriptor's number goes.
     pub offset: usize,
     pub file: Arc<dyn File>,
-    /// It belongs to an array, and is closed with the buffer.
+    /// The descriptor belongs to an array, and is closed with the buffer.
     pub in_array: bool,
 }
 
@@ -46,7 +46,7 @@ pub(crate) enum HeldRef {
     },
 }
 
-/// What the objects of a buffer still hold, and the buffer, if it is freed after them.
+/// What the objects of a buffer still hold; and the buffer, if it is freed afterwards.
 pub(crate) struct HeldBuffer {
     process: ProcessId,
     held: std::vec::IntoIter<HeldRef>,
@@ -55,8 +55,8 @@ pub(crate) struct HeldBuffer {
 
 /// `struct binder_transaction`.
 pub(crate) struct Transaction {
-    /// The waiting sender of a synchronous call; nobody for one-way calls and replies, and after
-    /// the sender died.
+    /// The waiting sender of a synchronous call; none for one-way calls and replies, and after the
+    /// sender's death.
     pub from: Option<ThreadId>,
     pub from_parent: Option<TransactionId>,
     pub from_pid: i32,
@@ -68,13 +68,13 @@ pub(crate) struct Transaction {
     pub code: u32,
     pub flags: u32,
     pub sender_euid: u32,
-    /// The sender was a thread of the process that has opened the device.
+    /// The sender is a thread of the process that has opened the device.
     pub sender_is_opener: bool,
     /// The sender's nice value.
     pub priority: i32,
-    /// When it was queued, by the device's clock.
+    /// When the transaction was queued, by the device's clock.
     pub start: Duration,
-    /// The receiver's own nice value, to be restored at the reply; of a synchronous call.
+    /// For a synchronous call: the receiver's own nice value, to be restored at the reply.
     pub saved_priority: Option<Arc<AtomicI32>>,
     /// Offset of the buffer in the receiver's mapping.
     pub buffer: Option<usize>,
@@ -86,11 +86,11 @@ pub(crate) struct Transaction {
     pub charge: TransactionCharge,
 }
 
-/// What of its sender's quota a transaction takes, until it is done.
+/// What a transaction takes of its sender's quota until it is done.
 pub(crate) struct TransactionCharge {
     #[allow(dead_code, reason = "held for its drop")]
     pub record: quota::Charge,
-    /// The bytes of a one-way call, which nobody waits for.
+    /// The bytes of a one-way call, for which no thread waits.
     #[allow(dead_code, reason = "held for its drop")]
     pub oneway: Option<quota::Charge>,
 }
@@ -107,7 +107,7 @@ impl Graph {
         self.processes.get_mut(&process)?.buffers.get_mut(&offset)
     }
 
-    /// The transaction does not belong to its receiver any more.
+    /// Cuts a transaction off from its receiver.
     pub fn detach_target(&mut self, id: TransactionId) {
         let Some(transaction) = self.transactions.get_mut(&id) else {
             return;
@@ -160,8 +160,8 @@ impl Graph {
         }
     }
 
-    /// The answer to a synchronous call will not come: tells the sender, or, where the sender is
-    /// gone, whoever waits for the sender (`binder_send_failed_reply`).
+    /// The reply to a synchronous call will not come: tells the sender, or, where the sender is
+    /// gone, the thread that waits for the sender (`binder_send_failed_reply`).
     pub fn send_failed_reply(&mut self, id: TransactionId, error: Return) {
         let mut next = Some(id);
         while let Some(id) = next {
@@ -172,7 +172,7 @@ impl Graph {
                 return;
             };
             let parent = transaction.from_parent;
-            // One that is gone may not have been unlinked from here yet.
+            // A sender that is gone may not have been unlinked from this call yet.
             if let Some(sender) = transaction.from.filter(|it| self.threads.contains_key(it)) {
                 self.pop_transaction(sender, id);
                 if let Some(thread) = self.threads.get_mut(&sender) {
@@ -192,7 +192,7 @@ impl Graph {
         }
     }
 
-    /// A transaction that was not delivered (`binder_cleanup_transaction`).
+    /// Ends a transaction that was not delivered (`binder_cleanup_transaction`).
     pub fn cleanup_transaction(&mut self, id: TransactionId, error: Return) {
         let Some(transaction) = self.transactions.get(&id) else {
             return;
@@ -281,8 +281,8 @@ impl Graph {
         self.nodes.get_mut(&node)?.async_todo.take_outdated(update)
     }
 
-    /// Of the threads that wait for the sender of `from`, the nearest of that process: a nested
-    /// call back lands there. What is left of the chain of callers where it is long.
+    /// The nearest thread of `process` in the chain of callers that begins with `from`: a nested
+    /// call back goes to that thread. `Continue`: where to go on in a long chain.
     pub fn waiting_caller(
         &self,
         from: TransactionId,
@@ -302,12 +302,12 @@ impl Graph {
         next.map_or(ControlFlow::Break(None), ControlFlow::Continue)
     }
 
-    /// Undoes what a buffer's objects hold (`binder_transaction_buffer_release`).
+    /// Releases what a buffer's objects hold (`binder_transaction_buffer_release`).
     pub fn release_held(&mut self, process: ProcessId, target: Option<NodeId>, held: Vec<HeldRef>) {
         self.release_held_and_free(process, target, held, None);
     }
 
-    /// The same, and then frees the buffer.
+    /// The same, and then the buffer is freed.
     fn release_held_and_free(
         &mut self,
         process: ProcessId,
@@ -361,8 +361,8 @@ impl Graph {
         self.release_held_and_free(process, buffer.target_node, buffer.held, freed);
     }
 
-    /// Frees a buffer that its client has done with (`binder_free_buf`), and hands out the next
-    /// one-way transaction of its node. `thread` is the client's that frees it.
+    /// Frees a buffer that its client is done with (`binder_free_buf`), and hands out the next
+    /// one-way transaction of its node. `thread` is the client's thread that frees it.
     pub fn free_buffer(&mut self, process: ProcessId, offset: usize, thread: Option<ThreadId>) {
         let Some(record) = self.processes.get_mut(&process) else {
             return;
@@ -390,8 +390,8 @@ impl Graph {
         self.release_held_and_free(process, buffer.target_node, buffer.held, freed);
     }
 
-    /// Notes in the sender of a call that its answer failed, unless it has an error already
-    /// (`binder_set_txn_from_error`).
+    /// Notes with the sender of a call that the reply failed, unless the sender has an error
+    /// already (`binder_set_txn_from_error`).
     pub fn set_error_of_sender(&mut self, id: TransactionId, error: ExtendedError) {
         let sender = self.transactions.get(&id).and_then(|transaction| transaction.from);
         if let Some(sender) = sender.and_then(|sender| self.threads.get_mut(&sender))
@@ -401,7 +401,7 @@ impl Graph {
         }
     }
 
-    /// The process that a transaction's sender belongs to, while it waits.
+    /// The process of a transaction's sender, while the sender waits.
     pub fn sender_process(&self, transaction: &Transaction) -> Option<&Arc<Process>> {
         let thread = self.threads.get(&transaction.from?)?;
         self.processes.get(&thread.process).map(|record| &record.process)

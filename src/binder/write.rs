@@ -16,19 +16,19 @@ use smallvec::SmallVec;
 /// Bytes of a write buffer that are fetched at once.
 const WINDOW: usize = 512;
 
-/// A write buffer, read through a window. The driver reads each command from where it is, even
-/// beyond the end that the client named; so does this.
+/// A write buffer, read through a window. The driver reads a whole command even where it crosses
+/// the end that the client named, and so does this.
 struct Commands<'a> {
     memory: &'a dyn ClientMemory,
     next: u64,
     end: u64,
     window: SmallVec<[u8; WINDOW]>,
-    /// What of the window was taken.
+    /// How many bytes of the window were taken.
     taken: usize,
 }
 
 impl<'a> Commands<'a> {
-    /// The commands that `call` names, of which nothing was fetched yet.
+    /// The commands that `call` names; nothing is fetched yet.
     fn new(memory: &'a dyn ClientMemory, call: &WriteRead) -> Commands<'a> {
         Commands {
             memory,
@@ -49,7 +49,7 @@ impl<'a> Commands<'a> {
         self.end.saturating_sub(self.next).min(WINDOW as u64) as usize
     }
 
-    /// The next `size` bytes; EFAULT.
+    /// The next `size` bytes. EFAULT: they cannot be read.
     fn take(&mut self, size: usize) -> Result<&[u8], Errno> {
         if !self.has(size) {
             self.fetch(self.ahead().max(size)).or_else(|_| self.fetch(size))?;
@@ -67,7 +67,8 @@ impl<'a> Commands<'a> {
     }
 }
 
-/// What is known of a calling thread for the length of its ioctl: it does nothing else meanwhile.
+/// What is known of a calling thread for the length of its ioctl, during which its program does not
+/// run.
 #[derive(Default)]
 pub(crate) struct Known {
     nice: Option<i32>,
@@ -79,12 +80,12 @@ impl Known {
         self.nice.is_some()
     }
 
-    /// Its nice value. The first question is a system call.
+    /// The thread's nice value. The first question is a system call.
     pub fn nice(&mut self, process: &Process, tid: i32) -> i32 {
         *self.nice.get_or_insert_with(|| process.task.nice(tid))
     }
 
-    /// Gives it a nice value, unless it has that already. A system call.
+    /// Gives the thread a nice value, unless it has that already. A system call.
     pub fn set_nice(&mut self, process: &Process, tid: i32, nice: i32) {
         if self.nice(process, tid) != nice {
             process.task.set_nice(tid, nice);
@@ -92,13 +93,13 @@ impl Known {
         }
     }
 
-    /// Who it is. The first question is a system call.
+    /// The thread's identity. The first question is a system call.
     pub fn identity(&mut self, process: &Process, tid: i32, uid: u32) -> Identity {
         *self.identity.get_or_insert_with(|| process.task.identity(tid, uid))
     }
 }
 
-/// A thread that writes commands.
+/// A thread's ioctl in its write part.
 pub(crate) struct Writer<'s, 'a> {
     pub section: &'s mut Section<'a>,
     pub uid: u32,
@@ -106,7 +107,7 @@ pub(crate) struct Writer<'s, 'a> {
     pub known: &'s mut Known,
 }
 
-/// The permission to free a buffer, taken before the section was entered.
+/// The allocator's permission to free a buffer, taken before the section was entered.
 struct Prepared {
     address: u64,
     buffer: Result<Buffer, Errno>,
@@ -114,15 +115,15 @@ struct Prepared {
 
 impl Writer<'_, '_> {
     /// Carries out commands until the buffer ends, one fails, or the thread has an error to read.
-    /// `call.write_consumed` counts those that were done. EFAULT: a command lies outside of the
-    /// client's memory; EINVAL: unknown or refused; ESRCH, ENOMEM: there is no thread to do it
-    /// ([`Process::calling_thread`]).
+    /// `call.write_consumed` counts the bytes of those that were done. EFAULT: a command cannot be
+    /// read from the client's memory; EINVAL: an unknown or refused command; ESRCH, ENOMEM: the
+    /// calling thread has no record ([`Process::calling_thread`]).
     pub fn write(&mut self, call: &mut WriteRead) -> Result<(), Errno> {
         let mut commands = Commands::new(self.memory, call);
         if commands.next >= commands.end {
             return Ok(());
         }
-        // What cannot be fetched is an error when its turn comes.
+        // Bytes that cannot be fetched are an error when their turn comes.
         let _ = commands.fetch(commands.ahead());
         let mut prepared = self.prepare(&commands);
         let result = self.carry_out_all(call, &mut commands, &mut prepared);
@@ -133,8 +134,8 @@ impl Writer<'_, '_> {
         result
     }
 
-    /// Where the first command frees a buffer, and mostly it does: takes the permission now, since
-    /// that takes the allocator's lock, and spares the section from being left for it.
+    /// If the first command frees a buffer, and mostly it does, takes the permission now: that
+    /// takes the allocator's lock, for which the section would otherwise be left.
     fn prepare(&self, commands: &Commands<'_>) -> Option<Prepared> {
         let (number, payload) = commands.window.split_first_chunk()?;
         let number = u32::from_ne_bytes(*number);
@@ -259,7 +260,7 @@ impl Writer<'_, '_> {
 }
 
 impl Graph {
-    /// The commands that need nothing but the graph. EINVAL as said at each.
+    /// The commands that need nothing but the graph. The errors are those of each command.
     fn carry_out(
         &mut self,
         process: ProcessId,
@@ -300,8 +301,8 @@ impl Graph {
         Ok(())
     }
 
-    /// BC_INCREFS, BC_ACQUIRE, BC_RELEASE, BC_DECREFS. EINVAL only for a context manager that
-    /// wants a reference to itself; a handle that is none is ignored.
+    /// BC_INCREFS, BC_ACQUIRE, BC_RELEASE, BC_DECREFS. EINVAL only for a context manager that wants
+    /// a reference to itself; an unknown handle is ignored.
     fn count_handle(
         &mut self,
         process: ProcessId,

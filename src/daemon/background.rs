@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 const READY: &str = "fakebinderd: ready";
 
-/// Tells whoever waits for us: a script that reads our output, or a service manager.
+/// Says that the daemon is ready: to a script that reads its output, and to a service manager.
 pub fn ready() {
     println!("{READY}");
     let _ = std::io::stdout().flush();

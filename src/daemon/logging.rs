@@ -4,7 +4,7 @@ use fakebinder::log_writer;
 use log::LevelFilter;
 use std::io::IsTerminal;
 
-/// Logs by a thread of its own: whoever has something to say must not wait for whoever reads it.
+/// Logs on a thread of its own, so that code that logs never waits for whoever reads the log.
 pub fn log_to_standard_error(filters: &str) -> std::io::Result<log_writer::Drain> {
     let (writer, drain) = log_writer::start(std::io::stderr())?;
     let mut logger = env_logger::Builder::new();

@@ -1,9 +1,9 @@
-//! New devices that BINDER_CTL_ADD makes, announced to whoever watches the directory (inotify).
+//! New devices that BINDER_CTL_ADD makes, announced to programs that watch the directory (inotify).
 //!
 //! What a client removes or renames goes through the kernel, which tells inotify's watchers by
-//! itself; a device that BINDER_CTL_ADD adds does not, and FUSE has no notification for a new
-//! name. So a thread of the daemon makes a link of that name in the daemon's own mount: the
-//! kernel asks for it ([`Announcer::is_made_by`]), and tells whoever watches (IN_CREATE).
+//! itself. A device that BINDER_CTL_ADD adds does not, and FUSE has no notification for a new name.
+//! So a thread of the daemon makes a link of that name in the daemon's own mount: the kernel asks
+//! the daemon for it ([`Announcer::is_made_by`]), and tells the watchers (IN_CREATE).
 
 use super::mounts;
 use crate::Errno;
@@ -19,7 +19,8 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
 
-/// What is to be done about one name: whether the kernel could be asked, and what it said.
+/// Called when a name was made: with the kernel's answer, or with None if the kernel could not be
+/// asked.
 type Done = Box<dyn FnOnce(Option<Result<(), Errno>>) + Send>;
 
 struct Job {
@@ -27,12 +28,12 @@ struct Job {
     done: Done,
 }
 
-/// What the thread is about just now.
+/// The link that the thread is making just now.
 #[derive(Default)]
 struct Making {
     tid: i32,
     name: Vec<u8>,
-    /// The kernel has asked for it.
+    /// The kernel has asked the daemon for the link.
     asked: bool,
 }
 
@@ -40,7 +41,7 @@ pub struct Announcer {
     /// The mount, and `st_dev` of its files. None in tests: there is no mount.
     mount: Option<(PathBuf, u64)>,
     making: Arc<Mutex<Making, rank::Making>>,
-    /// To the thread, which the first device starts.
+    /// The way to the thread, which is started for the first added device.
     jobs: OnceLock<Sender<Job>>,
 }
 
@@ -53,7 +54,7 @@ impl Announcer {
         self.mount.is_some()
     }
 
-    /// Has the kernel ask for `name`, and then calls `done`, from any thread: with None if the
+    /// Makes the kernel ask for `name`, and then calls `done`, from any thread: with None if the
     /// kernel was not asked, because the mount cannot be reached or written by its path.
     pub fn make(&self, name: &[u8], done: Done) {
         let Some((path, dev)) = &self.mount else { return done(None) };
@@ -61,7 +62,7 @@ impl Announcer {
             let (jobs, waiting) = channel();
             let (path, dev, making) = (path.clone(), *dev, self.making.clone());
             let thread = std::thread::Builder::new().name("announcer".into());
-            // Without the thread a job is refused below, for its other end is gone.
+            // If there is no thread, a job is refused below, since the receiving end is gone.
             let _ = thread.spawn(move || run(&waiting, &path, dev, &making));
             jobs
         });
@@ -70,8 +71,7 @@ impl Announcer {
         }
     }
 
-    /// Whether this is what [`Announcer::make`] has the kernel ask: the link `name`, by the thread
-    /// `tid`.
+    /// Whether a request comes from [`Announcer::make`]: for the link `name`, by the thread `tid`.
     pub fn is_made_by(&self, tid: i32, name: &[u8]) -> bool {
         let mut making = self.making.lock();
         let ours = making.tid == tid && tid != 0 && making.name == name;
@@ -85,15 +85,15 @@ fn run(jobs: &Receiver<Job>, mount: &PathBuf, dev: u64, making: &Mutex<Making, r
         *making.lock() = Making { tid: gettid().as_raw(), name: name.clone(), asked: false };
         let result = link(mount, dev, &name);
         let asked = std::mem::take(&mut *making.lock()).asked;
-        // What the kernel finds by itself counts too: it has seen this name.
+        // EEXIST without a question to the daemon counts, too: the kernel has seen this name.
         let decided = asked || result == Err(Errno::EEXIST);
         done(decided.then_some(result));
     }
 }
 
-/// ENOENT: something else is mounted there, or nothing any more.
+/// Makes the link. ENOENT: something else is mounted there, or nothing any more.
 fn link(mount: &PathBuf, dev: u64, name: &[u8]) -> Result<(), Errno> {
-    // Opened for the moment: an open directory would keep the mount from being unmounted.
+    // Opened only for the moment: an open directory would keep the mount from being unmounted.
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     if mounts::on(mount).is_none_or(|topmost| topmost.dev != dev) {
         return Err(Errno::ENOENT);

@@ -1,17 +1,19 @@
 //! fakebinder's own ioctls: the attach handshake.
 //!
 //! A client that cannot map the device (CUSE has no mmap; FUSE without passthrough has no useful
-//! one) gets a descriptor of its buffer, maps that, and tells where:
-//! 1. `FAKEBINDER_ATTACH` names one end of a socketpair. We take a copy of it with `pidfd_getfd`,
-//!    and send a read-only descriptor of the buffer through it before the ioctl returns.
+//! one) gets a descriptor of its buffer, maps that, and tells the daemon where:
+//! 1. `FAKEBINDER_ATTACH` names one end of a socketpair. The daemon takes a copy of that with
+//!    `pidfd_getfd`, and sends a read-only descriptor of the buffer through it before the ioctl
+//!    returns.
 //! 2. `FAKEBINDER_MAPPED` stands for the driver's mmap, with its checks and errors.
 //!
-//! The same socket is the way of descriptors into the client (see [`files`](super::files)), on
-//! both doors; `FAKEBINDER_SLOTS` opens it.
+//! The same socket brings descriptors into the client (see [`files`](super::files)), on both doors,
+//! once `FAKEBINDER_SLOTS` has offered numbers for them.
 //!
-//! No socket has a name: the open device itself is the meeting point, in any namespace. Only
-//! where we may not take the client's descriptor (no ptrace access) there is one with a name,
-//! after all, random and known to this client alone, who must be the one that connects to it.
+//! Such a socket has no name: the open device itself is the meeting point, in any namespace. Only
+//! where the daemon may not take the client's descriptor (no ptrace access) a socket gets a name,
+//! which is random and known to this client alone; and the process that connects to it must be this
+//! client.
 
 use super::Open;
 use super::client::thread_group;
@@ -32,7 +34,7 @@ use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 impl Open {
-    /// Ioctls of type 'F'. `argument` is what is copied out afterwards, on errors too.
+    /// Ioctls of type 'F'. `argument` is copied out afterwards, on errors too.
     pub(super) fn private_ioctl(
         &self,
         header: &Header,
@@ -64,8 +66,8 @@ impl Open {
     }
 
     /// EINVAL: not the opener's process, another version, or no seqpacket socket. EPERM: this
-    /// machine does not let us take the socket. ENOTCONN: nobody has connected to the name (what
-    /// the device can do is told all the same); EACCES: somebody else has.
+    /// machine does not let the daemon take the socket. ENOTCONN: nobody has connected to the name
+    /// (the argument says all the same what the device can do); EACCES: another process has.
     fn attach(&self, header: &Header, attach: &mut uapi::fakebinder_attach) -> Result<(), Errno> {
         let version = std::mem::replace(&mut attach.version, uapi::FAKEBINDER_ATTACH_VERSION);
         if version != uapi::FAKEBINDER_ATTACH_VERSION || attach.reserved != 0 {
@@ -132,10 +134,10 @@ impl Open {
         Ok(())
     }
 
-    /// The connection that the client has made by now.
+    /// Accepts the connection that the client has made by now.
     fn accept(&self) -> Result<OwnedFd, Errno> {
         let listener = self.listener.lock().take().ok_or(Errno::ENOTCONN)?;
-        // Neither a connection nor an error is worth waiting for: the listener does not block.
+        // Neither a connection nor an error is waited for: the listener does not block.
         fault(Verb::Descriptor)?;
         let (socket, _) = listener.accept().map_err(|error| {
             let errno = error.raw_os_error().map(Errno::from_raw);
@@ -147,8 +149,9 @@ impl Open {
         }
     }
 
-    /// The driver's mmap. EINVAL: not the opener's process, or no mapping of our descriptor there;
-    /// EPERM: it is writable; EBUSY: there is one already. EACCES: we may not see.
+    /// Stands for the driver's mmap. EINVAL: not the opener's process, or no mapping of the buffer
+    /// there; EPERM: the mapping is writable; EBUSY: there is one already; EACCES: the daemon may
+    /// not look.
     fn mapped(&self, header: &Header, mapped: &uapi::fakebinder_mapped) -> Result<(), Errno> {
         self.check_opener(header)?;
         let (address, length) = match self.mm.mapping_at(mapped.address) {
@@ -167,7 +170,8 @@ impl Open {
         self.process.alloc().mmap_handler(address, length.min(told))
     }
 
-    /// What belongs to the opener's address space or descriptors is for its own threads only.
+    /// The opener's address space and descriptors are for its own threads only. EINVAL: another
+    /// process.
     fn check_opener(&self, header: &Header) -> Result<(), Errno> {
         match thread_group(header.tid)? == self.client.pid {
             true => Ok(()),

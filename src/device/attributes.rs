@@ -11,7 +11,7 @@ const SETTABLE: u32 = 0o7777;
 /// A moment: seconds since 1970, as FUSE has them, and nanoseconds.
 pub type Time = (u64, u32);
 
-/// What stat says of a node of the FUSE door, as far as it can change.
+/// What stat says of a node of the FUSE door, as far as that can change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attributes {
     /// Permissions, without the type of the file.
@@ -29,13 +29,13 @@ pub struct Attributes {
 }
 
 impl Attributes {
-    /// Those of a file that is made now.
+    /// The attributes of a file that is made now.
     pub fn new(Permissions { mode, uid, gid }: Permissions) -> Attributes {
         let now = now();
         Attributes { mode, uid, gid, atime: now, mtime: now, ctime: now }
     }
 
-    /// `simple_setattr`. Whether the caller may is the kernel's to check (`default_permissions`).
+    /// `simple_setattr`. Whether the caller may is checked by the kernel (`default_permissions`).
     pub fn set(&mut self, changes: &SetAttr) {
         let now = now();
         let has = |flag| changes.valid & flag != 0;

@@ -1,10 +1,10 @@
-//! Threads that do the work which must not hold up the threads of a session: work that had to wait
-//! for a place ([`crate::binder::copies`]), descriptors whose last close may take long,
-//! and what lies in the outbox while the thread that put it there is held up.
+//! Threads for work that must not hold up the threads of a session: work that had to wait for a
+//! place ([`crate::binder::copies`]), descriptors whose last close may take long, and the items of
+//! the outbox while the thread that put them there is held up.
 //!
-//! There are none until there is work, one more whenever work finds all of them busy, at most
-//! `MOST`, and each leaves when it has had nothing to do for `IDLE`. How many can be held up
-//! is bounded where places are given out.
+//! There is no thread until there is work. Work that finds all threads busy starts another one, up
+//! to `MOST`; a thread that has had nothing to do for `IDLE` ends. How many can be held up is
+//! bounded where places are given out.
 
 use super::workers;
 use crate::binder::copies::Work;
@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_millis(5);
 /// How often the watcher finds the outbox empty before it goes to sleep.
 const CALM: u32 = 10;
 
-/// See [the module](self). Its threads end when this is dropped.
+/// The threads, as [the module](self) says. They end when this is dropped.
 pub struct Carriers(Arc<Shared>);
 
 #[derive(Default)]
@@ -106,7 +106,7 @@ impl Shared {
         let shared = self.clone();
         let thread = std::thread::Builder::new().name("carrier".into());
         if let Err(error) = thread.spawn(move || shared.work()) {
-            // The work is done by the next thread that is free, or by the next that starts.
+            // The work is done by the next thread that is free or that starts.
             client_log!(Kind::WorkersHeldUp, "starting a carrier: {error}");
             self.queue.lock().threads -= 1;
             self.more.notify_one();
@@ -132,14 +132,14 @@ impl Shared {
         }
     }
 
-    /// Sends a carrier to the outbox whenever what lies in it does not move.
+    /// Sends a carrier to the outbox whenever no item was taken out of it for a while.
     fn watch(self: Arc<Self>, binder: &Weak<Binder>) {
         let (mut calm, mut seen) = (CALM, None);
         loop {
             if calm >= CALM {
                 self.asleep.store(true, SeqCst);
-                // What was put there before it was known that nobody looks. With no lock held: this
-                // may be the last who holds the driver.
+                // An item may have been put there before `asleep` was seen. Asked with no lock
+                // held: this may drop the last `Arc` of the driver.
                 let waits = binder.upgrade().is_some_and(|it| it.outbox_progress().is_some());
                 let mut watch = self.watch.lock();
                 while !waits && !watch.woken && !watch.ended {

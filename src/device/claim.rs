@@ -1,16 +1,16 @@
-//! Places in the file system that belong to this daemon: that no other uses them, and that
-//! nothing is left behind there.
+//! Places in the file system that belong to this daemon, so that no other daemon uses them, and
+//! that nothing is left behind there.
 //!
 //! A place is a name in a directory: that of a link, a device node or a mount. The directory is
 //! known by its device and inode, so that daemons in containers with a `/dev` of their own do not
 //! meet, though they may share `/run`.
 //!
-//! A claim is a locked file under `/run/fakebinder`, and in it what was made: links, device
-//! nodes, directories, mounts. The lock goes with the process, however it ends; the list stays,
-//! and whichever daemon starts next removes what is still there, if it is still what it was.
+//! A claim is a locked file under `/run/fakebinder` that lists what was made: links, device nodes,
+//! directories, mounts. The lock goes with the process, however that ends. The list stays, and the
+//! next daemon to start removes what is still there and still what it was.
 //!
-//! Lock: that of the directory `/run/fakebinder` is held while a claim is taken or cleared away,
-//! and waited for; that of a claim is never waited for.
+//! Locks: that of the directory `/run/fakebinder` is held while a claim is taken or cleared away,
+//! and may be waited for; that of a claim is never waited for.
 
 mod made;
 
@@ -29,14 +29,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// Where the lists of what daemons have made are kept, and the FUSE door mounts if nothing else is
-/// said.
+/// Where the lists of what daemons have made are kept, and where the FUSE door mounts by default.
 pub const DIRECTORY: &str = "/run/fakebinder";
 
 /// Why a place cannot be claimed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Another daemon has the place: its process as the list tells it.
+    /// Another daemon has the place; its process id is what the list says.
     #[error("{0} is in use by another fakebinderd (process {1})")]
     InUse(PathBuf, String),
     /// Something is there that no daemon has made.
@@ -53,15 +52,15 @@ pub enum Error {
     Io(PathBuf, io::Error),
 }
 
-/// A place that is ours for as long as this lives.
+/// A place that belongs to this daemon for as long as the value lives.
 pub struct Claim {
-    /// The locked list. None where there is no place for one.
+    /// The locked list. None where no list can be kept.
     file: Option<(Flock<File>, PathBuf)>,
     artifacts: Vec<Made>,
     keep_directory: bool,
 }
 
-/// The directory of claims, locked: nobody else takes or clears one.
+/// The directory of claims, locked: no other daemon takes or clears one.
 struct Claims {
     path: PathBuf,
     _lock: Flock<File>,
@@ -72,7 +71,7 @@ impl Claims {
         loop {
             fs::create_dir_all(path)?;
             let directory = match File::open(path) {
-                // A daemon that ends removes it.
+                // A daemon that ends removes the directory.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 opened => opened?,
             };
@@ -83,14 +82,15 @@ impl Claims {
         }
     }
 
-    /// The list of a place, locked. None: somebody else has it. `create` one that is not there.
+    /// The list of a place, locked. `Err`: another daemon has it. `create`: makes the list if there
+    /// is none.
     fn open(&self, path: &Path, create: bool) -> io::Result<Result<Flock<File>, File>> {
         loop {
             let mut options = OpenOptions::new();
             options.read(true).write(true).create(create).truncate(false).mode(0o600);
             let file = options.open(path)?;
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                // Its last owner may have removed the file between our open and our lock.
+                // The last owner may have removed the file between the open and the lock.
                 Ok(file) if is_at(&file, path) => return Ok(Ok(file)),
                 Ok(_) => {}
                 Err((file, Errno::EAGAIN)) => return Ok(Err(file)),
@@ -99,8 +99,8 @@ impl Claims {
         }
     }
 
-    /// Clears away what every daemon has left that was killed, whatever its names were. A list of
-    /// things that cannot be seen from here stays.
+    /// Clears away what killed daemons have left, whatever their names. The list of things that
+    /// cannot be seen from here stays.
     fn sweep(&self) -> io::Result<()> {
         for entry in fs::read_dir(&self.path)? {
             let path = entry?.path();
@@ -117,8 +117,8 @@ impl Claims {
     }
 }
 
-/// Removes what a list names, last made first: a mount before its directory. False if something
-/// cannot be seen from here.
+/// Removes what a list names, last made first: a mount before its directory. False if something in
+/// the list cannot be seen from here.
 fn clear(file: &mut File) -> bool {
     let mut content = String::new();
     if file.read_to_string(&mut content).is_err() {
@@ -136,7 +136,7 @@ fn is_at(file: &File, path: &Path) -> bool {
 }
 
 impl Claim {
-    /// Clears away what daemons that were killed have left, where this one can see it.
+    /// Clears away what killed daemons have left, where this daemon can see it.
     pub fn sweep() {
         Claim::sweep_in(Path::new(DIRECTORY));
     }
@@ -149,7 +149,7 @@ impl Claim {
     }
 
     /// Claims a place: the path of a link, a device node or a mount, in a directory that is there
-    /// or can be made. Clears away what a daemon that was killed has left there.
+    /// or can be made. Clears away what a killed daemon has left there.
     pub fn take(path: &Path) -> Result<Claim, Error> {
         Claim::take_in(Path::new(DIRECTORY), path)
     }
@@ -190,7 +190,7 @@ impl Claim {
         }
     }
 
-    /// Notes what is about to be made, so that it goes with the claim.
+    /// Notes what is about to be made, so that it is removed with the claim.
     pub fn note(&mut self, artifact: Artifact) -> Result<(), Error> {
         let path = artifact.path().to_owned();
         let failed = |error| Error::Io(path.clone(), error);
@@ -208,7 +208,7 @@ impl Claim {
         file.set_len(content.len() as u64)
     }
 
-    /// A directory to mount on, made if there is none.
+    /// Claims a directory to mount on, and makes it if there is none.
     pub fn directory(&mut self, path: &Path) -> Result<(), Error> {
         let failed = |error| Error::Io(path.to_owned(), error);
         if is_ours(path) {
@@ -233,7 +233,7 @@ impl Claim {
         }
     }
 
-    /// `path` must not exist, so that it can be made here.
+    /// Checks that `path` does not exist, so that it can be made here.
     pub fn free(&self, path: &Path) -> Result<(), Error> {
         match fs::symlink_metadata(path) {
             Ok(_) => Err(Error::Foreign(path.to_owned())),
@@ -241,7 +241,7 @@ impl Claim {
         }
     }
 
-    /// A link that is there already, to the same target, was ours.
+    /// Makes a link. One that is there already with the same target counts as the daemon's own.
     pub fn link(&mut self, path: &Path, target: &Path) -> Result<(), Error> {
         if fs::read_link(path).is_ok_and(|found| found == target) {
             return self.note(Artifact::Link { path: path.to_owned(), target: target.to_owned() });
@@ -258,22 +258,23 @@ impl Drop for Claim {
             artifact.remove();
         }
         let Some((_, path)) = &self.file else { return };
-        // Still locked: whoever opens it now finds out that it is gone.
+        // Still locked: another daemon that opens it now finds out that it is gone.
         let _ = fs::remove_file(path);
-        // Containers may have bound it for the mount in it: they must find the next one there.
+        // Containers may have bound the directory for the mount in it; the next mount must appear
+        // there.
         if let Some(directory) = path.parent().filter(|_| !self.keep_directory) {
             let _ = fs::remove_dir(directory);
         }
     }
 }
 
-/// The name of the list of a place: its own at the end, for people.
+/// The name of a place's list: the place's own name stands at its end, for people.
 fn file_name(place: Identity, what: &Path) -> OsString {
     const MOST: usize = 200;
     let name = what.file_name().unwrap_or_default();
     let mut field = mounts::escape(Path::new(name));
     if field.len() > MOST {
-        // Names are not to be told apart by their beginnings: by a number that follows from all.
+        // A number that follows from all of the name: two long names may begin alike.
         let sum = name.as_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| {
             (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
         });
@@ -345,7 +346,7 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
     }
 
-    /// As if its daemon was killed: the lock goes, nothing else.
+    /// As if the claim's daemon was killed: the lock goes, nothing else.
     fn kill(mut claim: Claim) {
         claim.artifacts.clear();
         let path = claim.file.as_ref().unwrap().1.clone();
@@ -359,7 +360,7 @@ mod tests {
     fn what_a_killed_daemon_left_is_removed_by_the_next() {
         let scratch = Scratch::new("killed");
         let (path, target) = (scratch.0.join("binder"), Path::new("/nowhere/binder"));
-        // What ends fields and lines must not.
+        // Characters that end fields and lines must not do so here.
         let directory = scratch.0.join("a mount\twith \\040 and\nlines");
         let mut claim = scratch.take("binder").unwrap();
         claim.directory(&directory).unwrap();
@@ -382,7 +383,7 @@ mod tests {
         let mut claim = scratch.take("dead").unwrap();
         claim.link(&dead, target).unwrap();
         kill(claim);
-        // One of another mount namespace, where the same path is in another directory.
+        // The same path in another mount namespace is in another directory.
         let mut claim = scratch.take("elsewhere").unwrap();
         claim.link(&elsewhere, target).unwrap();
         claim.artifacts[0].parent.ino += 1;

@@ -25,18 +25,18 @@ use std::sync::{Arc, OnceLock, Weak};
 
 /// A descriptor taken from a client.
 pub struct TakenFile {
-    /// There until this is dropped.
+    /// The descriptor; none once this is being dropped.
     file: Option<OwnedFd>,
     clients: Arc<Clients>,
     _held: Charge,
-    /// Of the client that it was taken from.
+    /// The copies of the client that the descriptor was taken from.
     copies: Arc<Copies>,
 }
 
 impl Drop for TakenFile {
     fn drop(&mut self) {
         let (file, clients) = (self.file.take(), self.clients.clone());
-        // Closing may take as long as whoever serves the file likes.
+        // To close the file may take as long as the file's server likes.
         self.copies.hand_over(move || {
             drop(file);
             clients.taken.fetch_sub(1, Ordering::Relaxed);
@@ -76,23 +76,24 @@ const COPIES_OF_A_PROCESS: usize = 32;
 pub struct Client {
     /// The thread group.
     pub pid: i32,
-    /// The opener's, as the device's open tells it.
+    /// The opener's uid, as the device's OPEN tells it.
     pub uid: u32,
-    /// The user for whom records of this process are counted.
+    /// The user to whom the records of this process are charged.
     pub user: Arc<User>,
-    /// Names the process itself: its number may be another's one day.
+    /// Names the process itself; the number may become another process's.
     pub pidfd: Arc<OwnedFd>,
-    /// As it was at the open, with its NUL: `binder_transaction` tells `proc->cred`, whoever calls.
+    /// The context at the open, with its NUL: `binder_transaction` uses `proc->cred`, whichever
+    /// thread calls.
     security_context: Result<Vec<u8>, Errno>,
     namespaces: OnceLock<Namespaces>,
     user_namespaces: ids::Namespaces,
     clients: Arc<Clients>,
     copies: Arc<Copies>,
-    /// Shared by all that the process has open.
+    /// Shared by all open files of the process.
     allowance: Arc<Allowance>,
-    /// The way of descriptors into it, once it has attached.
+    /// The way of descriptors into the process, once it has attached.
     channel: Mutex<Option<Channel>, rank::Channel>,
-    /// It has been said that there is none.
+    /// The log has said that there is no such way.
     said_no_channel: AtomicBool,
     watched_threads: threads::Count,
     is_64_bit: OnceLock<bool>,
@@ -103,7 +104,7 @@ pub struct Client {
 struct Namespaces {
     /// The inode of its pid namespace, if that is not the daemon's own.
     innermost: Option<u64>,
-    /// Its number there.
+    /// The process's number there.
     pid: i32,
 }
 
@@ -111,11 +112,11 @@ impl Namespaces {
     fn of(pid: i32) -> Result<Namespaces, Errno> {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).map_err(errno)?;
         let mut numbers = numbers(&status, "NSpid:").ok_or(Errno::EIO)?;
-        // One number for each namespace from ours inwards.
+        // One number for each namespace from the daemon's inwards.
         let (outermost, inner) = (numbers.next().ok_or(Errno::EIO)?, numbers.next_back());
         match inner {
             None => Ok(Namespaces { innermost: None, pid: outermost }),
-            // This, unlike the status, takes ptrace access.
+            // Unlike the status, this takes ptrace access.
             Some(inner) => {
                 let namespace = fs::metadata(format!("/proc/{pid}/ns/pid")).map_err(errno)?;
                 Ok(Namespaces { innermost: Some(namespace.ino()), pid: inner })
@@ -130,7 +131,7 @@ fn numbers<'a>(status: &'a str, key: &str) -> Option<impl DoubleEndedIterator<It
     Some(line.split_ascii_whitespace().filter_map(|number| number.parse().ok()))
 }
 
-/// What `/proc` says of a process that is not there is ESRCH; EMFILE is our own trouble.
+/// ENOENT from `/proc` means that the process is gone: ESRCH. EMFILE is the daemon's own trouble.
 pub(super) fn errno(error: std::io::Error) -> Errno {
     match error.raw_os_error().map_or(Errno::EIO, Errno::from_raw) {
         Errno::ENOENT => Errno::ESRCH,
@@ -138,15 +139,15 @@ pub(super) fn errno(error: std::io::Error) -> Errno {
     }
 }
 
-/// The thread group of a thread. The caller must know that the thread lives: it waits for a reply.
-/// ESRCH when it does not; EMFILE and ENFILE when this process has no descriptor left to look with.
+/// The thread group of a thread that waits for a reply, and therefore lives. ESRCH when it does
+/// not; EMFILE and ENFILE when the daemon has no descriptor left to look with.
 pub fn thread_group(tid: i32) -> Result<i32, Errno> {
     fault(Verb::Descriptor)?;
     let status = fs::read_to_string(format!("/proc/{tid}/status")).map_err(errno)?;
     numbers(&status, "Tgid:").and_then(|mut numbers| numbers.next()).ok_or(Errno::ESRCH)
 }
 
-/// Files on their way may have half of this process's descriptors: the others are for opens.
+/// Files on their way may take half of the daemon's descriptors: the others are for opens.
 fn most_taken() -> usize {
     static MOST: OnceLock<usize> = OnceLock::new();
     *MOST.get_or_init(|| {
@@ -154,13 +155,13 @@ fn most_taken() -> usize {
     })
 }
 
-/// All clients, by thread group: who asks how a pid looks from elsewhere finds the answer here.
+/// All clients, by thread group.
 pub struct Clients {
     threads: Threads,
     by_pid: Mutex<HashMap<i32, Weak<Client>>, rank::Clients>,
     users: Mutex<HashMap<u32, Weak<Allowance>>, rank::Allowances>,
     carriers: Arc<dyn Carriers>,
-    /// How many of our descriptors are files on their way from one to another.
+    /// How many of the daemon's descriptors are files on their way from one client to another.
     taken: AtomicUsize,
     security_contexts: SecurityContexts,
     quotas: Quotas,
@@ -176,7 +177,7 @@ impl Clients {
         quotas: Quotas,
         may_trace: bool,
     ) -> std::io::Result<Arc<Clients>> {
-        // A quarter of this process's descriptors may be those of threads.
+        // A quarter of the daemon's descriptors may be those of watched threads.
         let threads = Threads::start(most_taken() / 2)?;
         Ok(Arc::new(Clients {
             threads,
@@ -190,9 +191,9 @@ impl Clients {
         }))
     }
 
-    /// What a process of the user `uid` may have in copies, over all that it opens.
+    /// The allowance for copies of a process of the user `uid`, over all that it opens.
     fn allowance(&self, pid: i32, uid: u32) -> Arc<Allowance> {
-        // Not that of a process that had this pid before.
+        // Not the allowance of a process that had this pid before.
         if let Some(known) = self.find(pid).filter(|known| binder::Task::has_pid(&**known)) {
             return known.allowance.clone();
         }
@@ -248,7 +249,7 @@ impl Clients {
 }
 
 impl Client {
-    /// For lines of the log that are about all of it, not about one request.
+    /// The caller for log lines about the process as a whole, and not about one request.
     pub fn caller(&self) -> Caller {
         Caller { uid: self.uid, pid: self.pid, tid: self.pid }
     }
@@ -258,7 +259,7 @@ impl Client {
         *self.channel.lock() = Some(channel);
     }
 
-    /// ENOTCONN: it has not attached; else as [`Channel::offer`].
+    /// ENOTCONN: the client has not attached; else the errors of [`Channel::offer`].
     pub fn offer_slots(&self, slots: &uapi::fakebinder_slots) -> Result<(), Errno> {
         self.channel.lock().as_mut().ok_or(Errno::ENOTCONN)?.offer(slots)
     }
@@ -289,7 +290,7 @@ impl Client {
     fn namespaces(&self) -> Option<&Namespaces> {
         if self.namespaces.get().is_none() {
             let namespaces = Namespaces::of(self.pid).ok()?;
-            // Only now is it certain that this was about the process we mean.
+            // Only now it is certain that the answer was about this process.
             if !binder::Task::has_pid(self) {
                 return None;
             }
@@ -302,7 +303,7 @@ impl Client {
 impl Drop for Client {
     fn drop(&mut self) {
         let mut by_pid = self.clients.by_pid.lock();
-        // A later open of the same process has taken the entry over.
+        // A later open of the same process may have taken the entry over.
         if by_pid.get(&self.pid).is_some_and(|client| client.strong_count() == 0) {
             by_pid.remove(&self.pid);
         }
@@ -317,7 +318,7 @@ impl binder::Task for Client {
     fn take_file(&self, tid: i32, fd: i32) -> Result<Arc<dyn binder::File>, Errno> {
         let held = self.user.hold(What::Descriptors, 1)?;
         let taken = self.clients.taken.fetch_add(1, Ordering::Relaxed);
-        // Counted until it is dropped, and not at all if it does not come to be.
+        // Counted until the file is dropped; not at all if it could not be taken.
         let not_taken = |_: &Errno| _ = self.clients.taken.fetch_sub(1, Ordering::Relaxed);
         if taken >= most_taken() {
             client_log!(
@@ -377,7 +378,7 @@ impl binder::Task for Client {
         let limit = client_mem::nice_limit(tid).unwrap_or(0);
         let allowed = match 20 - nice <= limit || may_nice(tid) {
             true => nice,
-            // `binder_set_nice`: as far as the limit goes; nowhere if there is none.
+            // `binder_set_nice`: as far as the limit allows; without a limit not at all.
             false => 20 - limit,
         };
         if allowed > 19 {
@@ -397,7 +398,7 @@ impl binder::Task for Client {
         })
     }
 
-    /// Where /proc does not say, the uid of the wire is one that the thread may take.
+    /// Where /proc does not tell, the uid of the wire stands: one that the thread may take on.
     fn identity(&self, tid: i32, uid: u32) -> binder::Identity {
         match ids::euid_of_thread(self.pid, tid) {
             Ok(euid) => binder::Identity { euid, is_opener: true },
@@ -416,8 +417,8 @@ impl binder::Task for Client {
         client_mem::pidfd_exists(self.pidfd.as_fd())
     }
 
-    /// Only processes of the client's own pid namespace have a number there; those of namespaces
-    /// below it do in the driver, and are 0 here.
+    /// Only processes of the client's own pid namespace have a number for it here. Those of
+    /// namespaces below have one in the driver, too; here they are 0.
     fn pid_as_seen(&self, pid: i32) -> i32 {
         let Some(own) = self.namespaces() else { return 0 };
         if own.innermost.is_none() {
@@ -461,7 +462,7 @@ impl binder::Task for Client {
     }
 }
 
-/// Whether a thread may have any nice value (CAP_SYS_NICE in our user namespace).
+/// Whether a thread may have any nice value (CAP_SYS_NICE in the daemon's user namespace).
 fn may_nice(tid: i32) -> bool {
     const CAP_SYS_NICE: u32 = 23;
     let effective = client_mem::effective_capabilities(tid).unwrap_or(0);

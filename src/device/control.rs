@@ -1,12 +1,12 @@
-//! fakebinder's own ioctls for whoever runs the daemon: what it holds, and reclaim by hand.
+//! fakebinder's own ioctls for the administrator: what the daemon holds, and reclaim on demand.
 
 use super::Hub;
 use super::wire::Header;
 use crate::{Errno, uapi};
 
 impl Hub {
-    /// `FAKEBINDER_STATS` and `FAKEBINDER_RECLAIM`; `argument` is what is copied out. EPERM: the
-    /// caller is not root; EINVAL: another ioctl.
+    /// `FAKEBINDER_STATS` and `FAKEBINDER_RECLAIM`; `argument` is copied out. EPERM: the caller is
+    /// not root; EINVAL: another ioctl.
     pub(super) fn control_ioctl(
         &self,
         header: &Header,
@@ -46,7 +46,7 @@ impl Hub {
             freezes: held.freezes as u64,
             pages: self.memory.used() as u64,
             reclaimable_pages: self.memory.count() as u64,
-            // Reading the directory takes one itself.
+            // Minus the descriptor that reads the directory.
             descriptors: entries("/proc/self/fd").saturating_sub(1),
             daemon_threads: entries("/proc/self/task"),
         }

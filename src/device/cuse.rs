@@ -1,8 +1,8 @@
 //! The CUSE door: a character device in userspace.
 //!
-//! Ioctls are unrestricted: the request carries only the pointer, and the device reads and writes
-//! the caller's memory by itself, or has the kernel do it (see [`retry`](super::retry)). A CUSE
-//! device has no mmap (clients attach, see [`attach`](super::attach)) and no flush.
+//! Ioctls are unrestricted: the request carries only a pointer, and the daemon reads and writes the
+//! caller's memory by itself, or has the kernel do it (see [`retry`](super::retry)). A CUSE device
+//! has no mmap (clients attach, see [`attach`](super::attach)) and no flush.
 
 use super::claim::{Artifact, Claim};
 use super::session::{BUFFER_SIZE, Door, MAJOR, MINOR, Responder, Session};
@@ -37,7 +37,7 @@ pub enum Error {
     /// The node in /dev could not be made.
     #[error("{0}: {1}")]
     Node(PathBuf, std::io::Error),
-    /// The place of the node is not ours.
+    /// The place of the node belongs to something else.
     #[error(transparent)]
     Claim(#[from] claim::Error),
     /// The workers could not be started.
@@ -69,7 +69,7 @@ pub fn open(
     let name = device.name.clone();
     let session = Session::new(cuse.into(), format!("{} (CUSE)", path.display()));
     let door = CuseDoor::new(device);
-    // The kernel makes the device while it takes our answer, in this thread.
+    // The kernel makes the device while it takes this answer, in this thread.
     let mut buffer = vec![0; BUFFER_SIZE];
     match session.receive(&mut buffer) {
         Ok(Some(message)) => session.dispatch(message, &*door),
@@ -96,7 +96,7 @@ fn device_number(name: &str) -> Option<u64> {
     Some(makedev(major.parse().ok()?, minor.parse().ok()?))
 }
 
-/// The node is made by devtmpfs, where there is one; elsewhere (most containers) by us.
+/// The node is made by devtmpfs, where there is one; elsewhere (most containers) by the daemon.
 fn node(claim: &mut Claim, path: &Path, rdev: u64, permissions: Permissions) -> Result<(), Error> {
     let failed = |error: Errno| Error::Node(path.to_owned(), error.into());
     match fs::symlink_metadata(path) {

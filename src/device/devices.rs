@@ -1,9 +1,9 @@
 //! The devices of a mount, by number and by name.
 //!
 //! As in binderfs a device is its inode, and its name only leads there: it can be renamed, and
-//! once it has been removed those who have it open, or have it bind-mounted, go on. So a device
-//! stays here until it has no name, is not open, and the kernel has forgotten all of its nodes.
-//! Then its number is free again: the kernel knows no node by it.
+//! clients that have it open or bind-mounted go on when it has been removed. So a device stays here
+//! until it has no name, is not open, and the kernel has forgotten all of its nodes. Then its
+//! number is free again: the kernel knows no node by it.
 
 use super::Device;
 use super::attributes::Attributes;
@@ -13,7 +13,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Numbers are below; so that a number, and what counts opens, fit into that of a node.
+/// Numbers are below this, so that a device's number and a count of its opens fit into a node's.
 pub const NUMBERS: u32 = (1 << 22) - 1;
 
 struct Entry {
@@ -21,9 +21,9 @@ struct Entry {
     /// None once it has been removed.
     name: Option<Vec<u8>>,
     attributes: Attributes,
-    /// How often the kernel has looked up its nodes, less what it has forgotten.
+    /// How often the kernel has looked up nodes of the device, less what it has forgotten.
     lookups: AtomicU64,
-    /// Files that are open.
+    /// Open files of the device.
     opens: usize,
 }
 
@@ -34,7 +34,7 @@ pub struct Devices {
     free: BTreeSet<u32>,
     next: u32,
     most: usize,
-    /// Removed, and still open: they count, as in binderfs.
+    /// Devices that are removed and still open: they count, as in binderfs.
     removed_open: usize,
 }
 
@@ -47,7 +47,7 @@ pub enum Existing {
 }
 
 impl Devices {
-    /// Room for `most` of them (binderfs: `max=`).
+    /// Room for `most` devices (binderfs: `max=`).
     pub fn new(most: usize) -> Devices {
         Devices {
             by_number: BTreeMap::new(),
@@ -113,7 +113,7 @@ impl Devices {
         self.by_number.get_mut(&number).map(|entry| &mut entry.attributes)
     }
 
-    /// Numbers and names from a number on, in the order of numbers.
+    /// Numbers and names of the devices from a number on, in the order of their numbers.
     pub fn from(&self, number: u32) -> impl Iterator<Item = (u32, &[u8])> {
         let entries = self.by_number.range((Bound::Included(number), Bound::Unbounded));
         entries.filter_map(|(number, entry)| Some((*number, entry.name.as_deref()?)))
@@ -130,7 +130,8 @@ impl Devices {
         Ok(())
     }
 
-    /// ENOENT: no device has the old name (or, for an exchange, the new one); EEXIST.
+    /// Renames a device. ENOENT: no device has the old name (or, for an exchange, the new one);
+    /// EEXIST.
     pub fn rename(&mut self, old: &[u8], new: &[u8], existing: Existing) -> Result<(), Errno> {
         let number = self.named(old).ok_or(Errno::ENOENT)?;
         let other = self.named(new);
@@ -158,7 +159,7 @@ impl Devices {
         }
     }
 
-    /// The kernel has been told of one of its nodes.
+    /// The kernel has been told of one of the device's nodes.
     pub fn looked_up(&self, number: u32) {
         if let Some(entry) = self.by_number.get(&number) {
             entry.lookups.fetch_add(1, Ordering::Relaxed);

@@ -1,9 +1,9 @@
 //! Descriptors on their way into a client.
 //!
-//! A process cannot install a descriptor in another. So a client that wants them keeps numbers
-//! free for us (`FAKEBINDER_SLOTS`), and gets the files through the socket of its attach, each to
-//! be moved to the number that its transaction tells. The numbers are chosen here, before the
-//! transaction is handed out, so that nothing in a buffer has to be patched by its receiver.
+//! A process cannot install a descriptor in another one. So a client that wants descriptors keeps
+//! numbers free (`FAKEBINDER_SLOTS`) and gets the files through the socket of its attach, each to
+//! be moved to the number that its transaction names. The daemon chooses the numbers before the
+//! transaction is handed out, so its receiver has nothing to patch in the buffer.
 
 use crate::probe::{Verb, fault};
 use crate::{Errno, uapi};
@@ -12,13 +12,13 @@ use std::collections::BTreeSet;
 use std::io::IoSlice;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-/// Our end of a client's socketpair, and the numbers that it keeps free.
+/// The daemon's end of a client's socketpair, and the numbers that the client keeps free.
 #[derive(Debug)]
 pub struct Channel {
     socket: OwnedFd,
     slots: BTreeSet<i32>,
-    /// The client has offered numbers. Every client that attaches has a channel, but only these
-    /// look at what comes through it.
+    /// The client has offered numbers. Every client that attaches has a channel, but only clients
+    /// that have offered numbers look at what comes through it.
     receives: bool,
 }
 
@@ -63,7 +63,7 @@ impl Channel {
         Ok(numbers)
     }
 
-    /// Has the client close descriptors. ENOBUFS: it does not read its socket, and keeps them.
+    /// Makes the client close descriptors. ENOBUFS: it does not read its socket, and keeps them.
     pub fn close(&self, numbers: &[i32]) -> Result<(), Errno> {
         numbers
             .chunks(uapi::FAKEBINDER_FILES_MAX)

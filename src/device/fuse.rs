@@ -5,9 +5,9 @@
 //! mmap maps the buffer, and everything else (`FOPEN_DIRECT_IO`) comes here. Ioctls are
 //! restricted: the kernel copies the argument in and out as the ioctl's number says.
 //!
-//! The kernel opens the backing file anew, with the client's flags and our credentials
-//! (`fuse_passthrough_open`): a client that has opened a device for writing can map its own
-//! buffer writable, whatever descriptor we give. See `mm_shim` for what that means.
+//! The kernel opens the backing file anew, with the client's flags and the daemon's credentials
+//! (`fuse_passthrough_open`): a client that has opened a device for writing can map its own buffer
+//! writable, whichever descriptor the daemon gives. See `mm_shim` for what that means.
 
 mod opening;
 mod plain_files;
@@ -34,10 +34,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use zerocopy::{Immutable, IntoBytes};
 
-/// The type of our mounts, in `/proc/mounts`.
+/// The file system type of the daemon's mounts, in `/proc/mounts`.
 pub const FILE_SYSTEM: &str = "fuse.fakebinder";
 
-/// The smallest that the kernel accepts: nothing is ever written.
+/// The smallest value that the kernel accepts: nothing is ever written.
 const MAX_WRITE: u32 = 4096;
 /// Releases are sent in the background; many may be on their way when many clients exit at once.
 const MAX_BACKGROUND: u16 = 1024;
@@ -64,7 +64,7 @@ struct FuseDoor {
     session: Arc<Session>,
     /// The daemon's own way to make names in the mount.
     announcer: Announcer,
-    /// Names of `.open` that have served; none where there is no mount.
+    /// The names of `.open` that nobody will look up again; none where there is no mount.
     stale: Option<Arc<Stale>>,
     tree: Arc<Tree>,
     opens: Opens,
@@ -80,7 +80,7 @@ struct FuseDoor {
 struct OpenFiles {
     by_handle: HashMap<u64, OpenFile>,
     busy: HashMap<u64, Busy>,
-    /// What open files of text say, by their handles.
+    /// The text that open files of text read, by their handles.
     texts: HashMap<u64, Arc<[u8]>>,
     last_text: u64,
 }
@@ -111,7 +111,7 @@ pub fn open(
         let _ = umount2(path, MntFlags::MNT_DETACH);
         error
     };
-    // Asked of the list, and not of the file system, which is us.
+    // Asked of the kernel's list: a question to the file system would come back here.
     let mounted = mounts::on(path).filter(|mount| mount.kind == FILE_SYSTEM);
     let dev = mounted.ok_or_else(|| unmount(Error::Unknown(path.to_owned())))?.dev;
     let session = Session::new(fuse.into(), format!("{} (FUSE)", path.display()));
@@ -189,13 +189,13 @@ impl FuseDoor {
             congestion_threshold: MAX_BACKGROUND * 3 / 4,
             max_write: MAX_WRITE,
             time_gran: 1,
-            // Backing files are memfds, on no other file system.
+            // Backing files are memfds, which lie on no further file system.
             max_stack_depth: u32::from(flags & PASSTHROUGH != 0),
             ..Default::default()
         });
     }
 
-    /// The name of a node in `.open` has served: it was looked up, or closed.
+    /// The name of a node in `.open` is used up: it was looked up, or its file was closed.
     fn served(&self, node: u64) {
         let Some(stale) = &self.stale else { return };
         if stale.push(node) {
@@ -219,7 +219,8 @@ impl FuseDoor {
 
     fn drop_name(&self, number: u64) {
         let Some(Node::File { device, serial }) = self.tree.node(number) else { return };
-        // While it is open, /proc/PID/maps shows its name; its release comes here again.
+        // While the file is open, /proc/PID/maps shows its name; the file's RELEASE comes here
+        // again.
         if self.files.lock().busy.contains_key(&number) {
             return;
         }
@@ -230,11 +231,11 @@ impl FuseDoor {
             ..Default::default()
         };
         let parts = [uapi::bytes_of(&inval), name.as_bytes(), &[0]];
-        // It may have been dropped already.
+        // The kernel may have dropped the name already.
         let _ = self.session.notify(uapi::FUSE_NOTIFY_INVAL_ENTRY, &parts);
     }
 
-    /// A link is made by the daemon alone, for a device that is added.
+    /// SYMLINK: links are made by the daemon alone, each for a device that is added.
     fn symlink(&self, header: &Header, name: &[u8], responder: Responder) {
         let root = self.tree.node(header.node) == Some(Node::Root);
         if !root || !self.announcer.is_made_by(header.tid, name) {
@@ -248,7 +249,7 @@ impl FuseDoor {
     }
 }
 
-/// ENOENT: the node is gone.
+/// Answers with the value, or with ENOENT: the node is gone.
 fn answer<T: IntoBytes + Immutable>(value: Option<T>, responder: Responder) {
     match value {
         Some(value) => responder.value(&value),
@@ -256,7 +257,7 @@ fn answer<T: IntoBytes + Immutable>(value: Option<T>, responder: Responder) {
     }
 }
 
-/// The result of a request that gives nothing back.
+/// Answers a request whose success has no value.
 fn answer_done(result: Result<(), Errno>, responder: Responder) {
     match result {
         Ok(()) => responder.done(),
@@ -315,8 +316,8 @@ impl Door for FuseDoor {
                     .and_then(|(from, to)| self.tree.rename((from, name), (to, new_name), flags));
                 answer_done(renamed, responder);
             }
-            // Nothing else can be made here, as in binderfs, whose directories have no such
-            // operation: `vfs_create` then says EACCES, and its fellows EPERM.
+            // No other file can be made here, as in binderfs, whose directories lack these
+            // operations: `vfs_create` then returns EACCES, and its fellows return EPERM.
             Request::Symlink { name } => self.symlink(&header, name, responder),
             Request::Mknod { mode } => responder.error(match mode & libc::S_IFMT {
                 0 | libc::S_IFREG => Errno::EACCES,
@@ -346,8 +347,8 @@ impl Door for FuseDoor {
                 responder.value(&out);
             }
             Request::ReleaseDir | Request::Destroy => responder.done(),
-            // FSYNC: as in the driver. All else is not supported, and the kernel need not ask
-            // again.
+            // FSYNC: the driver's error. All other requests are unsupported, and the kernel need
+            // not send them again.
             Request::Other { opcode: uapi::FUSE_FSYNC } => responder.error(Errno::EINVAL),
             Request::Other { .. } | Request::CuseInit { .. } => responder.error(Errno::ENOSYS),
             Request::Forget(_)

@@ -1,9 +1,9 @@
-//! Uids and pids: who a client is, and by which number another client knows that client.
+//! Uids and pids: who a client is, and by which numbers other clients know it.
 //!
-//! The wire names the uid that a thread uses on file systems (`fuse_in_header.uid`), and binder
-//! goes by the effective one, which `setfsuid` leaves as it is. What a receiver is shown is the
-//! sender's uid by the name that it has in the receiver's user namespace (`from_kuid`): root
-//! outside is not root inside, and most have no name there at all.
+//! The wire names the uid that a thread uses on file systems (`fuse_in_header.uid`); binder uses
+//! the effective uid, which `setfsuid` does not change. A receiver is shown the sender's uid as it
+//! is named in the receiver's user namespace (`from_kuid`): root outside is not root inside, and
+//! most uids have no name there at all.
 //!
 //! All uids of the engine are those of the daemon's own user namespace.
 
@@ -18,30 +18,29 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use std::{fmt, fs};
 
-/// (uid_t)-1: whoever has no name.
+/// (uid_t)-1: a uid that has no name.
 pub const NOBODY: u32 = u32::MAX;
 
-/// For how long a thread is taken to be in the user namespace that it was seen in. Only a thread
+/// How long a thread is taken to be in the user namespace that it was last seen in. Only a thread
 /// that is alone in its process can leave it.
 const FRESH: Duration = Duration::from_millis(1);
 
 /// How many threads of a client are remembered.
 const REMEMBERED: usize = 256;
 
-/// The effective uid of a thread that waits for us. The owner of its directory in /proc is just
-/// that, by an old promise of the kernel's (`task_dump_owner`); the status says it too, at ten
-/// times the price. Never remembered: a thread may change its effective uid and keep the one of the
-/// wire.
+/// The effective uid of a thread that waits for the daemon: the owner of the thread's directory in
+/// /proc, as the kernel has always had it (`task_dump_owner`). The status says it too, at ten times
+/// the price. Never remembered: a thread may change its effective uid and keep that of the wire.
 pub fn euid(tid: i32) -> Result<u32, Errno> {
     stat(format_args!("/proc/{tid}")).map(|it| it.st_uid)
 }
 
-/// The same, of a thread of the process `pid`. ENOENT: it is one of another process.
+/// The same, of a thread of the process `pid`. ENOENT: the thread belongs to another process.
 pub fn euid_of_thread(pid: i32, tid: i32) -> Result<u32, Errno> {
     stat(format_args!("/proc/{pid}/task/{tid}")).map(|it| it.st_uid)
 }
 
-/// Of a file whose name is short: asked at every call, so nothing is allocated for it.
+/// Stats a file whose name is short: called for every call, so nothing is allocated.
 fn stat(path: fmt::Arguments<'_>) -> Result<FileStat, Errno> {
     let mut name = [0; 64];
     let mut rest = &mut name[..];
@@ -50,7 +49,7 @@ fn stat(path: fmt::Arguments<'_>) -> Result<FileStat, Errno> {
     nix::sys::stat::stat(name)
 }
 
-/// The names that users have in a user namespace.
+/// The names that uids have in a user namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Names {
     /// The daemon's own namespace.
@@ -58,11 +57,11 @@ enum Names {
     Of(Arc<UidMap>),
 }
 
-/// `/proc/PID/uid_map`, read from outside.
+/// `/proc/PID/uid_map`, as read from outside.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct UidMap(Vec<Extent>);
 
-/// `count` uids from `inside` on are those from `outside` on in the daemon's namespace.
+/// An extent: `count` uids from `inside` on are those from `outside` on in the daemon's namespace.
 #[derive(Debug, PartialEq, Eq)]
 struct Extent {
     inside: u32,
@@ -77,7 +76,7 @@ impl UidMap {
             let mut next = || numbers.next().flatten();
             Some(Extent { inside: next()?, outside: next()?, count: next()? })
         });
-        // Behind an extent that has no name here itself, nobody has one.
+        // An extent whose uids have no name in the daemon's namespace is of no use.
         UidMap(extents.filter(|extent| extent.outside != NOBODY).collect())
     }
 
@@ -92,19 +91,19 @@ impl UidMap {
     }
 }
 
-/// The inode of a user namespace. EACCES without ptrace access to a thread of another user.
+/// The inode of a user namespace. EACCES for a thread of another user, without ptrace access.
 fn user_namespace(who: impl fmt::Display) -> Result<u64, Errno> {
     stat(format_args!("/proc/{who}/ns/user")).map(|it| it.st_ino)
 }
 
-/// The daemon's own.
+/// The inode of the daemon's own user namespace.
 fn our_user_namespace() -> Option<u64> {
     static OURS: OnceLock<Option<u64>> = OnceLock::new();
     *OURS.get_or_init(|| user_namespace("self").ok())
 }
 
-/// Whether a thread that waits for us is in the daemon's user namespace; no, where that cannot be
-/// seen.
+/// Whether a thread that waits for the daemon is in the daemon's user namespace; false where that
+/// cannot be seen.
 pub fn is_in_our_user_namespace(tid: i32) -> bool {
     user_namespace(tid).ok().is_some_and(|theirs| Some(theirs) == our_user_namespace())
 }
@@ -117,7 +116,7 @@ impl Names {
         }
     }
 
-    /// Those that a thread which waits for us goes by.
+    /// The names in the user namespace of a thread that waits for the daemon.
     fn of(tid: i32) -> std::io::Result<Names> {
         let ours = our_user_namespace();
         let map = |who: &str| fs::read_to_string(format!("/proc/{who}/uid_map"));
@@ -148,7 +147,7 @@ struct Seen {
 }
 
 impl Namespaces {
-    /// The name that a uid has for the thread `tid`, which waits in a read. [`NOBODY`] too when
+    /// The name that a uid has for the thread `tid`, which waits in a read. [`NOBODY`] also when
     /// that cannot be found out.
     pub fn name_of(&self, tid: i32, uid: u32) -> u32 {
         let now = Instant::now();

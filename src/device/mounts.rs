@@ -1,7 +1,8 @@
-//! `/proc/PID/mountinfo`, and the way in which the kernel writes paths into such lists.
+//! `/proc/PID/mountinfo`, and how the kernel writes paths in such lists.
 //!
-//! A list of the kernel's has fields between blanks, and lines. A path may hold anything but NUL,
-//! so blanks, tabs, newlines and backslashes are written there as `\` and three octal digits.
+//! The lists of the kernel consist of lines, with fields between blanks. A path may hold anything
+//! but NUL, so blanks, tabs, newlines and backslashes in it are written as `\` and three octal
+//! digits.
 
 use std::ffi::OsString;
 use std::fs;
@@ -14,9 +15,9 @@ use std::path::{Path, PathBuf};
 pub struct Mount {
     /// `st_dev` of its files.
     pub dev: u64,
-    /// What of its file system is mounted: `/`, or what a bind mount shows.
+    /// Which part of the file system is mounted: `/`, or what a bind mount shows.
     pub root: PathBuf,
-    /// Where, as the process that was asked about sees it.
+    /// Where it is mounted, as the process that was asked about sees it.
     pub path: PathBuf,
     /// The type of its file system.
     pub kind: OsString,
@@ -30,20 +31,20 @@ impl Mount {
         let dev = nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?);
         let mut path = || Some(PathBuf::from(unescape(fields.next()?)));
         let (root, path) = (path()?, path()?);
-        // Options are escaped too: a field of a mere `-` is the separator.
+        // Blanks in options are escaped too, so a field of a mere `-` is the separator.
         let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
         Some(Mount { dev, root, path, kind: unescape(kind) })
     }
 }
 
-/// The mounts that a process or thread sees ("self", or a number), in the order of mounting.
-/// Lines that cannot be read are left out.
+/// The mounts that a process or thread sees (`who`: "self", or a number), in the order of mounting.
+/// Lines that cannot be parsed are left out.
 pub fn of(who: &str) -> io::Result<Vec<Mount>> {
     let list = fs::read(format!("/proc/{who}/mountinfo"))?;
     Ok(list.split(|byte| *byte == b'\n').filter_map(Mount::parse).collect())
 }
 
-/// What is mounted on `path` itself, topmost.
+/// The topmost mount on `path` itself.
 pub fn on(path: &Path) -> Option<Mount> {
     of("self").ok()?.into_iter().rfind(|mount| mount.path == path)
 }
@@ -61,7 +62,7 @@ pub fn escape(path: &Path) -> String {
     field
 }
 
-/// What stands for bytes in a field; a backslash that begins no number stands for itself.
+/// The bytes that a field stands for; a backslash without three octal digits stands for itself.
 pub fn unescape(field: &[u8]) -> OsString {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;

@@ -1,38 +1,38 @@
-//! What a mount of the FUSE door shows, as the options of binderfs's own mount do.
+//! What a mount of the FUSE door shows: the counterpart of binderfs's mount options.
 
 use super::tree::Permissions;
 
-/// More devices cannot be added unless an option says so. binderfs: a million.
+/// How many devices there may be unless an option says so. (binderfs: a million.)
 pub const MAX_DEVICES: usize = 4096;
-/// The most that the option may say (`BINDERFS_MAX_MINOR`).
+/// The largest value of that option (`BINDERFS_MAX_MINOR`).
 pub const MOST_DEVICES: usize = 1 << 20;
 
 /// Who may see `binder_logs/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Stats {
-    /// Root alone: the logs tell of everybody.
+    /// Root alone: the logs tell of all clients.
     Root,
     /// Everybody, as on a binderfs mounted with `stats=global`.
     Global,
-    /// Nobody: there are none, as on a binderfs mounted without that option.
+    /// Nobody: there are no logs, as on a binderfs mounted without that option.
     None,
 }
 
-/// What the mount of the FUSE door is like.
+/// The options of a mount of the FUSE door.
 #[derive(Debug, Clone, Copy)]
 pub struct MountOptions {
-    /// What the first devices start with. Added ones start as in binderfs: root's alone, 0600.
+    /// Owner and mode of the first devices. Added devices start as in binderfs: root's, 0600.
     pub permissions: Permissions,
-    /// At most so many devices, the first ones included (`max=`).
+    /// The most devices that there may be, the first ones included (`max=`).
     pub max_devices: usize,
     /// Who may see `binder_logs/` (`stats=`).
     pub stats: Stats,
-    /// Off: act as if the kernel had no passthrough.
+    /// False: act as if the kernel had no passthrough.
     pub passthrough: bool,
 }
 
 impl MountOptions {
-    /// What is usual, for devices with these permissions.
+    /// The default options, for devices with these permissions.
     pub fn new(permissions: Permissions) -> MountOptions {
         MountOptions {
             permissions,

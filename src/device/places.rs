@@ -12,9 +12,9 @@ const NODES: &str = "/dev";
 /// Where links to the FUSE door's devices are made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Links {
-    /// In `/dev`, if that can be written: nobody has asked for them.
+    /// In `/dev`, if that can be written: nobody has asked for links.
     Convenience,
-    /// In this directory, or it is an error.
+    /// In this directory, which must be writable.
     In(PathBuf),
     /// Nowhere.
     None,
@@ -29,8 +29,8 @@ impl Links {
         }
     }
 
-    /// Whether the daemon can do without a link that cannot be made. What is in its place is always
-    /// an error: who opens that would not get our device.
+    /// Whether the daemon can do without a link that cannot be made. Something else in the link's
+    /// place is always an error: a program that opens that would not get the daemon's device.
     fn can_do_without(&self, error: &Error) -> bool {
         *self == Links::Convenience && matches!(error, Error::Io(..))
     }
@@ -39,13 +39,13 @@ impl Links {
 /// The places that the daemon has claimed for nodes and links of its devices.
 pub struct Places {
     claims: BTreeMap<PathBuf, Claim>,
-    /// The nodes that are there.
+    /// The nodes that were made.
     nodes: Vec<PathBuf>,
     links: Links,
 }
 
 impl Places {
-    /// No place claimed yet.
+    /// No place is claimed yet.
     pub fn new(links: Links) -> Places {
         Places { claims: BTreeMap::new(), nodes: Vec::new(), links }
     }
@@ -75,7 +75,7 @@ impl Places {
         Ok(())
     }
 
-    /// Has a device's node made at its place. None: it was not [claimed](Places::claim_node).
+    /// Makes a device's node at its place. None: the place was not [claimed](Places::claim_node).
     pub fn make_node<E>(
         &mut self,
         name: &str,

@@ -1,4 +1,4 @@
-//! The end of an ioctl: where its result and its argument go, whichever thread ends it.
+//! The end of an ioctl: where its result and its argument go, from whichever thread ends it.
 
 use super::client::Client;
 use super::retry::READ_SIZE;
@@ -8,7 +8,7 @@ use crate::client_mem::{ClientMemory, GatheredMemory, ProcessMemory};
 use crate::{Errno, uapi};
 use std::sync::Arc;
 
-/// The kernel's own number for "restart the system call, or say EINTR".
+/// The kernel's own number for "restart the system call, or return EINTR".
 pub const ERESTARTSYS: i32 = 512;
 
 /// Where the argument goes when the ioctl has ended.
@@ -20,13 +20,13 @@ pub enum CopyOut {
         /// What the kernel said that it will copy, in bytes.
         size: usize,
     },
-    /// Into the caller's memory, by ourselves.
+    /// Into the caller's memory, by the daemon.
     Memory {
-        /// The caller's.
+        /// The caller's memory.
         memory: Arc<ProcessMemory>,
         /// Where the argument is, in the caller.
         addr: u64,
-        /// What the ioctl fails with when that is no memory of the caller's.
+        /// The error of the ioctl when that address is not the caller's.
         fault: Errno,
     },
     /// Into the reply, followed by what was written to the stretches of memory that `output` names.
@@ -121,7 +121,7 @@ impl IoctlReply {
     }
 }
 
-/// The kernel spreads the bytes over the ranges that it was told, in order. Only the last of them
+/// The kernel spreads the bytes over the ranges that it was given, in order. Only the last range
 /// may be cut short.
 fn gathered_output(
     argument: &[u8],
@@ -145,7 +145,7 @@ fn gathered_output(
     data
 }
 
-/// Somebody polls an open file, and the kernel has asked to be told.
+/// A client that polls an open file, where the kernel has asked for a notification.
 pub struct PollWaiter {
     /// The session of the door that the file was opened through.
     pub session: Arc<Session>,

@@ -1,16 +1,16 @@
-//! Ioctls of clients whose memory this process may not reach (no ptrace access, as under Yama or
-//! in a container): the kernel copies for us, if we tell it beforehand what.
+//! Ioctls of clients whose memory the daemon may not reach (no ptrace access, as under Yama or in a
+//! container): the kernel copies instead, if it is told beforehand what to copy.
 //!
-//! CUSE's retry protocol: an ioctl comes without data; we answer with ranges of the caller's
-//! memory, and it comes again with what lies there; and so on, until we have all we need. An
-//! ioctl has effects, so it is carried out only when everything it will look at is here: the
-//! argument, the commands that it points to, the data and offsets that those point to, the
+//! CUSE's retry protocol: an ioctl comes without data; the daemon answers with ranges of the
+//! caller's memory; the ioctl comes again with what lies there; and so on, until all data is here.
+//! An ioctl has effects, so it is carried out only when everything that it will look at is here:
+//! the argument, the commands that it points to, the data and offsets that those point to, and the
 //! scatter-gather buffers that the objects in the data point to.
 //!
-//! Nothing is remembered between two rounds, for the kernel may give the ioctl up there (a range
-//! that is no memory of the caller's, a fatal signal) without a word. What was asked for before is
+//! Nothing is remembered between two rounds, since the kernel may give the ioctl up there without a
+//! word (a range outside of the caller's memory, a fatal signal). What was asked for before is
 //! computed anew from what has come: each round asks for the ranges of the round before, in the
-//! same order, and for more behind them. A client that changes what its ranges depend on meanwhile
+//! same order, and for more behind them. A client that changes meanwhile what its ranges depend on
 //! gets EFAULT, or its own bytes from elsewhere in its own memory.
 
 use crate::Errno;
@@ -21,16 +21,16 @@ use crate::protocol::object::Object;
 use crate::protocol::record::{Record, WriteRead};
 use crate::uapi::{self, fuse_ioctl_iovec as Range};
 
-/// What comes: nothing, argument, commands, data and offsets, scatter-gather buffers.
+/// What the rounds bring: nothing, argument, commands, data and offsets, scatter-gather buffers.
 const MOST_ROUNDS: usize = 5;
 /// `FUSE_IOCTL_MAX_IOV`, for both directions together.
 const MOST_RANGES: usize = 256;
-/// `FUSE_DEFAULT_MAX_PAGES_PER_REQ`: CUSE cannot negotiate more. For each direction.
+/// `FUSE_DEFAULT_MAX_PAGES_PER_REQ`, for each direction: CUSE cannot negotiate more.
 const MOST_BYTES: u64 = 32 * 4096;
-/// As much of a read buffer as is offered: the argument must fit beside it.
+/// How much of a read buffer is offered at most: the argument must fit beside it.
 const MOST_READ: u64 = MOST_BYTES / 2;
 
-/// What the kernel is asked for.
+/// The stretches of memory that the kernel is asked for.
 #[derive(Debug, Default)]
 pub struct Needs {
     input: Vec<Range>,
@@ -40,17 +40,18 @@ pub struct Needs {
 /// What to do with an ioctl that has come (again).
 #[derive(Debug)]
 pub enum Step {
-    /// Ask for it once more, with this.
+    /// Ask for the ioctl once more, with these.
     Again(Needs),
-    /// All is here.
+    /// All data is here.
     Ready {
         /// The argument of the ioctl, as copied in.
         argument: Vec<u8>,
         /// What the kernel has copied of the memory that the argument points to.
         memory: GatheredMemory,
-        /// The argument, if it is copied out, and the read buffer.
+        /// Where the kernel copies out: the argument, if it is copied out, and the read buffer.
         output: Vec<Range>,
-        /// The client's own `read_size`; the argument has as much as the kernel will carry.
+        /// The client's own `read_size`, if the argument has a smaller one: what the kernel can
+        /// carry.
         read_size: Option<u64>,
     },
 }
@@ -70,9 +71,8 @@ impl Needs {
     }
 }
 
-/// One round: `bytes` is what the kernel has gathered, and `room` the number of bytes that it will
-/// take back, both by what it was asked for in the round before.
-/// EFAULT when that cannot be.
+/// One round. `bytes` is what the kernel has gathered, and `room` the number of bytes that it will
+/// take back, both as asked for in the round before. EFAULT when they do not match that.
 pub fn step(cmd: u32, addr: u64, bytes: &[u8], room: usize) -> Result<Step, Errno> {
     let mut asked = Needs::default();
     for _ in 0..MOST_ROUNDS {
@@ -99,7 +99,7 @@ pub fn step(cmd: u32, addr: u64, bytes: &[u8], room: usize) -> Result<Step, Errn
     Err(Errno::EFAULT)
 }
 
-/// Bytes in all of the ranges.
+/// The sum of the ranges' lengths.
 fn total(ranges: &[Range]) -> usize {
     ranges.iter().map(|range| range.len as usize).sum()
 }
@@ -118,8 +118,8 @@ fn ready(cmd: u32, addr: u64, memory: GatheredMemory, needs: Needs) -> Step {
     if cmd == uapi::BINDER_WRITE_READ
         && let Some(bwr) = WriteRead::at(&argument)
     {
-        // The engine must not give more than the kernel will carry; the client sees its own number
-        // again.
+        // The engine must not give more than the kernel will carry; the client gets its own number
+        // back.
         let room = needs.output.get(1).map_or(0, |range| range.len);
         let offered = bwr.read_size.min(bwr.read_consumed.saturating_add(room));
         argument[READ_SIZE].copy_from_slice(&offered.to_ne_bytes());
@@ -128,13 +128,13 @@ fn ready(cmd: u32, addr: u64, memory: GatheredMemory, needs: Needs) -> Step {
     Step::Ready { argument, memory, output: needs.output, read_size }
 }
 
-/// Where `read_size` lies in a `binder_write_read`.
+/// Where `read_size` lies in the bytes of a `binder_write_read`.
 pub const READ_SIZE: std::ops::Range<usize> = {
     let start = std::mem::offset_of!(WriteRead, read_size);
     start..start + size_of::<u64>()
 };
 
-/// Everything that the ioctl will look at, as far as what was gathered tells.
+/// Everything that the ioctl will look at, as far as the gathered data tells.
 fn needs(cmd: u32, addr: u64, memory: &GatheredMemory) -> Needs {
     let mut needs = Needs::default();
     let size = uapi::ioc_size(cmd) as u64;
@@ -170,8 +170,7 @@ fn needs(cmd: u32, addr: u64, memory: &GatheredMemory) -> Needs {
     needs
 }
 
-/// Adds a range if the kernel's limits allow it; if they do not, the engine will find a fault
-/// there.
+/// Adds a range if the kernel's limits allow that; otherwise the engine will find a fault there.
 fn push(ranges: &mut Vec<Range>, others: usize, base: u64, len: u64) -> bool {
     let total = total(ranges) as u64;
     if len == 0 {
@@ -191,7 +190,7 @@ fn push(ranges: &mut Vec<Range>, others: usize, base: u64, len: u64) -> bool {
 fn push_transactions(needs: &mut Needs, mut commands: &[u8], memory: &GatheredMemory) {
     let outputs = needs.output.len();
     let mut messages = Vec::new();
-    // Past an unknown command nothing is carried out.
+    // Nothing behind an unknown command is carried out.
     while let Some((command, rest)) = Command::take(commands) {
         commands = rest;
         let (Command::Transaction(transaction)
@@ -209,7 +208,7 @@ fn push_transactions(needs: &mut Needs, mut commands: &[u8], memory: &GatheredMe
             messages.push((data, offsets));
         }
     }
-    // Not before all of it is here: the ranges of a round begin with those of the round before.
+    // Only when all of it is here: the ranges of a round begin with those of the round before.
     let all: Option<Vec<_>> = messages
         .into_iter()
         .map(|(data, offsets)| Some((gathered(memory, data)?, gathered(memory, offsets)?)))
@@ -219,7 +218,7 @@ fn push_transactions(needs: &mut Needs, mut commands: &[u8], memory: &GatheredMe
     }
 }
 
-/// What lies in a range that was asked for, if that has come.
+/// What lies in a range that was asked for, if it has come.
 fn gathered(memory: &GatheredMemory, (base, len): (u64, u64)) -> Option<Vec<u8>> {
     let mut bytes = vec![0; len as usize];
     memory.read(base, &mut bytes).ok().map(|()| bytes)
@@ -229,7 +228,7 @@ fn gathered(memory: &GatheredMemory, (base, len): (u64, u64)) -> Option<Vec<u8>>
 fn push_buffers(needs: &mut Needs, data: &[u8], offsets: &[u8]) {
     let outputs = needs.output.len();
     for offset in offsets.chunks_exact(8).filter_map(u64::at) {
-        // The engine says what is wrong with one that cannot be read.
+        // An object that cannot be read is reported by the engine.
         if let Some(Object::Buffer(buffer)) = Object::read(data, offset) {
             push(&mut needs.input, outputs, buffer.buffer, buffer.length);
         }
@@ -425,7 +424,8 @@ mod tests {
             push_transactions(&mut Needs::default(), &commands, &memory);
         }
 
-        /// Whatever comes, each answer is another question with more in it, or the end of them.
+        /// Each round either asks for more than the one before or is the last, whatever the
+        /// answers.
         #[test]
         fn hostile_rounds_end(mut answers: Vec<Vec<u8>>, argument: [u64; 6]) {
             let mut asked = Needs::default();

@@ -1,9 +1,9 @@
-//! The security context of a client: what a node that asks for it (`txn_security_ctx`) is told.
+//! The security context of a client, for nodes that ask for it (`txn_security_ctx`).
 //!
-//! By default what the driver would tell, which depends on the kernel's security module:
+//! By default that of the driver, which depends on the kernel's security module:
 //! - SELinux, Smack: the label of whoever opened the device;
-//! - AppArmor: none, and the call fails with EINVAL (the module knows its contexts by numbers that
-//!   it gives to no credentials);
+//! - AppArmor: none, and the call fails with EINVAL (AppArmor has numbers for its contexts, but
+//!   gives them to no credentials);
 //! - no module: none, and the call fails with EOPNOTSUPP.
 //!
 //! `--security-context` gives labels where the kernel has none: Android's service managers ask for
@@ -15,10 +15,10 @@ use std::fs;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
-/// The longest label, in bytes: the kernel's own interfaces take a page.
+/// The longest label, in bytes: the kernel's own interfaces take at most a page.
 const LONGEST: usize = 4095;
 
-/// What knows labels in this kernel.
+/// The kernel's security module, as far as labels are concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Module {
     /// SELinux or Smack.
@@ -40,7 +40,7 @@ impl Module {
         })
     }
 
-    /// Each of the first two registers a file system of its own where it is in use.
+    /// SELinux and Smack each register a file system of their own where they are in use.
     fn from(file_systems: &str, apparmor: bool) -> Module {
         let names = |name| file_systems.lines().any(|line| line.split('\t').nth(1) == Some(name));
         match apparmor {
@@ -54,15 +54,15 @@ impl Module {
 /// The labels that the daemon's options give, by uid. A user without one has the kernel's.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SecurityContexts {
-    /// The uid that an entry is for; for everybody else without one.
+    /// The uid that an entry is for, or none for all other users.
     entries: Vec<(Option<u32>, String)>,
 }
 
 impl SecurityContexts {
-    /// The context of the thread `tid` of the user `uid`, with its NUL.
+    /// The context of the thread `tid` of the user `uid`, with a NUL at its end.
     ///
-    /// EINVAL, EOPNOTSUPP: there is none, for the reasons above. A [shortage](crate::shortage):
-    /// it could not be looked up; that says nothing about the client.
+    /// EINVAL, EOPNOTSUPP: there is none, for the reasons above. A [shortage](crate::shortage): the
+    /// context could not be looked up, which says nothing about the client.
     pub fn of(&self, tid: i32, uid: u32) -> Result<Vec<u8>, Errno> {
         let given = |wanted| self.entries.iter().find(|(uid, _)| *uid == wanted);
         if let Some((_, label)) = given(Some(uid)).or_else(|| given(None)) {
@@ -84,7 +84,7 @@ impl SecurityContexts {
     }
 }
 
-/// What the kernel says of a thread, with a NUL.
+/// The kernel's label of a thread, with a NUL at its end.
 fn label_of(tid: i32) -> Result<Vec<u8>, Errno> {
     let mut label = fs::read(format!("/proc/{tid}/attr/current")).map_err(|error| {
         match error.raw_os_error().map(Errno::from_raw) {
@@ -92,7 +92,7 @@ fn label_of(tid: i32) -> Result<Vec<u8>, Errno> {
             _ => Errno::EOPNOTSUPP,
         }
     })?;
-    // SELinux ends it with a NUL, others with a newline.
+    // SELinux ends the label with a NUL, others end it with a newline.
     while label.last().is_some_and(|byte| matches!(byte, 0 | b'\n')) {
         label.pop();
     }

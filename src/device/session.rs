@@ -10,14 +10,14 @@
 //! interrupt for a request that is not in flight is answered with EAGAIN: the kernel sends it
 //! again if the request still waits, and drops it if it has been answered.
 //!
-//! **A fatal signal is always answered**, also when a copy to or from the caller's memory has not
-//! come back. A request that an interrupt does not end is looked at again and again
-//! ([`Session::answer_the_dying`]); once its thread cannot return to its program any more, it gets
-//! its answer, and whoever is still at work for it finds that its memory is not to be touched and
-//! its answer is not needed.
+//! **A fatal signal is always answered**, even while a copy to or from the caller's memory stalls.
+//! A request that an interrupt does not end is looked at again and again
+//! ([`Session::answer_the_dying`]). Once its thread cannot return to its program any more, the
+//! request gets its answer; a worker that is still at work for it then finds that the memory is not
+//! to be touched and that the answer is not needed.
 //!
-//! Locks: the table of requests in flight, and the list of those that an interrupt did not end;
-//! both are leaves: nothing is called and nothing written under them.
+//! Locks: the table of requests in flight, and the list of requests that an interrupt did not end.
+//! Both are leaves: nothing is called and nothing written under them.
 
 mod responder;
 #[cfg(test)]
@@ -42,9 +42,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// The protocol that this program speaks; the kernel speaks the older of both sides'.
+/// The protocol version of this program; the kernel speaks the older one of both sides.
 pub const MAJOR: u32 = uapi::FUSE_KERNEL_VERSION;
-/// 7.40 brought passthrough. Nothing newer is used, and what is older is told from INIT's flags.
+/// 7.40 brought passthrough. Nothing newer is used; what an older kernel lacks is told by INIT's
+/// flags.
 pub const MINOR: u32 = 40;
 
 /// Bytes to read a request into: the largest is an ioctl with what a retry has gathered, 32 pages.
@@ -53,13 +54,13 @@ pub const BUFFER_SIZE: usize = 32 * 4096 + 8192;
 /// The bit by which the kernel names an INTERRUPT after the request that it is about.
 const INTERRUPT_BIT: u64 = 1;
 
-/// The kernel had no memory for us: a little later it may have.
+/// The kernel had no memory for the daemon: a little later it may have.
 fn out_of_breath(errno: &Errno) {
     shortage::note(errno);
     std::thread::sleep(Duration::from_millis(1));
 }
 
-/// What requests are handed to. Called by several threads at once.
+/// What a session hands its requests to. Called by several threads at once.
 pub trait Door: Send + Sync {
     /// A request that waits for its one answer.
     fn request(&self, header: Header, request: Request<'_>, responder: Responder);
@@ -74,7 +75,7 @@ pub trait Door: Send + Sync {
 
 /// A request that has been read and not been answered.
 struct InFlight {
-    /// If the request is an ioctl.
+    /// Of an ioctl: what waits for it.
     waiting: Option<Waiting>,
     interrupted: bool,
 }
@@ -83,7 +84,7 @@ struct InFlight {
 #[derive(Default)]
 struct InFlightTable {
     by_unique: HashMap<u64, InFlight>,
-    /// The memory of threads that have called before: they call again and again.
+    /// The memory of threads that have called before, since they call again and again.
     memories: HashMap<i32, Arc<ProcessMemory>>,
 }
 
@@ -107,7 +108,7 @@ impl InFlightTable {
     }
 }
 
-/// Who waits in an ioctl.
+/// A thread that waits in an ioctl.
 struct Waiting {
     /// The open file.
     fh: u64,
@@ -121,9 +122,9 @@ pub struct Session {
     /// For log lines: "fakebinder (FUSE)".
     name: String,
     in_flight: Mutex<InFlightTable, rank::InFlight>,
-    /// Requests that an interrupt did not end at once, and their threads.
+    /// Requests that an interrupt did not end at once, with their threads.
     held_up: Mutex<Vec<(u64, i32)>, rank::HeldUp>,
-    /// How many they are.
+    /// How many such requests there are.
     held_up_count: AtomicUsize,
 }
 
@@ -152,13 +153,14 @@ impl Session {
             match got {
                 Ok(0) => return Ok(None),
                 Ok(length) => return Ok(Some(&buffer[..length])),
-                // ENOENT: the request was aborted while it was copied to us.
+                // ENOENT: the request was aborted while it was copied to the daemon.
                 Err(Errno::EINTR | Errno::EAGAIN | Errno::ENOENT) => {}
-                // The request is still there.
+                // A shortage: the request is still there to be read.
                 Err(error) if is_shortage(error) => out_of_breath(&error),
                 // Unmounted, or aborted.
                 Err(Errno::ENODEV | Errno::ECONNABORTED | Errno::ENOTCONN) => return Ok(None),
-                // Whatever this is, it must not be the end of every client at once.
+                // Other errors are unexpected; one must not end the session for every client at
+                // once.
                 Err(error) if patience > 0 => {
                     patience -= 1;
                     out_of_breath(&error);
@@ -196,8 +198,8 @@ impl Session {
         door.request(header, request, responder);
     }
 
-    /// A request is in flight from now on. For an ioctl on the open file `waits_on`: the caller's
-    /// memory.
+    /// Puts a request in flight. Returns the caller's memory for an ioctl, which is on the open
+    /// file `waits_on`.
     fn begin(&self, header: &Header, waits_on: Option<u64>) -> Option<Arc<ProcessMemory>> {
         let mut in_flight = self.in_flight.lock();
         let memory = waits_on.map(|_| in_flight.memory_of(header.tid));
@@ -210,7 +212,7 @@ impl Session {
         memory
     }
 
-    /// What `fakebinderd -vv` logs of every request: not the bytes that came with it.
+    /// The line that `fakebinderd -vv` logs for every request, without the bytes that came with it.
     fn trace(&self, unique: u64, tid: i32, request: &Request) {
         match request {
             Request::Ioctl(Ioctl { fh, cmd, .. }) => {
@@ -231,7 +233,7 @@ impl Session {
                 None => {
                     drop(in_flight);
                     self.write(own_unique | INTERRUPT_BIT, -(Errno::EAGAIN as i32), &[]);
-                    // Another thread has just read the request: let it go on.
+                    // Another worker has just read the request and needs the processor.
                     std::thread::yield_now();
                     return;
                 }
@@ -254,8 +256,8 @@ impl Session {
         self.held_up_count.load(Ordering::SeqCst) > 0
     }
 
-    /// Answers those interrupted requests whose threads are about to die: they must not wait for
-    /// a copy. EINTR, and nothing is copied out, for nobody looks at it.
+    /// Answers the interrupted requests of threads that are about to die: these must not wait for a
+    /// copy. EINTR, and nothing is copied out, since nobody looks at it.
     pub fn answer_the_dying(&self) {
         let mut held_up = std::mem::take(&mut *self.held_up.lock());
         let before = held_up.len();
@@ -272,10 +274,10 @@ impl Session {
         self.held_up_count.fetch_sub(before - left, Ordering::SeqCst);
     }
 
-    /// Answers a request that somebody is still at work for.
+    /// Answers a request that a worker is still at work for.
     fn answer_without(&self, unique: u64) {
         let Some(request) = self.in_flight.lock().by_unique.remove(&unique) else { return };
-        // First: with the answer the thread's number may become another's.
+        // Before the answer: after it the thread's number may become another thread's.
         if let Some(waiting) = request.waiting {
             waiting.memory.give_up();
         }
@@ -283,12 +285,13 @@ impl Session {
         self.write(unique, 0, &[uapi::bytes_of(&out)]);
     }
 
-    /// Sends an unsolicited message (`FUSE_NOTIFY_*`). ENOENT when the kernel knows nothing (more) of its subject.
+    /// Sends an unsolicited message (`FUSE_NOTIFY_*`). ENOENT: the kernel does not know its
+    /// subject, or not any more.
     pub fn notify(&self, code: u32, parts: &[&[u8]]) -> Result<(), Errno> {
         self.try_write(0, code as i32, parts)
     }
 
-    /// Wakes whoever polls the file with this handle (`fuse_poll_in.kh`).
+    /// Wakes the pollers of the file with this handle (`fuse_poll_in.kh`).
     pub fn notify_poll(&self, handle: u64) {
         let wakeup = uapi::fuse_notify_poll_wakeup_out { kh: handle };
         if let Err(error) = self.notify(uapi::FUSE_NOTIFY_POLL, &[uapi::bytes_of(&wakeup)]) {
@@ -327,7 +330,7 @@ impl Session {
             *slice = IoSlice::new(part);
         }
         debug_assert!(parts.len() < PARTS);
-        // A notification that is not sent is lost; a reply, somebody waits for for ever.
+        // A notification that is not sent is only lost; for a reply somebody waits for ever.
         let write = || {
             fault(Verb::Reply)?;
             nix::sys::uio::writev(&self.fd, &slices[..=parts.len()])
@@ -341,8 +344,9 @@ impl Session {
         }
     }
 
-    /// `FUSE_DEV_IOC_BACKING_OPEN`: lets files be opened in passthrough to `file`, by the id returned.
-    /// EPERM without CAP_SYS_ADMIN or where INIT did not agree on passthrough, ENOTTY before 6.9.
+    /// `FUSE_DEV_IOC_BACKING_OPEN`: registers `file` as a backing file for passthrough and returns
+    /// its id. EPERM: no CAP_SYS_ADMIN, or INIT did not agree on passthrough; ENOTTY: before Linux
+    /// 6.9.
     pub fn backing_open(&self, file: BorrowedFd<'_>) -> Result<i32, Errno> {
         let map = uapi::fuse_backing_map { fd: file.as_raw_fd(), ..Default::default() };
         // SAFETY: the kernel reads one `fuse_backing_map`, which lives until the call returns.
@@ -352,7 +356,7 @@ impl Session {
         Errno::result(id)
     }
 
-    /// `FUSE_DEV_IOC_BACKING_CLOSE`: files that are open in passthrough stay so.
+    /// `FUSE_DEV_IOC_BACKING_CLOSE`: files that are open with that backing file keep it.
     pub fn backing_close(&self, id: i32) {
         // SAFETY: the kernel reads one `u32`, which lives until the call returns.
         let result = unsafe {

@@ -1,4 +1,4 @@
-//! What the signals that are pending for a client's thread will do to it (`/proc/PID/status`).
+//! What a client thread's pending signals will do to it (`/proc/PID/status`).
 
 use std::fs;
 
@@ -29,7 +29,7 @@ const fn mask(signals: &[i32]) -> u64 {
 }
 
 /// Whether the thread `tid`, which waits in a system call, will never return to its program: a
-/// signal that ends its process is pending. A thread that is gone is dying, too.
+/// signal that ends its process is pending. A thread that is gone counts as dying, too.
 pub fn is_dying(tid: i32) -> bool {
     match fs::read_to_string(format!("/proc/{tid}/status")) {
         Ok(status) => says_dying(&status),
@@ -47,7 +47,7 @@ fn says_dying(status: &str) -> bool {
     if mask("SigPnd:") & bit(libc::SIGKILL) != 0 {
         return true;
     }
-    // But for one that ends in a core dump: that begins when a thread takes it.
+    // Except for a signal that ends in a core dump: that begins when a thread takes the signal.
     let pending = mask("SigPnd:") | mask("ShdPnd:");
     pending & !(mask("SigBlk:") | mask("SigIgn:") | mask("SigCgt:") | HARMLESS) != 0
 }

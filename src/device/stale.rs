@@ -1,28 +1,28 @@
-//! Names that nobody will look up again, to be taken out of the kernel's dentry cache.
+//! Names that nobody will look up again, which are taken out of the kernel's dentry cache.
 //!
 //! Each open of a device looks up a name of its own (see [`tree`](super::tree)). The name is valid
-//! for no time, which only makes the kernel ask again: until memory is short the kernel keeps the
-//! name, with it the inode, and so the device counts as known. Those who hold it (an open file, a
-//! bind mount) are not disturbed when the name goes.
+//! for no time, but that only makes the kernel ask again. The kernel keeps the name, and with it
+//! the inode, until memory is short; so long the device counts as known. An open file or a bind
+//! mount is not disturbed when the name goes.
 //!
-//! To drop a name the kernel waits for the lookups that are under way in the directory, and those
-//! are answered by our workers: so a thread that is no worker drops the names.
+//! To drop a name the kernel waits for the lookups that are under way in the directory, which the
+//! workers have to answer. So a thread that is no worker drops the names.
 
 use crate::lock_order::rank;
 use crate::sync::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// A name that was just looked up is about to be opened: not yet.
+/// How old a name has to be: one that was just looked up is about to be opened.
 const AGE: Duration = Duration::from_secs(1);
-/// More do not wait for their age.
+/// With so many names waiting, the oldest does not wait for its age.
 const MANY: usize = 1024;
-/// More are left to the kernel: it drops them when memory is short.
+/// Further names are left to the kernel, which drops them when memory is short.
 const MOST: usize = 1 << 16;
 
 #[derive(Default)]
 struct Queue {
-    /// Since when, and the number of the node; the oldest first.
+    /// When a node was added, and its number; the oldest first.
     waiting: VecDeque<(Instant, u64)>,
     started: bool,
     ended: bool,
@@ -35,8 +35,8 @@ pub struct Stale {
 }
 
 impl Stale {
-    /// A node has been looked up, or its file was closed. True the first time: then somebody has
-    /// to [run](Stale::run).
+    /// A node has been looked up, or its file was closed. True the first time: then the caller has
+    /// to start a thread for [`Stale::run`].
     #[must_use]
     pub fn push(&self, node: u64) -> bool {
         let mut queue = self.queue.lock();

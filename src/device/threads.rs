@@ -1,12 +1,12 @@
 //! Which threads of clients have ended.
 //!
-//! A descriptor of one thread (`PIDFD_THREAD`, Linux 6.9) becomes readable when it ends. Those of
-//! the threads that somebody waits for are in one epoll set, which a thread of ours sleeps on. One
-//! is enough: it never touches a client's memory, since the driver only decides what follows from
-//! an end, and hands that over ([`Carriers`](crate::binder::Carriers)).
+//! A descriptor of one thread (`PIDFD_THREAD`, Linux 6.9) becomes readable when the thread ends.
+//! The descriptors of watched threads are in one epoll set, which one thread of the daemon waits
+//! on. One is enough, since it never touches a client's memory: the engine only decides what
+//! follows from an end, and hands that over ([`Carriers`](crate::binder::Carriers)).
 //!
-//! It costs a descriptor for each, so their number is limited, and what is beyond it is asked
-//! after like what cannot be watched:
+//! A watched thread costs a descriptor, so the number of them is limited. The device has to be
+//! asked after all others, and after those that cannot be watched:
 //! - any thread, before Linux 6.9;
 //! - the first thread of a process: since Linux 6.15 its descriptor is silent while the others go
 //!   on (measured on 6.18: `pthread_exit` in `main` leaves a zombie that nobody hears of).
@@ -28,9 +28,9 @@ use std::sync::{Arc, OnceLock};
 
 type Ended = Box<dyn FnOnce() + Send>;
 
-/// So many threads of one open file are watched.
+/// The most threads of one open file that are watched.
 const MOST_OF_ONE: usize = 256;
-/// The ticket of no thread.
+/// The ticket of the event that ends the thread, and of no watched thread.
 const STOP: u64 = 0;
 
 /// The threads that are watched, and what is to be done when one of them ends.
@@ -51,11 +51,11 @@ struct Shared {
 /// How many threads of one client are watched.
 pub type Count = Arc<AtomicUsize>;
 
-/// A thread that is watched until this is dropped.
+/// A thread that is watched until this value is dropped.
 struct Watch {
     shared: Arc<Shared>,
     ticket: u64,
-    /// Closed, it leaves the set.
+    /// Closing it takes it out of the epoll set.
     _pidfd: OwnedFd,
     of_one: Count,
 }
@@ -110,7 +110,7 @@ impl Threads {
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        // It stays readable: ours sees it when it comes back to the set.
+        // The event stays readable: the thread sees it when it next waits.
         let _ = self.shared.stop.write(1);
     }
 }
@@ -127,7 +127,7 @@ impl Shared {
         added.then_some(watch)
     }
 
-    /// Tells of ends, one after another.
+    /// Tells of the ends of threads, one after another.
     fn tell(&self) {
         let mut events = [EpollEvent::empty()];
         loop {
@@ -150,7 +150,7 @@ impl Shared {
     }
 }
 
-/// Whether the inode of a thread's descriptor is its own and never used again (pidfs).
+/// Whether each descriptor of a thread has an inode that is never used again (pidfs).
 fn inodes_tell(pidfd: BorrowedFd<'_>) -> bool {
     /// `PID_FS_MAGIC`, which the C library has no name for.
     const PID_FS: FsType = FsType(0x5049_4446);
@@ -166,8 +166,8 @@ fn birth_of(pidfd: BorrowedFd<'_>, tid: i32) -> Option<Birth> {
     }
 }
 
-/// What tells a thread that waits in a request of ours from others of the same number: the inode
-/// of its descriptor, or, before Linux 6.9, when it began, in clock ticks.
+/// What tells a thread that waits in a request from others of the same number: the inode of its
+/// descriptor, or, before Linux 6.9, the time of its start in clock ticks.
 pub fn birth(tid: i32) -> Option<Birth> {
     assert_nothing_held();
     match pidfd_open_thread(tid) {
@@ -181,7 +181,7 @@ fn is_first(tid: i32) -> bool {
     pidfd_open(tid).is_ok()
 }
 
-/// Whether a thread has ended. A first thread that has done so before the others is a zombie.
+/// Whether a thread has ended. A first thread that has ended before the others is a zombie.
 pub fn is_gone(tid: i32, birth: Option<Birth>) -> bool {
     assert_nothing_held();
     let same = match pidfd_open_thread(tid) {
@@ -198,11 +198,11 @@ pub fn is_gone(tid: i32, birth: Option<Birth>) -> bool {
     !same || (is_first(tid) && ended())
 }
 
-/// The state of a thread, and when it began. ESRCH: there is none of that number.
+/// The state of a thread, and its start. ESRCH: there is no thread of that number.
 fn stat_of(tid: i32) -> Result<(u8, u64), Errno> {
     const START: usize = 22 - 3;
     let stat = fs::read(format!("/proc/{tid}/stat")).map_err(super::client::errno)?;
-    // Its name, in brackets, may be anything.
+    // The thread's name, in brackets, may be anything.
     let rest = stat.iter().rposition(|byte| *byte == b')').map(|end| &stat[end + 1..]);
     let mut fields = rest.unwrap_or_default().split(|byte| *byte == b' ').skip(1);
     let state = fields.next().and_then(|state| state.first().copied()).ok_or(Errno::EIO)?;
@@ -313,7 +313,7 @@ mod tests {
         assert!(birth.is_some());
         assert!(!is_gone(tid, birth) && !is_gone(tid, None));
         mortal.end();
-        // Joined, it may be on its way out still.
+        // A thread that was joined may still be on its way out.
         wait_until(|| is_gone(tid, None));
         assert!(is_gone(tid, birth));
         if !cannot_watch() {

@@ -1,4 +1,4 @@
-//! One thread that calls things later. It sleeps until the next of them is due.
+//! One thread that calls functions later. It sleeps until the next of them is due.
 
 use crate::binder;
 use crate::lock_order::rank;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 type Fire = Box<dyn FnOnce() + Send>;
 
-/// The thread and what it waits for; see [`binder::Timers`]. It ends when this is dropped, and
+/// The thread, and what it waits for; see [`binder::Timers`]. The thread ends when this is dropped;
 /// what is not due by then is never called.
 pub struct Timers {
     shared: Arc<Shared>,
@@ -23,14 +23,14 @@ struct Shared {
 
 #[derive(Default)]
 struct Queue {
-    /// By when they are due, and their tickets.
+    /// The timers by the time when they are due, and by their tickets.
     due: BTreeMap<(Instant, u64), Fire>,
     by_ticket: HashMap<u64, Instant>,
     closed: bool,
 }
 
 impl Timers {
-    /// Timers, with the one thread that waits for all of them. Fails when that cannot be started.
+    /// Starts the one thread that waits for all timers. Fails when it cannot be started.
     pub fn start() -> std::io::Result<Timers> {
         let shared = Arc::new(Shared { queue: Mutex::default(), changed: Condvar::new() });
         let thread = shared.clone();
@@ -84,7 +84,7 @@ impl binder::Timers for Timers {
         let mut queue = self.shared.queue.lock();
         let fire = queue.by_ticket.remove(&ticket).and_then(|at| queue.due.remove(&(at, ticket)));
         drop(queue);
-        // What it holds may want this lock when it goes.
+        // Dropped outside the lock: what the timer holds may take the lock as it goes.
         drop(fire);
     }
 

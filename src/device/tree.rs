@@ -9,18 +9,18 @@
 //! /.open/NAME.D.N.K one file per open; D is the device's number, N counts, and K is a key that
 //!                   only a reader of the link knows
 //! ```
-//! A file per open, because the kernel ties one backing file to an inode, and every open has a
-//! buffer of its own. A new file by a link that is read, and not by a name that is looked up,
-//! because opens of one name wait for each other in the kernel's `d_alloc_parallel`.
+//! There is one file for each open, because the kernel ties one backing file to an inode, and every
+//! open has a buffer of its own. The new file comes of reading a link, and not of looking up a
+//! name, because opens of one name wait for each other in the kernel's `d_alloc_parallel`.
 //!
-//! Nothing is stored for a node: its number says what it is, and names that are looked up and
-//! never opened cost nothing here. Lookups are only counted for each device, which is kept while
-//! the kernel knows it. An entry of `.open` is valid for no time at all, and dropped when it is
-//! stale (`device::stale`). A device's attributes are valid for no time either, because they can be
-//! changed through another of its nodes.
+//! Nothing is stored for a node: its number says what it is, and names that are looked up and never
+//! opened cost nothing here. Lookups are only counted, for each device, and a device is kept while
+//! the kernel knows one of its nodes. An entry of `.open` is valid for no time at all, and is
+//! dropped when nobody will look it up again (`device::stale`). A device's attributes are valid for
+//! no time either, because they can be changed through another of its nodes.
 //!
-//! What binderfs allows in its directories is allowed here, and refused with its errors
-//! (`binderfs_unlink`, `binderfs_rename`), but for renaming its directories.
+//! What binderfs allows in its directories is allowed here, and what it refuses is refused with its
+//! errors (`binderfs_unlink`, `binderfs_rename`); only its directories cannot be renamed.
 
 mod nodes;
 
@@ -43,10 +43,10 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How long the kernel may remember what never changes, in seconds.
+/// How long the kernel may remember answers that never change, in seconds.
 const LONG: u64 = 24 * 3600;
 
-/// `BINDERFS_MAX_NAME`: what is longer is cut off.
+/// `BINDERFS_MAX_NAME`: longer names are cut off.
 const MAX_NAME: usize = 255;
 
 const OPENS_NAME: &[u8] = b".open";
@@ -67,16 +67,16 @@ pub struct Permissions {
     pub gid: u32,
 }
 
-/// What a device starts with that is added (`binderfs_binder_device_create`).
+/// The permissions of a device that is added (`binderfs_binder_device_create`).
 const ADDED: Permissions = Permissions { mode: 0o600, uid: 0, gid: 0 };
 
-/// The nodes that there are, and who may see them.
+/// The nodes of a mount, and who may see them.
 pub struct Tree {
     hub: Arc<Hub>,
     devices: RwLock<Devices, rank::Devices>,
-    /// Of what is not a device and has been changed.
+    /// The attributes of nodes that are no devices and have been changed.
     attributes: Mutex<HashMap<Node, Attributes>, rank::Attributes>,
-    /// Of everything that has not: from when it is.
+    /// The times of nodes that have not been changed: the moment of the mount.
     made: Attributes,
     stats: Stats,
     serial: AtomicU64,
@@ -89,12 +89,12 @@ pub fn added_name(name: &[u8; MAX_NAME + 1]) -> &[u8] {
 }
 
 impl Tree {
-    /// There is room for these devices even if the options say less.
+    /// The first devices have room even if the options say less.
     pub fn new(hub: Arc<Hub>, devices: Vec<Arc<Device>>, options: &MountOptions) -> Tree {
         let made = Attributes::new(options.permissions);
         let mut all = Devices::new(options.max_devices.max(devices.len()));
         for device in devices {
-            // Two of one name are one.
+            // Two devices of one name are one.
             let _ = all.add(device.name.clone().as_bytes(), device, made);
         }
         Tree {
@@ -113,14 +113,14 @@ impl Tree {
         self.devices.read().get(number).cloned()
     }
 
-    /// Whether something else than a device has this name.
+    /// Whether something other than a device has this name.
     fn is_reserved(&self, name: &[u8]) -> bool {
         [OPENS_NAME, CONTROL_NAME, FEATURES_NAME].contains(&name)
             || name == LOGS_NAME && self.stats != Stats::None
     }
 
-    /// What `BINDER_CTL_ADD` says to this name, in binderfs's order: ENOSPC when there is no room;
-    /// EACCES for what is no name of a file; EEXIST.
+    /// Whether `BINDER_CTL_ADD` may take this name, in binderfs's order: ENOSPC: no room; EACCES:
+    /// no valid name of a file; EEXIST.
     pub fn check_new(&self, name: &[u8]) -> Result<(), Errno> {
         let devices = self.devices.read();
         devices.check_room()?;
@@ -133,7 +133,7 @@ impl Tree {
         }
     }
 
-    /// Adds a device. Errors as [`Tree::check_new`].
+    /// Adds a device. Errors as those of [`Tree::check_new`].
     pub fn add_device(&self, name: &[u8]) -> Result<Node, Errno> {
         self.check_new(name)?;
         let device = self.hub.new_device(&String::from_utf8_lossy(name));
@@ -149,8 +149,8 @@ impl Tree {
         }
     }
 
-    /// `binderfs_rename`. EPERM for what is not a device (binderfs would rename directories, too),
-    /// EINVAL for flags that it does not know.
+    /// `binderfs_rename`. EPERM: not a device (binderfs would rename directories, too); EINVAL:
+    /// unknown flags.
     pub fn rename(
         &self,
         (from, old): (Node, &[u8]),
@@ -170,7 +170,7 @@ impl Tree {
         self.devices.write().rename(old, new, existing)
     }
 
-    /// None for a number that was never given out.
+    /// The node of a number; None if it was never given out.
     pub fn node(&self, number: u64) -> Option<Node> {
         let node = Node::from_number(number)?;
         match node {
@@ -179,7 +179,7 @@ impl Tree {
         }
     }
 
-    /// What a file says just now that is neither a device nor empty.
+    /// The present content of a file that is neither a device nor empty.
     pub fn contents(&self, node: Node) -> Option<Vec<u8>> {
         let binder = self.hub.binder();
         let text = match node {
@@ -195,7 +195,7 @@ impl Tree {
         Some(text.into_bytes())
     }
 
-    /// A node by its name. The kernel is told of it: to be undone by [`Tree::forgotten`].
+    /// A node by its name. The kernel learns of the node, until [`Tree::forgotten`].
     pub fn lookup(&self, parent: Node, name: &[u8]) -> Option<Node> {
         match parent {
             Node::Root if name == OPENS_NAME => Some(Node::Opens),
@@ -241,14 +241,14 @@ impl Tree {
         })
     }
 
-    /// The kernel knows a node no longer by so many of its lookups.
+    /// The kernel forgets `lookups` of its lookups of a node.
     pub fn forgotten(&self, number: u64, lookups: u64) {
         if let Some(Node::Link { device } | Node::File { device, .. }) = self.node(number) {
             self.devices.write().forgotten(device, lookups);
         }
     }
 
-    /// One of the files of a device has been opened; to be undone by [`Tree::released`].
+    /// One of a device's files has been opened, until [`Tree::released`].
     pub fn opened(&self, device: u32) {
         self.devices.write().opened(device);
     }
@@ -258,19 +258,19 @@ impl Tree {
         self.devices.write().released(device);
     }
 
-    /// The key keeps other clients from opening the file first: they cannot guess it.
+    /// The name of the file of one open. Its key keeps other clients from opening it first.
     fn file_name(&self, device: &Device, number: u32, serial: u64) -> String {
         let key = self.keys.hash_one((number, serial));
         format!("{}.{number}.{serial}.{key:016x}", device.name)
     }
 
-    /// The name of the file of one open, in [`Node::Opens`].
+    /// The name of the file of one open in [`Node::Opens`]; None once the device is gone.
     pub fn open_name(&self, number: u32, serial: u64) -> Option<String> {
         let device = self.device(number)?;
         Some(self.file_name(&device, number, serial))
     }
 
-    /// Where the link of a device leads this time. ENOENT once it has been removed; ENFILE once all
+    /// Where the link of a device leads this time. ENOENT: the device has been removed; ENFILE: all
     /// numbers are used up.
     pub fn read_link(&self, number: u32) -> Result<String, Errno> {
         let devices = self.devices.read();
@@ -283,7 +283,7 @@ impl Tree {
         }
     }
 
-    /// What is stored of a node, or what it starts with. None once a device is gone.
+    /// The stored attributes of a node, or those that it starts with. None once its device is gone.
     fn attributes(&self, node: Node) -> Option<Attributes> {
         if let Node::Link { device } | Node::File { device, .. } = node {
             return self.devices.read().attributes(device).copied();
@@ -295,7 +295,7 @@ impl Tree {
         let everybody = self.stats == Stats::Global;
         let mode = match node {
             Node::Root | Node::Features => 0o755,
-            // Its names are not listed, but whoever knows one may use it.
+            // The names in it are not listed, but a process that knows one may use it.
             Node::Opens => 0o711,
             Node::Logs | Node::Processes if everybody => 0o755,
             Node::Logs | Node::Processes => 0o700,
@@ -308,8 +308,8 @@ impl Tree {
         Some(Attributes { mode, uid: 0, gid: 0, ..self.made })
     }
 
-    /// `simple_setattr`. EINVAL: the size cannot be set; EPERM: nothing is stored of this node;
-    /// ENOENT: it is gone.
+    /// `simple_setattr`. EINVAL: the size cannot be set; EPERM: this node's attributes cannot be
+    /// changed; ENOENT: the node is gone.
     pub fn set_attr(&self, node: Node, changes: &SetAttr) -> Result<uapi::fuse_attr_out, Errno> {
         if changes.valid & uapi::FATTR_SIZE != 0 {
             return Err(Errno::EINVAL);
@@ -342,7 +342,7 @@ impl Tree {
                 let target = self.device(device).map(|it| self.file_name(&it, device, 0));
                 (libc::S_IFLNK | 0o777, 1, target.map_or(0, |name| name.len() as u64))
             }
-            // What can be mapped: some programs ask before they map.
+            // The size that can be mapped: some programs ask before they map.
             Node::File { device, .. } => {
                 let links = u32::from(self.devices.read().has_name(device));
                 (libc::S_IFREG | it.mode, links, MAX_BUFFER_SIZE as u64)
@@ -366,8 +366,8 @@ impl Tree {
         })
     }
 
-    /// How long the kernel may go by what it was told of a node. A device has many: what is changed
-    /// of one counts for all.
+    /// How long the kernel may remember a node's attributes. A device has many nodes, and a change
+    /// through one of them counts for all.
     fn attr_valid(node: Node) -> u64 {
         match node {
             Node::Link { .. } | Node::File { .. } => 0,
@@ -401,7 +401,7 @@ impl Tree {
         const DIRECTORY: u32 = libc::DT_DIR as u32;
         const FILE: u32 = libc::DT_REG as u32;
         const LINK: u32 = libc::DT_LNK as u32;
-        /// Devices come after all else, at their numbers: one that is removed meanwhile moves none.
+        /// Devices come after all other entries, at their numbers: a removal shifts no other entry.
         const FIRST_DEVICE: u64 = 16;
         let pids: Vec<(i32, String)> = match directory {
             Node::Processes => {

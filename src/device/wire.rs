@@ -1,9 +1,9 @@
 //! The messages of the FUSE and CUSE protocols, as types: decoded and checked here and nowhere
 //! else.
 //!
-//! No I/O: a message is the bytes of one `read` of the device. Everything variable in it (names,
-//! ioctl arguments) comes from a client and is bounded by the length of the message; everything
-//! of fixed size is checked before it is looked at.
+//! No I/O: a message is the bytes of one `read` of the device. Everything of variable size (names,
+//! ioctl arguments) comes from a client and is bounded by the length of the message; everything of
+//! fixed size is checked for length before it is looked at.
 
 mod request;
 
@@ -51,7 +51,7 @@ pub fn decode(message: &[u8]) -> Result<(Header, Request<'_>), Malformed> {
             }
             Request::Forget(Forgotten { one: None, batch: &list[..all as usize] })
         }
-        // The body tells the file handle since 7.9; nothing of it is needed here.
+        // The body has a file handle since 7.9; it is not needed here.
         uapi::FUSE_GETATTR => Request::GetAttr,
         uapi::FUSE_SETATTR => {
             let set: uapi::fuse_setattr_in = uapi::parse(body).ok_or_else(short)?;
@@ -65,7 +65,7 @@ pub fn decode(message: &[u8]) -> Result<(Header, Request<'_>), Malformed> {
             })
         }
         uapi::FUSE_READLINK => Request::ReadLink,
-        // The name, and then the target.
+        // The link's name, and then its target.
         uapi::FUSE_SYMLINK => Request::Symlink { name: name(body).ok_or_else(unnamed)?.0 },
         uapi::FUSE_MKNOD => {
             let made: uapi::fuse_mknod_in = uapi::parse(body).ok_or_else(short)?;
@@ -135,7 +135,7 @@ pub fn decode(message: &[u8]) -> Result<(Header, Request<'_>), Malformed> {
     Ok((header, request))
 }
 
-/// The name at the start of `bytes`, without its NUL, and what follows.
+/// The name at the start of `bytes`, without its NUL, and what follows it.
 fn name(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let end = bytes.iter().position(|byte| *byte == 0)?;
     Some((&bytes[..end], &bytes[end + 1..]))
@@ -146,7 +146,7 @@ fn rename(names: &[u8], directory: u64, flags: u32) -> Option<Request<'_>> {
     Some(Request::Rename { name: old, directory, new_name: name(rest)?.0, flags })
 }
 
-/// INIT has grown: 16 bytes up to 7.35, `flags2` and room for more since 7.36.
+/// INIT's body has 16 bytes up to 7.35; since 7.36 also `flags2` and room for more.
 fn init(body: &[u8]) -> Option<Request<'_>> {
     const OLD: usize = 16;
     if body.len() < OLD {
@@ -176,9 +176,9 @@ fn ioctl(body: &[u8]) -> Option<Ioctl<'_>> {
     })
 }
 
-/// One entry of a directory listing, as READDIR returns it: padded to 8 bytes. `next` is where a
-/// listing that ends here goes on. False, and nothing added, when it does not fit into `size`
-/// bytes.
+/// Appends an entry of a directory listing, as READDIR returns it: padded to 8 bytes. `next` is
+/// where a listing that ends here goes on. False, and nothing appended, when the entry does not fit
+/// into `size` bytes.
 pub fn push_dirent(
     listing: &mut Vec<u8>,
     size: usize,

@@ -1,4 +1,4 @@
-//! The threads that serve a session, and those that stand in for the ones that are held up.
+//! The threads that serve a session, and the threads that replace those that are held up.
 //!
 //! A worker never waits for a client on purpose, but a client can make one wait: its memory may
 //! lie behind a userfaultfd or a file system of its own, and then `process_vm_readv` takes as long
@@ -9,8 +9,9 @@
 //! requests leaves. How many a client can hold up is bounded where it gets its places
 //! ([`crate::binder::copies`]).
 //!
-//! A supervisor looks for workers that are held up, and for clients that die while one is at work
-//! for them ([`Session::answer_the_dying`]). In an idle pool all threads are asleep, it too.
+//! A supervisor looks for workers that are held up, and for clients that die while a worker is at
+//! work for them ([`Session::answer_the_dying`]). In an idle pool all threads sleep, the supervisor
+//! too.
 
 use super::session::{BUFFER_SIZE, Door, Session};
 use crate::client_log::{Kind, client_log};
@@ -26,27 +27,27 @@ use std::time::{Duration, Instant};
 /// How many workers a session has.
 #[derive(Debug, Clone, Copy)]
 pub struct WorkerLimits {
-    /// Those that are not held up.
+    /// Workers that are not held up, at least.
     pub least: usize,
-    /// All of them.
+    /// Workers in all, at most.
     pub most: usize,
     /// How long a worker may be at one request before it counts as held up.
     pub stuck: Duration,
 }
 
 impl WorkerLimits {
-    /// As many as there are cores, 2 to 4; up to 256 while clients hold some of them up. One that
-    /// is held up costs its stack and little else.
+    /// As many workers as there are cores, 2 to 4; up to 256 while clients hold some of them up. A
+    /// worker that is held up costs its stack and little else.
     pub fn of_this_machine() -> WorkerLimits {
         let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get());
         WorkerLimits { least: cores.clamp(2, 4), most: 256, stuck: Duration::from_millis(10) }
     }
 }
 
-/// When a worker has begun its request.
+/// When a worker began its request.
 #[derive(Default)]
 struct Slot {
-    /// The supervisor's tick at that time, plus 1; 0 while it waits for a request.
+    /// The supervisor's tick at that time, plus 1; 0 while the worker waits for a request.
     began: AtomicU64,
     /// The worker has said that its request will take long.
     is_away: AtomicBool,
@@ -76,11 +77,11 @@ struct Pool {
     slots: Mutex<Vec<Arc<Slot>>, rank::Slots>,
     /// All worker threads.
     workers: AtomicUsize,
-    /// Those that wait for a request, or are about to.
+    /// Workers that wait for a request, or are about to.
     reading: AtomicUsize,
-    /// Grows with each look of the supervisor, while that is awake.
+    /// Counts the looks of the supervisor.
     tick: AtomicU64,
-    /// The supervisor sleeps until there is something to look at.
+    /// Whether the supervisor sleeps until there is something to look at.
     asleep: AtomicBool,
     ended: AtomicBool,
     supervisor: Mutex<bool, rank::Supervisor>,
@@ -126,7 +127,7 @@ impl Pool {
         })
     }
 
-    /// Starts a worker. It counts as one that waits for a request from now on.
+    /// Starts a worker, which counts as waiting for a request from now on.
     fn add_worker(self: &Arc<Self>) -> std::io::Result<()> {
         let (pool, slot) = (self.clone(), Arc::new(Slot::default()));
         self.slots.lock().push(slot.clone());
@@ -165,7 +166,7 @@ impl Pool {
             if self.reading.fetch_sub(1, SeqCst) == 1 {
                 self.rouse();
             }
-            // A fault of ours costs that request (its answer is EIO), not the thread.
+            // A panic costs its request (the answer is EIO), not the thread.
             let dispatch = || self.session.dispatch(message, &*self.door);
             if catch_unwind(AssertUnwindSafe(dispatch)).is_err() {
                 log::error!("{}: a request was given up after a panic", self.session.name());
@@ -184,7 +185,7 @@ impl Pool {
         self.forget_worker(slot);
     }
 
-    /// There is something for the supervisor to look at.
+    /// Wakes the supervisor: there is something to look at.
     fn rouse(&self) {
         if self.asleep.load(SeqCst) && self.asleep.swap(false, SeqCst) {
             *self.supervisor.lock() = true;
@@ -204,16 +205,16 @@ impl Pool {
     }
 
     fn supervise(self: &Arc<Self>) {
-        /// Looks without anything to do after which the supervisor goes to sleep.
+        /// After so many looks without anything to do the supervisor goes to sleep.
         const CALM: u32 = 10;
         let mut calm = CALM;
-        // Two looks must find a worker at the same request.
+        // A worker counts as held up when two looks find it at the same request.
         let patience = self.limits.stuck / 2;
         while !self.ended.load(SeqCst) {
             let mut woken = self.supervisor.lock();
             if calm >= CALM {
                 self.asleep.store(true, SeqCst);
-                // Nothing may have happened between the last look and this.
+                // Asked again: something may have happened between the last look and `asleep`.
                 if self.reading.load(SeqCst) > 0 && !self.session.is_held_up() {
                     while !std::mem::take(&mut *woken) {
                         self.wake.wait(&mut woken);
@@ -231,7 +232,7 @@ impl Pool {
             self.session.answer_the_dying();
             let busy = self.reading.load(SeqCst) == 0 || self.session.is_held_up();
             calm = if busy { 0 } else { calm + 1 };
-            // Looking at many clients must not become what the daemon does.
+            // Looking at many clients must not take most of the daemon's time.
             let spent = began.elapsed();
             if spent > patience / 10 {
                 std::thread::sleep(spent * 10);
@@ -239,7 +240,7 @@ impl Pool {
         }
     }
 
-    /// Starts a worker for each that is held up, so that enough are left that serve.
+    /// Starts as many workers as are needed for `least` to serve.
     fn replace_the_held_up(self: &Arc<Self>) {
         let tick = self.tick.load(SeqCst);
         let serving = {

@@ -7,22 +7,22 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
-/// Whoever owns pages on the LRU.
+/// An owner of pages on the LRU.
 pub trait Reclaim: Send + Sync {
-    /// Called with the LRU lock held: frees page `index` if that takes no waiting.
+    /// Called with the LRU lock held: frees page `index`, if that can be done without waiting.
     fn free_page<'lru>(&self, index: usize, lru: LruOne<'lru>) -> LruStatus<'lru>;
 }
 
-/// What became of a page that the shrinker came across (`enum lru_status`).
+/// What became of a page that a walk came to (`enum lru_status`).
 pub enum LruStatus<'lru> {
-    /// It is gone, and the LRU lock was dropped meanwhile.
+    /// The page is gone, and the LRU lock was dropped meanwhile.
     RemovedRetry,
-    /// Its owner is busy: it stays.
+    /// The page's owner is busy: the page stays.
     Skip(LruOne<'lru>),
 }
 
-/// Where a page is on the LRU. Keys ascend, so they are the order of age too, and a walk can go on
-/// after its lock was dropped, whatever happened to the list.
+/// The place of a page on the LRU. Keys ascend in the order of age, so a walk can go on after its
+/// lock was dropped, whatever happened to the list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LruKey(std::num::NonZeroU64);
 
@@ -56,7 +56,7 @@ impl Items {
 #[derive(Debug)]
 pub(super) struct ListLru {
     items: Mutex<Items, rank::Lru>,
-    /// How long the list is, as of some moment ago, for who may not take the lock.
+    /// The length of the list as of some moment ago, for callers that may not take the lock.
     len: Arc<AtomicUsize>,
 }
 
@@ -73,7 +73,7 @@ impl Default for ListLru {
 pub(crate) struct LruLocked<'lru>(MutexGuard<'lru, Items>);
 
 impl LruLocked<'_> {
-    /// `list_lru_add`: as the most recently used.
+    /// `list_lru_add`: puts a page on the list as the most recently used.
     pub(crate) fn add(&mut self, owner: Weak<dyn Reclaim>, index: usize) -> LruKey {
         let key = self.0.next;
         self.0.next = LruKey(key.0.checked_add(1).expect("2^64 frees"));
@@ -90,7 +90,7 @@ pub struct LruOne<'lru> {
 }
 
 impl LruOne<'_> {
-    /// `list_lru_isolate`, and drops the lock.
+    /// `list_lru_isolate`: takes the page off the list, and drops the lock.
     pub fn isolate(mut self) {
         self.items.remove(self.key);
     }
@@ -101,7 +101,7 @@ impl ListLru {
         LruLocked(self.items.lock())
     }
 
-    /// `list_lru_del`.
+    /// `list_lru_del`: takes pages off the list.
     pub(super) fn del(&self, mut keys: impl Iterator<Item = LruKey>) {
         let Some(first) = keys.next() else { return };
         let mut items = self.items.lock();
@@ -122,8 +122,8 @@ impl ListLru {
     /// `list_lru_walk`: comes to at most `nr_to_walk` pages, each once, oldest first, and returns
     /// how many their owners have freed.
     pub(super) fn walk(&self, nr_to_walk: usize) -> usize {
-        // An owner may find that we hold the last reference to it. Dropping that takes the LRU
-        // lock, so it waits for the end of the walk.
+        // The walk may hold the last `Arc` of an owner. Dropping that takes the LRU lock, so it
+        // waits for the end of the walk.
         let mut busy: Vec<Arc<dyn Reclaim>> = Vec::new();
         let mut isolated = 0;
         let mut from = LruKey(std::num::NonZeroU64::MIN);
@@ -134,7 +134,7 @@ impl ListLru {
             };
             from = LruKey(key.0.saturating_add(1));
             let Some(owner) = item.owner.upgrade() else {
-                // Its owner is being dropped and about to take it off.
+                // The page's owner is being dropped, and is about to take the page off the list.
                 continue;
             };
             match owner.free_page(item.index, LruOne { items, key }) {

@@ -1,20 +1,21 @@
-//! How much memory there is for all clients together: what our control group may have, on either
-//! hierarchy, and what the machine has left.
+//! How much memory there is for all clients together: what the daemon's control group may have, on
+//! either hierarchy, and what the machine has left.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The hard limit of our control group's memory, in bytes, if it or a group above it has one.
+/// The hard memory limit of the daemon's control group, in bytes, if it or a group above it has
+/// one.
 ///
-/// Past it the kernel kills: pages of buffers cannot be swapped out where there is no swap, and
-/// the kernel gives up too soon for a pressure event to be of use.
+/// Past the limit the kernel kills: pages of buffers cannot be swapped out where there is no swap,
+/// and the kernel gives up too soon for a pressure event to help.
 pub fn group_limit() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
     limit_files(&groups, &mounts)
         .iter()
         .filter_map(|file| fs::read_to_string(file).ok()?.trim().parse().ok())
-        // Version 1 has no word for "no limit", but a number that is larger than any memory.
+        // Version 1 writes "no limit" as a number that is larger than any memory.
         .filter(|limit| *limit < 1 << 60)
         .min()
 }
@@ -28,14 +29,14 @@ pub fn available_memory() -> Option<u64> {
 
 /// A hierarchy of control groups with a memory controller, as it is mounted here.
 struct Hierarchy {
-    /// The group that the mount point is.
+    /// The group that the mount point stands for.
     root: PathBuf,
     mount: PathBuf,
     file: &'static str,
 }
 
-/// From `/proc/self/cgroup` and `/proc/self/mountinfo`: the files that may tell a limit, of our own
-/// groups and of all above them that can be seen.
+/// From `/proc/self/cgroup` and `/proc/self/mountinfo`: the files that may hold a limit, of the
+/// daemon's groups and of all visible groups above them.
 fn limit_files(groups: &str, mounts: &str) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for hierarchy in mounts.lines().filter_map(hierarchy) {
@@ -49,7 +50,8 @@ fn limit_files(groups: &str, mounts: &str) -> Vec<PathBuf> {
             is_it.then(|| Path::new(group))
         });
         let Some(own) = own else { continue };
-        // A container may see its own group as the mount point, under the name of the host's.
+        // A container may see its own group as the mount point, but under the name that it has on
+        // the host.
         let below = own.strip_prefix(&hierarchy.root).unwrap_or(Path::new(""));
         let group = hierarchy.mount.join(below);
         let upwards = group.ancestors().take_while(|group| group.starts_with(&hierarchy.mount));
@@ -92,7 +94,7 @@ mod tests {
                 "/sys/fs/cgroup/memory.max"
             ]
         );
-        // In a container of its own: its root is a group that has a limit.
+        // In a container of its own the root is a group that has a limit.
         assert_eq!(files("0::/\n", mounts), ["/sys/fs/cgroup/memory.max"]);
     }
 

@@ -1,4 +1,4 @@
-//! The buffer file of an open of a device: a memfd, whose pages are the installed ones.
+//! The buffer file of an open file: a memfd, whose pages are the installed ones.
 
 use crate::Errno;
 use crate::page::MAX_BUFFER_SIZE;
@@ -13,23 +13,24 @@ use std::os::fd::{AsRawFd, OwnedFd};
 /// A buffer file, as [`create_memfd`] makes it.
 #[derive(Debug)]
 pub struct BufferFile {
-    /// For us.
+    /// The descriptor of the daemon, for writing.
     pub memfd: OwnedFd,
-    /// For the client, or for the kernel to pass mappings through to.
+    /// The descriptor for the client, or for the kernel's passthrough.
     pub read_only: OwnedFd,
 }
 
-/// A buffer file of 4 MiB without pages, whose size and seals are final, and which nobody
-/// unprivileged can reopen for writing.
+/// A buffer file of 4 MiB without pages. Its size and seals are final, and no unprivileged process
+/// can reopen it for writing.
 ///
-/// Not sealed against future writes: that seal would keep us from punching holes too (EPERM).
+/// It is not sealed against future writes: that seal would keep the daemon from punching holes too
+/// (EPERM).
 pub fn create_memfd(name: &str) -> Result<BufferFile, Errno> {
     fault(Verb::Descriptor)?;
-    // memfd_create takes 249 bytes; the name is for who reads /proc/PID/maps.
+    // memfd_create takes 249 bytes; the name is for people who read /proc/PID/maps.
     let name: String = name.chars().take(60).collect();
     let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-    // Linux 6.3 has a flag against executing it, and complains in its log when neither is given.
+    // Linux 6.3 has flags about executing the file, and complains in its log when none is given.
     let noexec = MFdFlags::from_bits_retain(libc::MFD_NOEXEC_SEAL);
     let memfd = match memfd::memfd_create(name.as_c_str(), flags | noexec) {
         Err(Errno::EINVAL) => memfd::memfd_create(name.as_c_str(), flags)?,

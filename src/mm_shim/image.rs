@@ -4,7 +4,7 @@
 use std::fs;
 
 /// Where the kernel has put a program's text, stack and heap, as `/proc/PID/stat` says: random for
-/// each execve, and the same as long as that mm lives. `None` where we may not see it.
+/// each execve, and constant while that mm lives. `None` where the daemon may not see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Image(Option<[u64; 4]>);
 
@@ -28,7 +28,7 @@ impl Image {
         Image(all())
     }
 
-    /// Whether these are certainly two.
+    /// Whether these are certainly two different programs.
     pub(super) fn differs_from(self, other: Image) -> bool {
         matches!((self.0, other.0), (Some(one), Some(another)) if one != another)
     }
@@ -49,7 +49,7 @@ mod tests {
             .expect("a shell");
         let pid = child.id() as i32;
         let mut output = BufReader::new(child.stdout.take().expect("a pipe"));
-        // Who has written a line executes its program: an execve is not over before.
+        // A process that has written a line executes its program: its execve is over.
         let mut says = |line: &str| {
             let mut said = String::new();
             output.read_line(&mut said).expect("a line");

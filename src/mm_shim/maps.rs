@@ -49,12 +49,12 @@ pub(super) struct FileVma {
     pub writable: bool,
 }
 
-/// The mm of a process, as it was when this was opened: another program that the process executes
-/// later is not in here.
+/// The mm of a process as it was when this was opened: a program that the process executes later is
+/// not seen through this.
 #[derive(Debug)]
 pub(super) struct Maps {
     file: File,
-    /// The kernel has no PROCMAP_QUERY, or is not to be asked.
+    /// The kernel has no PROCMAP_QUERY, or it is not to be used.
     text: AtomicBool,
     /// Held while the text is read: the descriptor has one position.
     reading: Mutex<(), rank::Maps>,
@@ -68,7 +68,7 @@ impl Maps {
         Ok(Maps { file, text: AtomicBool::new(!query), reading: Mutex::new(()) })
     }
 
-    /// Whether every look reads the text, which takes as long as the process has mappings.
+    /// Whether every look reads the text, which takes the longer the more mappings the process has.
     pub(super) fn is_text(&self) -> bool {
         self.text.load(Ordering::Relaxed)
     }
@@ -94,7 +94,7 @@ impl Maps {
         let mut address = 0;
         while !self.is_text() {
             let vma = match self.query(address) {
-                // Only ever the first answer.
+                // The kernel can answer so only the first time.
                 Err(Errno::ENOTTY) => {
                     self.text.store(true, Ordering::Relaxed);
                     break;
@@ -129,15 +129,15 @@ impl Maps {
         })
     }
 
-    /// Reads the text from its start, with the descriptor that we have: opened anew by its number,
-    /// it might be about another program, and there might be no descriptor for it.
+    /// Reads the text from its start, through the one descriptor: if it were opened anew by pid, it
+    /// might be about another program, and there might be no descriptor left for it.
     fn find_in_text(&self, mut wanted: impl FnMut(&FileVma) -> bool) -> Result<FileVma, Errno> {
         let _reading = self.reading.lock();
         let mut file = &self.file;
         file.rewind().map_err(errno)?;
         let mut text = BufReader::new(file);
         let mut line = Vec::new();
-        // A process has mappings for as long as it has an mm.
+        // A process without any mapping has no mm any more.
         let mut end = Errno::ESRCH;
         loop {
             line.clear();
@@ -155,7 +155,7 @@ impl Maps {
     }
 }
 
-/// `/proc` says ENOENT of a process that is not there.
+/// ENOENT from `/proc` means that the process is gone: ESRCH.
 fn errno(error: std::io::Error) -> Errno {
     match error.raw_os_error().map_or(Errno::EIO, Errno::from_raw) {
         Errno::ENOENT => Errno::ESRCH,
@@ -164,7 +164,7 @@ fn errno(error: std::io::Error) -> Errno {
 }
 
 /// A line of `/proc/PID/maps`: `start-end rwxp offset major:minor inode path`. The path, which may
-/// be any bytes, is not looked at.
+/// hold any bytes, is not looked at.
 fn parse_line(line: &[u8]) -> Option<FileVma> {
     let hex = |text| u64::from_str_radix(text, 16).ok();
     let mut fields =
@@ -192,11 +192,11 @@ pub(super) mod tests {
     use std::os::unix::ffi::OsStrExt;
 
     thread_local! {
-        /// Lines of text that this thread has read.
+        /// How many lines of text this thread has read.
         pub(super) static LINES: Cell<usize> = const { Cell::new(0) };
     }
 
-    /// What `f` gives, and how many lines of text it has read.
+    /// The result of `f`, and how many lines of text it has read.
     pub(in crate::mm_shim) fn lines_read<R>(f: impl FnOnce() -> R) -> (R, usize) {
         let before = LINES.get();
         let result = f();
@@ -235,7 +235,7 @@ pub(super) mod tests {
         }
     }
 
-    /// Other tests map and unmap meanwhile, in this process: so the mappings of a file of our own.
+    /// Other tests map and unmap meanwhile in this process: so only the mappings of one file count.
     pub(in crate::mm_shim) struct Mapped {
         pages: Vec<*mut libc::c_void>,
         dev: u64,
@@ -243,7 +243,7 @@ pub(super) mod tests {
     }
 
     impl Mapped {
-        /// So many mappings of a file whose name is no text.
+        /// Makes `count` mappings of a file whose name is no text.
         pub(in crate::mm_shim) fn new(count: usize) -> Mapped {
             let name = OsStr::from_bytes(b"fakebinder-maps-\xff\xfe");
             let path = std::env::temp_dir().join(name).with_extension(format!(
@@ -255,8 +255,8 @@ pub(super) mod tests {
             std::fs::remove_file(&path).expect("our file");
             file.set_len(PAGE_SIZE as u64).expect("a page");
             let stat = nix::sys::stat::fstat(&file).expect("a file");
-            // The same page each time: neighbours become one mapping only where they follow on each
-            // other.
+            // The same page each time: neighbours become one mapping only where their offsets
+            // follow on each other.
             let map = |_| {
                 let (flags, size) = (libc::MAP_SHARED, PAGE_SIZE);
                 // SAFETY: at a place of the kernel's choice, so nothing that exists is replaced.
@@ -277,7 +277,7 @@ pub(super) mod tests {
 
     impl Drop for Mapped {
         fn drop(&mut self) {
-            // SAFETY: mapped by `new`, and nobody has looked into them.
+            // SAFETY: mapped by `new`, and no reference into them was made.
             self.pages.iter().for_each(|page| _ = unsafe { libc::munmap(*page, PAGE_SIZE) });
         }
     }
@@ -323,13 +323,13 @@ pub(super) mod tests {
             assert_eq!((end, seen), (Err(Errno::ENOENT), count));
             lines
         };
-        // What other tests have mapped meanwhile is in here, too.
+        // The mappings that other tests make meanwhile are in here, too.
         let (some, more) = (search(500), search(2000));
         assert!((500..1500).contains(&some), "{some} lines for 500 mappings");
         assert!((2000..3000).contains(&more), "{more} lines for 2,000 mappings");
     }
 
-    /// smaps has the same lines, and more, and no PROCMAP_QUERY: as maps before Linux 6.11.
+    /// smaps has the same lines, and more, and no PROCMAP_QUERY: like maps before Linux 6.11.
     #[test]
     fn a_kernel_without_the_ioctl_is_noticed() {
         let mapped = Mapped::new(3);
@@ -352,7 +352,7 @@ pub(super) mod tests {
         for query in [true, false] {
             let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("sleep");
             let maps = Maps::open(child.id() as i32, query).expect("its maps");
-            // Its program is mapped some time after it has begun.
+            // A program is mapped some time after its process has begun.
             let start = std::time::Instant::now();
             while maps.next_file(0).is_err() {
                 assert!(start.elapsed().as_secs() < 20);

@@ -1,12 +1,12 @@
 //! The mm of a client process, over its buffer file.
 //!
-//! Every open of a device has a buffer file (a memfd), which the client maps for reading and we map
-//! for writing. Its pages are the installed ones: `UFFDIO_ZEROPAGE` on our mapping adds one
-//! (see `userfault`; where the kernel lets us have none, writing a zero does), a hole punched into
-//! the file takes it from everyone.
+//! Every open file of a device has a buffer file (a memfd), which the client maps for reading and
+//! the daemon maps for writing. The pages of the file are the installed ones: `UFFDIO_ZEROPAGE` on
+//! the daemon's mapping adds one (see `userfault`; where the kernel allows no userfaultfd, writing
+//! a zero does), and punching a hole into the file takes one from everyone.
 //!
-//! Two ways in which this mm is not the kernel's: a client that reads a page that was never
-//! installed makes one of zeros (the driver: SIGBUS), and its munmap is noticed when we next look.
+//! Two differences from the kernel's mm: a client that reads a page that was never installed makes
+//! one of zeros (the driver: SIGBUS), and a client's munmap is noticed only at the next look.
 
 mod users;
 
@@ -61,9 +61,9 @@ pub struct RemoteMm {
     pidfd: Arc<OwnedFd>,
     /// The program that the process executed when it opened the device.
     image: Image,
-    /// The buffer file, where the mapping alone does not do: without userfaultfd.
+    /// The buffer file, for the case without userfaultfd, where the mapping does not suffice.
     memfd: Option<OwnedFd>,
-    /// Our mapping of the whole of the buffer file.
+    /// The daemon's mapping of the whole buffer file.
     base: NonNull<u8>,
     /// `None`: pages are added by writing to the file, and `page_table` makes that atomic.
     userfault: Option<&'static Userfault>,
@@ -76,7 +76,8 @@ pub struct RemoteMm {
     warned: AtomicBool,
 }
 
-/// What of newer kernels is used where it is there. Tests go without, to be on an older one.
+/// Which features of newer kernels are used, if they are there. Tests use fewer, as on an older
+/// kernel.
 #[derive(Debug, Clone, Copy)]
 pub struct Features {
     /// userfaultfd. Without, pages are added by writing to the buffer file.
@@ -86,7 +87,7 @@ pub struct Features {
 }
 
 impl Features {
-    /// What the newest kernel has that we know of.
+    /// All of them.
     pub const ALL: Features = Features { userfault: true, procmap_query: true };
 }
 
@@ -136,7 +137,7 @@ impl RemoteMm {
             pid,
             pidfd,
             image: Image::of(pid),
-            // A descriptor less for each open file.
+            // One descriptor less for each open file.
             memfd: userfault.is_none().then_some(memfd),
             base,
             userfault,
@@ -154,7 +155,7 @@ impl RemoteMm {
         Ok(Arc::new(mm))
     }
 
-    /// `len` bytes of our mapping. EFAULT: not within it.
+    /// The address of `len` bytes of the daemon's mapping. EFAULT: they are not within it.
     fn at(&self, offset: usize, len: usize) -> Result<*mut u8, Errno> {
         if offset > MAX_BUFFER_SIZE || len > MAX_BUFFER_SIZE - offset {
             return Err(Errno::EFAULT);
@@ -165,25 +166,25 @@ impl RemoteMm {
     fn punch(&self, offset: usize, len: usize) -> Result<(), Errno> {
         let Some(memfd) = &self.memfd else {
             let start = NonNull::new(self.at(offset, len)?).ok_or(Errno::EFAULT)?;
-            // SAFETY: within our mapping, of a file; nowhere is there a reference into it.
+            // SAFETY: within the daemon's mapping of a file, into which there is no reference.
             return unsafe { mman::madvise(start.cast(), len, MmapAdvise::MADV_REMOVE) };
         };
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         fcntl::fallocate(memfd, flags, offset as libc::off_t, len as libc::off_t)
     }
 
-    /// Whether the process has not exited, by its pidfd.
+    /// Whether the process has not exited, according to its pidfd.
     fn alive(&self) -> bool {
         let mut poll = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
         let polled = fault(Verb::Poll).and_then(|()| nix::poll::poll(&mut poll, PollTimeout::ZERO));
-        // Whatever keeps us from knowing is not its end.
+        // An error that keeps the daemon from knowing does not mean that the process has exited.
         polled != Ok(1)
     }
 
     /// The mappings of the client as they are now. ESRCH: it has exited.
     fn open_maps(&self) -> Result<Maps, Errno> {
         let maps = open_maps(self.pid, self.image, self.procmap_query)?;
-        // Only now is it certain that these were the mappings of the process we mean.
+        // Only now it is certain that the mappings are those of this process.
         if self.alive() { Ok(maps) } else { Err(Errno::ESRCH) }
     }
 
@@ -191,8 +192,8 @@ impl RemoteMm {
         vma.dev == self.dev && vma.ino == self.ino
     }
 
-    /// Address and length of a mapping of our file. EPERM: the client may write to it, which the
-    /// driver does not allow.
+    /// Address and length of a mapping of the buffer file. EPERM: the client may write to it, which
+    /// the driver does not allow.
     fn usable(&self, vma: &FileVma) -> Result<(u64, usize), Errno> {
         if vma.writable {
             self.warn_once("has its buffer mapped writable, which counts as not mapped");
@@ -201,8 +202,8 @@ impl RemoteMm {
         Ok((vma.start, (vma.end - vma.start) as usize))
     }
 
-    /// The mapping of the buffer's beginning that the client says it has at `address`: address and
-    /// length in bytes. ESRCH: there is none. EPERM: it is writable.
+    /// The mapping of the beginning of the buffer that the client says it has at `address`: address
+    /// and length in bytes. ESRCH: there is none. EPERM: it is writable.
     pub fn mapping_at(&self, address: u64) -> Result<(u64, usize), Errno> {
         let maps = self.open_maps()?;
         let vma = maps.next_file(address).map_err(|_| Errno::ESRCH)?;
@@ -226,7 +227,8 @@ impl RemoteMm {
 
 impl Drop for RemoteMm {
     fn drop(&mut self) {
-        // SAFETY: mapped by `new`, of this size, and no pointer into it outlives us.
+        // SAFETY: mapped by `new`, of this size, and no pointer into the mapping outlives this
+        // value.
         let _ = unsafe { mman::munmap(self.base.cast::<c_void>(), MAX_BUFFER_SIZE) };
     }
 }
@@ -237,7 +239,7 @@ impl AddressSpace for RemoteMm {
     }
 
     fn find_mapping(&self) -> Result<(u64, usize), Errno> {
-        // Whoever was handed the buffer file says where it has mapped it.
+        // A client that was given the buffer file tells where it has mapped it.
         if self.kind == MappingKind::Memfd {
             return Err(Errno::ESRCH);
         }
@@ -262,10 +264,10 @@ impl AddressSpace for RemoteMm {
 
     fn mmget_not_zero(&self) -> bool {
         let mut users = self.users.lock();
-        // As the kernel's: who has it in use already need not ask again.
+        // As in the kernel: whether the process lives need not be asked while the mm is in use.
         if users.count == 0 {
             users.open(|| open_maps(self.pid, self.image, self.procmap_query));
-            // After the open: a process that lives now is the one whose mappings were opened.
+            // Asked after the open: if the process lives now, the opened mappings are its own.
             if !self.alive() {
                 users.idle();
                 return false;
@@ -290,7 +292,7 @@ impl AddressSpace for RemoteMm {
             Ok(looked) => looked,
             Err(Errno::ENOENT) => return Err(NoVma::Closed),
             Err(Errno::EACCES | Errno::EPERM) if self.kind == MappingKind::Memfd => {
-                // The client has told us its address: nothing is left but to believe it.
+                // The client has told its address, and has to be believed.
                 self.warn_once("does not let us see its mappings");
                 return Ok(page);
             }
@@ -304,7 +306,7 @@ impl AddressSpace for RemoteMm {
         if !text {
             return Ok(page);
         }
-        // A look that costs as much as the client has mappings is made for all pages at once.
+        // A look whose cost grows with the client's mappings is made for all pages at once.
         let first = vma.offset as usize / PAGE_SIZE;
         Ok(first..first + (vma.end - vma.start) as usize / PAGE_SIZE)
     }
@@ -322,12 +324,13 @@ impl AddressSpace for RemoteMm {
         if self.get_user_pages_remote(index) {
             return Err(Errno::EBUSY);
         }
-        // Not fallocate: its pages are holes to lseek until they are written to.
+        // Not fallocate: lseek takes the pages that it makes for holes until they are written to.
         let memfd = self.memfd.as_ref().ok_or(Errno::EBADF)?;
         uio::pwrite(memfd, &[0], offset as libc::off_t).map(drop)
     }
 
-    /// Not mincore, which says whether a page is in memory: one that was swapped out is there, too.
+    /// Not mincore, which says whether a page is in memory: a page that was swapped out exists,
+    /// too.
     fn get_user_pages_remote(&self, index: usize) -> bool {
         let offset = index * PAGE_SIZE;
         if let Some(memfd) = &self.memfd {
@@ -337,8 +340,9 @@ impl AddressSpace for RemoteMm {
         let Some(start) = self.at(offset, PAGE_SIZE).ok().and_then(NonNull::new) else {
             return false;
         };
-        // The kernel's own fault makes no page where userfaultfd waits for missing ones: EFAULT.
-        // SAFETY: the page is within our mapping, and nothing in it changes.
+        // A fault of the kernel's own makes no page where userfaultfd waits for missing ones:
+        // EFAULT.
+        // SAFETY: the page is within the daemon's mapping, and nothing in it changes.
         unsafe { mman::madvise(start.cast(), PAGE_SIZE, MmapAdvise::MADV_POPULATE_READ) }.is_ok()
     }
 
@@ -364,8 +368,8 @@ impl AddressSpace for RemoteMm {
         len: usize,
     ) -> Result<(), Errno> {
         let start = self.at(offset, len)?;
-        // SAFETY: within our mapping, which is writable and lives as long as `self`; nowhere is
-        // there a reference into it.
+        // SAFETY: within the daemon's mapping, which is writable and lives as long as `self`;
+        // nowhere is there a reference into it.
         from.read_shared(addr, unsafe { SharedSlice::new(start, len) })
     }
 

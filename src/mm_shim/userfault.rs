@@ -4,8 +4,8 @@
 //! `UFFDIO_ZEROPAGE` adds one atomically: EEXIST when it is there. It is opened for user-mode
 //! faults only, which needs no privilege; a system call that comes to an empty page gets EFAULT.
 //!
-//! Our own loads and stores go to installed pages only. Should one meet a hole after all (a
-//! privileged client has punched it), a thread fills it, so nobody waits for ever.
+//! The daemon's own loads and stores go to installed pages only. Should one meet a hole after all
+//! (a privileged client has punched it), a thread fills the hole, so that nobody waits for ever.
 
 use crate::Errno;
 use crate::client_log::{Kind, client_log};
@@ -72,8 +72,8 @@ nix::ioctl_readwrite!(uffdio_zeropage, 0xaa, 0x04, UffdioZeropage);
 pub(super) struct Userfault(OwnedFd);
 
 impl Userfault {
-    /// The daemon's userfaultfd; `None` where the kernel has none or does not let us (a container's
-    /// seccomp filter), which is said once.
+    /// The daemon's userfaultfd; `None` where the kernel has none or does not allow it (a
+    /// container's seccomp filter), which is logged once.
     pub(super) fn get() -> Option<&'static Userfault> {
         static USERFAULT: OnceLock<Option<Userfault>> = OnceLock::new();
         let get = || {
@@ -99,7 +99,7 @@ impl Userfault {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the kernel has just made it, and nobody else knows of it.
+        // SAFETY: the kernel has just made the descriptor, and nothing else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
         let mut api = UffdioApi { api: UFFD_API, features: UFFD_FEATURE_MISSING_SHMEM, ioctls: 0 };
         // SAFETY: the argument is of the ioctl's type and outlives the call.
@@ -123,7 +123,7 @@ impl Userfault {
             let mut zeropage = UffdioZeropage { range, mode: 0, zeropage: 0 };
             // SAFETY: the argument is of the ioctl's type and outlives the call.
             match unsafe { uffdio_zeropage(self.0.as_raw_fd(), &mut zeropage) } {
-                // The kernel was changing our mappings; nothing was done.
+                // The kernel was changing the daemon's mappings; nothing was done.
                 Err(Errno::EAGAIN) => thread::yield_now(),
                 other => return other.map(drop),
             }
@@ -141,7 +141,7 @@ impl Userfault {
         loop {
             let mut message = UffdMsg::default();
             let len = mem::size_of::<UffdMsg>();
-            // SAFETY: the buffer is as long as we say, and any bytes are a valid message.
+            // SAFETY: the buffer is as long as told, and any bytes are a valid message.
             let got = unsafe { libc::read(self.0.as_raw_fd(), (&raw mut message).cast(), len) };
             if got != len as isize || message.event != UFFD_EVENT_PAGEFAULT {
                 continue;

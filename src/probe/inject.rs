@@ -1,4 +1,4 @@
-//! Fault injection: makes the verbs of the mm fail or dawdle, repeatably.
+//! Fault injection: makes the verbs of the mm fail or take long, repeatably.
 //!
 //! A specification is a list of rules and perhaps a seed, separated by commas:
 //!
@@ -63,7 +63,7 @@ pub enum Verb {
 }
 
 impl Verb {
-    /// All of them, with the names that `--inject` takes.
+    /// All verbs, with the names that `--inject` takes.
     pub const ALL: [(&'static str, Verb); 15] = [
         ("alloc_page", Verb::AllocPage),
         ("vm_insert_page", Verb::InsertPage),
@@ -82,14 +82,14 @@ impl Verb {
         ("thread", Verb::Thread),
     ];
 
-    /// How it fails when nothing else is said.
+    /// The verb's error when the rule names none.
     fn usual_errno(self) -> Errno {
         match self {
             Verb::AllocPage | Verb::InsertPage | Verb::Mmap | Verb::Poll | Verb::Record => {
                 Errno::ENOMEM
             }
             Verb::ReadMemory | Verb::WriteMemory | Verb::Receive | Verb::Reply => Errno::ENOMEM,
-            // Both look at `/proc/PID/maps`. (ESRCH, if it is asked for, says that the client is
+            // The first two open `/proc/PID/maps`. (ESRCH, if asked for, says that the client is
             // gone.)
             Verb::VmaLookup | Verb::MmGet | Verb::Descriptor => Errno::EMFILE,
             Verb::Send => Errno::ENOBUFS,
@@ -134,7 +134,7 @@ impl fmt::Debug for Rule {
 }
 
 impl Rule {
-    /// Every call of `verb`, to which nothing is done yet.
+    /// A rule for every call of `verb`, which does nothing yet.
     pub fn new(verb: Verb) -> Self {
         Self {
             verb,
@@ -147,7 +147,7 @@ impl Rule {
         }
     }
 
-    /// Only the `n`-th call, from 1.
+    /// Only the `n`-th call, counted from 1.
     pub fn nth(self, n: u64) -> Self {
         Self { calls: Calls::Nth(n), ..self }
     }
@@ -162,12 +162,12 @@ impl Rule {
         Self { pid: Some(pid), ..self }
     }
 
-    /// Those calls fail with `errno`.
+    /// The calls fail with `errno`.
     pub fn fail(self, errno: Errno) -> Self {
         Self { errno: Some(errno), ..self }
     }
 
-    /// Those calls take that much longer.
+    /// The calls take that much longer.
     pub fn delay(self, delay: Duration) -> Self {
         Self { delay, ..self }
     }
@@ -191,13 +191,13 @@ impl Rule {
 /// What [`inject_into_the_daemon`] was told.
 static DAEMON: OnceLock<Injector> = OnceLock::new();
 
-/// From now on the calls that this process makes for itself (`descriptor` and what follows it among
-/// the verbs) fail as the injector says; once. Those of an mm have an injector of their own.
+/// From now on the calls that this process makes for itself (`descriptor` and the verbs behind it)
+/// fail as the injector says. To be called once. The verbs of an mm have an injector of their own.
 pub fn inject_into_the_daemon(injector: Injector) {
     let _ = DAEMON.set(injector);
 }
 
-/// This process is about to do something for itself.
+/// Called before this process does something for itself.
 pub(crate) fn fault(verb: Verb) -> Result<(), Errno> {
     match DAEMON.get() {
         Some(injector) => injector.at(verb),
@@ -205,8 +205,8 @@ pub(crate) fn fault(verb: Verb) -> Result<(), Errno> {
     }
 }
 
-/// The `n`-th number, from 0, of the sequence of a seed: any of them without those before, since
-/// calls that are counted by many threads come in any order.
+/// The `n`-th number, from 0, of the sequence of a seed. It is computed without those before it,
+/// since calls that many threads count come in any order.
 fn random(seed: u64, n: u64) -> u64 {
     /// What SplitMix64 adds to its state for each number.
     const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -215,7 +215,7 @@ fn random(seed: u64, n: u64) -> u64 {
 }
 
 thread_local! {
-    /// For whom this thread carries out verbs, as `current` tells the kernel; 0: for nobody.
+    /// The sender that this thread carries out verbs for, as `current` tells the kernel; 0: none.
     static SENDER: Cell<i32> = const { Cell::new(0) };
 }
 
@@ -248,13 +248,14 @@ impl Injector {
         Self { seed, rules: Vec::new() }
     }
 
-    /// The same, and this rule.
+    /// The same rules, and this one.
     pub fn with(mut self, rule: Rule) -> Self {
         self.rules.push(rule);
         self
     }
 
-    /// A verb is about to be carried out: waits, fails, or neither. The first rule that fails wins.
+    /// Called before a verb is carried out: waits, fails, or does neither. The first rule that
+    /// fails wins.
     pub(crate) fn at(&self, verb: Verb) -> Result<(), Errno> {
         let mut result = Ok(());
         let about =
@@ -390,7 +391,7 @@ mod tests {
         let built = Injector::seeded(2).with(Rule::new(Verb::Zap).share(0.25).fail(Errno::EIO));
         let failed: Vec<usize> = (1..=4000).filter(|_| built.at(Verb::Zap).is_err()).collect();
         assert_eq!(failed, other, "the same rule, not from text");
-        // The same for ever: somebody may have written down the seed that broke it.
+        // The numbers of a seed never change: somebody may have written down the seed of a failure.
         assert_eq!(one[..8], GOLDEN);
         assert!((800..1200).contains(&one.len()), "{} of 4000", one.len());
         assert_eq!(failures("zap:share=0", Verb::Zap, 100), []);

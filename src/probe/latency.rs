@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// For each sender, how many of its transactions waited how long for pages to be installed. Those
-/// whose pages were all there are not counted.
+/// For each sender, how many of its transactions waited how long for pages to be installed.
+/// Transactions whose pages were all there are not counted.
 #[derive(Debug, Default)]
 pub struct InstallLatency(Mutex<BTreeMap<(i32, u64), u64>, rank::Latency>);
 
@@ -18,7 +18,7 @@ impl InstallLatency {
     }
 }
 
-/// By lines: the sender's thread group, a time in nanoseconds, how many waited so long.
+/// One line each: the sender's thread group, a time in nanoseconds, how many waited so long.
 impl fmt::Display for InstallLatency {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let counts = self.0.lock();
@@ -39,8 +39,8 @@ impl Drop for Clock<'_> {
     }
 }
 
-/// In nanoseconds, up to the next number of 5 significant bits: a sender has some hundred different
-/// times at most, however many transactions.
+/// The time in nanoseconds, rounded up to a number of 5 significant bits: a sender has some hundred
+/// different times at most, however many transactions it sends.
 fn rounded_up(time: Duration) -> u64 {
     let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX >> 1);
     let unit = 1 << (u64::BITS - nanoseconds.leading_zeros()).saturating_sub(5);

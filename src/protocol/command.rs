@@ -10,23 +10,23 @@ use crate::uapi::*;
 pub enum Command {
     /// A call.
     Transaction(TransactionData),
-    /// The answer to the call that the thread serves.
+    /// The reply to the call that the thread serves.
     Reply(TransactionData),
-    /// With the bytes of scatter-gather buffers that the objects need in all.
+    /// A call, with the total bytes of the scatter-gather buffers that its objects point to.
     TransactionSg(TransactionData, u64),
-    /// The same for an answer.
+    /// The same for a reply.
     ReplySg(TransactionData, u64),
     /// Not supported, as in the driver.
     AcquireResult(i32),
-    /// Address of a buffer that the client has done with.
+    /// Address of a buffer that the client is done with.
     FreeBuffer(u64),
     /// One more weak reference to a handle.
     Increfs(u32),
     /// One more strong reference to a handle.
     Acquire(u32),
-    /// One strong reference to a handle less.
+    /// One strong reference to a handle fewer.
     Release(u32),
-    /// One weak reference to a handle less.
+    /// One weak reference to a handle fewer.
     Decrefs(u32),
     /// BR_INCREFS for a node has been carried out.
     IncrefsDone(PtrCookie),
@@ -34,33 +34,33 @@ pub enum Command {
     AcquireDone(PtrCookie),
     /// Not supported, as in the driver.
     AttemptAcquire {
-        /// Of the caller.
+        /// Priority of the caller.
         priority: i32,
-        /// A reference.
+        /// The handle of the node.
         handle: u32,
     },
-    /// The thread is one that BR_SPAWN_LOOPER asked for.
+    /// The thread is the looper that BR_SPAWN_LOOPER asked for.
     RegisterLooper,
-    /// The thread serves calls, by its own choice.
+    /// The thread becomes a looper by its own choice.
     EnterLooper,
-    /// The thread serves calls no more.
+    /// The thread is no looper any more.
     ExitLooper,
-    /// Tell of the death of the node behind a handle.
+    /// Asks to be told of the death of the node behind a handle.
     RequestDeathNotification(HandleCookie),
-    /// Do not tell of it any more.
+    /// Takes back a request for a death notification.
     ClearDeathNotification(HandleCookie),
     /// BR_DEAD_BINDER with this cookie has been read.
     DeadBinderDone(u64),
-    /// Tell when the process behind a handle freezes or thaws.
+    /// Asks to be told when the process behind a handle freezes or thaws.
     RequestFreezeNotification(HandleCookie),
-    /// Do not tell of it any more.
+    /// Takes back a request for freeze notifications.
     ClearFreezeNotification(HandleCookie),
     /// BR_FROZEN_BINDER with this cookie has been read.
     FreezeNotificationDone(u64),
 }
 
 impl Command {
-    /// Bytes of the payload behind a command's number, or nothing for a number that is no command.
+    /// Bytes of the payload behind a command's number; None for a number that is no command.
     /// `BC_ATTEMPT_ACQUIRE` and `BC_ACQUIRE_RESULT` are refused before their payload is read.
     pub fn payload_size(number: u32) -> Option<usize> {
         match number {
@@ -90,8 +90,8 @@ impl Command {
         }
     }
 
-    /// Decodes a payload of [`Command::payload_size`] bytes; nothing for an unknown number or
-    /// a payload of another length.
+    /// Decodes a payload of [`Command::payload_size`] bytes; None for an unknown number or a
+    /// payload of another length.
     pub fn decode(number: u32, payload: &[u8]) -> Option<Command> {
         if payload.len() != Self::payload_size(number)? {
             return None;
@@ -136,8 +136,8 @@ impl Command {
         })
     }
 
-    /// Takes one command, number and payload, off the front of `bytes`; nothing for an unknown
-    /// number, or where its payload is cut short.
+    /// Takes one command, number and payload, off the front of `bytes`; None for an unknown number
+    /// or a payload that is cut short.
     pub fn take(bytes: &[u8]) -> Option<(Command, &[u8])> {
         let (number, rest) = u32::take(bytes)?;
         let (payload, rest) = rest.split_at_checked(Self::payload_size(number)?)?;

@@ -4,23 +4,23 @@ use super::record::{Put, Record};
 use crate::uapi::*;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// `struct flat_binder_object`, behind its type.
+/// `struct flat_binder_object`, without the type at its front.
 #[derive(
     Debug, Default, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C, packed)]
 pub struct FlatObject {
-    /// `FLAT_BINDER_FLAG_*` and the lowest priority, as a node keeps them from its first
-    /// appearance.
+    /// `FLAT_BINDER_FLAG_*` and the lowest priority. A node keeps those that it was first sent
+    /// with.
     pub flags: u32,
     /// The node's pointer, or the handle in the low 32 bits.
     pub binder: u64,
-    /// A value of the owner's.
+    /// A value for its owner's use.
     pub cookie: u64,
 }
 
 impl FlatObject {
-    /// The handle, of an object that has one.
+    /// The handle, if the object is a handle.
     pub fn handle(&self) -> u32 {
         self.binder as u32
     }
@@ -31,7 +31,7 @@ impl FlatObject {
     }
 }
 
-/// `struct binder_fd_object`, behind its type.
+/// `struct binder_fd_object`, without the type at its front.
 #[derive(
     Debug, Default, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -39,12 +39,12 @@ impl FlatObject {
 struct FdObject {
     pad_flags: u32,
     fd: u32,
-    /// The union that the descriptor lies in has 64 bits.
+    /// The rest of the union of 64 bits that the descriptor lies in.
     pad: u32,
     cookie: u64,
 }
 
-/// `struct binder_buffer_object`, behind its type.
+/// `struct binder_buffer_object`, without the type at its front.
 #[derive(
     Debug, Default, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -52,13 +52,13 @@ struct FdObject {
 pub struct BufferObject {
     /// `BINDER_BUFFER_FLAG_HAS_PARENT` or 0.
     pub flags: u32,
-    /// Address in the sender; after translation in the receiver.
+    /// Address in the sender; after translation, in the receiver.
     pub buffer: u64,
-    /// Bytes.
+    /// Length in bytes.
     pub length: u64,
     /// Index of the parent among the objects.
     pub parent: u64,
-    /// Where in the parent's buffer the pointer to this one lies.
+    /// Offset in the parent's buffer of the pointer to this buffer.
     pub parent_offset: u64,
 }
 
@@ -69,19 +69,19 @@ impl BufferObject {
     }
 }
 
-/// `struct binder_fd_array_object`, behind its type.
+/// `struct binder_fd_array_object`, without the type at its front.
 #[derive(
     Debug, Default, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C, packed)]
 pub struct FdArrayObject {
-    /// Passes through.
+    /// Passed through.
     pub pad: u32,
     /// How many descriptors of 32 bits the array has.
     pub num_fds: u64,
-    /// Index of the buffer that it lies in among the objects.
+    /// Index among the objects of the buffer that the array lies in.
     pub parent: u64,
-    /// Where in that buffer it begins.
+    /// Offset in that buffer at which the array begins.
     pub parent_offset: u64,
 }
 
@@ -90,25 +90,25 @@ pub struct FdArrayObject {
 pub enum Object {
     /// A node, by its owner's pointer and cookie.
     Binder {
-        /// A strong reference to it, not a weak one.
+        /// Whether the reference is strong.
         strong: bool,
         /// The object as it is in the message.
         flat: FlatObject,
     },
-    /// A reference, by its handle.
+    /// A reference to a node, by its handle.
     Handle {
-        /// A strong one, not a weak one.
+        /// Whether the reference is strong.
         strong: bool,
         /// The object as it is in the message.
         flat: FlatObject,
     },
-    /// A descriptor; `cookie` passes through.
+    /// A descriptor.
     Fd {
-        /// Passes through, as the driver lets it.
+        /// Passed through, as in the driver.
         pad_flags: u32,
         /// The number of the descriptor.
         fd: u32,
-        /// For the two processes to use as they like.
+        /// Passed through, for the two processes to use as they like.
         cookie: u64,
     },
     /// Descriptors that lie in a scatter-gather buffer.
@@ -127,7 +127,7 @@ impl Object {
         offset <= data_size && data_size - offset >= 4 && offset.is_multiple_of(4)
     }
 
-    /// Reads the object at `offset` of `data`; nothing when it is misaligned, out of bounds, of an
+    /// Reads the object at `offset` of `data`; None when it is misaligned, out of bounds, of an
     /// unknown type or cut short (`binder_get_object`).
     pub fn read(data: &[u8], offset: u64) -> Option<Object> {
         if !Self::may_begin_at(offset, data.len() as u64) {
@@ -136,7 +136,7 @@ impl Object {
         Self::decode(&data[offset as usize..])
     }
 
-    /// Decodes the object at the front of `bytes`; nothing for an unknown type or too few bytes.
+    /// Decodes the object at the front of `bytes`; None for an unknown type or too few bytes.
     pub fn decode(bytes: &[u8]) -> Option<Object> {
         let (kind, body) = u32::take(bytes)?;
         Some(match kind {
@@ -154,7 +154,7 @@ impl Object {
         })
     }
 
-    /// Bytes of this object.
+    /// The size of the object in bytes.
     pub fn size(&self) -> usize {
         match self {
             Object::Binder { .. } | Object::Handle { .. } => size_of::<flat_binder_object>(),
@@ -191,7 +191,7 @@ impl Object {
     }
 }
 
-// With its type, each has the layout of the header's.
+// Each record with its type has the layout of the header's.
 const _: () = {
     assert!(4 + size_of::<FlatObject>() == size_of::<flat_binder_object>());
     assert!(4 + size_of::<FdObject>() == size_of::<binder_fd_object>());

@@ -1,5 +1,5 @@
-//! The structures that commands, returns and ioctls are made of, and the small tools that read and
-//! write them. That none of them has bytes without meaning (padding) is checked by the compiler.
+//! The structures that commands, returns and ioctls are made of, and the functions that read and
+//! write them. The compiler checks that they have no bytes without meaning (padding).
 
 use crate::uapi;
 pub use zerocopy::IntoBytes;
@@ -7,12 +7,12 @@ use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 /// A structure of the protocol as it travels.
 pub trait Record: FromBytes + IntoBytes + Immutable + Copy {
-    /// The record at the front of `bytes`, and what follows; nothing when they are too few.
+    /// The record at the front of `bytes`, and what follows it; None when there are too few bytes.
     fn take(bytes: &[u8]) -> Option<(Self, &[u8])> {
         Self::read_from_prefix(bytes).ok()
     }
 
-    /// The record at the front of `bytes`, whatever follows; nothing when they are too few.
+    /// The record at the front of `bytes`, whatever follows it; None when there are too few bytes.
     fn at(bytes: &[u8]) -> Option<Self> {
         Self::take(bytes).map(|(record, _)| record)
     }
@@ -47,21 +47,21 @@ impl Put for Vec<u8> {
     }
 }
 
-/// `struct binder_transaction_data`, both ways: what a sender asks for, what a receiver is told.
+/// `struct binder_transaction_data`, both ways: what a sender asks for and what a receiver is told.
 #[derive(
     Debug, Default, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
 pub struct TransactionData {
-    /// From a sender the handle (low 32 bits); to a receiver the node's pointer.
+    /// From a sender: the handle (low 32 bits). To a receiver: the node's pointer.
     pub target: u64,
     /// To a receiver: the node's cookie.
     pub cookie: u64,
-    /// What is asked for: the two programs' own business.
+    /// The operation that is asked for: the two programs' own business.
     pub code: u32,
     /// `TF_*`.
     pub flags: u32,
-    /// To a receiver: the sender's process as the receiver sees it; 0 where nobody waits.
+    /// To a receiver: the sender's pid as the receiver sees it; 0 where no sender waits.
     pub sender_pid: i32,
     /// To a receiver: the sender's effective uid as the receiver sees it.
     pub sender_euid: u32,
@@ -82,7 +82,7 @@ impl TransactionData {
     /// Where `sender_pid` lies in the record.
     pub const SENDER_PID: usize = std::mem::offset_of!(Self, sender_pid);
 
-    /// The handle that a sender addresses.
+    /// The handle that a sender sends to.
     pub fn handle(&self) -> u32 {
         self.target as u32
     }
@@ -94,19 +94,19 @@ impl TransactionData {
 )]
 #[repr(C)]
 pub struct TransactionDataSg {
-    /// What every transaction has.
+    /// The part that every transaction has.
     pub data: TransactionData,
-    /// Bytes of the buffers that its objects point to, in all.
+    /// Bytes in all of the buffers that its objects point to.
     pub buffers_size: u64,
 }
 
-/// `struct binder_transaction_data_secctx`: a transaction for a node that asks who sends.
+/// `struct binder_transaction_data_secctx`: a transaction for a node that wants a security context.
 #[derive(
     Debug, Default, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
 pub struct TransactionDataSecCtx {
-    /// What every transaction has.
+    /// The part that every transaction has.
     pub data: TransactionData,
     /// Address of the sender's security context in the receiver's buffer.
     pub secctx: u64,
@@ -118,33 +118,34 @@ pub struct TransactionDataSecCtx {
 )]
 #[repr(C)]
 pub struct PtrCookie {
-    /// What names it in its process.
+    /// The pointer that names the node in its process.
     pub ptr: u64,
-    /// A value of the owner's.
+    /// A value for the owner's use.
     pub cookie: u64,
 }
 
-/// `struct binder_handle_cookie` (packed): a reference and what its holder calls the request.
+/// `struct binder_handle_cookie` (packed): a reference, and the cookie that its holder gives a
+/// request.
 #[derive(
     Debug, Default, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C, packed)]
 pub struct HandleCookie {
-    /// A reference of the process that asks.
+    /// A handle of the process that asks.
     pub handle: u32,
-    /// Comes back with the notice.
+    /// Comes back in the notice.
     pub cookie: u64,
 }
 
-/// `struct binder_pri_desc`: what the two commands carry that no driver supports.
+/// `struct binder_pri_desc`: the payload of the two commands that no driver supports.
 #[derive(
     Debug, Default, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
 pub struct PriorityHandle {
-    /// Of the caller.
+    /// Priority of the caller.
     pub priority: i32,
-    /// A reference.
+    /// The handle of the node.
     pub handle: u32,
 }
 
@@ -154,7 +155,7 @@ pub struct PriorityHandle {
 )]
 #[repr(C)]
 pub struct FrozenState {
-    /// Of the request.
+    /// The cookie of the request.
     pub cookie: u64,
     /// 1 when the process is frozen now, 0 when it runs.
     pub is_frozen: u32,
@@ -170,13 +171,13 @@ pub struct FrozenState {
 pub struct WriteRead {
     /// Bytes of commands.
     pub write_size: u64,
-    /// How many of them were carried out.
+    /// How many bytes of commands were carried out.
     pub write_consumed: u64,
     /// Address of the commands.
     pub write_buffer: u64,
     /// Room for returns, in bytes.
     pub read_size: u64,
-    /// How many bytes of returns there are.
+    /// How many bytes of returns were written.
     pub read_consumed: u64,
     /// Address of the returns.
     pub read_buffer: u64,
@@ -187,7 +188,7 @@ impl WriteRead {
     pub const SIZE: usize = size_of::<Self>();
 }
 
-// These have the layout of the header's.
+// These records have the layout of the header's.
 const _: () = {
     assert!(size_of::<TransactionData>() == size_of::<uapi::binder_transaction_data>());
     assert!(size_of::<TransactionDataSg>() == size_of::<uapi::binder_transaction_data_sg>());
@@ -205,7 +206,8 @@ const _: () = {
     );
 };
 
-/// Rounds up to the 8 bytes that buffers are made of (`ALIGN(x, sizeof(void *))`); saturates.
+/// Rounds up to a multiple of 8 bytes, as the parts of a buffer are (`ALIGN(x, sizeof(void *))`);
+/// saturates.
 pub fn align8(value: u64) -> u64 {
     value.checked_add(7).map_or(!7, |v| v & !7)
 }

@@ -6,19 +6,19 @@ use crate::uapi::*;
 /// One return in a read buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Return {
-    /// The kernel's header gives it a number of bytes; the driver puts none.
+    /// An error. The kernel's header gives it a payload; the driver writes none.
     Error,
-    /// Never sent; the header has it.
+    /// Never sent, though the header has it.
     Ok,
     /// A call to serve.
     Transaction(TransactionData),
-    /// With the address of the sender's security context in the buffer.
+    /// A call, with the address of the sender's security context in the buffer.
     TransactionSecCtx(TransactionData, u64),
-    /// The answer to a call.
+    /// The reply to a call.
     Reply(TransactionData),
-    /// Never sent; the header has it.
+    /// Never sent, though the header has it.
     AcquireResult(i32),
-    /// The target of the transaction is dead, or has ended without an answer.
+    /// The target of the transaction is dead, or its thread has ended without a reply.
     DeadReply,
     /// The transaction has been queued.
     TransactionComplete,
@@ -30,11 +30,11 @@ pub enum Return {
     Release(PtrCookie),
     /// Nobody has a weak reference to a node any more.
     Decrefs(PtrCookie),
-    /// Nothing: every read begins with it.
+    /// No meaning: every read begins with it.
     Noop,
     /// The process should start another thread that serves calls.
     SpawnLooper,
-    /// Never sent; the header has it.
+    /// Never sent, though the header has it.
     Finished,
     /// The node that the death notification with this cookie is about is dead.
     DeadBinder(u64),
@@ -44,15 +44,15 @@ pub enum Return {
     FailedReply,
     /// The target is frozen, and synchronous calls to it fail.
     FrozenReply,
-    /// The one-way call has been queued; its sender takes more space than is good.
+    /// The one-way call has been queued; its sender holds a suspicious share of the space.
     OnewaySpamSuspect,
     /// The one-way call has been queued at a target that is frozen.
     TransactionPendingFrozen,
     /// A process has frozen or thawed.
     FrozenBinder {
-        /// Of the freeze notification.
+        /// The cookie of the freeze notification.
         cookie: u64,
-        /// It is frozen now.
+        /// Whether the process is frozen now.
         is_frozen: bool,
     },
     /// The freeze notification with this cookie is cleared.
@@ -89,10 +89,10 @@ impl Return {
         }
     }
 
-    /// Bytes of the payload behind a return's number, known or not: its number says so.
+    /// Bytes of the payload behind a return's number, known or not: the number has its size in it.
     pub fn payload_size(number: u32) -> usize {
         match number {
-            // What the driver puts: the number alone, although the macro speaks of an int.
+            // The driver writes the number alone, although the macro speaks of an int.
             BR_ERROR => 0,
             number => ioc_size(number),
         }
@@ -131,8 +131,8 @@ impl Return {
         }
     }
 
-    /// Takes one return from the front of `bytes` and says how many bytes it took; nothing when
-    /// the number is unknown or the payload is cut short.
+    /// Takes one return from the front of `bytes`, and says how many bytes it took; None when the
+    /// number is unknown or the payload is cut short.
     pub fn decode(bytes: &[u8]) -> Option<(Return, usize)> {
         let (number, rest) = u32::take(bytes)?;
         let payload = rest.get(..Self::payload_size(number))?;

@@ -140,8 +140,8 @@ impl Steps {
     }
 }
 
-/// Runs `work` in a process, up to where so many threads of it wait, and then on; it says that it is
-/// ready before and after that.
+/// Runs `work` in a process, up to where so many threads of it wait, and then on; it says that it
+/// is ready before and after that.
 fn in_steps(threads: usize, work: impl FnOnce(Steps)) -> Forked {
     let (mut ready, tell) = nix::unistd::pipe().map(pipe_ends).unwrap();
     let (go, mut told_to_go) = nix::unistd::pipe().map(pipe_ends).unwrap();

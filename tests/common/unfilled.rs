@@ -20,7 +20,8 @@ impl Unfilled {
     pub fn new() -> Unfilled {
         const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
         const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
-        // SAFETY: a new descriptor, a new mapping, and two structures that live through their calls.
+        // SAFETY: a new descriptor, a new mapping, and two structures that live through their
+        // calls.
         unsafe {
             let fd = libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC);
             let fd = OwnedFd::from_raw_fd(Errno::result(fd).unwrap() as i32);

@@ -7,7 +7,8 @@ use fakebinder::protocol::record::HandleCookie;
 use fakebinder::uapi;
 use fakebinder_sim::World;
 
-/// Everything that can wait: calls of both kinds, a held buffer, notices of a node, a death and a freeze.
+/// Everything that can wait: calls of both kinds, a held buffer, notices of a node, a death and a
+/// freeze.
 #[test]
 fn the_state_tells_every_record_and_what_waits() {
     let Pair { world, manager, client } = pair();
@@ -106,7 +107,8 @@ fn the_state_tells_of_freeze_notices() {
     end(&world, [client, manager]);
 }
 
-/// What a thread has not read yet: that it is done, that it failed, what a node's owner is to be told.
+/// What a thread has not read yet: that it is done, that it failed, what a node's owner is to be
+/// told.
 #[test]
 fn the_state_tells_what_a_thread_has_not_read() {
     let Pair { world, manager, client } = pair();

@@ -91,8 +91,8 @@ fn a_file_that_nobody_polls_any_more_is_told_a_few_times() {
     end(&world, [client, manager]);
 }
 
-/// Where threads wait by exclusive epolls, a notice wakes the first of them. One that has nothing to
-/// read passes it on to the thread that has, but not for ever: that one may be busy elsewhere.
+/// Where threads wait by exclusive epolls, a notice wakes the first of them. One that has nothing
+/// to read passes it on to the thread that has, but not for ever: that one may be busy elsewhere.
 #[test]
 fn a_notice_is_passed_on_by_a_thread_that_it_was_not_for() {
     let Pair { world, manager, client } = pair();

@@ -171,8 +171,8 @@ fn a_caller_that_dies_while_its_answer_is_written_to_it_leaves_nothing() {
     end(&world, [client, manager]);
 }
 
-/// On the FUSE door the daemon looks for a client's mapping when the first transaction comes. Of two
-/// that come first, none may find the client without one.
+/// On the FUSE door the daemon looks for a client's mapping when the first transaction comes. Of
+/// two that come first, none may find the client without one.
 #[test]
 fn two_first_transactions_both_find_the_mapping() {
     for _ in 0..300 {

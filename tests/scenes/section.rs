@@ -50,8 +50,8 @@ fn death(handle: u32, cookie: u64) -> Command {
     Command::RequestDeathNotification(HandleCookie { handle, cookie })
 }
 
-/// Others are served while a process is released: the first notice of its death is read when no more
-/// than a section's records are gone, however many there are.
+/// Others are served while a process is released: the first notice of its death is read when no
+/// more than a section's records are gone, however many there are.
 #[test]
 fn a_release_lets_others_in_between() {
     let gone_at_the_first_notice = |count: u64| {

@@ -54,7 +54,7 @@ fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |value| value.parse().expect("a number"))
 }
 
-// ---------------------------------------------------------------- what was done, over all processes
+// ------------------------------------------------------------ what was done, over all processes
 
 macro_rules! tally {
     ($($count:ident),* $(,)?) => {

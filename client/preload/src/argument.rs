@@ -1,33 +1,34 @@
 //! Ioctls whose argument the driver does not look at.
 //!
-//! On the FUSE door the kernel copies an ioctl's argument by itself, and answers EFAULT when it
-//! cannot, before the daemon is asked. The driver looks at it later, or not at all; so what it
-//! would have done is done here, once the kernel has refused the program's own call.
+//! On the FUSE door the kernel copies an ioctl's argument by itself, and fails with EFAULT when it
+//! cannot, before the daemon is asked. The driver looks at the argument later, or not at all. So
+//! once the kernel has refused the program's own call, this module does what the driver would have
+//! done.
 
 use crate::next;
 use fakebinder_client::{Errno, kernel_copies_arguments, uapi};
 use std::ffi::{c_int, c_ulong, c_void};
 use std::os::fd::BorrowedFd;
 
-/// What the driver says to an ioctl that the kernel has refused with EFAULT; none when that is the
-/// driver's own answer.
+/// The result that the driver has for an ioctl which the kernel has refused with EFAULT; none when
+/// EFAULT is the driver's own answer.
 ///
 /// # Safety
 /// `fd` must stay open in this call.
 pub(crate) unsafe fn instead_of_efault(fd: c_int, request: c_ulong) -> Option<c_int> {
     let command = request as u32;
     let answer = match command {
-        // It ignores the argument: libbinder gives BINDER_THREAD_EXIT none, nor do old service
-        // managers BINDER_SET_CONTEXT_MGR.
+        // The driver ignores the argument: libbinder gives BINDER_THREAD_EXIT none, nor do old
+        // service managers give one to BINDER_SET_CONTEXT_MGR.
         uapi::BINDER_THREAD_EXIT | uapi::BINDER_SET_CONTEXT_MGR => Answer::DoIt,
-        // The error is gone when the pointer turns out to be bad.
+        // The driver clears the thread's error even if the pointer turns out to be bad.
         uapi::BINDER_GET_EXTENDED_ERROR => Answer::DoItAndFail,
         uapi::BINDER_VERSION | uapi::BINDER_SET_MAX_THREADS | uapi::BINDER_SET_CONTEXT_MGR_EXT => {
             Answer::Einval
         }
         _ => return None,
     };
-    // SAFETY: the kernel has just looked it up, and the caller keeps it open.
+    // SAFETY: the kernel has just looked up the descriptor, and the caller keeps it open.
     let device = unsafe { BorrowedFd::borrow_raw(fd) };
     if !kernel_copies_arguments(device) {
         return None;
@@ -57,6 +58,6 @@ fn fail(errno: Errno) -> Option<c_int> {
 fn do_it(fd: c_int, request: c_ulong) -> c_int {
     let mut argument = uapi::binder_extended_error::default();
     let argument: *mut uapi::binder_extended_error = &mut argument;
-    // SAFETY: it is the largest argument of these ioctls, and only integers.
+    // SAFETY: the argument is the largest that these ioctls have, and only integers.
     unsafe { next::ioctl(fd, request, argument.cast::<c_void>()) }
 }

@@ -1,15 +1,16 @@
 //! `LD_PRELOAD=libfakebinder_preload.so program`: lets a program that knows nothing of fakebinder
-//! use what the kernel cannot map: CUSE devices, and those of the FUSE door without passthrough.
+//! use devices that the kernel cannot map: those of the CUSE door, and those of the FUSE door
+//! without passthrough.
 //!
-//! - `mmap`: when the kernel answers ENODEV for a character device, or the file is such a one on the
-//!   FUSE door, the attach handshake is tried; and a mapping that the kernel makes on the FUSE door
-//!   without asking the daemon is looked at as the driver does (not writable, not another process's,
-//!   not a child's);
-//! - `ioctl`: when the kernel answers EFAULT on the FUSE door, the program gets what the driver would
-//!   have said (`argument`);
+//! - `mmap`: the attach handshake is tried when the kernel answers ENODEV for a character device,
+//!   and for files on the FUSE door without passthrough. A mapping that the kernel makes on the
+//!   FUSE door without asking the daemon is checked as the driver does (not writable, not another
+//!   process's, not inherited by a child);
+//! - `ioctl`: when the kernel answers EFAULT on the FUSE door, the program gets the driver's answer
+//!   (`argument`);
 //! - `syscall`, for programs that make these two calls through it.
 //!
-//! In all other cases the program gets what the kernel said, and other files are left alone. There
+//! In all other cases the program gets the kernel's answer, and other files are left alone. There
 //! is no state and no lock here: what a program may do with these functions (before `main`, in
 //! several threads, in a signal's handler, after fork) it may still do.
 
@@ -22,7 +23,8 @@ use std::ffi::{c_int, c_long, c_ulong, c_void};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// `ioctl(2)`. In C its last argument has no type and may be left out; it is passed in the same way.
+/// `ioctl(2)`. In C its last argument has no type and may be left out; either way it is passed like
+/// this one.
 ///
 /// # Safety
 /// As for ioctl itself.
@@ -41,7 +43,8 @@ pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_voi
     })
 }
 
-/// `syscall(2)`. In C it takes as many arguments as the system call; the others are not looked at.
+/// `syscall(2)`. In C it takes as many arguments as the system call; surplus ones are not looked
+/// at.
 ///
 /// # Safety
 /// As for the system call.
@@ -151,7 +154,7 @@ unsafe fn map(
     } else {
         KernelMapping::Right
     };
-    // What the driver's mmap looks at.
+    // The checks of the driver's mmap.
     let refused = match kind {
         KernelMapping::Right => None,
         KernelMapping::Strange => Some(Errno::EINVAL),
@@ -163,7 +166,7 @@ unsafe fn map(
         errno.set();
         return libc::MAP_FAILED;
     }
-    // A private mapping is what binder programs ask for, and what the kernel allows of any file.
+    // Binder programs ask for a private mapping, which the kernel allows of any file.
     if kind != KernelMapping::Useless || flags & libc::MAP_PRIVATE == 0 {
         let Some(offset) = in_units(offset) else {
             Errno::EINVAL.set();
@@ -182,7 +185,7 @@ unsafe fn map(
         if result != -1 || Errno::last() != Errno::ENODEV {
             let start = std::ptr::with_exposed_provenance_mut(result as usize);
             if kind == KernelMapping::Unchecked && start != libc::MAP_FAILED {
-                // VM_DONTCOPY, as the driver's: a child does not have it.
+                // VM_DONTCOPY, as in the driver: a child does not get the mapping.
                 // SAFETY: the kernel has just made this mapping; its contents stay as they are.
                 unsafe { libc::madvise(start, length, libc::MADV_DONTFORK) };
             }
@@ -198,8 +201,8 @@ unsafe fn map(
     }
 }
 
-/// The handshake's mapping, for the program to keep. ENODEV: the file is not ours, or it is to be
-/// mapped in a way that only the kernel could.
+/// The handshake's mapping, for the program to keep. ENODEV: the file is not fakebinder's, or it is
+/// to be mapped in a way that only the kernel can.
 fn attached(
     length: usize,
     prot: c_int,

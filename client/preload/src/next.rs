@@ -1,4 +1,4 @@
-//! The functions that stand behind the ones which this library puts in front of them.
+//! The functions behind those that this library defines.
 
 use std::ffi::{CStr, c_int, c_long, c_ulong, c_void};
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -7,8 +7,8 @@ pub(crate) type Ioctl = unsafe extern "C" fn(c_int, c_ulong, *mut c_void) -> c_i
 pub(crate) type Syscall =
     unsafe extern "C" fn(c_long, c_long, c_long, c_long, c_long, c_long, c_long) -> c_long;
 
-/// A function of that name in the libraries after this one: the C library's, or another
-/// preloaded one's.
+/// The function of that name in the libraries after this one: the C library's, or that of another
+/// preloaded library.
 pub(crate) struct Next {
     name: &'static CStr,
     found: AtomicPtr<c_void>,
@@ -22,8 +22,8 @@ impl Next {
         Next { name, found: AtomicPtr::new(std::ptr::null_mut()) }
     }
 
-    /// Its address. Without a lock or an allocation: it may be wanted at any time, before `main`,
-    /// in a signal's handler and after fork.
+    /// The function's address. Found without a lock or an allocation, since it may be wanted at any
+    /// time: before `main`, in a signal's handler, after fork.
     fn address(&self) -> *mut c_void {
         let found = self.found.load(Ordering::Relaxed);
         if !found.is_null() {
@@ -31,7 +31,7 @@ impl Next {
         }
         // SAFETY: the name ends with a NUL.
         let found = unsafe { libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr()) };
-        // A C library without it would not have let the program start.
+        // Without the function in the C library the program would not have started.
         if found.is_null() {
             std::process::abort();
         }

@@ -1,5 +1,5 @@
-//! fb-conformance: does a device behave as the binder driver does, in everything that a client
-//! can see?
+//! fb-conformance: does a device behave as the binder driver does, in everything that clients can
+//! see?
 
 use clap::Parser;
 use fakebinder_conformance::{Options, Report, list, run};

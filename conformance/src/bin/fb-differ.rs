@@ -61,7 +61,7 @@ struct Args {
     timeout: f32,
 }
 
-/// How many programs each seed has, unless told otherwise.
+/// How many programs each seed has by default.
 const PROGRAMS: u64 = 100;
 
 fn main() -> ExitCode {
@@ -92,10 +92,10 @@ fn must_open(devices: &[PathBuf]) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Runs one program; gives whether the devices agree.
+/// Runs one program; returns whether the devices agree.
 fn replay(args: &Args, path: &Path) -> std::io::Result<bool> {
     let text = std::fs::read(path)?;
-    // What --save has written, or a program alone.
+    // The file was written by --save, or holds a program alone.
     let program: Program = serde_json::from_slice::<Difference>(&text)
         .map(|difference| difference.program)
         .or_else(|_| serde_json::from_slice(&text))?;
@@ -112,7 +112,7 @@ fn replay(args: &Args, path: &Path) -> std::io::Result<bool> {
     Ok(difference.is_none())
 }
 
-/// Runs many; gives whether all was as it should be.
+/// Runs many programs; returns whether every outcome was right.
 fn programs(args: &Args) -> std::io::Result<bool> {
     let recording = args.against.as_deref().map(Recording::load).transpose()?;
     let options = options(args, recording);

@@ -1,4 +1,4 @@
-//! Calls of which one side ends: a process that dies, a thread that exits.
+//! Calls that end because a process dies or a thread exits.
 
 use super::*;
 
@@ -9,7 +9,7 @@ pub(super) fn a_reply_to_a_dead_caller_is_complete(scene: &Scene) {
     let got = manager.receive();
     manager.write([acquire(got.handle(0)), request_death(got.handle(0), 9)]);
     scene.bury(&client, &manager);
-    // The manager is at work, and is told of deaths only afterwards.
+    // The manager serves a call, and reads of deaths only afterwards.
     manager.reads("EAGAIN");
     manager.write(reply());
     manager.reads("NOOP TRANSACTION_COMPLETE");
@@ -68,7 +68,7 @@ pub(super) fn a_nested_call_ends_with_its_caller(scene: &Scene) {
     manager.write(call(handle));
     client.reads("NOOP TRANSACTION_COMPLETE TRANSACTION");
     scene.bury(&manager, &client);
-    // The outer call ends once the inner one is answered: it lies under it.
+    // The outer call lies below the inner one: it ends once the inner one is answered.
     client.reads("EAGAIN");
     client.write(reply());
     client.reads("NOOP TRANSACTION_COMPLETE DEAD_REPLY");
@@ -79,7 +79,7 @@ pub(super) fn a_call_from_a_thread_that_exits_is_forgotten(scene: &Scene) {
     let client = scene.process();
     client.write(call(0).code(1));
     client.thread_exit();
-    // It is delivered all the same.
+    // The call is delivered all the same.
     assert_eq!(manager.receive().code, 1);
     manager.write(reply());
     manager.reads("NOOP TRANSACTION_COMPLETE");

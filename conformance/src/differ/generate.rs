@@ -1,5 +1,5 @@
-//! Programs by chance: each next step is chosen in view of what the reference has answered so
-//! far, so that most of them mean something, some nearly, and a few nothing at all.
+//! Random programs: each step is chosen in view of what the reference has answered so far, so that
+//! most steps are meaningful, some are nearly so, and a few are nonsense.
 
 use super::program::{Act, Buffer, MAPPING, PROCESSES, Part, Send, Step, THREADS, Twist, Write};
 use super::setup::{Client, Setup};
@@ -7,12 +7,12 @@ use fakebinder_client::uapi;
 use rand_core::{RngCore, SeedableRng};
 use rand_xoshiro::SplitMix64;
 
-/// Programs of this seed and above have numbers of any size in them. Those below are as they were
-/// when the driver's outcomes were recorded.
+/// Programs of this seed and above have numbers of any size in them. The programs of lower seeds
+/// are as they were when the driver's outcomes were recorded.
 pub const ANY_NUMBER: u64 = 1000;
 
-/// A program is the same for the same seed, everywhere and for ever: what the driver gave to the
-/// programs of some seeds is recorded.
+/// Random numbers. A program is the same for the same seed, everywhere and for ever, because the
+/// driver's outcomes of some seeds' programs are recorded.
 pub(super) struct Rng {
     numbers: SplitMix64,
     any_number: bool,
@@ -25,8 +25,8 @@ impl Rng {
         Rng { numbers: SplitMix64::seed_from_u64(state), any_number: seed >= ANY_NUMBER }
     }
 
-    /// Now and then another number: a power of two, the one before it or the one behind it, up to
-    /// the largest there is. There lie the edges of every type that it may be kept in.
+    /// Now and then another number: a power of two, the one before or the one behind it, up to the
+    /// largest. There are the limits of every type that the number may be kept in.
     fn or_any(&mut self, number: u64) -> u64 {
         if !self.any_number || !self.once_in(6) {
             return number;
@@ -47,7 +47,7 @@ impl Rng {
         (self.numbers.next_u64() % limit.max(1) as u64) as usize
     }
 
-    /// Once in so many times.
+    /// True once in so many times.
     fn once_in(&mut self, times: usize) -> bool {
         self.below(times) == 0
     }
@@ -56,7 +56,7 @@ impl Rng {
         if from.is_empty() { None } else { Some(from[self.below(from.len())].clone()) }
     }
 
-    /// An index, by weights.
+    /// A random index, by weights.
     fn weighted(&mut self, weights: &[usize]) -> usize {
         let mut left = self.below(weights.iter().sum());
         weights
@@ -70,7 +70,7 @@ impl Rng {
     }
 }
 
-/// The next step; `unmap`: whether it may be a munmap.
+/// The next step. `unmap`: whether it may be a munmap.
 pub(super) fn step(rng: &mut Rng, setup: &Setup, unmap: bool) -> Step {
     let living: Vec<_> = (0..PROCESSES).filter(|&index| setup.clients[index].alive).collect();
     let process = rng.pick(&living).unwrap_or(0);
@@ -221,7 +221,7 @@ fn send(rng: &mut Rng, client: &Client, reply: bool, flags: u32) -> Send {
             0 => {
                 let ptr = 1 + rng.below(3) as u64;
                 let ptr = rng.or_any(ptr);
-                // The cookie belongs to the node; now and then it is another.
+                // The cookie belongs to the node; now and then another one is sent.
                 let cookie = if rng.once_in(12) { 9 } else { ptr.wrapping_mul(10) };
                 let accepts = if rng.once_in(2) { uapi::FLAT_BINDER_FLAG_ACCEPTS_FDS } else { 0 };
                 parts.push(Part::Binder { ptr, cookie, flags: accepts, weak });

@@ -1,12 +1,12 @@
 //! Random programs on two devices: do their clients see the same?
 //!
-//! A program runs in processes of its own, one system call at a time, none of which waits: what
-//! a step gives is what the steps before it have left, and nothing else. Where the driver does
-//! its work later (the release of a killed process) the step waits until that is done. So a
-//! program gives the same on the same driver each time, and any difference is one of the devices.
+//! A program runs in processes of its own, one system call at a time, none of which waits: the
+//! outcome of a step depends on the steps before it, and on nothing else. Where the driver does its
+//! work later (the release of a killed process) the step waits until that is done. So a program has
+//! the same outcome on the same driver each time, and a difference is one between the devices.
 //!
-//! For the same reason what the driver gave can be recorded, and a device be compared with that
-//! where there is no driver: see [`Recording`].
+//! For the same reason the driver's outcomes can be recorded, and a device compared with the
+//! recording where there is no driver: see [`Recording`].
 
 mod generate;
 mod program;
@@ -28,25 +28,25 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::Duration;
 
-/// What a program gave on a device: a line for each step.
+/// The outcome of a program on a device: a line for each step.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Transcript {
-    /// What each step gave.
+    /// The outcome of each step.
     pub lines: Vec<String>,
-    /// (command, circumstances) pairs that were reached.
+    /// The (command, circumstances) pairs that were reached.
     pub reached: BTreeSet<String>,
 }
 
-/// A program that two devices do not agree on.
+/// A program whose outcomes on two devices differ.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Difference {
     /// The program.
     pub program: Program,
     /// The first step that differs.
     pub step: usize,
-    /// What it gave on the reference.
+    /// The step's outcome on the reference.
     pub reference: String,
-    /// What it gave on the device.
+    /// The step's outcome on the device.
     pub device: String,
 }
 
@@ -57,13 +57,13 @@ struct Host {
 }
 
 impl Host {
-    /// `patience`: how long a step may take.
+    /// Processes for a device. `patience`: how long a step may take.
     fn new(device: &Path, patience: Duration) -> Host {
         let scene = Scene { device: device.to_owned(), patience, blocking: false };
         Host { scene, setup: None }
     }
 
-    /// Makes up the program of this seed and number while it runs.
+    /// Generates the program of this seed and number while it runs.
     fn generate(
         &mut self,
         unmap: bool,
@@ -91,8 +91,8 @@ impl Host {
         })
     }
 
-    /// When a program panics (a step hangs, a process dies), the transcript ends with that, and
-    /// the next one is given new processes.
+    /// Runs a program. If it panics (a step hangs, a process dies), the transcript ends with that,
+    /// and the next program gets new processes.
     fn perform(&mut self, act: impl FnOnce(&mut Setup, &mut Vec<String>)) -> Transcript {
         let mut transcript = Transcript::default();
         let last = self.setup.take();
@@ -116,7 +116,7 @@ impl Host {
     }
 }
 
-/// Two devices.
+/// The reference and the device under test.
 pub struct Differ {
     reference: Host,
     device: Host,
@@ -124,7 +124,7 @@ pub struct Differ {
 }
 
 impl Differ {
-    /// `reference` is right, `device` is put to the test; `patience` is how long a step may take.
+    /// `reference` is right, `device` is under test; `patience` is how long a step may take.
     pub fn new(reference: &Path, device: &Path, patience: Duration) -> Differ {
         Differ {
             reference: Host::new(reference, patience),
@@ -133,7 +133,7 @@ impl Differ {
         }
     }
 
-    /// Makes up the program of this seed and number, on the reference, and runs it on the device.
+    /// Generates the program of this seed and number, on the reference, and runs it on the device.
     pub fn program(
         &mut self,
         seed: u64,
@@ -154,7 +154,7 @@ impl Differ {
         (reference, difference)
     }
 
-    /// A smaller program that the devices do not agree on either, about the same thing.
+    /// A smaller program on which the devices differ in the same way.
     pub fn shrink(&mut self, difference: Difference) -> Difference {
         shrink::shrink(self, difference)
     }

@@ -1,7 +1,7 @@
 //! A program: what several processes do to a device, step by step, as data.
 //!
-//! Operands that only a run can know are named, not given: a buffer by when it was received, a
-//! file by who made it. So a program means the same on every device, and after steps were taken
+//! Operands that only a run can know are named instead: a buffer by when it was received, a file by
+//! which process made it. So a program means the same on every device, and after steps were taken
 //! out of it.
 
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,7 @@ use std::fmt;
 pub(super) const PROCESSES: usize = 4;
 /// How many threads each of them has.
 pub(super) const THREADS: usize = 2;
-/// What each of them maps.
+/// How many bytes each of them maps.
 pub(super) const MAPPING: u64 = 32 << 10;
 
 /// A whole program.
@@ -21,14 +21,14 @@ pub struct Program {
     pub steps: Vec<Step>,
 }
 
-/// What one thread does.
+/// A step of one thread.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Step {
-    /// Which process.
+    /// The index of the process.
     pub process: usize,
-    /// Which of its threads.
+    /// The index of the process's thread.
     pub thread: usize,
-    /// What it does.
+    /// What the thread does.
     pub act: Act,
 }
 
@@ -37,9 +37,9 @@ pub struct Step {
 pub enum Act {
     /// BINDER_WRITE_READ, not waiting; `read` is the size of the read buffer.
     WriteRead {
-        /// What is written.
+        /// The commands that are written.
         write: Vec<Write>,
-        /// How much is read.
+        /// The size of the read buffer.
         read: usize,
     },
     /// poll(2), not waiting.
@@ -58,9 +58,9 @@ pub enum Act {
     SpamDetection(bool),
     /// BINDER_FREEZE of another process, not waiting
     Freeze {
-        /// Which process.
+        /// The index of the process.
         process: usize,
-        /// Or thaw.
+        /// Whether to freeze it; else to thaw it.
         enable: bool,
     },
     /// BINDER_GET_FROZEN_INFO of another process
@@ -114,33 +114,33 @@ pub enum Write {
     AttemptAcquire,
     /// BC_ACQUIRE_RESULT
     AcquireResult,
-    /// Any words.
+    /// Any 32-bit words.
     Words(Vec<u32>),
 }
 
 /// A buffer to be freed.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub enum Buffer {
-    /// That of the transaction or reply that this process received as its n-th.
+    /// The buffer of the n-th transaction or reply that this process has received.
     Received(usize),
-    /// So many bytes behind the start of the mapping.
+    /// The address so many bytes behind the start of the mapping.
     At(i64),
 }
 
 /// A transaction or reply.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Send {
-    /// Or a transaction.
+    /// Whether it is a reply.
     pub reply: bool,
-    /// Its target.
+    /// The target's handle.
     pub handle: u32,
-    /// Its code.
+    /// The code.
     pub code: u32,
-    /// Its flags.
+    /// The flags.
     pub flags: u32,
-    /// What is in it.
+    /// The pieces of its data.
     pub parts: Vec<Part>,
-    /// What is wrong with it.
+    /// What is made wrong about it.
     pub twist: Option<Twist>,
 }
 
@@ -151,64 +151,64 @@ pub enum Part {
     Bytes(usize),
     /// A node of the sender.
     Binder {
-        /// Its identity.
+        /// The node's identity.
         ptr: u64,
-        /// Its cookie.
+        /// The node's cookie.
         cookie: u64,
-        /// Its flags.
+        /// The flags.
         flags: u32,
-        /// As a weak reference.
+        /// Whether it is sent as a weak reference.
         weak: bool,
     },
-    /// A reference of the sender.
+    /// A handle of the sender.
     Handle {
-        /// Its number.
+        /// The handle's number.
         handle: u32,
-        /// As a weak reference.
+        /// Whether it is sent as a weak reference.
         weak: bool,
     },
-    /// One of the sender's own files, or no file.
+    /// One of the sender's own files, by its number; `None`: an invalid descriptor.
     Fd(Option<usize>),
     /// A scatter-gather buffer.
     Buffer {
-        /// Its length.
+        /// The length in bytes.
         length: usize,
-        /// Parent and offset therein.
+        /// The parent's index, and the offset in the parent.
         parent: Option<(u64, u64)>,
     },
-    /// An array of descriptors: the parent buffer is made of the sender's files.
+    /// An array of descriptors; its parent buffer is filled with the sender's files.
     FdArray {
-        /// How many.
+        /// The number of descriptors.
         count: u64,
         /// The parent's index.
         parent: u64,
-        /// Where in the parent.
+        /// The offset in the parent.
         offset: u64,
     },
 }
 
-/// What is made wrong in a transaction.
+/// What is made wrong about a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub enum Twist {
-    /// The data's address.
+    /// Another address of the data.
     DataAt(u64),
-    /// The data's size.
+    /// Another size of the data.
     DataSize(u64),
-    /// The offsets' address.
+    /// Another address of the offsets.
     OffsetsAt(u64),
-    /// The offsets' size.
+    /// Another size of the offsets.
     OffsetsSize(u64),
-    /// One more offset.
+    /// A further offset.
     Offset(u64),
-    /// The first offset, changed by so much.
+    /// The first offset is changed by so much.
     Shift(i64),
-    /// The offsets, in reverse order.
+    /// The offsets are in reverse order.
     Reverse,
-    /// The size of the buffers.
+    /// Another size of the buffers.
     BuffersSize(u64),
-    /// A byte of the data, inverted.
+    /// The byte at that offset in the data is inverted.
     Flip(usize),
-    /// So many bytes less of data.
+    /// The data has so many bytes fewer.
     Cut(usize),
 }
 

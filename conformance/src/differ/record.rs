@@ -1,27 +1,27 @@
-//! What the driver's programs gave, recorded: a hash for each program, in a text file.
+//! Recorded outcomes of the driver: a hash for each program, in a text file.
 //!
-//! Where there is no driver, a device makes up the programs itself. As long as it answers as the
-//! driver did, they are the driver's programs, and so are their hashes. One that is not names a
-//! program to be run where the driver is.
+//! Where there is no driver, the programs are generated on the device itself. As long as the device
+//! answers as the driver did, they are the driver's programs, and have the recorded hashes. A hash
+//! that differs names a program to be run where there is a driver.
 
 use super::{Program, Transcript};
 use std::fmt::Write as _;
 use std::io::{Error, ErrorKind};
 use std::path::Path;
 
-/// Goes up with every change of the programs or of the words in which their outcomes are told.
+/// Goes up with every change of the programs or of the words in which outcomes are written.
 const VERSION: u32 = 1;
 const TITLE: &str = "outcomes of fb-differ's programs";
 const PER_LINE: usize = 12;
 
-/// What was recorded, of which driver.
+/// The outcomes of one driver.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Recording {
-    /// The kernel whose driver it was.
+    /// The kernel that the driver was part of.
     pub kernel: String,
     /// How many steps a program has.
     pub steps: usize,
-    /// Whether there are munmaps among them.
+    /// Whether there are munmaps among the steps.
     pub unmap: bool,
     /// The programs, by seed.
     pub seeds: Vec<Seed>,
@@ -37,13 +37,13 @@ pub struct Seed {
 }
 
 impl Recording {
-    /// The hash of that program.
+    /// The hash of the program of this seed and number.
     pub fn hash(&self, seed: u64, number: u64) -> Option<u32> {
         let of = self.seeds.iter().find(|one| one.seed == seed)?;
         of.hashes.get(usize::try_from(number).ok()?).copied()
     }
 
-    /// Errors: those of the file system.
+    /// Writes the recording. Errors: those of the file system.
     pub fn save(&self, path: &Path) -> std::io::Result<()> {
         let mut text = format!(
             "{TITLE}, version {VERSION}\nkernel {}\nsteps {}\nunmap {}\n",
@@ -59,7 +59,8 @@ impl Recording {
         std::fs::write(path, text)
     }
 
-    /// Errors: those of the file system; InvalidData for another version, or no recording.
+    /// Reads a recording. Errors: those of the file system; InvalidData for another version, or for
+    /// a file that is no recording.
     pub fn load(path: &Path) -> std::io::Result<Recording> {
         let text = std::fs::read_to_string(path)?;
         let bad =
@@ -93,7 +94,7 @@ impl Recording {
     }
 }
 
-/// FNV-1a of the steps and of what they gave, folded.
+/// FNV-1a of the steps and their outcomes, folded to 32 bits.
 pub(super) fn hash(program: &Program, transcript: &Transcript) -> u32 {
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
     let mut add = |text: &str| {

@@ -1,4 +1,4 @@
-//! Where a program runs: its processes on one device, and what they could see, in words that
+//! The surroundings of a program: its processes on one device, and what they see, in words that
 //! mean the same on every device.
 
 mod words;
@@ -18,38 +18,38 @@ use words::{contents, file_name, kind, words};
 /// The files that each process has for sending: both ends of so many pipes.
 const PIPES: usize = 2;
 
-/// One process, and what it has seen: what the next steps may refer to.
+/// One process, and what it has seen so far that later steps may refer to.
 pub(super) struct Client {
     process: Process,
     pub(super) alive: bool,
     pub(super) unmapped: bool,
     pub(super) frozen: bool,
-    /// Its own files, by number.
+    /// The process's own files, by number.
     files: Vec<i32>,
-    /// Every transaction and reply received: address of its buffer.
+    /// The buffer's address of every received transaction and reply.
     buffers: Vec<u64>,
-    /// Those not freed yet, as indices of the former.
+    /// The buffers that are not freed yet, as indices of `buffers`.
     pub(super) held: Vec<usize>,
     pub(super) handles: BTreeSet<u32>,
-    /// Nodes that want BC_INCREFS_DONE or BC_ACQUIRE_DONE (true).
+    /// Nodes that want BC_INCREFS_DONE (false) or BC_ACQUIRE_DONE (true).
     pub(super) undone: VecDeque<(u64, u64, bool)>,
-    /// Cookies of deaths and freezes that were told.
+    /// Cookies of the deaths and freezes that were told.
     pub(super) dead: VecDeque<u64>,
     pub(super) freezes: VecDeque<u64>,
-    /// Calls that each thread has not answered, and calls of its own.
+    /// For each thread, how many calls it has not answered, and how many calls of its own are open.
     pub(super) serving: [usize; THREADS],
     pub(super) calling: [usize; THREADS],
 }
 
 pub(super) struct Setup {
-    /// Sees when the driver has released a process; `last` is the one to be released after it.
+    /// A process that sees when the driver has released another one; `last` is released after that.
     witness: Process,
     last: Process,
     scene: Scene,
     pub(super) clients: Vec<Client>,
-    /// Which file a kernel's name stands for.
+    /// For each of the kernel's names of a file, the name in the transcript.
     names: BTreeMap<String, String>,
-    /// (command, outcome and circumstances) pairs.
+    /// The (command, outcome and circumstances) pairs that were reached.
     pub(super) reached: BTreeSet<String>,
     step: usize,
 }
@@ -88,7 +88,7 @@ impl Client {
         }
     }
 
-    /// Opens and maps the device; the first becomes the context manager.
+    /// Opens and maps the device; the first process becomes the context manager.
     fn enter(&self, index: usize, names: &mut BTreeMap<String, String>) {
         let process = &self.process;
         process.open();
@@ -101,7 +101,7 @@ impl Client {
         }
     }
 
-    /// Gives back everything that a program has left it with, but not its pipes.
+    /// Gives back everything that a program has left the process with, except its pipes.
     fn leave(&self) {
         if !self.unmapped {
             self.process.unmap();
@@ -142,7 +142,7 @@ impl Setup {
         }
     }
 
-    /// As a new setup, on a new device file for everyone: to the driver, new processes. To make
+    /// The setup anew: to the driver the processes are new ones, with new open files. To make
     /// processes costs far more than all the steps of a program.
     pub(super) fn again(mut self) -> Setup {
         for client in self.clients.iter().filter(|client| client.alive) {
@@ -182,7 +182,7 @@ impl Setup {
         self.witness.until("a release to end", || self.is_gone(self.last.child.pid()));
     }
 
-    /// Performs a step, and says what came of it.
+    /// Performs a step, and returns its outcome.
     pub(super) fn perform(&mut self, step: &Step) -> String {
         self.step += 1;
         let (index, thread) = (step.process % PROCESSES, step.thread % THREADS);
@@ -204,7 +204,7 @@ impl Setup {
             Act::ExtendedError => {
                 let mut got = [0; 3];
                 let result = handle.ioctl_words(uapi::BINDER_GET_EXTENDED_ERROR, &mut got);
-                // The id counts all transactions of the system.
+                // The id counts all transactions of the system, so it is left out.
                 words(result, &got[1..])
             }
             Act::NodeDebugInfo(after) => {
@@ -310,7 +310,7 @@ impl Setup {
         text
     }
 
-    /// What follows from a command that was taken.
+    /// Notes what follows from a command that was taken.
     fn done(&mut self, index: usize, thread: usize, command: &Write) {
         let client = &mut self.clients[index];
         match command {
@@ -331,7 +331,7 @@ impl Setup {
         }
     }
 
-    /// Takes note of what was read, and adds it to the text.
+    /// Notes what was read, and adds it to the text.
     fn read(
         &mut self,
         index: usize,
@@ -455,7 +455,7 @@ impl Setup {
         let _ = write!(text, ", data {})", contents(&plain, start));
     }
 
-    /// Which file a descriptor of a process stands for.
+    /// The transcript's name for the file behind a descriptor of a process.
     fn file(&self, thread: &Thread, fd: i32) -> String {
         match file_name(thread.pid(), fd) {
             None => "none".to_owned(),

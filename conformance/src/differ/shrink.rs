@@ -1,4 +1,4 @@
-//! Making a program smaller while the devices still do not agree on it.
+//! Makes a program smaller while the devices still differ on it.
 
 use super::program::{Act, Program, Write};
 use super::{Differ, Difference};
@@ -16,14 +16,14 @@ pub(super) fn shrink(differ: &mut Differ, difference: Difference) -> Difference 
             return;
         }
         let (_, found) = differ.replay(&program);
-        // It must be about the same kind of step, or it is another difference.
+        // The difference must be about the same kind of step; otherwise it is another one.
         let Some(mut found) = found.filter(|found| same(found, best)) else { return };
         found.program.steps.truncate(found.step + 1);
         *best = found;
     };
     loop {
         let before = best.program.clone();
-        // Steps, in ever smaller pieces.
+        // First takes out steps, in ever smaller pieces.
         let mut size = best.program.steps.len().div_ceil(2);
         while size > 0 {
             let mut end = best.program.steps.len().saturating_sub(1);
@@ -36,7 +36,7 @@ pub(super) fn shrink(differ: &mut Differ, difference: Difference) -> Difference 
             }
             size /= 2;
         }
-        // Then what is in them.
+        // Then simplifies the steps themselves.
         for step in (0..best.program.steps.len()).rev() {
             for smaller in simpler(&best.program, step) {
                 attempt(smaller, &mut best);
@@ -59,7 +59,7 @@ fn same(one: &Difference, other: &Difference) -> bool {
         && failed(&one.reference) == failed(&other.reference)
 }
 
-/// The program with one thing less in one of its steps, in all ways.
+/// All versions of the program with one thing fewer in this step.
 fn simpler(program: &Program, step: usize) -> Vec<Program> {
     let mut all = Vec::new();
     let Some(Act::WriteRead { write, read }) = program.steps.get(step).map(|step| &step.act) else {

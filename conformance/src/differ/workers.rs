@@ -1,8 +1,8 @@
 //! Many programs, on several pairs of devices at a time.
 //!
-//! A worker is a process with devices of its own, on a CPU of its own together with the processes
-//! that it drives: they talk by turns, and to wake one up on another CPU takes longer than what it
-//! is woken for. A worker tells what it found as lines of JSON.
+//! A worker is a process with devices of its own. It shares one CPU with the processes that it
+//! drives: they take turns, and waking one up on another CPU takes longer than its turn. A worker
+//! reports what it found as lines of JSON.
 
 use super::record::{Recording, hash};
 use super::{Differ, Difference, Host};
@@ -20,54 +20,54 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// What is right.
+/// What the outcomes have to be.
 #[derive(Debug, Clone)]
 pub enum Right {
-    /// What these devices do, each compared with one of the devices under test.
+    /// The outcomes of these devices, each compared with one of the devices under test.
     Devices(Vec<PathBuf>),
-    /// What was recorded.
+    /// The recorded outcomes.
     Recorded(Recording),
-    /// Whatever the devices do: they are recorded.
+    /// Any outcomes: they are recorded.
     All,
 }
 
-/// Which programs, where.
+/// Which programs to run, and on which devices.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// What the devices are compared with.
     pub right: Right,
-    /// The devices under test; as many workers.
+    /// The devices under test, with a worker each.
     pub devices: Vec<PathBuf>,
     /// Seeds of the programs.
     pub seeds: Vec<u64>,
-    /// Numbers of the programs of each seed (of a recording: those of them that it has).
+    /// Numbers of the programs of each seed (of a recording: as far as it has them).
     pub numbers: std::ops::Range<u64>,
     /// How many steps a program has.
     pub steps: usize,
-    /// Whether there are munmaps among them (with [`Right::All`]).
+    /// Whether there are munmaps among the steps (with [`Right::All`]).
     pub unmap: bool,
     /// How long a step may take.
     pub patience: Duration,
     /// Whether programs that differ are made smaller.
     pub shrink: bool,
-    /// Whether to tell what each step gave.
+    /// Whether to report the outcome of each step.
     pub lines: bool,
-    /// No more programs after so many differences.
+    /// No further programs after so many differences.
     pub stop_after: usize,
 }
 
-/// What became of a program.
+/// The result of one program.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Outcome {
-    /// Its seed.
+    /// The program's seed.
     pub seed: u64,
-    /// Its number among those of the seed.
+    /// The program's number among those of the seed.
     pub number: u64,
-    /// How many steps it had.
+    /// How many steps the program had.
     pub steps: usize,
-    /// What each step gave where the program was made up; if that is asked for.
+    /// The outcome of each step where the program was generated, if asked for.
     pub lines: Vec<String>,
-    /// Of the steps and what they gave.
+    /// The hash of the steps and their outcomes.
     pub hash: u32,
     /// Pairs of command and circumstances that this worker had not reached before.
     pub reached: BTreeSet<String>,
@@ -80,34 +80,34 @@ pub struct Outcome {
 pub enum Finding {
     /// The devices do not agree.
     Differs(Difference),
-    /// They did not agree, but do when the program is run again.
+    /// The devices differed, but agree when the program is run again.
     DifferedOnce(Difference),
-    /// It is not what was recorded (the hash), nor was it in a second run.
+    /// The hash differs from the recorded one, in a second run too.
     NotAsRecorded(u32),
-    /// It is not what was recorded (the hash), but was in a second run.
+    /// The hash differs from the recorded one, but not in a second run.
     NotAsRecordedOnce(u32),
 }
 
-/// What became of all programs.
+/// The results of all programs.
 #[derive(Debug, Clone, Default)]
 pub struct Total {
-    /// How many ran.
+    /// How many programs ran.
     pub programs: usize,
-    /// How many steps they had.
+    /// How many steps the programs had.
     pub steps: usize,
-    /// How many are not as they should be.
+    /// How many programs have findings.
     pub findings: usize,
     /// Every pair of command and circumstances that was reached.
     pub reached: BTreeSet<String>,
     /// The hash of each program, by seed and number.
     pub hashes: BTreeMap<(u64, u64), u32>,
-    /// Whether every worker went on to its end.
+    /// Whether every worker ran to its end.
     pub complete: bool,
 }
 
-/// Runs the programs; `tell` is given each outcome.
+/// Runs the programs; `tell` gets each outcome.
 ///
-/// Errors: a worker could not be made.
+/// Errors: a worker could not be started.
 pub fn run(options: &Options, mut tell: impl FnMut(&Outcome)) -> nix::Result<Total> {
     let mut workers = Vec::new();
     for index in 0..options.devices.len() {
@@ -138,7 +138,7 @@ pub fn run(options: &Options, mut tell: impl FnMut(&Outcome)) -> nix::Result<Tot
     Ok(total)
 }
 
-/// Waits until some worker has something to tell.
+/// Waits until some worker has a report.
 fn wait(workers: &[Worker]) -> nix::Result<()> {
     let going = workers.iter().filter(|worker| !worker.ended);
     let mut files: Vec<_> =
@@ -177,7 +177,7 @@ impl Worker {
         Ok(Worker { pid, out: BufReader::new(File::from(out)), ended: false, complete: false })
     }
 
-    /// What it tells next, once the start of that is here.
+    /// The worker's next report, once its beginning has arrived.
     fn next(&mut self) -> Option<Outcome> {
         if self.ended {
             return None;

@@ -152,7 +152,7 @@ pub(super) fn edge_tells_a_nested_call(scene: &Scene) {
     epoll.is_silent(&client);
 }
 
-/// Whoever does not read until there is nothing is told of what is left, where he may take it.
+/// A thread that does not read until nothing is left hears of the rest, if it may take that.
 pub(super) fn edge_tells_what_is_left_after_a_read(scene: &Scene) {
     let manager = scene.manager();
     let clients: Vec<_> = (0..3).map(|_| scene.process()).collect();
@@ -197,7 +197,7 @@ pub(super) fn edge_of_a_file_that_is_readable_already(scene: &Scene) {
     }
 }
 
-/// One thread has put the file there, others wait.
+/// One thread has added the file to the epoll instance, other threads wait.
 pub(super) fn edge_shared_by_two_threads(scene: &Scene) {
     let manager = scene.manager_with(3, 0);
     let client = scene.process();

@@ -1,8 +1,8 @@
-//! The notifications of freezing and thawing: BC_REQUEST_FREEZE_NOTIFICATION and what follows from it.
+//! The notifications of freezing and thawing: BC_REQUEST_FREEZE_NOTIFICATION and its consequences.
 
 use super::*;
 
-/// The manager, a process, and the manager's handle for a node of it, in a driver that has
+/// The manager, a process, and the manager's handle for a node of the process, on a driver that has
 /// freeze notifications.
 pub(super) fn holder(scene: &Scene) -> (Process, Process, u32) {
     let (manager, owner) = (scene.manager(), scene.process());
@@ -17,7 +17,7 @@ pub(super) fn holder(scene: &Scene) -> (Process, Process, u32) {
     (manager, owner, handle)
 }
 
-/// A holder that has been told that the process runs.
+/// The same, after the manager was told that the process runs.
 pub(super) fn watcher(scene: &Scene) -> (Process, Process, u32) {
     let (manager, owner, handle) = holder(scene);
     manager.write(request_freeze(handle, 5));

@@ -6,17 +6,17 @@ use nix::errno::Errno;
 use std::cell::Cell;
 use std::ptr::NonNull;
 
-/// Memory that a child shares with the process that drives it, at the same address in both. Behind
-/// it lies a page that nobody may touch.
+/// Memory that a child shares with the process that drives it, at the same address in both. A page
+/// that nobody may touch lies behind it.
 #[derive(Debug)]
 pub struct SharedMemory {
     start: NonNull<u8>,
     len: usize,
-    /// Behind the last byte that was put.
+    /// The end of the last bytes that were put.
     end: Cell<usize>,
 }
 
-// SAFETY: the mapping is this value's alone, and no reference ever covers it.
+// SAFETY: the mapping is owned by this value alone, and no reference ever covers it.
 unsafe impl Send for SharedMemory {}
 
 impl SharedMemory {
@@ -43,7 +43,7 @@ impl SharedMemory {
         Ok(SharedMemory { start, len, end: Cell::new(0) })
     }
 
-    /// Address of the byte at `offset`, in every process that shares it.
+    /// Address of the byte at `offset`, in every process that shares the memory.
     pub fn address(&self, offset: usize) -> u64 {
         self.start.as_ptr().addr() as u64 + offset as u64
     }
@@ -53,7 +53,7 @@ impl SharedMemory {
         self.len
     }
 
-    /// Never.
+    /// Always false.
     pub fn is_empty(&self) -> bool {
         false
     }
@@ -75,7 +75,7 @@ impl SharedMemory {
         }
     }
 
-    /// Makes whatever was put from `offset` on zero again.
+    /// Zeroes everything that was put from `offset` on.
     pub fn clear(&self, offset: usize) {
         let end = self.end.replace(offset);
         if end > offset {

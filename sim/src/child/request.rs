@@ -1,19 +1,19 @@
-//! What a thread of a child is told to do, as it goes through its socket.
+//! Requests to a thread of a child, as they go through its socket.
 
 use nix::sys::signal::Signal;
 
-/// What a thread of a child is told to do.
+/// A request to a thread of a child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
-    /// A system call: its number and its arguments. Gives the value or the negative errno.
+    /// A system call: its number and its arguments. The result is the value or the negative errno.
     Call(u64, [u64; 6]),
-    /// What to do about a signal. Gives 0 or a negative errno.
+    /// Sets what happens on a signal. The result is 0 or a negative errno.
     Catch(Signal, Catch),
-    /// Makes a child process, which serves the spare socket of that index. Gives its id.
+    /// Makes a child process, which serves the spare socket of that index. The result is its id.
     Fork(usize),
-    /// Ends the thread; the first one's end is the process's. Gives nothing.
+    /// Ends the thread; when the first thread ends, the process ends. There is no result.
     Exit,
-    /// What the child's own [`CarryOut`](super::CarryOut) knows under that number.
+    /// A request that the child's own [`CarryOut`](super::CarryOut) knows by that number.
     Special(u64, [u64; 6]),
 }
 

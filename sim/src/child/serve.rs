@@ -1,4 +1,4 @@
-//! The child's half.
+//! The child's side.
 
 use super::request::Request;
 use super::sys;
@@ -7,11 +7,11 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{MsgFlags, recv, send};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-/// How a child carries out a [`Request::Call`] or [`Request::Special`]: what that gives, or a
+/// How a child carries out a [`Request::Call`] or [`Request::Special`]: returns the result or a
 /// negative errno. It runs in the child.
 pub type CarryOut = fn(Request) -> i64;
 
-/// System calls and nothing else: whatever is special gives EBADMSG.
+/// Makes system calls, and nothing else: special requests give EBADMSG.
 pub fn make_system_calls(request: Request) -> i64 {
     match request {
         Request::Call(number, args) => sys::system_call(number, args),
@@ -19,12 +19,12 @@ pub fn make_system_calls(request: Request) -> i64 {
     }
 }
 
-/// The life of a new child: of the descriptors that it keeps the first are the sockets of its
-/// threads, and the next those that wait for [`Request::Fork`].
+/// The life of a new child. Of the descriptors that it keeps, the first are the sockets of its
+/// threads, and the next are the sockets for [`Request::Fork`].
 pub(super) fn live(keep: &[RawFd], threads: usize, spares: usize, carry_out: CarryOut) -> i32 {
     let kept = sys::pack(keep);
     sys::begin_at_nice_0();
-    // The child must not outlive whoever drives it, whatever it is blocked in.
+    // The child must not outlive the process that drives it, whatever the child is blocked in.
     let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
     let spares = &kept[threads..threads + spares];
     let mut sockets = kept[..threads].iter().map(|&fd| sys::adopt(fd));
@@ -37,7 +37,7 @@ pub(super) fn live(keep: &[RawFd], threads: usize, spares: usize, carry_out: Car
     0
 }
 
-/// Answers requests until there are no more. The first message out is the thread's id.
+/// Answers requests until there are no more. The first message sent is the thread's id.
 fn serve(socket: &OwnedFd, spares: &[RawFd], carry_out: CarryOut) {
     let mut answer = i64::from(nix::unistd::gettid().as_raw());
     loop {
@@ -50,7 +50,7 @@ fn serve(socket: &OwnedFd, spares: &[RawFd], carry_out: CarryOut) {
         }
         let mut packet = [0; _];
         let length = loop {
-            // Who looks whether this thread sleeps in a call of its own tells it by recvfrom(2).
+            // recvfrom(2) tells an idle thread from one that sleeps in a system call of its own.
             match recv(socket.as_raw_fd(), &mut packet, MsgFlags::empty()) {
                 Err(Errno::EINTR) => {}
                 other => break other,

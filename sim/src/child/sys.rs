@@ -1,7 +1,7 @@
 //! Processes, and system calls with any arguments.
 //!
 //! A child (see [`super`]) is a process that exists to make system calls that are wrong on purpose.
-//! It touches nothing but what it is told to, and never returns into its parent's code.
+//! It touches nothing but what it is told to touch, and never returns into its parent's code.
 
 use super::request::Catch;
 use nix::errno::Errno;
@@ -11,10 +11,10 @@ use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 pub(super) const PAGE: usize = 4096;
 
-/// Runs `child` in a new process, which ends with the status that it gives.
+/// Runs `child` in a new process, which ends with the returned status.
 ///
 /// Where this process has other threads, `child` must not wait for a lock that one of them may
-/// hold: what it may do is make system calls, and allocate. Errors: those of fork(2).
+/// hold: it may make system calls, and allocate. Errors: those of fork(2).
 pub fn fork(child: impl FnOnce() -> i32) -> nix::Result<Pid> {
     // SAFETY: the child does no more than this function allows it; glibc makes malloc usable after
     // a fork.
@@ -28,11 +28,12 @@ pub fn fork(child: impl FnOnce() -> i32) -> nix::Result<Pid> {
     }
 }
 
-/// Any system call, in a child. Gives the raw result: a value or a negative errno.
+/// Any system call, in a child. Returns the raw result: a value or a negative errno.
 pub(super) fn system_call(number: u64, args: [u64; 6]) -> i64 {
     let [a, b, c, d, e, f] = args;
-    // SAFETY: a child's memory holds nothing that matters but its own code and stack, and those who
-    // drive it give addresses in the shared memory, in mappings that it was told to make, or none.
+    // SAFETY: a child's memory holds nothing that matters but its own code and stack, and its
+    // driver gives addresses in the shared memory, in mappings that the child was told to make, or
+    // invalid ones.
     let result = unsafe { libc::syscall(number as i64, a, b, c, d, e, f) };
     if result == -1 { -i64::from(Errno::last_raw()) } else { result }
 }
@@ -51,7 +52,7 @@ pub(super) fn catch(signal: Signal, how: Catch) -> nix::Result<()> {
     unsafe { sigaction(signal, &action) }.map(drop)
 }
 
-/// Closes every descriptor from 3 on but these.
+/// Closes every descriptor from 3 on, except these.
 pub(super) fn close_all_but(keep: &[RawFd]) {
     let mut keep: Vec<u32> = keep.iter().map(|&fd| fd as u32).filter(|&fd| fd > 2).collect();
     keep.sort_unstable();
@@ -73,14 +74,16 @@ pub(super) fn places(keep: &[RawFd]) -> Vec<RawFd> {
     keep.iter().map(place).collect()
 }
 
-/// Closes every descriptor from 3 on but these, and moves these to the lowest numbers: gives those.
+/// Closes every descriptor from 3 on except these, and moves these to the lowest numbers; returns
+/// those numbers.
 pub(super) fn pack(keep: &[RawFd]) -> Vec<RawFd> {
     close_all_but(keep);
     let places = places(keep);
     let mut moves: Vec<_> = keep.iter().copied().zip(places.iter().copied()).collect();
     moves.sort_unstable();
     moves.dedup();
-    // In ascending order: what is closed or taken here was moved before, or never ours to keep.
+    // In ascending order: a number that is closed or taken here was moved before, or was never to
+    // be kept.
     for (fd, place) in moves.into_iter().filter(|(fd, place)| fd != place) {
         // SAFETY: what is closed here belongs to the parent, and is never used in this child.
         unsafe {
@@ -107,14 +110,15 @@ pub fn borrow(fd: RawFd) -> BorrowedFd<'static> {
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
 
-/// The nice value that scenes begin with, whatever the tests were started with (as far as allowed).
+/// Sets the nice value that scenes begin with, whatever the tests were started with (as far as
+/// allowed).
 pub(super) fn begin_at_nice_0() {
     // SAFETY: no memory is involved.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 0) };
 }
 
-/// Keeps this process, and those it makes, on one CPU: of two that talk by turns the next is then
-/// never woken up on another one.
+/// Keeps this process, and those that it makes, on one CPU: of two that take turns, neither is then
+/// woken up on another CPU.
 pub fn stay_on(cpu: usize) {
     let mut set = nix::sched::CpuSet::new();
     if set.set(cpu).is_ok() {

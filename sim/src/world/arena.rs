@@ -6,11 +6,11 @@ use fakebinder::lock_order::assert_nothing_held;
 use parking_lot::Mutex;
 use std::ops::Range;
 
-/// Where a client's arena begins: a place that no buffer mapping shares.
+/// The address at which a client's arena begins; no buffer mapping lies there.
 pub const ARENA: u64 = 0x10_0000;
 
-/// A client's memory: one stretch of bytes from [`ARENA`] on; everything else, and what was
-/// unmapped of it, is EFAULT.
+/// A client's memory: one stretch of bytes from [`ARENA`] on. All other addresses, and what was
+/// unmapped of the stretch, are EFAULT.
 #[derive(Default)]
 pub struct Arena {
     bytes: Mutex<Vec<u8>>,
@@ -18,7 +18,7 @@ pub struct Arena {
     traps: Mutex<Vec<(u64, Trap)>>,
 }
 
-/// What happens to the world while somebody's memory is being copied.
+/// What happens in the world while a client's memory is being copied.
 type Trap = Box<dyn FnOnce() + Send>;
 
 impl Arena {
@@ -41,8 +41,8 @@ impl Arena {
         self.holes.lock().push(addr..addr + len);
     }
 
-    /// Does something, once, when the byte at `addr` is about to be copied from or to: what another
-    /// client may do at that moment, for the engine copies without a lock.
+    /// Calls `happens`, once, when the byte at `addr` is about to be copied: what another client
+    /// may do at that moment, since the engine copies without a lock.
     pub fn trap(&self, addr: u64, happens: impl FnOnce() + Send + 'static) {
         self.traps.lock().push((addr, Box::new(happens)));
     }
@@ -55,7 +55,7 @@ impl Arena {
         sprung.into_iter().for_each(|(_, happens)| happens());
     }
 
-    /// Bytes in use.
+    /// How many bytes are in use.
     pub fn len(&self) -> usize {
         self.bytes.lock().len()
     }
@@ -65,7 +65,7 @@ impl Arena {
         self.len() == 0
     }
 
-    /// What a copy does first.
+    /// What a copy does first: springs the traps, and checks the range.
     fn reach(&self, addr: u64, size: usize) -> Result<(), Errno> {
         assert_nothing_held();
         self.spring(addr, size);

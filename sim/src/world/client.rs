@@ -1,4 +1,4 @@
-//! What the engine may ask of a simulated client.
+//! What the engine can ask of a simulated client.
 
 use fakebinder::Errno;
 use fakebinder::binder::{Birth, File, Task, Watching};
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-/// A file that clients pass on, told from others by its number.
+/// A file that clients pass on; its number tells it from others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SimFile(pub u64);
 
@@ -19,16 +19,16 @@ impl File for SimFile {
     }
 }
 
-/// What the engine may ask of a simulated client, with no lock held.
+/// What the engine can ask of a simulated client, with no lock held.
 #[derive(Default)]
 pub struct SimClient {
-    /// What happens whenever the driver reaches out to this client.
+    /// Called whenever the driver reaches out to this client.
     at_reach: OnceLock<Hook>,
     pub(super) files: Mutex<BTreeMap<i32, Arc<dyn File>>>,
     pub(super) nice: Mutex<BTreeMap<i32, i32>>,
     no_files: AtomicBool,
     pub(super) user: Mutex<Option<Arc<User>>>,
-    /// The process has ended and was waited for; a child goes on with its open file.
+    /// The process has ended and was waited for; a child goes on with the open file.
     pub(super) reaped: AtomicBool,
     security_context: Mutex<Option<Vec<u8>>>,
     /// How many files may still be installed; for tests of a full descriptor table.
@@ -36,20 +36,20 @@ pub struct SimClient {
     pub(super) threads: SimThreads,
 }
 
-/// What happens where the driver has left its locks: what another client may do at that moment.
+/// Called where the driver holds no lock: what another client may do at that moment.
 type Hook = Box<dyn Fn() + Send + Sync>;
 
 impl SimClient {
-    /// Does something whenever the driver asks this client for a file, a nice value or its
+    /// Calls `happens` whenever the driver asks this client for a file, a nice value or its
     /// security context, or gives it files.
     ///
     /// # Panics
-    /// When it does something already.
+    /// When there is such a hook already.
     pub fn at_reach(&self, happens: impl Fn() + Send + Sync + 'static) {
         assert!(self.at_reach.set(Box::new(happens)).is_ok(), "it has a hook already");
     }
 
-    /// The driver reaches out.
+    /// Called when the driver reaches out.
     fn reach(&self) {
         assert_nothing_held();
         self.at_reach.get().into_iter().for_each(|happens| happens());
@@ -76,30 +76,30 @@ impl SimClient {
         self.files.lock().keys().copied().collect()
     }
 
-    /// Whether files cannot be passed to it.
+    /// Sets whether the client refuses files.
     pub fn refuse_files(&self, refuse: bool) {
         self.no_files.store(refuse, Ordering::Relaxed);
     }
 
-    /// Lets only so many more files in.
+    /// Lets only so many more files be installed.
     pub fn limit_files(&self, room: Option<usize>) {
         *self.room.lock() = room;
     }
 
-    /// Its security context, if it has one.
+    /// Sets the client's security context, if it is to have one.
     pub fn set_security_context(&self, context: Option<Vec<u8>>) {
         *self.security_context.lock() = context;
     }
 }
 
-/// Which threads of a client there have been.
+/// The threads of a client that have ended, and those that are watched.
 #[derive(Default)]
 pub(super) struct SimThreads {
-    /// How many threads of a number have ended.
+    /// For each thread id, how many threads that had it have ended.
     pub(super) ended: Mutex<BTreeMap<i32, u64>>,
     pub(super) watches: Arc<Mutex<Watches>>,
     last: AtomicU64,
-    /// As on a kernel that does not tell of the end of threads.
+    /// As on a kernel that does not report the end of threads.
     pub(super) cannot_watch: AtomicBool,
 }
 
@@ -203,7 +203,7 @@ impl Task for SimClient {
     }
 }
 
-/// Threads whose end is waited for, by a number of their own: who, and what happens then.
+/// Watched threads, by a number of the watch: the thread's id, and what to call when it ends.
 pub(super) type Watches = BTreeMap<u64, (i32, Fire)>;
 
 pub(super) type Fire = Box<dyn FnOnce() + Send>;

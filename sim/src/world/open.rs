@@ -13,37 +13,37 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Where clients map their buffers.
+/// The address at which clients map their buffers.
 pub const MAPPING: u64 = 0x7000_0000_0000;
 
 /// One open file.
 pub struct Sim {
     /// The device that was opened.
     pub context: Arc<Context>,
-    /// The open file, to the driver.
+    /// The open file's process in the driver.
     pub process: Arc<Process>,
-    /// What the driver may ask of its process.
+    /// What the driver can ask of the process.
     pub client: Arc<SimClient>,
-    /// Its buffers.
+    /// The allocator of the process's buffers.
     pub alloc: Arc<Alloc>,
-    /// Its address space.
+    /// The process's address space.
     pub mm: Arc<HeapMm>,
-    /// Its own memory.
+    /// The process's own memory.
     pub arena: Arc<Arena>,
-    /// Its thread group.
+    /// The process's thread group.
     pub pid: i32,
-    /// Its effective user.
+    /// The process's effective uid.
     pub euid: u32,
 }
 
 impl Sim {
-    /// Maps a buffer. EBUSY: there was one before.
+    /// Maps a buffer. EBUSY: there was a mapping before.
     pub fn mmap(&self, size: usize) -> Result<(), Errno> {
         self.mm.mmap(MAPPING, size);
         self.alloc.mmap_handler(MAPPING, size)
     }
 
-    /// Its thread of that id, which is `pid` for the first.
+    /// The process's thread of that id, which is `pid` for the first one.
     pub fn thread(&self, tid: i32) -> SimThread<'_> {
         SimThread { sim: self, tid, nonblock: false, signalled: false }
     }
@@ -63,17 +63,17 @@ impl Sim {
         self.client.file(fd)?.as_any().downcast_ref().copied()
     }
 
-    /// Descriptors in use.
+    /// How many descriptors are in use.
     pub fn files(&self) -> usize {
         self.client.files.lock().len()
     }
 
-    /// No file can be passed to it from now on.
+    /// From now on no file can be passed to this process.
     pub fn refuse_files(&self) {
         self.client.refuse_files(true);
     }
 
-    /// Lets only so many more files in.
+    /// Lets only so many more files be installed.
     pub fn limit_files(&self, room: usize) {
         self.client.limit_files(Some(room));
     }
@@ -88,17 +88,17 @@ impl Sim {
         self.client.nice(tid)
     }
 
-    /// The process has ended and was waited for; a child of its goes on with the open file.
+    /// The process has ended and was waited for; a child goes on with the open file.
     pub fn reap(&self) {
         self.client.reaped.store(true, Ordering::Relaxed);
     }
 
-    /// A thread ends without a word. A later one may have its number.
+    /// A thread ends without a call to the driver. A later thread may have its number.
     pub fn end_thread(&self, tid: i32) {
         self.end_thread_unheard(tid)();
     }
 
-    /// The same, but whoever watches it is told when the result is called.
+    /// The same, but the watcher of the thread is told only when the returned function is called.
     pub fn end_thread_unheard(&self, tid: i32) -> impl FnOnce() + use<> {
         let threads = &self.client.threads;
         *threads.ended.lock().entry(tid).or_default() += 1;
@@ -110,17 +110,17 @@ impl Sim {
         move || told.into_values().for_each(|(_, ended)| ended())
     }
 
-    /// From now on nobody tells of the end of threads: they have to be asked after.
+    /// From now on the end of threads is not reported: they have to be asked after.
     pub fn cannot_watch_threads(&self) {
         self.client.threads.cannot_watch.store(true, Ordering::Relaxed);
     }
 
-    /// How many of its threads are watched.
+    /// How many of the process's threads are watched.
     pub fn watched_threads(&self) -> usize {
         self.client.threads.watches.lock().len()
     }
 
-    /// Its security context, which it had none of before.
+    /// Gives the process a security context, which it did not have.
     pub fn set_security_context(&self, context: &[u8]) {
         self.client.set_security_context(Some(context.to_vec()));
     }
@@ -132,12 +132,12 @@ impl Sim {
         bytes
     }
 
-    /// The data of a transaction that was received.
+    /// The data of a received transaction.
     pub fn data(&self, data: &TransactionData) -> Vec<u8> {
         self.peek(data.buffer, data.data_size as usize)
     }
 
-    /// The objects of a transaction that was received, at its offsets.
+    /// The objects of a received transaction, at its offsets.
     pub fn objects(&self, data: &TransactionData) -> Vec<Object> {
         let offsets = self.peek(data.offsets, data.offsets_size as usize);
         let bytes = self.data(data);
@@ -147,8 +147,8 @@ impl Sim {
             .collect()
     }
 
-    /// Puts data and objects together in the arena: the objects stand one after the other behind
-    /// `data`, padded to 8 bytes.
+    /// Puts data and objects together in the arena: the objects lie one after the other behind
+    /// `data`, which is padded to 8 bytes.
     pub fn message(
         &self,
         handle: u32,

@@ -14,11 +14,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// How an ioctl ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ended {
-    /// What the ioctl gave.
+    /// The result of the ioctl.
     pub result: Result<i32, Errno>,
-    /// The argument as copied out.
+    /// The argument as it was copied out.
     pub out: Vec<u8>,
-    /// It ended as ERESTARTSYS does.
+    /// Whether it ended as with ERESTARTSYS.
     pub restarts: bool,
 }
 
@@ -33,11 +33,11 @@ pub struct Slot {
 impl Slot {
     /// How it ended, if it has.
     pub fn ended(&self) -> Option<Ended> {
-        // Most have not, and are asked often.
+        // Most have not ended, and are asked often.
         self.has_ended().then(|| self.ended.lock().clone()).flatten()
     }
 
-    /// The same, which is then somebody's.
+    /// The same, once: afterwards it is gone.
     pub fn take(&self) -> Option<Ended> {
         self.has_ended().then(|| self.ended.lock().take()).flatten()
     }
@@ -47,7 +47,7 @@ impl Slot {
         self.has_ended.load(Ordering::SeqCst)
     }
 
-    /// A signal is pending for its thread, or none is.
+    /// Sets whether a signal is pending for the thread.
     pub fn set_interrupted(&self, interrupted: bool) {
         self.interrupted.store(interrupted, Ordering::SeqCst);
     }
@@ -104,7 +104,7 @@ impl Pending {
         self.process.interrupt(self.tid);
     }
 
-    /// For a BINDER_WRITE_READ that has ended well: its record and what was read.
+    /// The returns that a successful BINDER_WRITE_READ has read.
     #[track_caller]
     pub fn returns(&self) -> Vec<Return> {
         let ended = self.ended().expect("the read is still blocked");
@@ -112,7 +112,7 @@ impl Pending {
         self.read_so_far(&ended)
     }
 
-    /// What the read buffer of an ended BINDER_WRITE_READ holds, as far as it was consumed.
+    /// The returns in the read buffer of an ended BINDER_WRITE_READ, as far as it was consumed.
     pub fn read_so_far(&self, ended: &Ended) -> Vec<Return> {
         let call = WriteRead::at(&ended.out).unwrap_or_default();
         let mut bytes = vec![0; call.read_consumed as usize];

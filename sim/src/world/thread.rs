@@ -1,4 +1,4 @@
-//! A thread of a simulated client, and what it says to the driver.
+//! A thread of a simulated client, and its calls to the driver.
 
 use super::open::Sim;
 use super::pending::{Pending, SimReply, Slot};
@@ -14,13 +14,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// A thread of a [`Sim`].
 #[derive(Clone, Copy)]
 pub struct SimThread<'a> {
-    /// Its open file.
+    /// The thread's open file.
     pub sim: &'a Sim,
-    /// Its id.
+    /// The thread's id.
     pub tid: i32,
-    /// Whether O_NONBLOCK is set on its file.
+    /// Whether O_NONBLOCK is set on the file.
     pub nonblock: bool,
-    /// A signal is pending when its ioctl begins.
+    /// Whether a signal is pending when an ioctl of the thread begins.
     pub signalled: bool,
 }
 
@@ -35,7 +35,7 @@ impl SimThread<'_> {
         Self { nonblock: true, ..self }
     }
 
-    /// An ioctl that is called later, whatever becomes of it (see [`trap`](super::Arena::trap)).
+    /// An ioctl to be called later, whose end is not looked at (see [`trap`](super::Arena::trap)).
     pub fn ioctl_later(&self, cmd: u32, arg: &[u8]) -> impl FnOnce() + Send + use<> {
         let (process, memory) = (self.sim.process.clone(), self.sim.arena.clone());
         let (tid, uid, nonblock) = (self.tid, self.sim.euid, self.nonblock);
@@ -75,12 +75,12 @@ impl SimThread<'_> {
         ended.result.map(|_| ended.out)
     }
 
-    /// BINDER_WRITE_READ with a record of one's own.
+    /// BINDER_WRITE_READ with this record.
     pub fn write_read(&self, call: WriteRead) -> Pending {
         self.ioctl(uapi::BINDER_WRITE_READ, call.as_bytes())
     }
 
-    /// Writes commands, reads nothing. The result and how many bytes were consumed.
+    /// Writes commands, reads nothing. Returns the result and how many bytes were consumed.
     #[track_caller]
     pub fn try_write(&self, commands: &[Command]) -> (Result<i32, Errno>, u64) {
         let (address, size) = self.encode(commands);
@@ -89,7 +89,7 @@ impl SimThread<'_> {
         (ended.result, WriteRead::at(&ended.out).unwrap_or_default().write_consumed)
     }
 
-    /// Writes commands that are expected to be accepted.
+    /// Writes commands, all of which have to be accepted.
     #[track_caller]
     pub fn write(&self, commands: &[Command]) {
         let (result, _) = self.try_write(commands);
@@ -114,7 +114,7 @@ impl SimThread<'_> {
         })
     }
 
-    /// Reads what there is, without waiting, until there is nothing more.
+    /// Reads, without waiting, until there is nothing more.
     #[track_caller]
     pub fn drain(&self) -> Vec<Return> {
         let mut all = Vec::new();
@@ -153,8 +153,8 @@ impl SimThread<'_> {
         self.call(uapi::BINDER_SET_CONTEXT_MGR, &[0; 4]).expect("the first manager");
     }
 
-    /// Polls: whether there is something to read, and a count of the notices to come for those
-    /// who poll the file, up to the next poll.
+    /// Polls. Returns whether there is something to read, and a count of the notices that pollers
+    /// of the file will get until the next poll.
     pub fn poll(&self) -> (bool, Arc<AtomicUsize>) {
         let wakes = Arc::new(AtomicUsize::new(0));
         struct Count(Arc<AtomicUsize>);

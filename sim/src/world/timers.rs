@@ -7,14 +7,14 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Timers that fire when the test says so.
+/// Timers that fire when a test says so.
 #[derive(Default)]
 pub struct ManualTimers {
     waiting: Mutex<BTreeMap<u64, (Duration, Fire)>>,
 }
 
 impl ManualTimers {
-    /// Fires every timer that waits, in the order of their delays, and says how many.
+    /// Fires every waiting timer, in the order of their delays; returns how many there were.
     pub fn fire_all(&self) -> usize {
         let mut due: Vec<_> = std::mem::take(&mut *self.waiting.lock()).into_values().collect();
         due.sort_by_key(|(delay, _)| *delay);
@@ -23,7 +23,7 @@ impl ManualTimers {
         count
     }
 
-    /// How many wait.
+    /// How many timers wait.
     pub fn waiting(&self) -> usize {
         self.waiting.lock().len()
     }

@@ -1,5 +1,5 @@
-//! What holds of nodes, transactions and links: their counts are the number of
-//! records that hold them.
+//! What holds of nodes, transactions and links: their counts are the number of records that hold
+//! them.
 
 use super::Checked;
 use crate::alloc::invariants::rule;
@@ -11,7 +11,7 @@ use crate::binder::process::ProcessInner;
 use crate::binder::transaction::{HeldRef, Transaction};
 
 impl Graph {
-    /// A node's counts are the number of those who hold it.
+    /// A node's counts are the number of its holders.
     pub(super) fn check_node(&self, id: NodeId, node: &Node) -> Checked {
         let name = || node.name(id);
         rule!(node.tmp_refs == 0, "{}: a temporary reference is left", name());
@@ -55,11 +55,11 @@ impl Graph {
         self.check_oneway(id, node, record)
     }
 
-    /// Who keeps a node on its owner's side: transactions to it, objects in the owner's buffers,
-    /// notices that the owner has not confirmed, and being the context manager's.
+    /// What keeps a node on its owner's side: transactions to it, objects in the owner's buffers,
+    /// notices that the owner has not confirmed, and its being the context manager's.
     ///
-    /// Not while the owner is being released, which takes several holds of the lock: it is no
-    /// context manager any more before its nodes go.
+    /// Not checked while the owner is being released, which takes several sections: it stops being
+    /// the context manager before its nodes go.
     fn check_local_refs(&self, id: NodeId, node: &Node, record: &ProcessInner) -> Checked {
         if record.is_dead {
             return Ok(());
@@ -100,8 +100,8 @@ impl Graph {
         Ok(())
     }
 
-    /// One-way calls to a node are with its owner one at a time: the others wait, and only while
-    /// there is one.
+    /// The owner has one one-way call to a node at a time. The others wait, and only while there is
+    /// one.
     fn check_oneway(&self, id: NodeId, node: &Node, record: &ProcessInner) -> Checked {
         let of_node = record.buffers.values();
         let of_node = of_node.filter(|b| b.buffer.is_async && b.target_node == Some(id)).count();
@@ -125,8 +125,8 @@ impl Graph {
         Ok(())
     }
 
-    /// A transaction stands in exactly one place: queued, or on the stack of who serves it, or, its
-    /// receiver being gone, on that of who waits for it.
+    /// A transaction stands in exactly one place: queued, or on the stack of the thread that serves
+    /// it, or, if its receiver is gone, on the stack of the thread that waits for it.
     pub(super) fn check_transaction(
         &self,
         id: TransactionId,
@@ -163,8 +163,8 @@ impl Graph {
             "transaction {}: its sender does not wait for it",
             id.0
         );
-        // A server that left in the middle of a call of its own: the answer to that one will find
-        // this one (`send_failed_reply`).
+        // The server left in the middle of a call of its own: the reply to that call will find this
+        // transaction (`send_failed_reply`).
         let followed = || self.transactions.values().any(|t| t.from_parent == Some(id));
         rule!(
             queued == 1 || served || followed(),

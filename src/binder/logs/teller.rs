@@ -1,4 +1,4 @@
-//! What the logs say of one process, a line at a time (`print_binder_proc`).
+//! The records of one process as the logs show them, a line at a time (`print_binder_proc`).
 
 use crate::binder::death::DeathWork;
 use crate::binder::freeze::FreezeWork;
@@ -13,13 +13,13 @@ use std::time::Duration;
 /// `BINDER_LOOPER_STATE_WAITING`.
 const WAITING: u32 = 0x10;
 
-/// A graph at a moment.
+/// The graph while its lock is held, and the time.
 pub(super) struct View<'a> {
     pub graph: &'a Graph,
     pub now: Duration,
 }
 
-/// What of a process is to be told next.
+/// Which record of a process comes next.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Next {
     Thread { after: Option<i32> },
@@ -35,13 +35,13 @@ pub(super) enum Next {
 
 /// `print_binder_proc`, a line at a time.
 pub(super) struct Teller {
-    /// Not only what is under way.
+    /// All records, and not only those that are under way.
     pub all: bool,
-    /// Where the last thread's first line begins and ends.
+    /// Where in `out` the first line of the latest thread begins and ends.
     pub thread: (usize, usize),
 }
 
-/// What is behind a key in a tree.
+/// The first entry of a tree behind a key, or of all.
 macro_rules! behind {
     ($tree:expr, $after:expr) => {
         $tree.range(($after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded)).next()
@@ -49,7 +49,7 @@ macro_rules! behind {
 }
 
 impl Teller {
-    /// Tells what is next, and what comes after that. None: that was all.
+    /// Writes the record that is next, and returns which one follows; none at the end.
     pub fn tell(
         &mut self,
         out: &mut String,
@@ -125,7 +125,7 @@ impl Teller {
                 None => Next::Buffer { after: None },
             },
             Next::Holder { ptr, before } => {
-                // Where the node is gone, its line still ends.
+                // The node may be gone by now; its line ends all the same.
                 let id = record.nodes.get(&ptr).copied().unwrap_or(NodeId(0));
                 match view.holder(out, id, before) {
                     Some(before) => Next::Holder { ptr, before },
@@ -196,7 +196,7 @@ impl Teller {
     }
 }
 
-/// The line of a node, up to its holders (`print_binder_node_nilocked`).
+/// The line of a node, up to the pids of its holders (`print_binder_node_nilocked`).
 pub(super) fn node_head(out: &mut String, id: u64, node: &Node) {
     let _ = write!(
         out,
@@ -209,7 +209,7 @@ pub(super) fn node_head(out: &mut String, id: u64, node: &Node) {
         node.local_weak_refs,
         node.internal_strong_refs,
         node.refs.len(),
-        // The driver holds one while it prints.
+        // The driver holds one temporary reference while it prints.
         node.tmp_refs + 1
     );
     if !node.refs.is_empty() {
@@ -218,8 +218,8 @@ pub(super) fn node_head(out: &mut String, id: u64, node: &Node) {
 }
 
 impl View<'_> {
-    /// Tells the next holder of a node, the latest first: the reference that was told, or the end
-    /// of the line.
+    /// Writes the next holder of a node, latest first, and returns its reference; after the last,
+    /// ends the line.
     pub fn holder(&self, out: &mut String, node: NodeId, before: u64) -> Option<u64> {
         let holder = self.graph.nodes.get(&node).and_then(|node| node.holder(before));
         let Some((reference, holder)) = holder else {

@@ -9,14 +9,14 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// Something in the file system that goes when the claim goes.
+/// Something in the file system that is removed with the claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Artifact {
-    /// A symbolic link, as long as it says `target`.
+    /// A symbolic link, as long as it leads to `target`.
     Link {
         /// Where it was made.
         path: PathBuf,
-        /// What it says.
+        /// Where it leads.
         target: PathBuf,
     },
     /// A character device, as long as it has this number.
@@ -31,14 +31,14 @@ pub enum Artifact {
         /// Where it was made.
         path: PathBuf,
     },
-    /// A mount of our file system.
+    /// A mount of fakebinder's file system.
     Mount {
         /// What was mounted on.
         path: PathBuf,
     },
 }
 
-/// A directory, as everybody knows it who can reach it: its device and inode.
+/// A directory as everybody knows it who can reach it: by its device and inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Identity {
     pub dev: u64,
@@ -46,7 +46,7 @@ pub(super) struct Identity {
 }
 
 impl Identity {
-    /// Of the directory that `path` is in.
+    /// The directory that `path` is in.
     pub fn of_parent(path: &Path) -> io::Result<Identity> {
         let parent = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
         let found = fs::metadata(parent)?;
@@ -54,8 +54,8 @@ impl Identity {
     }
 }
 
-/// An artifact, and the directory in which it was made: the same path may lead elsewhere in another
-/// mount namespace.
+/// An artifact, and the directory that it was made in: in another mount namespace the same path may
+/// lead elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Made {
     pub artifact: Artifact,
@@ -95,7 +95,7 @@ impl Artifact {
 }
 
 impl Made {
-    /// Fields as in the kernel's lists (see [`mounts`]).
+    /// A line of a list, with fields as in the kernel's lists (see [`mounts`]).
     pub(super) fn to_line(&self) -> String {
         let Identity { dev, ino } = self.parent;
         let path = mounts::escape(self.artifact.path());
@@ -123,7 +123,7 @@ impl Made {
         Some(Made { artifact, parent })
     }
 
-    /// Removes it if it is still what was made. False: it is not to be seen from here.
+    /// Removes the artifact if it is still what was made. False: it cannot be seen from here.
     pub(super) fn remove(&self) -> bool {
         match Identity::of_parent(self.artifact.path()) {
             Ok(parent) if parent == self.parent => {}
@@ -138,7 +138,7 @@ impl Made {
         true
     }
 
-    /// The same for what a daemon has left that was killed: what it has mounted is dead.
+    /// The same for what a killed daemon has left: its mounts are dead.
     pub(super) fn clear(&self) -> bool {
         if let Artifact::Mount { path } = &self.artifact
             && is_ours(path)
@@ -156,8 +156,8 @@ pub(super) fn is_ours(path: &Path) -> bool {
     mounts::on(path).is_some_and(|mount| mount.kind == FILE_SYSTEM)
 }
 
-/// Whether the daemon behind a mount is gone. The question always goes to the daemon: nothing
-/// that the kernel remembers answers it.
+/// Whether the daemon behind a mount is gone. The question always goes to that daemon: nothing that
+/// the kernel remembers can answer it.
 pub(super) fn is_dead(path: &Path) -> bool {
     matches!(nix::sys::statfs::statfs(path), Err(Errno::ENOTCONN | Errno::ECONNABORTED))
 }

@@ -24,11 +24,11 @@ pub(super) struct OpenFile {
     backing: i32,
 }
 
-/// How a node is open, or is being opened. While it is with passthrough, the kernel opens it in no
-/// other way, and for no other buffer (`fuse_file_io_open`: EIO).
+/// How a node is open, or is being opened. While it is open with passthrough, the kernel opens it
+/// in no other way, and for no other buffer (`fuse_file_io_open`: EIO).
 pub(super) enum Busy {
     Mappable,
-    /// By so many, none of whom can map it.
+    /// So many opens, none of which can be mapped.
     Shared(usize),
 }
 
@@ -55,23 +55,23 @@ impl FuseDoor {
         }
     }
 
-    /// Whether a file has been bind-mounted by itself where the opener sees it: then there will be
-    /// others who open this very file.
+    /// Whether a file has been bind-mounted by itself where the opener sees it: then other
+    /// processes will open this very file.
     fn is_bind_mounted(&self, tid: i32, device: u32, serial: u64) -> bool {
         if !self.passthrough.load(Ordering::Relaxed) {
             return true;
         }
         let Some(name) = self.tree.open_name(device, serial) else { return false };
         let path = format!("/.open/{name}");
-        // So the kernel shows a mount whose file has lost its name.
+        // The kernel shows a mount whose file has lost its name in this way.
         let nameless = format!("{path}//deleted");
         let is_it = |root: &Path| root == Path::new(&path) || root == Path::new(&nameless);
         let mounts = mounts::of(&tid.to_string()).unwrap_or_default();
         mounts.iter().any(|mount| mount.dev == self.dev && is_it(&mount.root))
     }
 
-    /// Notes that a node is about to be open, and says whether with a buffer that can be mapped.
-    /// EBUSY: it is open in this way already.
+    /// Notes that a node is about to be open; returns whether its buffer can be mapped. EBUSY: the
+    /// node is open, and may be mapped.
     fn occupy(&self, node: u64, shared: bool) -> Result<bool, Errno> {
         match self.files.lock().busy.entry(node) {
             Entry::Vacant(entry) => {
@@ -147,8 +147,8 @@ impl FuseDoor {
         })
     }
 
-    /// 0 without passthrough. The number is given back at RELEASE: the opener's thread looks for
-    /// it some time after our reply.
+    /// Registers the buffer file as a backing file; 0 without passthrough. The number is given back
+    /// at RELEASE: the opener's thread looks for it some time after the reply to OPEN.
     fn backing(&self, file: &BufferFile) -> Result<i32, Errno> {
         fault(Verb::Descriptor)?;
         if !self.passthrough.load(Ordering::Relaxed) {

@@ -8,8 +8,8 @@ use crate::device::wire::{Ioctl, Request};
 use crate::{Errno, uapi};
 
 impl FuseDoor {
-    /// The files that are no devices: `binder-control`, the features and the logs. Gives back what
-    /// is about something else.
+    /// Answers a request about a file that is no device: `binder-control`, the features and the
+    /// logs. Returns the responder of any other request.
     pub(super) fn plain_file(
         &self,
         node: Option<Node>,
@@ -48,7 +48,7 @@ impl FuseDoor {
             }
             Request::Flush { .. } => responder.done(),
             Request::Ioctl(ref ioctl) if node == Node::Control => self.control(ioctl, responder),
-            // No poll operation: always ready.
+            // There is no poll operation, so the file is always ready.
             Request::Poll { events, .. } => responder.value(&uapi::fuse_poll_out {
                 revents: (libc::POLLIN | libc::POLLOUT) as u32 & events,
                 padding: 0,
@@ -59,8 +59,8 @@ impl FuseDoor {
         None
     }
 
-    /// A file handle for a file of text, whose readers see what there was at the open; 0 for one
-    /// without.
+    /// A file handle for a file of text, whose readers see the text as it was at the open; 0 for a
+    /// file without text.
     fn open_text(&self, node: Node) -> u64 {
         let Some(text) = self.tree.contents(node) else { return 0 };
         let mut files = self.files.lock();
@@ -87,7 +87,7 @@ impl FuseDoor {
                 Ok(()) => {
                     let name = String::from_utf8_lossy(&name);
                     client_log!(Kind::DeviceAdded, "{}: added {name}", session.name());
-                    // A regular file, not a node of some number.
+                    // What is made is a regular file, without a device number.
                     (wanted.major, wanted.minor) = (0, 0);
                     responder.ioctl(0, uapi::bytes_of(&wanted));
                 }

@@ -7,11 +7,12 @@ use crate::{Errno, uapi};
 use std::sync::Arc;
 use zerocopy::{Immutable, IntoBytes};
 
-/// The one reply that a request gets. Dropped without one, it answers EIO, so that no client waits for ever.
+/// The one reply that a request gets. Dropped without a reply, it answers EIO, so that no client
+/// waits for ever.
 pub struct Responder {
     pub(super) session: Arc<Session>,
     pub(super) unique: u64,
-    /// The caller's memory, of an ioctl.
+    /// The caller's memory, for an ioctl.
     pub(super) memory: Option<Arc<ProcessMemory>>,
 }
 
@@ -27,12 +28,12 @@ impl Responder {
         self.memory.clone()
     }
 
-    /// Whether the calling thread has got a signal since it asked.
+    /// Whether the calling thread has got a signal since its request.
     pub fn interrupted(&self) -> bool {
         self.session.is_interrupted(self.unique)
     }
 
-    /// The same question, for later, when this has been given away.
+    /// The same question for later, when the responder has been given away.
     pub fn interrupted_later(&self) -> impl Fn() -> bool + use<> {
         let (session, unique) = (self.session.clone(), self.unique);
         move || session.is_interrupted(unique)
@@ -43,7 +44,7 @@ impl Responder {
         self.finish(-(error as i32), &[]);
     }
 
-    /// Success, with nothing to say.
+    /// Success, without a value.
     pub fn done(self) {
         self.finish(0, &[]);
     }
@@ -58,20 +59,21 @@ impl Responder {
         self.finish(0, &[bytes]);
     }
 
-    /// The second message of CUSE_INIT is the device's name; other replies have no second part.
+    /// Success, with a structure and more bytes: CUSE_INIT's reply is followed by the device's
+    /// name.
     pub fn value_and_bytes<T: IntoBytes + Immutable>(self, value: &T, bytes: &[u8]) {
         self.finish(0, &[uapi::bytes_of(value), bytes]);
     }
 
-    /// Ends an ioctl. `data` is copied out even when `result` is a negative error, which may be
-    /// -512 (ERESTARTSYS): the kernel then restarts the ioctl or ends it with EINTR as SA_RESTART says.
+    /// Ends an ioctl. `data` is copied out even when `result` is a negative error. That may be -512
+    /// (ERESTARTSYS): the kernel then restarts the ioctl or ends it with EINTR, as SA_RESTART says.
     pub fn ioctl(self, result: i32, data: &[u8]) {
         let out = uapi::fuse_ioctl_out { result, ..Default::default() };
         self.value_and_bytes(&out, data);
     }
 
-    /// Asks for the ioctl again (unrestricted only), with what lies at `input` in the caller, and
-    /// room for `output`. At most 256 ranges and 128 KiB a direction.
+    /// Asks for the ioctl again (unrestricted ones only), with what lies at `input` in the caller,
+    /// and with room for `output`. At most 256 ranges, and 128 KiB in each direction.
     pub fn ioctl_again(self, input: &[uapi::fuse_ioctl_iovec], output: &[uapi::fuse_ioctl_iovec]) {
         let out = uapi::fuse_ioctl_out {
             result: 0,
@@ -90,9 +92,9 @@ impl Responder {
 
     fn send(&mut self, error: i32, parts: &[&[u8]]) {
         let unique = std::mem::take(&mut self.unique);
-        // First out of the table: once the reply is written, the kernel may use the number again.
+        // Out of the table first: once the reply is written, the kernel may use the number again.
         let waited_for = self.session.in_flight.lock().by_unique.remove(&unique).is_some();
-        // Else its thread is dead, and was answered (`answer_the_dying`).
+        // Otherwise the request's thread was dying, and was answered (`answer_the_dying`).
         if waited_for {
             self.session.write(unique, error, parts);
         }

@@ -16,7 +16,7 @@ const LOG: u64 = 1 << 5;
 const DEVICES: u64 = 1 << 8;
 /// This bit and a pid: the log of a process.
 const PROCESS_LOG: u64 = 1 << 62;
-/// Below the number of the device (from 1 on): the number of the open.
+/// A device's number (from 1 on) stands above so many bits, the number of the open in them.
 pub(super) const SERIAL_BITS: u32 = 40;
 
 /// A file of `binder_logs/`.
@@ -24,7 +24,7 @@ pub(super) const SERIAL_BITS: u32 = 40;
 pub enum Log {
     /// Every process, thread, node, reference and buffer.
     State,
-    /// How many commands, returns and records there were.
+    /// Counts of commands, returns and records.
     Stats,
     /// What is under way.
     Transactions,
@@ -42,9 +42,9 @@ pub(super) const LOG_FILES: [(Log, &str); 5] = [
     (Log::FailedTransactionLog, "failed_transaction_log"),
 ];
 
-/// What clients look for before they use it (`binder_features`), and whether it is here.
-/// `transaction_report` promises a netlink family that tells of transactions that failed: only a
-/// kernel has those. What it would tell is in `binder_logs/failed_transaction_log`.
+/// The features that clients look for before they use them (`binder_features`), and whether each is
+/// here. `transaction_report` promises a netlink family that reports failed transactions; only a
+/// kernel can have one. Such a report is in `binder_logs/failed_transaction_log`.
 pub(super) const FEATURES_HERE: [(&str, bool); 4] = [
     ("oneway_spam_detection", true),
     ("extended_error", true),
@@ -71,9 +71,9 @@ pub enum Node {
     Control,
     /// The directory of features.
     Features,
-    /// A feature, by its place in the list of them.
+    /// A feature, by its place in the list of features.
     Feature(usize),
-    /// The directory of logs, and that of processes in it.
+    /// The directory of logs.
     Logs,
     /// `binder_logs/proc`.
     Processes,
@@ -86,7 +86,7 @@ pub enum Node {
         /// The number of the device.
         device: u32,
     },
-    /// What one open opens.
+    /// The file of one open.
     File {
         /// The number of the device.
         device: u32,
@@ -96,13 +96,13 @@ pub enum Node {
 }
 
 impl Node {
-    /// Whether that is the number of what one open of a device opens: to be known at each of its
-    /// ioctls without looking at the devices.
+    /// Whether a node number is that of one open's file: so much is told at each ioctl without
+    /// looking at the devices.
     pub fn is_file(number: u64) -> bool {
         number & PROCESS_LOG == 0 && number >> SERIAL_BITS != 0
     }
 
-    /// None for a number that stands for nothing; a device of that number need not be there.
+    /// None for a number that stands for nothing. A device of the number need not exist.
     pub(super) fn from_number(number: u64) -> Option<Node> {
         if number & PROCESS_LOG != 0 {
             return i32::try_from(number ^ PROCESS_LOG).ok().map(Node::ProcessLog);

@@ -3,7 +3,7 @@
 use crate::uapi;
 use std::mem::size_of;
 
-/// Who asks, about which node.
+/// The caller of a request, and the node that it is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     /// The kernel's name for the request; even, never 0.
@@ -28,19 +28,20 @@ pub struct Ioctl<'a> {
     pub cmd: u32,
     /// The caller's argument: mostly an address in the caller.
     pub arg: u64,
-    /// What the kernel has copied in: all of the argument (restricted), what a retry asked for, or
-    /// nothing.
+    /// The bytes that the kernel has copied in: all of the argument (restricted), what a retry
+    /// asked for, or nothing.
     pub input: &'a [u8],
     /// How many bytes the kernel will copy out.
     pub out_size: usize,
-    /// The server reaches the caller's memory by itself (CUSE).
+    /// Whether the server reaches the caller's memory by itself (CUSE).
     pub unrestricted: bool,
 }
 
-/// What chmod, chown, touch or truncate ask for; only what `valid` names counts (`FATTR_*`).
+/// What chmod, chown, touch or truncate ask for; only the fields that `valid` names count
+/// (`FATTR_*`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SetAttr {
-    /// Which of the others are asked for (`FATTR_*`).
+    /// Which of the other fields are asked for (`FATTR_*`).
     pub valid: u32,
     /// The new permissions.
     pub mode: u32,
@@ -50,11 +51,11 @@ pub struct SetAttr {
     pub gid: u32,
     /// Seconds since 1970 (negative ones as two's complement), nanoseconds.
     pub atime: (u64, u32),
-    /// As `atime`, of the last change of the content.
+    /// As `atime`, for the last change of the content.
     pub mtime: (u64, u32),
 }
 
-/// The nodes that the kernel has forgotten, each with how many of its lookups that makes undone.
+/// The nodes that the kernel has forgotten, each with the number of lookups that it undoes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Forgotten<'a> {
     pub(super) one: Option<(u64, u64)>,
@@ -62,7 +63,7 @@ pub struct Forgotten<'a> {
 }
 
 impl Forgotten<'_> {
-    /// Each node that is forgotten, and how many lookups less.
+    /// Each forgotten node, and how many lookups it has less.
     pub fn nodes(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         let batch = self.batch.chunks_exact(size_of::<uapi::fuse_forget_one>());
         let batch = batch.filter_map(uapi::parse::<uapi::fuse_forget_one>);
@@ -79,7 +80,7 @@ pub enum Request<'a> {
         major: u32,
         /// The second half.
         minor: u32,
-        /// `FUSE_*` that the kernel has.
+        /// The `FUSE_*` flags that the kernel has.
         flags: u64,
     },
     /// The first request of a session of CUSE.
@@ -88,10 +89,10 @@ pub enum Request<'a> {
         major: u32,
         /// The second half.
         minor: u32,
-        /// `CUSE_*` that the kernel has.
+        /// The `CUSE_*` flags that the kernel has.
         flags: u32,
     },
-    /// Which node has this name in the directory.
+    /// Asks for the node of this name in the directory.
     Lookup {
         /// Without its NUL.
         name: &'a [u8],
@@ -102,14 +103,14 @@ pub enum Request<'a> {
     GetAttr,
     /// chmod, chown, touch or truncate.
     SetAttr(SetAttr),
-    /// What a symbolic link says.
+    /// Asks where a symbolic link leads.
     ReadLink,
     /// A new symbolic link.
     Symlink {
-        /// Of the link; what it would say is not kept.
+        /// The name of the link; its target is not kept.
         name: &'a [u8],
     },
-    /// A new file of any type.
+    /// A new file of any type but a link.
     Mknod {
         /// Type and permissions.
         mode: u32,
@@ -121,13 +122,13 @@ pub enum Request<'a> {
     },
     /// Gives a node another name.
     Rename {
-        /// The old one.
+        /// The old name.
         name: &'a [u8],
         /// The node of the directory that the new name is in.
         directory: u64,
-        /// The new one.
+        /// The new name.
         new_name: &'a [u8],
-        /// `RENAME_*`, of renameat2.
+        /// `RENAME_*` of renameat2.
         flags: u32,
     },
     /// Opens a file.
@@ -139,12 +140,12 @@ pub enum Request<'a> {
     Read {
         /// The handle of the open file.
         fh: u64,
-        /// Where to begin, in bytes.
+        /// The offset to begin at, in bytes.
         offset: u64,
         /// The most that is wanted, in bytes.
         size: u32,
     },
-    /// Writes a file; there is none that can be written.
+    /// Writes a file. No file can be written.
     Write,
     /// statfs.
     StatFs,
@@ -162,7 +163,7 @@ pub enum Request<'a> {
     OpenDir,
     /// The entries of a directory.
     ReadDir {
-        /// Behind which entry to go on.
+        /// The entry behind which to go on.
         offset: u64,
         /// The most that is wanted, in bytes.
         size: u32,
@@ -171,32 +172,32 @@ pub enum Request<'a> {
     ReleaseDir,
     /// An ioctl.
     Ioctl(Ioctl<'a>),
-    /// Which of the events there are.
+    /// Asks which of the events there are.
     Poll {
         /// The handle of the open file.
         fh: u64,
-        /// The kernel's name for the open file, to tell it by later.
+        /// The kernel's name for the open file in later notifications.
         handle: u64,
         /// The kernel wants to be told when there is more (`FUSE_POLL_SCHEDULE_NOTIFY`).
         notify: bool,
-        /// `POLL*` that are asked for.
+        /// The `POLL*` that are asked for.
         events: u32,
     },
     /// A signal has arrived for the caller of a request.
     Interrupt {
-        /// Of that request.
+        /// The `unique` of that request.
         unique: u64,
     },
     /// The session ends.
     Destroy,
     /// A request that is refused with ENOSYS.
     Other {
-        /// `FUSE_*`.
+        /// The opcode (`FUSE_*`).
         opcode: u32,
     },
 }
 
-/// A message that is not what the protocol says.
+/// A message that does not follow the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     /// Fewer bytes than a header has.
@@ -210,19 +211,19 @@ pub enum Malformed {
     Length {
         /// The kernel's name for the request.
         unique: u64,
-        /// Of the request.
+        /// The opcode of the request.
         opcode: u32,
-        /// Bytes that the header speaks of.
+        /// The length in the header, in bytes.
         claimed: usize,
         /// Bytes of the message.
         length: usize,
     },
-    /// The opcode needs more than there is.
+    /// The opcode needs a longer body.
     #[error("a request with opcode {opcode} is too short ({length} bytes)")]
     Short {
         /// The kernel's name for the request.
         unique: u64,
-        /// Of the request.
+        /// The opcode of the request.
         opcode: u32,
         /// Bytes of the message.
         length: usize,
@@ -232,13 +233,13 @@ pub enum Malformed {
     Name {
         /// The kernel's name for the request.
         unique: u64,
-        /// Of the request.
+        /// The opcode of the request.
         opcode: u32,
     },
 }
 
 impl Malformed {
-    /// The request to refuse, where so much of it could be read.
+    /// The `unique` of the request to refuse, where so much of the message could be read.
     pub fn unique(&self) -> Option<u64> {
         match *self {
             Malformed::NoHeader { .. } => None,

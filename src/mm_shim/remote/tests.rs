@@ -1,4 +1,4 @@
-//! Reading as text what a client has mapped, and how often.
+//! How often the text of a client's mappings is read.
 
 use super::super::create_memfd;
 use super::super::maps::tests::{Mapped, lines_read};
@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::os::fd::FromRawFd;
 use std::process::{Command, Stdio};
 
-/// Whether we have our own maps open, of which only this test opens any for longer.
+/// Whether this process has its own maps open; only this test keeps them open for longer.
 fn maps_open() -> bool {
     let ours = format!("/proc/{}/maps", std::process::id());
     let links = std::fs::read_dir("/proc/self/fd").expect("our descriptors").flatten();
@@ -56,7 +56,7 @@ fn mm_of(pid: u32, memfd: OwnedFd, kind: MappingKind) -> Arc<RemoteMm> {
         .expect("an mm")
 }
 
-/// Our own process as such a client: it has mapped 1 MiB, and `others` files besides.
+/// This process as such a client: it has mapped 1 MiB, and `others` files besides.
 struct Ourselves {
     client: ReadAsText,
     address: u64,
@@ -80,7 +80,7 @@ impl Ourselves {
 
 impl Drop for Ourselves {
     fn drop(&mut self) {
-        // SAFETY: mapped by `new`, and nobody has a reference into it.
+        // SAFETY: mapped by `new`, and no reference into it was made.
         unsafe { libc::munmap(self.address as *mut c_void, MAPPED) };
     }
 }
@@ -92,7 +92,7 @@ fn a_buffer_costs_one_reading_of_the_mappings_however_many_pages_it_has() {
     for others in [500, 2000] {
         let ours = Ourselves::new(others);
         let (client, address) = (&ours.client, ours.address);
-        // Other tests map something meanwhile; our buffer is listed before or after the others.
+        // Other tests map something meanwhile; the buffer is listed before or after those mappings.
         let most = others + 1000;
         let (found, lines) = lines_read(|| client.mm.find_mapping());
         assert_eq!(found, Ok((address, MAPPED)));
@@ -103,18 +103,18 @@ fn a_buffer_costs_one_reading_of_the_mappings_however_many_pages_it_has() {
         let (second, lines) = lines_read(|| client.allocate(100));
         assert!(second.is_ok());
         assert!((1..most).contains(&lines), "{lines} lines, {others} mappings");
-        // Its pages are there: nothing is looked for.
+        // The buffer's pages are installed: nothing is looked for.
         client.alloc.free_buf(&client.alloc.allocated_buffers()[0]);
         assert_eq!(lines_read(|| client.allocate(100)), (Ok(address), 0));
     }
 }
 
-/// A client that has not mapped its buffer, and that others call all the time.
+/// A client that has not mapped its buffer, and is called all the time.
 #[test]
 fn a_client_that_was_searched_in_vain_is_not_searched_again_until_it_calls() {
     let mut child =
         Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("cat");
-    // Once it copies, it maps nothing more.
+    // Once the child has copied something, it maps nothing more.
     let (input, output) = (child.stdin.as_mut(), child.stdout.as_mut());
     input.expect("a pipe").write_all(&[7]).expect("it reads");
     output.expect("a pipe").read_exact(&mut [0]).expect("it writes");
@@ -132,7 +132,7 @@ fn a_client_that_was_searched_in_vain_is_not_searched_again_until_it_calls() {
     child.wait().expect("it has ended");
 }
 
-/// It says itself where it maps what it was handed.
+/// A client that was handed a file says itself where it maps it.
 #[test]
 fn a_client_that_was_handed_its_file_is_not_searched_at_all() {
     let file = create_memfd("fakebinder-test").expect("a buffer file");
@@ -140,7 +140,7 @@ fn a_client_that_was_handed_its_file_is_not_searched_at_all() {
     assert_eq!(lines_read(|| mm.find_mapping()), (Err(Errno::ESRCH), 0));
 }
 
-/// Our own process is the client here.
+/// The client is this process.
 #[test]
 fn a_client_too_many_has_its_maps_open_only_while_they_are_used() {
     let pid = std::process::id() as i32;
@@ -162,7 +162,7 @@ fn a_client_too_many_has_its_maps_open_only_while_they_are_used() {
     assert_eq!(use_twice(&last), (true, true));
     assert_eq!(use_twice(&too_many), (true, false));
     assert!(maps_open());
-    // Its place is for the next.
+    // The place of the last one is free for the next.
     drop(last);
     assert_eq!(use_twice(&too_many), (true, true));
 }

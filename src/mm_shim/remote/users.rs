@@ -1,4 +1,4 @@
-//! Who uses the mm of a client, and the open maps that they look at.
+//! The users of a client's mm, and the open maps that they look at.
 
 use super::super::image::Image;
 use super::super::maps::Maps;
@@ -6,11 +6,12 @@ use crate::Errno;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// How many clients may have their maps open though nobody uses their mm: opening costs as much as
+/// How many clients may have their maps open while their mm is not in use: opening costs as much as
 /// installing a page, and descriptors are few where clients are many.
 const MOST: usize = 32;
 
-/// The clients whose maps stay open when nobody uses their mm. All clients of a daemon share one.
+/// Counts the clients whose maps stay open when nobody uses their mm. All clients of a daemon share
+/// one of these.
 #[derive(Debug)]
 pub struct KeptMaps {
     most: usize,
@@ -24,7 +25,7 @@ impl Default for KeptMaps {
 }
 
 impl KeptMaps {
-    /// Those of so many clients.
+    /// Lets `most` clients keep their maps open.
     pub fn at_most(most: usize) -> Self {
         Self { most, kept: AtomicUsize::new(0) }
     }
@@ -35,13 +36,13 @@ impl KeptMaps {
     }
 }
 
-/// Who uses the mm just now, and what they see of it.
+/// How many use the mm just now, and what they see of it.
 #[derive(Debug)]
 pub(super) struct Users {
     pub count: usize,
     pub maps: Option<Result<Arc<Maps>, Errno>>,
     all_kept: Arc<KeptMaps>,
-    /// `maps` is one of `all_kept`.
+    /// `maps` counts in `all_kept`.
     kept: bool,
 }
 
@@ -50,14 +51,14 @@ impl Users {
         Self { count: 0, maps: None, all_kept, kept: false }
     }
 
-    /// Opens the maps of the process unless they are.
+    /// Opens the maps of the process, unless they are open.
     pub fn open(&mut self, open: impl FnOnce() -> Result<Maps, Errno>) {
         if matches!(self.maps, None | Some(Err(_))) {
             self.maps = Some(open().map(Arc::new));
         }
     }
 
-    /// Nobody uses the mm any more.
+    /// The last use of the mm has ended.
     pub fn idle(&mut self) {
         self.kept = self.kept || self.all_kept.keep();
         if !self.kept {
@@ -74,8 +75,8 @@ impl Drop for Users {
     }
 }
 
-/// The mappings of the program that the process executed then. ESRCH: it has executed another one
-/// since, to which nothing that it maps of the device belongs (`vma->vm_mm != alloc->mm`).
+/// The mappings of the program that the process executed at the open. ESRCH: it has executed
+/// another one since, whose mappings do not count (`vma->vm_mm != alloc->mm`).
 pub(super) fn open_maps(pid: i32, image: Image, procmap_query: bool) -> Result<Maps, Errno> {
     // In this order: once open, the maps are those of one mm.
     let maps = Maps::open(pid, procmap_query)?;

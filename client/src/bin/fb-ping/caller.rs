@@ -1,4 +1,4 @@
-//! A client: calls, checks every byte that comes back, and reports to the parent.
+//! A client: makes calls, checks every byte that comes back, and reports to the parent.
 
 use crate::manager::{PING, POST, Posts, QUERY};
 use crate::pattern::{Direction, HEADER, Header};
@@ -12,14 +12,14 @@ fn buffer(payload: usize) -> usize {
     (2 * (payload + HEADER)).next_power_of_two().max(128 << 10)
 }
 
-/// One-way calls that may be under way: the manager's one-way space is half of its buffer, and
-/// a quarter of the buffer for one sender makes it suspect of spam.
+/// How many one-way calls may be under way. The manager's one-way space is half of its buffer, and
+/// one sender becomes suspect of spam with a quarter of the buffer.
 pub fn window(clients: u32, payload: usize) -> usize {
     let each = payload + HEADER + 64;
     (crate::manager::BUFFER / 8 / each / clients as usize).clamp(1, 40)
 }
 
-/// Latencies and failures, told to the parent from time to time: `t NS...`, `f MESSAGE`.
+/// Latencies and failures, reported to the parent from time to time: `t NS...`, `f MESSAGE`.
 struct Tally {
     line: String,
     count: usize,
@@ -51,7 +51,7 @@ impl Tally {
     }
 }
 
-/// Makes `args.count` calls, once the parent says go.
+/// Makes `args.count` calls once the parent says "go".
 pub fn run(args: &Args, client: u32) -> ExitCode {
     let mut tally = Tally { line: String::new(), count: 0, last: Instant::now() };
     let result = calls(args, client, &mut tally);
@@ -111,7 +111,7 @@ fn ping(args: &Args, client: u32, thread: &mut Thread<'_>, tally: &mut Tally) ->
     Ok(())
 }
 
-/// What is wrong with a reply.
+/// Checks a reply; the error says what is wrong with it.
 fn check(sent: &Header, payload: usize, reply: &Reply) -> Result<(), String> {
     let Reply::Data(contents) = reply else {
         return Err(format!("no reply: {reply:?}"));
@@ -137,7 +137,7 @@ fn check(sent: &Header, payload: usize, reply: &Reply) -> Result<(), String> {
     }
 }
 
-/// Counts a failure; one that will not go away ends the run.
+/// Counts a failure. One that will not go away ends the run.
 fn fail(thread: &mut Thread<'_>, reply: &Reply, what: &str, tally: &mut Tally) -> Result<(), Stop> {
     match reply {
         Reply::Dead => Err(Stop(format!(
@@ -190,7 +190,7 @@ fn post(args: &Args, client: u32, thread: &mut Thread<'_>, tally: &mut Tally) ->
     Ok(())
 }
 
-/// Waits until `sent` one-way calls have arrived, or none has for two seconds.
+/// Waits until `sent` one-way calls have arrived, or none has arrived for two seconds.
 fn wait_for(sent: u64, args: &Args, client: u32, thread: &mut Thread<'_>) -> Result<Posts, Stop> {
     let mut last = (0, Instant::now());
     loop {

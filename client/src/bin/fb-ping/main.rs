@@ -1,10 +1,9 @@
 //! fb-ping: a context manager and clients that send each other bytes through a binder device,
 //! and check every one of them.
 //!
-//! The program starts itself again for each role, so that every role is a process of its own,
-//! and collects what they report over pipes. When one of them fails, or none reports for
-//! `--timeout` seconds, it kills them all, says why, and exits 1: it does not hang when the
-//! device does.
+//! The program starts itself again for each role, so that every role is a process of its own, and
+//! collects the roles' reports over pipes. When one of them fails, or none reports for `--timeout`
+//! seconds, it kills all of them, says why, and exits 1: it does not hang when the device does.
 
 mod caller;
 mod manager;
@@ -23,7 +22,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-/// Failures that are told one by one.
+/// How many failures are printed one by one.
 const TOLD: usize = 5;
 
 /// Sends checked transactions through a binder device: a context manager and clients, each a
@@ -66,7 +65,7 @@ pub struct Args {
     client: u32,
 }
 
-/// What a child process of fb-ping is.
+/// The role of a child process of fb-ping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Role {
     Manager,
@@ -75,12 +74,12 @@ enum Role {
 
 fn main() -> ExitCode {
     let mut args = Args::parse();
-    // Nobody is left without a transaction.
+    // Every client gets at least one transaction.
     args.clients = args.clients.min(u32::try_from(args.count).unwrap_or(u32::MAX));
     if args.role.is_some() {
         // The parent's death must not leave a manager behind.
         let _ = set_pdeathsig(Signal::SIGKILL);
-        // Started as /proc/self/exe, it would be "exe" in ps and killall.
+        // Started as /proc/self/exe, the process would be "exe" in ps and killall.
         let _ = set_name(c"fb-ping");
     }
     match args.role {
@@ -90,7 +89,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// A line to the parent. When it is gone, so is the reason to run.
+/// Writes a line to the parent. When the parent is gone, so is the reason to run.
 fn say(line: &str) {
     let mut out = std::io::stdout().lock();
     if writeln!(out, "{line}").and_then(|()| out.flush()).is_err() {
@@ -113,7 +112,7 @@ fn parent(args: &Args) -> ExitCode {
         ));
         return ExitCode::from(2);
     }
-    // What is wrong with the device is said once, before there are any children.
+    // A fault of the device is reported once, before there are any children.
     if let Err(error) = Device::open(&args.device).and_then(|device| device.version()) {
         complain(&error.explain());
         return ExitCode::FAILURE;
@@ -173,7 +172,7 @@ fn run<'a>(args: &'a Args, children: &mut Children<'_>) -> Result<Report<'a>, St
     Ok(report)
 }
 
-/// A bar on a terminal, nothing elsewhere.
+/// A progress bar on a terminal, nothing elsewhere.
 fn progress(count: u64) -> ProgressBar {
     let bar = ProgressBar::new(count);
     let style = "{bar:30} {pos}/{len} transactions, {per_sec}, {eta} left";
@@ -183,13 +182,13 @@ fn progress(count: u64) -> ProgressBar {
     bar
 }
 
-/// What a child says.
+/// A report of a child.
 enum Event {
-    /// Ready to serve or to call; by which way it mapped the device.
+    /// Ready to serve or to call; with the way in which it mapped the device.
     Ready(String),
-    /// Latencies of calls that came out right, in nanoseconds.
+    /// Latencies of successful calls, in nanoseconds.
     Times(Vec<u64>),
-    /// A call that did not.
+    /// A failed call.
     Failure(String),
     /// A client has made all of its calls.
     Done,
@@ -197,7 +196,7 @@ enum Event {
     Stopped(String),
 }
 
-/// The processes of this run, and what they say. Killed when dropped.
+/// The processes of this run, and their reports. Killed when dropped.
 struct Children<'a> {
     args: &'a Args,
     running: Vec<Child>,
@@ -252,7 +251,7 @@ impl<'a> Children<'a> {
         Ok(())
     }
 
-    /// The next thing that a child says.
+    /// The next report of any child.
     fn next(&self) -> Result<Event, String> {
         match self.events.recv_timeout(Duration::from_secs(self.args.timeout)) {
             Ok(event) => Ok(event),
@@ -283,14 +282,14 @@ impl<'a> Children<'a> {
     fn go(&mut self) -> Result<(), String> {
         for child in &mut self.running {
             if let Some(stdin) = &mut child.stdin {
-                // A child that is gone has said why, or its closed pipe will.
+                // A child that is gone has reported why, or its closed pipe will.
                 let _ = stdin.write_all(b"go\n");
             }
         }
         Ok(())
     }
 
-    /// Kills what still runs. A process that the kernel does not let go is left to it.
+    /// Kills the processes that still run. One that the kernel does not let go is left behind.
     fn kill(&mut self) {
         for child in &mut self.running {
             let _ = child.kill();

@@ -10,22 +10,22 @@ use std::process::ExitCode;
 pub const PING: u32 = 1;
 /// A one-way call: counted and checked.
 pub const POST: u32 = 2;
-/// How the one-way calls of a client have come out: three u64, see [`Posts`].
+/// Asks for the counts of a client's one-way calls: three u64, see [`Posts`].
 pub const QUERY: u32 = 3;
 
 /// Bytes of the manager's mapping.
 pub const BUFFER: usize = 4 << 20;
 
-/// What has arrived from one client.
+/// Counts of the one-way calls that have arrived from one client.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Posts {
-    /// Arrived at all.
+    /// All that arrived.
     pub arrived: u64,
-    /// Arrived with a wrong byte.
+    /// Those that arrived with a wrong byte.
     pub wrong: u64,
-    /// Arrived before one that was sent earlier, or twice.
+    /// Those that arrived before one that was sent earlier, or twice.
     pub disordered: u64,
-    /// The sequence number that is due.
+    /// The sequence number that is expected next.
     pub next: u64,
 }
 

@@ -1,4 +1,4 @@
-//! The bytes that travel: a header that says what they must be, then a seeded pattern.
+//! The bytes of messages: a header that determines what they must be, then a seeded pattern.
 
 use rand_core::{RngCore, SeedableRng};
 use rand_xoshiro::SplitMix64;
@@ -6,19 +6,19 @@ use rand_xoshiro::SplitMix64;
 /// Length of the header in bytes.
 pub const HEADER: usize = 24;
 
-/// Which way a message goes; both ways of one transaction carry different bytes.
+/// The direction of a message: the two messages of a transaction carry different bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     Request,
     Reply,
 }
 
-/// What the bytes behind the header depend on.
+/// The header, on which the bytes behind it depend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     pub seed: u64,
     pub client: u32,
-    /// In a request 0; in a reply [`verdict`] on the request.
+    /// 0 in a request; in a reply the [`verdict`] on the request.
     pub verdict: u32,
     pub sequence: u64,
 }
@@ -38,7 +38,7 @@ impl Header {
         out.extend_from_slice(&stream.next_u64().to_le_bytes()[..payload % 8]);
     }
 
-    /// Reads a header off a message.
+    /// Reads the header of a message.
     pub fn of(message: &[u8]) -> Option<Header> {
         let word = |at: usize| Some(u64::from_ne_bytes(message.get(at..at + 8)?.try_into().ok()?));
         let half = |at: usize| Some(u32::from_ne_bytes(message.get(at..at + 4)?.try_into().ok()?));
@@ -70,8 +70,8 @@ impl Header {
     }
 }
 
-/// What a reply says of its request: 0 when every byte was right, else 1 and the position of the
-/// first wrong one.
+/// A reply's verdict on its request: 0 when every byte was right, else 1 plus the position of the
+/// first wrong byte.
 pub fn verdict(request: &[u8]) -> u32 {
     match Header::of(request) {
         None => 1,

@@ -1,4 +1,4 @@
-//! What the run comes to.
+//! The result of the run.
 
 use crate::Args;
 use serde_json::json;
@@ -25,7 +25,7 @@ impl<'a> Report<'a> {
         self.nanoseconds.extend_from_slice(nanoseconds);
     }
 
-    /// Counts a failure, and keeps the first few to be told.
+    /// Counts a failure, and keeps the first few of them to be printed.
     pub fn fail(&mut self, message: String, keep: usize) {
         self.failed += 1;
         if self.told.len() < keep {
@@ -46,12 +46,12 @@ impl<'a> Report<'a> {
         self.failed
     }
 
-    /// Transactions that came out right so far.
+    /// How many transactions have succeeded so far.
     pub fn done(&self) -> u64 {
         self.nanoseconds.len() as u64
     }
 
-    /// The latency that `share` of the transactions stayed below, in microseconds.
+    /// The latency, in microseconds, that a `share` of the transactions did not exceed.
     fn quantile(&self, share: f64) -> f64 {
         let last = self.nanoseconds.len().saturating_sub(1);
         let index = (last as f64 * share).round() as usize;
@@ -63,7 +63,7 @@ impl<'a> Report<'a> {
         if seconds > 0.0 { self.args.count as f64 / seconds } else { 0.0 }
     }
 
-    /// The line that scripts may rely on.
+    /// The result as a line that scripts may rely on.
     pub fn line(&self) -> String {
         format!(
             "fb-ping: {}: {} transactions, {} failed, median {:.0} us, p99 {:.0} us, {:.0}/s",
@@ -76,7 +76,7 @@ impl<'a> Report<'a> {
         )
     }
 
-    /// The same and more, for programs.
+    /// The result in more detail, for programs.
     pub fn json(&self) -> String {
         json!({
             "device": self.args.device.display().to_string(),

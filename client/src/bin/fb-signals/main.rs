@@ -1,8 +1,8 @@
 //! fb-signals: what signals do to a process that waits in a binder device. One line per fact,
 //! without times or process ids, so that the output of two devices can be compared with diff.
 //!
-//! The program is the context manager; what is put to the test is a child process, which is this
-//! program again, in a role.
+//! The program is the context manager. The process under test, the subject, is a child: this
+//! program again, in another role.
 
 mod subject;
 
@@ -19,17 +19,17 @@ use std::process::{Child, ChildStdin, ExitCode, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-/// The subject's first call: its node, by which it can be woken.
+/// The subject's first call, which carries a node by which the subject can be woken.
 pub const REGISTER: u32 = 1;
 /// The call that the subject waits in.
 pub const WAIT: u32 = 2;
-/// One-way, to the subject.
+/// A one-way call that wakes the subject.
 const WAKE: u32 = 3;
 
-/// One that has to find out that it is to exit, and to run its exit handlers, has so many times
-/// the time of one that is killed.
+/// A process that has to notice that it is to exit, and to run its exit handlers, gets so many
+/// times the time of a process that is killed.
 const EXITING: u32 = 20;
-/// How long a subject is given to say something about a signal.
+/// How long to wait for the subject to print something about a signal.
 const PATIENCE: Duration = Duration::from_millis(300);
 
 /// Prints what signals do to a process that waits in a binder device, one fact a line.
@@ -59,7 +59,7 @@ pub enum Wait {
     Poll,
     /// epoll_wait(2).
     Epoll,
-    /// A read, while another thread of the process exits it.
+    /// A read, while another thread of the process calls exit(3).
     Exit,
 }
 
@@ -72,7 +72,7 @@ pub enum Handler {
     Restart,
     /// SIG_IGN.
     Ignore,
-    /// Nothing.
+    /// The default action.
     Default,
 }
 
@@ -82,7 +82,7 @@ enum Act {
     Alarm,
     StopAndContinue,
     Kill,
-    /// Another thread of the process exits it.
+    /// Another thread of the process calls exit(3).
     Exit,
 }
 
@@ -133,7 +133,7 @@ fn run(path: &Path, limit: Duration) -> AnyResult<()> {
     Ok(())
 }
 
-/// A child process that is put to the test. Killed when dropped.
+/// The child process under test. Killed when dropped.
 struct Subject {
     child: Child,
     lines: Receiver<String>,
@@ -174,7 +174,7 @@ impl Subject {
         self.lines.recv_timeout(patience).ok()
     }
 
-    /// How long it takes until the process is gone.
+    /// Whether the process is gone within the limit.
     fn gone(&mut self, limit: Duration) -> AnyResult<String> {
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(2) {
@@ -209,7 +209,7 @@ fn scene(
     let mut subject = Subject::start(thread.device().path(), wait, handler)?;
     let handle = registration(thread)?;
     let held = if wait == Wait::Call { Some(held_call(thread)?) } else { None };
-    // It says so just before it waits; then it needs a moment to get there.
+    // The subject says so just before it waits; then it needs a moment to begin to wait.
     subject.line(Duration::from_secs(5)).ok_or("the child process does not wait")?;
     std::thread::sleep(Duration::from_millis(100));
     match act {
@@ -224,7 +224,7 @@ fn scene(
                 subject.signal(Signal::SIGKILL)?;
                 subject.gone(limit)?
             } else {
-                // The thread that is to exit reads until the pipe closes.
+                // The thread that is to call exit reads until the pipe closes.
                 subject.stdin = None;
                 subject.gone(limit * EXITING)?
             };
@@ -262,13 +262,13 @@ fn registration(thread: &mut Thread<'_>) -> AnyResult<u32> {
             if let (REGISTER, Some(Some(Object::Handle { handle, .. }))) =
                 (call.code, contents.objects().next())
             {
-                // Before the buffer, which holds a reference of its own, is freed.
+                // Before the buffer is freed, which holds a reference of its own.
                 thread.queue(Command::Acquire(handle));
                 found = Some(handle);
             }
         })?;
     }
-    // The reply is written by the next read: let it go before the subject is waited for.
+    // The next read would write the reply: write it before waiting for the subject.
     thread.flush()?;
     found.ok_or_else(|| "no handle came".into())
 }
@@ -284,7 +284,7 @@ fn held_call(thread: &mut Thread<'_>) -> AnyResult<Transaction> {
     }
 }
 
-/// Answers the held call, and gives the names of what the driver says about it.
+/// Answers the held call, and gives the names of the returns that the driver has for it.
 fn answer(thread: &mut Thread<'_>) -> Result<String, Error> {
     thread.reply(Parcel::new());
     let mut names = Vec::new();

@@ -1,4 +1,5 @@
-//! The process that waits and gets the signal. Each line that it prints is a piece of the fact.
+//! The subject: the process that waits and gets the signal. Each line that it prints is a part of
+//! the reported fact.
 
 use crate::{Handler, REGISTER, WAIT, Wait};
 use fakebinder_client::{Call, Command, Device, Errno, Parcel, Reply, Returns, Thread};
@@ -59,8 +60,7 @@ fn install(handler: Handler) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Writes and reads in one ioctl; after EINTR reads again, so that it can be seen that nothing
-/// was lost.
+/// Writes and reads in one ioctl. Reads again after EINTR, to show that nothing was lost.
 fn read(device: &Device, commands: &[Command<'_>]) {
     let mut write = Vec::new();
     commands.iter().for_each(|command| command.encode(&mut write));
@@ -75,7 +75,7 @@ fn read(device: &Device, commands: &[Command<'_>]) {
                 let returns = Returns::new(&buffer[..transfer.read_consumed]);
                 let names = names(returns.clone());
                 println!("{names}{}", handler_ran());
-                // What was only the acknowledgement of the call is no end of it.
+                // The acknowledgement of the call alone does not end it.
                 if returns
                     .clone()
                     .any(|r| !matches!(r.name(), "BR_NOOP" | "BR_TRANSACTION_COMPLETE"))
@@ -121,7 +121,7 @@ fn ready(device: &Device, wait: Wait) -> Result<(), Errno> {
     }
 }
 
-/// Says how often the handler has run since it was last asked.
+/// Prints how often the handler has run since this was last called.
 fn handler_ran() -> String {
     match HANDLED.swap(0, Ordering::Relaxed) {
         0 => String::new(),
@@ -130,7 +130,7 @@ fn handler_ran() -> String {
     }
 }
 
-/// The returns by name; BR_NOOP, with which every read begins, is left out.
+/// The names of the returns, without BR_NOOP, with which every read begins.
 pub fn names(returns: Returns<'_>) -> String {
     let names: Vec<_> = returns.map(|r| r.name()).filter(|&name| name != "BR_NOOP").collect();
     if names.is_empty() { "nothing".into() } else { names.join(" ") }

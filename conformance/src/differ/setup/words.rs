@@ -1,11 +1,11 @@
-//! What came of a step, in words that mean the same on every device.
+//! The outcome of a step, in words that mean the same on every device.
 
 use super::super::program::{MAPPING, Write};
 use fakebinder_client::{Errno, uapi};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-/// The variant's name, and for transactions what kind it is.
+/// The command's name, and for transactions their kind.
 pub(super) fn kind(command: &Write) -> String {
     match command {
         Write::Send(send) => {
@@ -41,13 +41,13 @@ pub(super) fn words(result: Result<i64, Errno>, words: &[u32]) -> String {
     }
 }
 
-/// The kernel's name of an open file: pipes have their own.
+/// The kernel's name of an open file, which tells pipes apart.
 pub(super) fn file_name(pid: i32, fd: i32) -> Option<String> {
     let link = std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok()?;
     Some(link.to_string_lossy().into_owned())
 }
 
-/// The fix-up of a buffer may write an address to any multiple of 4: there it becomes an offset.
+/// The fix-up of a buffer may write an address to any multiple of 4: here that becomes an offset.
 fn without_unaligned_addresses(bytes: &[u8], start: u64) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     let mut at = 4;
@@ -61,7 +61,7 @@ fn without_unaligned_addresses(bytes: &[u8], start: u64) -> Vec<u8> {
     bytes
 }
 
-/// Bytes in words: addresses in the mapping as offsets, and long ones by their sum.
+/// Bytes in words: addresses in the mapping as offsets, long data as a checksum.
 pub(super) fn contents(bytes: &[u8], start: u64) -> String {
     let bytes = &without_unaligned_addresses(bytes, start);
     let mut text = String::new();

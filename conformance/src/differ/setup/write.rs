@@ -12,7 +12,7 @@ impl Setup {
         match command {
             Write::Send(send) => Bc::Send(self.message(client, send)),
             Write::Free(Buffer::Received(number)) => {
-                // Not received (any more): an address that is none.
+                // A buffer that was not received, or not in this program: an invalid address.
                 message::free(client.buffers.get(*number).copied().unwrap_or(8))
             }
             Write::Free(Buffer::At(offset)) => {
