@@ -149,12 +149,15 @@ fn flood(kind: Kind) -> Result<Flood, &'static str> {
             send(device, &parcel);
         }),
         Kind::NoSecurityContext => return Err("whether there is one depends on the kernel"),
-        Kind::NoWayForFiles => Flood::by("no way to receive them", |device| {
-            let mut parcel = Parcel::new();
-            parcel.fd(0);
-            send(device, &parcel);
-        })
-        .manager(Manager::With(uapi::FLAT_BINDER_FLAG_ACCEPTS_FDS)),
+        Kind::NoWayForFiles => Flood {
+            options: &["--never-trace"],
+            ..Flood::by("no way to receive them", |device| {
+                let mut parcel = Parcel::new();
+                parcel.fd(0);
+                send(device, &parcel);
+            })
+            .manager(Manager::With(uapi::FLAT_BINDER_FLAG_ACCEPTS_FDS))
+        },
         Kind::FilesNotInstalled => return Err("tests/descriptors.rs fills a receiver's socket"),
         Kind::FilesNotFetched => return Err("it takes half of the daemon's descriptors"),
         Kind::DeviceAdded => Flood {

@@ -200,8 +200,8 @@ fn who_does_not_want_descriptors_gets_none() {
     });
 }
 
-/// A receiver that has no way to get them, and may not be stopped: EOPNOTSUPP, and the daemon says so
-/// once.
+/// A receiver that has no way to get them, and may not be stopped: EOPNOTSUPP, and the daemon says
+/// so once.
 #[test]
 fn a_receiver_without_a_channel_is_said_once() {
     if !Door::Fuse.is_here() {

@@ -1,5 +1,6 @@
 //! Descriptors for programs that know nothing of fakebinder: a thread of theirs is stopped at the
-//! end of its ioctl and installs them itself. The programs are descriptors.c, which look at themselves.
+//! end of its ioctl and installs them itself. The programs are descriptors.c, which look at
+//! themselves.
 
 mod common;
 
@@ -193,7 +194,8 @@ fn signals_come_while_descriptors_do() {
     ten_thousand_in_calls(&["-static"], &["signals"]);
 }
 
-/// The filter would kill the program for the calls that bring descriptors: it is suspended for them.
+/// The filter would kill the program for the calls that bring descriptors: it is suspended for
+/// them.
 #[test]
 fn a_seccomp_filter_neither_kills_nor_refuses() {
     ten_thousand_in_calls(&["-static"], &["filtered"]);
@@ -229,8 +231,8 @@ fn programs_receive_descriptors_in_replies() {
     }
 }
 
-/// The program has as many numbers left as come, though not one for how they come; and then one less:
-/// EMFILE, and the next ones come.
+/// The program has as many numbers left as come, though not one for how they come; and then one
+/// less: EMFILE, and the next ones come.
 #[test]
 fn the_numbers_that_are_left_are_enough_or_the_call_fails() {
     let Some(program) = build(&["-static"]) else { return };
@@ -321,8 +323,8 @@ fn a_program_that_is_stopped_receives_when_it_goes_on() {
     });
 }
 
-/// A program that is killed while descriptors come, at whatever moment: nothing is left of them, the
-/// sender reads that it is dead, and the daemon serves the next one.
+/// A program that is killed while descriptors come, at whatever moment: nothing is left of them,
+/// the sender reads that it is dead, and the daemon serves the next one.
 #[test]
 fn a_program_that_is_killed_in_the_middle_leaves_nothing() {
     let Some(program) = build(&["-static"]) else { return };

@@ -1,5 +1,6 @@
 //! What a client library does for the process that it is in: mapping a device that the kernel does
-//! not map. The children of a scene do so, too, besides the system calls that they are told to make.
+//! not map. The children of a scene do so, too, besides the system calls that they are told to
+//! make.
 
 use fakebinder_client::{Errno, handshake, must_attach};
 use fakebinder_sim::child::{Request, borrow, make_system_calls, result};

@@ -177,27 +177,10 @@ impl Graph {
     /// A transaction that fails because the daemon itself is short of something leaves the errno
     /// with its sender. (Of other errors at the receiver a sender learns nothing, as in the
     /// driver.)
-    fn tell_shortage(&mut self, id: TransactionId, errno: Errno) {
+    pub(super) fn tell_shortage(&mut self, id: TransactionId, errno: Errno) {
         if is_shortage(errno) {
             let (command, param) = (Return::FailedReply.number(), -(errno as i32));
             self.set_error_of_sender(id, ExtendedError { id: id.0 as u32, command, param });
-        }
-    }
-
-    /// Where a receiver has room for descriptors, and there was no way to give it some: who waits for
-    /// the transaction to be answered, or waits for this answer, is told why. (The driver has no such
-    /// failure.)
-    fn tell_refusal(&mut self, delivered: &Delivered, receiver: ThreadId, errno: Errno) {
-        if matches!(errno, Errno::ESRCH | Errno::EMFILE) {
-            return self.tell_shortage(delivered.id, errno);
-        }
-        let (command, param) = (Return::FailedReply.number(), -(errno as i32));
-        let error = ExtendedError { id: delivered.id.0 as u32, command, param };
-        self.set_error_of_sender(delivered.id, error);
-        if delivered.is_reply
-            && let Some(thread) = self.threads.get_mut(&receiver)
-        {
-            thread.extended_error = error;
         }
     }
 
@@ -248,20 +231,12 @@ impl Graph {
         }
     }
 
-    /// The same for a thread whose ioctl has been ended, to be called again: what it reads then.
-    pub(super) fn files_undelivered_in_stop(&mut self, mut delivery: Delivery, errno: Errno) {
-        let Some(delivered) = self.take_undelivered(&mut delivery, errno) else { return };
-        let id = delivery.thread;
-        if delivered.is_reply
-            && let Some(thread) = self.threads.get_mut(&id)
-            && thread.reply_error.replace(Return::FailedReply).is_none()
-        {
-            self.enqueue_thread_work(id, Work::ReplyError);
-        }
-    }
-
     /// Takes a transaction whose descriptors were not installed off a delivery, and has it fail.
-    fn take_undelivered(&mut self, delivery: &mut Delivery, errno: Errno) -> Option<Delivered> {
+    pub(super) fn take_undelivered(
+        &mut self,
+        delivery: &mut Delivery,
+        errno: Errno,
+    ) -> Option<Delivered> {
         self.no_longer_delivering(delivery.thread);
         self.spawn_unrequested(delivery);
         let mut delivered = delivery.transaction.take()?;

@@ -28,8 +28,8 @@ pub trait Completion: Send {
         false
     }
 
-    /// The caller has freed a buffer with descriptors of its own in it, and is to close them before it
-    /// is back in its program: for clients whose [`Task::close_files`] says false.
+    /// The caller has freed a buffer with descriptors of its own in it, and is to close them before
+    /// it is back in its program: for clients whose [`Task::close_files`] says false.
     fn close_on_return(&mut self, _numbers: Vec<i32>) {}
 
     /// Has the calling thread stop when this ioctl ends, to be given descriptors. None: there is
@@ -106,8 +106,8 @@ pub trait Task: Send + Sync {
     /// Puts files into the client, all or none, and returns their numbers there.
     fn install_files(&self, tid: i32, files: Vec<Arc<dyn File>>) -> Result<Vec<i32>, Errno>;
 
-    /// Closes descriptors in the client (a freed buffer's descriptor arrays). False: only the thread
-    /// that has freed the buffer can do so ([`Completion::close_on_return`]).
+    /// Closes descriptors in the client (a freed buffer's descriptor arrays). False: only the
+    /// thread that has freed the buffer can do so ([`Completion::close_on_return`]).
     fn close_files(&self, fds: &[i32]) -> bool;
 
     /// The cap on copies to and from this client's memory, for this open file.

@@ -1,14 +1,17 @@
 //! Delivery of descriptors to a client that has no way of its own for them: its thread is stopped
 //! between its ioctl and its program, and installs them itself ([`HeldThread`]).
 //!
-//! The ioctl is ended first, as one that is to be called again, so that whatever fails from there on
-//! leaves a thread that reads on by itself, in a new ioctl: nothing is to be undone in it. What came
-//! before the transaction is written, and the argument says so. When all has arrived, the ioctl gets
-//! its result after all.
+//! The ioctl is ended first, as one that is to be called again, so that whatever fails from there
+//! on leaves a thread that reads on by itself, in a new ioctl: nothing is to be undone in it. What
+//! came before the transaction is written, and the argument says so. When all has arrived, the
+//! ioctl gets its result after all.
 
-use super::delivery::Delivery;
+use super::delivery::{Delivered, Delivery};
+use super::graph::{Graph, ThreadId, Work};
+use super::thread::ExtendedError;
 use super::{Completion, HeldThread};
 use crate::Errno;
+use crate::protocol::returns::Return;
 use crate::shortage;
 use zerocopy::IntoBytes;
 
@@ -21,6 +24,37 @@ impl Completion for Ended {
     }
 
     fn send(self: Box<Self>, _result: Result<i32, Errno>, _out: &[u8]) {}
+}
+
+impl Graph {
+    /// Where a receiver has room for descriptors, and there was no way to give it some: who waits
+    /// for the transaction to be answered, or waits for this answer, is told why. (The driver has
+    /// no such failure.)
+    pub(super) fn tell_refusal(&mut self, delivered: &Delivered, receiver: ThreadId, errno: Errno) {
+        if matches!(errno, Errno::ESRCH | Errno::EMFILE) {
+            return self.tell_shortage(delivered.id, errno);
+        }
+        let (command, param) = (Return::FailedReply.number(), -(errno as i32));
+        let error = ExtendedError { id: delivered.id.0 as u32, command, param };
+        self.set_error_of_sender(delivered.id, error);
+        if delivered.is_reply
+            && let Some(thread) = self.threads.get_mut(&receiver)
+        {
+            thread.extended_error = error;
+        }
+    }
+
+    /// The same for a thread whose ioctl has been ended, to be called again: what it reads then.
+    pub(super) fn files_undelivered_in_stop(&mut self, mut delivery: Delivery, errno: Errno) {
+        let Some(delivered) = self.take_undelivered(&mut delivery, errno) else { return };
+        let id = delivery.thread;
+        if delivered.is_reply
+            && let Some(thread) = self.threads.get_mut(&id)
+            && thread.reply_error.replace(Return::FailedReply).is_none()
+        {
+            self.enqueue_thread_work(id, Work::ReplyError);
+        }
+    }
 }
 
 impl Delivery {

@@ -62,8 +62,8 @@ pub struct Options {
           default_missing_value = "global")]
     pub stats: Stats,
 
-    /// Never stop a thread of a client to give it descriptors: transactions with descriptors reach only those clients that
-    /// have called the fakebinder-client library's Device::accept_files
+    /// Never stop a thread of a client to give it descriptors: transactions with descriptors reach
+    /// only those clients that have called the fakebinder-client library's Device::accept_files
     #[arg(long)]
     pub never_trace: bool,
 

@@ -1,6 +1,7 @@
 //! The process behind an open file, as the engine reaches it.
 
 use super::security_context::SecurityContexts;
+use super::taken_file::{TakenFile, taken_descriptors};
 use super::threads::{self, Threads};
 use super::tracee::IS_KNOWN;
 use super::tracers::{self, Tracers};
@@ -9,55 +10,18 @@ use crate::binder::copies::{Allowance, COPIES, Carriers, Copies};
 use crate::client_log::{Caller, Kind, client_log, user_error};
 use crate::lock_order::rank;
 use crate::probe::{Verb, fault};
-use crate::quota::{Charge, Quotas, User, What};
+use crate::quota::{Quotas, User, What};
 use crate::shortage::is_shortage;
 use crate::sync::Mutex;
 use crate::{Errno, binder, client_mem, uapi};
 use nix::sys::resource::{Resource, getrlimit};
-use std::any::Any;
 use std::collections::HashMap;
 use std::fs;
 use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-
-/// A descriptor taken from a client.
-pub struct TakenFile {
-    /// The descriptor; none once this is being dropped.
-    file: Option<OwnedFd>,
-    clients: Arc<Clients>,
-    _held: Charge,
-    /// The copies of the client that the descriptor was taken from.
-    copies: Arc<Copies>,
-}
-
-impl Drop for TakenFile {
-    fn drop(&mut self) {
-        let (file, clients) = (self.file.take(), self.clients.clone());
-        // To close the file may take as long as the file's server likes.
-        self.copies.hand_over(move || {
-            drop(file);
-            clients.taken.fetch_sub(1, Ordering::Relaxed);
-        });
-    }
-}
-
-impl binder::File for TakenFile {
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-}
-
-/// Our numbers of files. EBADF: one is not a file that was taken from a client.
-pub(super) fn taken_descriptors(files: &[Arc<dyn binder::File>]) -> Result<Vec<RawFd>, Errno> {
-    let number = |file: &Arc<dyn binder::File>| {
-        let taken = file.as_any().downcast_ref::<TakenFile>()?;
-        Some(taken.file.as_ref()?.as_raw_fd())
-    };
-    files.iter().map(number).collect::<Option<_>>().ok_or(Errno::EBADF)
-}
 
 /// Whether a process runs a 64-bit program: what the head of its file says.
 fn is_64_bit(pid: i32) -> bool {
@@ -162,7 +126,7 @@ pub struct Clients {
     users: Mutex<HashMap<u32, Weak<Allowance>>, rank::Allowances>,
     carriers: Arc<dyn Carriers>,
     /// How many of the daemon's descriptors are files on their way from one client to another.
-    taken: AtomicUsize,
+    pub(super) taken: AtomicUsize,
     security_contexts: SecurityContexts,
     quotas: Quotas,
     /// None where clients' threads are never to be stopped.
@@ -269,8 +233,8 @@ impl Client {
         self.channel.lock().as_ref().is_some_and(Channel::receives)
     }
 
-    /// Whether its threads can be stopped, as far as that can be told of the process: it is a 64-bit
-    /// program, and we may trace it.
+    /// Whether its threads can be stopped, as far as that can be told of the process: it is a
+    /// 64-bit program, and we may trace it.
     fn can_be_traced(&self) -> bool {
         // No descriptor has this number: EBADF says that we may have one.
         let may = || client_mem::pidfd_getfd(self.pidfd.as_fd(), i32::MAX).err();
@@ -280,7 +244,7 @@ impl Client {
             && may() == Some(Errno::EBADF)
     }
 
-    /// See [`Tracers::hold`]. EOPNOTSUPP: threads of clients are not to be stopped.
+    /// See `Tracers::hold`. EOPNOTSUPP: threads of clients are not to be stopped.
     pub fn hold_thread(&self, tid: i32, closing: Vec<i32>) -> Result<tracers::Held, Errno> {
         let tracers = self.clients.tracers.as_ref().ok_or(Errno::EOPNOTSUPP)?;
         let (pid, pidfd, uid) = (self.pid, self.pidfd.clone(), self.uid);
@@ -329,7 +293,7 @@ impl binder::Task for Client {
         }
         let file = client_mem::getfd(self.pidfd.as_fd(), tid, fd).inspect_err(not_taken)?;
         let (clients, copies) = (self.clients.clone(), self.copies.clone());
-        Ok(Arc::new(TakenFile { file: Some(file), clients, copies, _held: held }))
+        Ok(Arc::new(TakenFile::new(file, clients, copies, held)))
     }
 
     fn accepts_files(&self) -> bool {

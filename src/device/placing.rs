@@ -8,8 +8,8 @@
 //! the socket is made, and is as it was when the files come: they alone count. Past the hard limit
 //! that takes CAP_SYS_RESOURCE; without it, the process must have one number more than files come.
 //!
-//! The messages and the numbers lie in a page that the thread maps for it: neither its stack nor any
-//! memory that its other threads may use is touched.
+//! The messages and the numbers lie in a page that the thread maps for it: neither its stack nor
+//! any memory that its other threads may use is touched.
 
 use super::tracee::Tracee;
 use crate::Errno;
@@ -174,8 +174,8 @@ impl Place<'_> {
         }
     }
 
-    /// Lets the process have `wanted` numbers, for a moment: the limit now, and the one before. None:
-    /// it has as many, or we may not.
+    /// Lets the process have `wanted` numbers, for a moment: the limit now, and the one before.
+    /// None: it has as many, or we may not.
     fn raise_limit(&self, wanted: u64) -> Option<(Limit, Limit)> {
         let before = self.limit(None)?;
         if before.rlim_cur >= wanted {

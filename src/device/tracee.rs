@@ -3,11 +3,11 @@
 //! The states of a thread: *seized* (it goes on, and will stop at the end of its system call, once
 //! [`Tracee::interrupt`] was called), *stopped* (its registers and its signal mask are kept, all
 //! signals wait, and it makes the system calls that it is told), *released* (registers and mask are
-//! its own again, perhaps with another result of its ioctl, and it goes on untraced), *gone* (it was
-//! killed; every further call says ESRCH).
+//! its own again, perhaps with another result of its ioctl, and it goes on untraced), *gone* (it
+//! was killed; every further call says ESRCH).
 //!
-//! All calls must come from one thread of ours, which has seized it: the kernel refuses others. When
-//! that thread ends, the kernel releases what it has seized, as it is.
+//! All calls must come from one thread of ours, which has seized it: the kernel refuses others.
+//! When that thread ends, the kernel releases what it has seized, as it is.
 //!
 //! The system calls are made at the `syscall` instruction that the thread's ioctl came from, so
 //! nothing has to be executable that was not. A file of x86-64 numbers and registers: elsewhere
@@ -65,8 +65,8 @@ enum Stop {
 
 impl Tracee {
     /// EPERM: the kernel does not allow it, or somebody traces the thread already; ESRCH: there is
-    /// none. With `suspend_seccomp` its filters are off until it is released; EPERM and EINVAL: that
-    /// cannot be.
+    /// none. With `suspend_seccomp` its filters are off until it is released; EPERM and EINVAL:
+    /// that cannot be.
     pub fn seize(tid: i32, suspend_seccomp: bool) -> Result<Tracee, Errno> {
         assert_nothing_held();
         let mut options = Options::PTRACE_O_TRACESYSGOOD;
@@ -91,8 +91,8 @@ impl Tracee {
     }
 
     /// Waits for the thread to stop at the end of the ioctl `cmd`. ETIMEDOUT: it has not, within
-    /// `patience`; EOPNOTSUPP: it is a 32-bit program, or its call came in an unusual way; EINTR: it
-    /// was in no such ioctl. It goes on as it was when this is dropped.
+    /// `patience`; EOPNOTSUPP: it is a 32-bit program, or its call came in an unusual way; EINTR:
+    /// it was in no such ioctl. It goes on as it was when this is dropped.
     pub fn stop(&mut self, cmd: u32, patience: Duration) -> Result<(), Errno> {
         let deadline = Instant::now() + patience;
         loop {
@@ -165,8 +165,8 @@ impl Tracee {
     }
 
     fn detach(&mut self) {
-        // The kernel looks for what is pending, and restarts a call whose result says so. A group stop
-        // that has come meanwhile takes effect.
+        // The kernel looks for what is pending, and restarts a call whose result says so. A group
+        // stop that has come meanwhile takes effect.
         let _ = ptrace::detach(self.tid, None);
         self.is_gone = true;
     }

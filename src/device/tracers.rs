@@ -7,7 +7,8 @@
 //! 3. [`HeldThread::install_files`]: at its stop the thread itself makes the system calls that
 //!    bring the files ([`placing`](super::placing)).
 //! 4. [`HeldThread::finish`]: the ioctl has its result after all, and the thread goes on. Where a
-//!    [`Held`] is dropped instead, the thread calls the ioctl again, and what it was given is closed.
+//!    [`Held`] is dropped instead, the thread calls the ioctl again, and what it was given is
+//!    closed.
 //!
 //! The kernel takes all of this from one thread for each that is stopped, so there is a thread of
 //! ours for each of them, from 1 to 4. It is used again if all went well. Where a client does not
@@ -16,8 +17,8 @@
 //!
 //! How many there are is bounded, for each process, for each user, and in all.
 
-use super::client::taken_descriptors;
 use super::placing::Place;
+use super::taken_file::taken_descriptors;
 use super::tracee::Tracee;
 use crate::binder::{File, HeldThread};
 use crate::client_mem::ClientMemory;

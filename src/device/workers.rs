@@ -1,13 +1,13 @@
 //! The threads that serve a session, and the threads that replace those that are held up.
 //!
-//! A worker never waits for a client on purpose, but a client can make one wait: its memory may
-//! lie behind a userfaultfd or a file system of its own, and then `process_vm_readv` takes as long
-//! as the client likes. A worker that has been at one request for [`WorkerLimits::stuck`] counts as held
-//! up, and another one is started in its place, up to [`WorkerLimits::most`]: so there are always
-//! [`WorkerLimits::least`] that serve. One that begins something long of the daemon's own says so,
-//! and is replaced at once ([`stand_in`]). A worker that comes back and finds that many others waiting for
-//! requests leaves. How many a client can hold up is bounded where it gets its places
-//! ([`crate::binder::copies`]).
+//! A worker never waits for a client on purpose, but a client can make one wait: its memory may lie
+//! behind a userfaultfd or a file system of its own, and then `process_vm_readv` takes as long as
+//! the client likes. A worker that has been at one request for [`WorkerLimits::stuck`] counts as
+//! held up, and another one is started in its place, up to [`WorkerLimits::most`]: so there are
+//! always [`WorkerLimits::least`] that serve. One that begins something long of the daemon's own
+//! says so, and is replaced at once (`stand_in`). A worker that comes back and finds that many
+//! others waiting for requests leaves. How many a client can hold up is bounded where it gets its
+//! places ([`crate::binder::copies`]).
 //!
 //! A supervisor looks for workers that are held up, and for clients that die while a worker is at
 //! work for them ([`Session::answer_the_dying`]). In an idle pool all threads sleep, the supervisor

@@ -1,0 +1,58 @@
+//! Descriptors taken from clients, on their way to others.
+
+use super::client::Clients;
+use crate::binder::copies::Copies;
+use crate::quota::Charge;
+use crate::{Errno, binder};
+use std::any::Any;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// A descriptor taken from a client.
+pub struct TakenFile {
+    /// The descriptor; none once this is being dropped.
+    file: Option<OwnedFd>,
+    clients: Arc<Clients>,
+    _held: Charge,
+    /// The copies of the client that the descriptor was taken from.
+    copies: Arc<Copies>,
+}
+
+impl TakenFile {
+    /// Holds a descriptor that counts as `held`, and among those of all `clients`.
+    pub(super) fn new(
+        file: OwnedFd,
+        clients: Arc<Clients>,
+        copies: Arc<Copies>,
+        held: Charge,
+    ) -> TakenFile {
+        TakenFile { file: Some(file), clients, copies, _held: held }
+    }
+}
+
+impl Drop for TakenFile {
+    fn drop(&mut self) {
+        let (file, clients) = (self.file.take(), self.clients.clone());
+        // To close the file may take as long as the file's server likes.
+        self.copies.hand_over(move || {
+            drop(file);
+            clients.taken.fetch_sub(1, Ordering::Relaxed);
+        });
+    }
+}
+
+impl binder::File for TakenFile {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+/// Our numbers of files. EBADF: one is not a file that was taken from a client.
+pub(super) fn taken_descriptors(files: &[Arc<dyn binder::File>]) -> Result<Vec<RawFd>, Errno> {
+    let number = |file: &Arc<dyn binder::File>| {
+        let taken = file.as_any().downcast_ref::<TakenFile>()?;
+        Some(taken.file.as_ref()?.as_raw_fd())
+    };
+    files.iter().map(number).collect::<Option<_>>().ok_or(Errno::EBADF)
+}
