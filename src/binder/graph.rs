@@ -2,7 +2,7 @@
 //! whom.
 //!
 //! One lock guards all of it. Nothing here copies to or from a client, installs a page or makes a
-//! system call: what has to be done in the world is noted as an [`Effect`] and posted when the
+//! system call: what has to be done in the world is noted as an `Effect` and posted when the
 //! lock is dropped ([`super::outbox`]).
 //!
 //! Records refer to one another by ids that are never used again, so a stale id finds nothing,
