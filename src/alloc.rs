@@ -1,8 +1,8 @@
 //! binder_alloc: the buffers in a client's mapping, and their pages.
 //!
 //! Locks, in the order they are taken:
-//! 1. the mm's read-write lock ([`MmStruct`]): read by whoever installs or zaps pages, written by
-//!    mmap and release (and by installers under `--page-install exclusive`);
+//! 1. the mm's read-write lock ([`MmStruct`]): taken for reading to install or zap pages, for
+//!    writing by mmap and release (and by installers under `--page-install exclusive`);
 //! 2. the buffer mutex (`Alloc::buffers`): which ranges and pages are in use;
 //! 3. the LRU lock ([`Memory`]): which pages may be reclaimed.
 //!

@@ -17,7 +17,7 @@
 //! | `target` | where a transaction goes |
 //! | `message` | how the buffer of a transaction is filled |
 //! | `delivery` | how returns get to a client's memory; a drawing of a call's way |
-//! | `stop` | the same for a thread that is stopped on its way back to its program |
+//! | `stop` | delivery of descriptors to a thread that is stopped on its way back to its program |
 //! | `outbox` | what was decided under the lock and is still to be done |
 //! | `copies` | the cap on copies to and from a client's memory that stall |
 //! | `oneway` | the calls that wait for a node |

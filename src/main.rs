@@ -64,9 +64,10 @@ fn main() -> ExitCode {
     // When --daemonize starts this program again its name would be "exe", which `pkill fakebinderd`
     // misses.
     let _ = nix::sys::prctl::set_name(c"fakebinderd");
-    // Where the machine gives huge pages to whoever does not refuse, each arena of the heap would
-    // begin with 2 MiB, and a small control group be full before its budget is. (The heap's own
-    // option `thp` is not about that part of an arena; it serves before `main`.)
+    // Where the machine gives huge pages to every process that does not refuse them, each arena of
+    // the heap would begin with 2 MiB, and a small control group would be full before the page
+    // budget is. (The heap's own option `thp` does not concern that part of an arena; it serves
+    // before `main`.)
     let _ = nix::sys::prctl::set_thp_disable(true);
     let filters = log_filters(std::env::var("RUST_LOG").ok().as_deref(), options.verbose);
     let drain = match log_to_standard_error(&filters) {

@@ -33,8 +33,8 @@ pub trait Carriers: Send + Sync {
     /// ([`super::Binder::carry_out`]).
     fn watch(&self);
 
-    /// The calling thread will not be back soon: another one is to serve in its place until then.
-    /// Called with no lock held, and as often as the thread likes.
+    /// The calling thread will not be back soon: another thread is to serve in its place until
+    /// then. Called with no lock held, any number of times.
     fn held_up(&self);
 }
 

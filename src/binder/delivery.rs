@@ -102,7 +102,7 @@ pub(crate) struct SenderPid {
 }
 
 impl Delivered {
-    /// Where its return lies in the bytes: behind all others.
+    /// Offset of the transaction's return in the bytes; it is the last of them.
     pub fn begins_at(&self) -> usize {
         self.sender_pid_at - TransactionData::SENDER_PID - 4
     }
@@ -223,7 +223,8 @@ impl Graph {
         delivery.bytes.truncate(delivered.begins_at());
         let Delivery { thread, read, mut bytes, for_process, .. } = delivery;
         if delivered.is_reply {
-            // In the place of the reply, and the end of the read as that is.
+            // BR_FAILED_REPLY stands in the place of the reply, and ends the read as the reply
+            // would.
             Return::FailedReply.encode(&mut bytes);
             Some(self.deliver(thread, read, bytes, for_process, None))
         } else {
@@ -231,7 +232,7 @@ impl Graph {
         }
     }
 
-    /// Takes a transaction whose descriptors were not installed off a delivery, and has it fail.
+    /// Takes a transaction whose descriptors were not installed out of a delivery, and fails it.
     pub(super) fn take_undelivered(
         &mut self,
         delivery: &mut Delivery,
@@ -367,7 +368,7 @@ impl Delivery {
         }
     }
 
-    /// The client has it all, and is about to be told so. `arrays` are closed with the buffer.
+    /// The client has all returns, and is about to be told so. `arrays` are closed with the buffer.
     pub(super) fn settle(&mut self, arrays: Vec<i32>) {
         let process = self.read.process.clone();
         if let Some(delivered) = &self.transaction {
@@ -416,7 +417,7 @@ impl Delivery {
         })
     }
 
-    /// Writes the numbers of a transaction's descriptors into its buffer; returns those of arrays.
+    /// Writes the numbers of a transaction's descriptors into its buffer; returns those in arrays.
     pub(super) fn write_numbers(&mut self, numbers: &[i32]) -> Result<Vec<i32>, Errno> {
         let mut arrays = Vec::new();
         let alloc = &self.read.process.alloc;

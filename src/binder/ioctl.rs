@@ -110,8 +110,8 @@ impl Process {
         }
     }
 
-    /// Descriptors of buffers that the caller has freed are closed before it is back in its program
-    /// (`binder_deferred_fd_close`).
+    /// Makes the caller close the descriptors of buffers that it has freed before it is back in its
+    /// program (`binder_deferred_fd_close`).
     fn close_freed_files(&self, section: &mut Section<'_>, call: &mut Call) {
         let Ok((graph, id)) = section.enter() else { return };
         let Some(thread) = graph.threads.get_mut(&id) else { return };

@@ -8,11 +8,11 @@
 //! places. Other threads may come in between: a rest names how far it has come by ids and keys,
 //! never by position, and stops where they are gone.
 //!
-//! To release the lock is not enough: a thread that takes the lock again at once has it before a
+//! To let go of the lock is not enough: a thread that takes the lock again at once has it before a
 //! thread that has to be woken first, and several such threads keep all others waiting. So long
-//! work rests before each further section, and of all long work in a context one piece at a time
-//! wants the lock (`Context::long_work`). A thread that is at long work serves nobody meanwhile, so
-//! that it says so first ([`Carriers::held_up`](super::Carriers::held_up)).
+//! work rests before each further section, and in each context one piece of long work at a time
+//! competes for the lock (`Context::long_work`). A thread at long work serves no requests
+//! meanwhile, and says so first ([`Carriers::held_up`](super::Carriers::held_up)).
 //!
 //! What is done in one section all the same, and why that is short:
 //! - the threads that wait for a process's work (`Graph::stop_waiting`): one number each, and no
@@ -34,7 +34,7 @@ pub(crate) const AT_ONCE: usize = 32;
 /// The same for steps that write a line of text or a return.
 pub(crate) const LINES_AT_ONCE: usize = 128;
 
-/// Bytes of a long line of the logs.
+/// The bytes of a long line of the logs.
 const LINE: usize = 256;
 
 /// How long long work rests before its next section: about as long as a section takes.
@@ -100,7 +100,7 @@ impl Context {
             return;
         }
         let mut work = self.more_long_work();
-        // The last is the next: what comes of a rest comes before what stood behind it.
+        // The next rest stands last: a rest's own leftovers come before the rests behind it.
         left.reverse();
         while let Some(rest) = left.pop() {
             let ((), more) = work.section(|graph| graph.go_on(rest));
@@ -147,8 +147,9 @@ impl Context {
         }
     }
 
-    /// The same for what is told in lines. Room for those of a piece is made before the lock is
-    /// taken: a text that grows may have to be copied as a whole, and may have many megabytes.
+    /// The same for a table that is written as lines of text. Room for the lines of a piece is made
+    /// before the lock is taken: a text that grows may have to be copied as a whole, and may be
+    /// many megabytes long.
     pub(super) fn in_pieces_of_text<K>(
         &self,
         text: &mut String,
@@ -165,26 +166,26 @@ impl Context {
         }
     }
 
-    /// Long work that begins.
+    /// Begins long work.
     pub(super) fn long_work(&self) -> LongWork<'_> {
         LongWork { context: self, rests: false }
     }
 
-    /// Long work that has had a section.
+    /// Goes on with long work that has had a section already.
     fn more_long_work(&self) -> LongWork<'_> {
         LongWork { context: self, rests: true }
     }
 }
 
-/// Something that is done in sections, one after the other.
+/// Work that is done in several sections, one after the other.
 pub(super) struct LongWork<'a> {
     context: &'a Context,
-    /// The last section has done all that it may.
+    /// Whether the next section has to be rested for.
     rests: bool,
 }
 
 impl<'a> LongWork<'a> {
-    /// Changes the graph in a section, and goes on with what that leaves.
+    /// Changes the graph in a section, and does the work that this leaves in further sections.
     pub fn locked<R>(&mut self, f: impl FnOnce(&mut Graph) -> R) -> R {
         let (result, rest) = self.section(f);
         self.context.go_on(rest);
@@ -208,10 +209,11 @@ impl<'a> LongWork<'a> {
         result
     }
 
-    /// Those who wait for the lock have it before the next section, and those who wait for this
-    /// processor have that. (`sched_yield` would do worse than nothing: who yields often is put off
-    /// for so long that others wait for the lock that it holds next. So would a lock that is handed
-    /// to a thread which has to be woken first: all wait for that thread's processor.)
+    /// Waits for the next section's turn. Threads that wait for the lock have it before that, and
+    /// threads that wait for this processor get it. (`sched_yield` would do worse than nothing: the
+    /// scheduler puts a thread that yields often off for so long that others wait for the lock that
+    /// it takes next. To hand the lock to a thread that has to be woken first would be bad, too:
+    /// all would wait for that thread's processor.)
     fn turn(&self) -> MutexGuard<'a, ()> {
         let context = self.context;
         let carriers = &context.shared.carriers;

@@ -28,13 +28,13 @@ pub trait Completion: Send {
         false
     }
 
-    /// The caller has freed a buffer with descriptors of its own in it, and is to close them before
-    /// it is back in its program: for clients whose [`Task::close_files`] says false.
+    /// The caller has freed a buffer that holds descriptors of its own, and has to close these
+    /// before it is back in its program. For clients whose [`Task::close_files`] returns false.
     fn close_on_return(&mut self, _numbers: Vec<i32>) {}
 
-    /// Has the calling thread stop when this ioctl ends, to be given descriptors. None: there is
-    /// another way ([`Task::install_files`]). It fails with the caller as it was. Where it does
-    /// not, the ioctl is to be ended with [`Completion::restart`].
+    /// Makes the calling thread stop at the end of this ioctl, to be given descriptors. None: they
+    /// go another way ([`Task::install_files`]). `Err`: the thread is as it was. `Ok`: the ioctl
+    /// has to be ended with [`Completion::restart`].
     fn hold_thread(&mut self) -> Option<Result<Box<dyn HeldThread>, Errno>> {
         None
     }
@@ -46,14 +46,14 @@ pub trait Completion: Send {
     }
 }
 
-/// A thread of a client that stops, or has stopped, between its ioctl and its program. Dropped, it
-/// calls the ioctl again, and has none of the descriptors that it was given.
+/// A thread of a client that stops, or has stopped, between its ioctl and its program. If this is
+/// dropped, the thread calls the ioctl again, and has none of the descriptors that it was given.
 pub trait HeldThread: Send {
-    /// Installs descriptors, all or none; their numbers. EMFILE: the client has too few; ESRCH: it
-    /// is gone; ETIMEDOUT: it does not come to its stop.
+    /// Installs descriptors, all or none; returns their numbers. EMFILE: too few are free in the
+    /// client; ESRCH: the thread is gone; ETIMEDOUT: it does not come to its stop.
     fn install_files(&mut self, files: Vec<Arc<dyn File>>) -> Result<Vec<i32>, Errno>;
 
-    /// The ioctl returns `result` with its argument being `out`; `closing` are closed first.
+    /// Ends the ioctl with `result` and the argument `out`; `closing` are closed before that.
     fn finish(self: Box<Self>, result: Result<i32, Errno>, out: &[u8], closing: &[i32]);
 }
 
@@ -107,7 +107,7 @@ pub trait Task: Send + Sync {
     fn install_files(&self, tid: i32, files: Vec<Arc<dyn File>>) -> Result<Vec<i32>, Errno>;
 
     /// Closes descriptors in the client (a freed buffer's descriptor arrays). False: only the
-    /// thread that has freed the buffer can do so ([`Completion::close_on_return`]).
+    /// thread that has freed the buffer can do that ([`Completion::close_on_return`]).
     fn close_files(&self, fds: &[i32]) -> bool;
 
     /// The cap on copies to and from this client's memory, for this open file.

@@ -1,10 +1,10 @@
-//! Delivery of descriptors to a client that has no way of its own for them: its thread is stopped
-//! between its ioctl and its program, and installs them itself ([`HeldThread`]).
+//! Delivery of descriptors to a client that cannot receive them by itself: its thread is stopped
+//! between its ioctl and its program, and installs them ([`HeldThread`]).
 //!
-//! The ioctl is ended first, as one that is to be called again, so that whatever fails from there
-//! on leaves a thread that reads on by itself, in a new ioctl: nothing is to be undone in it. What
-//! came before the transaction is written, and the argument says so. When all has arrived, the
-//! ioctl gets its result after all.
+//! The ioctl is ended first, as one that is to be called again. So whatever fails after that, the
+//! thread reads on by itself in a new ioctl, and nothing has to be undone in the thread. The
+//! returns before the transaction are written, and the argument counts them. When the descriptors
+//! have arrived, the ioctl gets its result after all.
 
 use super::delivery::{Delivered, Delivery};
 use super::graph::{Graph, ThreadId, Work};
@@ -15,7 +15,7 @@ use crate::protocol::returns::Return;
 use crate::shortage;
 use zerocopy::IntoBytes;
 
-/// The reply of an ioctl that has been ended.
+/// The reply of an ioctl that has been ended already.
 struct Ended;
 
 impl Completion for Ended {
@@ -27,9 +27,9 @@ impl Completion for Ended {
 }
 
 impl Graph {
-    /// Where a receiver has room for descriptors, and there was no way to give it some: who waits
-    /// for the transaction to be answered, or waits for this answer, is told why. (The driver has
-    /// no such failure.)
+    /// A receiver has room for descriptors, but they could not be installed. Tells why, to the
+    /// sender that waits for a reply, and, where the transaction is a reply, to its receiver. (The
+    /// driver has no such failure.)
     pub(super) fn tell_refusal(&mut self, delivered: &Delivered, receiver: ThreadId, errno: Errno) {
         if matches!(errno, Errno::ESRCH | Errno::EMFILE) {
             return self.tell_shortage(delivered.id, errno);
@@ -44,7 +44,8 @@ impl Graph {
         }
     }
 
-    /// The same for a thread whose ioctl has been ended, to be called again: what it reads then.
+    /// Fails a transaction whose receiver's ioctl has been ended, to be called again. Where it was
+    /// a reply, that new ioctl reads BR_FAILED_REPLY.
     pub(super) fn files_undelivered_in_stop(&mut self, mut delivery: Delivery, errno: Errno) {
         let Some(delivered) = self.take_undelivered(&mut delivery, errno) else { return };
         let id = delivery.thread;
@@ -58,7 +59,7 @@ impl Graph {
 }
 
 impl Delivery {
-    /// Carries out a delivery with descriptors; `held` is the thread that it is for.
+    /// Carries out a delivery with descriptors; `held` is the receiving thread.
     pub(super) fn carry_out_in_stop(mut self, mut held: Box<dyn HeldThread>) {
         let process = self.read.process.clone();
         if let Err(errno) = self.end_ioctl() {
@@ -71,7 +72,7 @@ impl Delivery {
             Err(errno) => {
                 self.log_refusal(errno);
                 process.context.locked(|graph| graph.files_undelivered_in_stop(self, errno));
-                // Only now, for the thread reads on.
+                // Dropped only now, since the thread then reads on.
                 return drop(held);
             }
         };
@@ -94,11 +95,11 @@ impl Delivery {
         held.finish(Ok(0), self.read.call.as_bytes(), &[]);
     }
 
-    /// Ends the ioctl as one that is called again, with what comes before the transaction.
+    /// Ends the ioctl as one that is called again, with the returns before the transaction.
     fn end_ioctl(&mut self) -> Result<(), Errno> {
         let mut call = self.read.call;
         let before = self.transaction.as_ref().map_or(0, |it| it.begins_at());
-        // BR_NOOP alone is as good as nothing: the next read writes it again.
+        // BR_NOOP alone need not be written: the next read writes it again.
         if before > 4 || (before > 0 && call.read_consumed > 0) {
             let address = call.read_buffer.wrapping_add(call.read_consumed);
             self.read.memory.write(address, &self.bytes[..before])?;

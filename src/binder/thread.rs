@@ -65,8 +65,8 @@ pub(crate) struct Thread {
     pub return_error: Option<Return>,
     pub reply_error: Option<Return>,
     pub extended_error: ExtendedError,
-    /// Descriptors of the client that are to be closed before its ioctl returns, of buffers that it
-    /// has freed in it.
+    /// Descriptors of buffers that this ioctl has freed: the client has to close them before the
+    /// ioctl returns.
     pub close_on_return: Vec<i32>,
     pub parked: Option<Parked>,
     /// The transaction that is being written to the thread's memory; it stands in no list

@@ -379,7 +379,8 @@ impl Graph {
         {
             self.next_async_transaction(node);
         }
-        // Where no thread of the client's frees it, the client is gone, and they with it.
+        // If no thread of the client frees the buffer, the client is gone, and so are its
+        // descriptors.
         if !buffer.close_on_free.is_empty()
             && let Some(thread) = thread.and_then(|id| self.threads.get_mut(&id))
         {

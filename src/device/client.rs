@@ -23,7 +23,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
-/// Whether a process runs a 64-bit program: what the head of its file says.
+/// Whether a process runs a 64-bit program, according to its file's header.
 fn is_64_bit(pid: i32) -> bool {
     const EI_CLASS: usize = 4;
     const ELFCLASS64: u8 = 2;
@@ -32,7 +32,7 @@ fn is_64_bit(pid: i32) -> bool {
     file.and_then(|mut file| file.read_exact(&mut head)).is_ok() && head[EI_CLASS] == ELFCLASS64
 }
 
-/// Copies of one process that may be on their way at a time, whatever it has open: all of them may
+/// Copies of one process that may be under way at a time, over all its open files: all of them may
 /// stall, and hold a thread each.
 const COPIES_OF_A_PROCESS: usize = 32;
 
@@ -129,7 +129,7 @@ pub struct Clients {
     pub(super) taken: AtomicUsize,
     security_contexts: SecurityContexts,
     quotas: Quotas,
-    /// None where clients' threads are never to be stopped.
+    /// None where threads of clients are never stopped.
     tracers: Option<Arc<Tracers>>,
 }
 
@@ -228,15 +228,15 @@ impl Client {
         self.channel.lock().as_mut().ok_or(Errno::ENOTCONN)?.offer(slots)
     }
 
-    /// Whether it has a way of its own for descriptors.
+    /// Whether the client receives descriptors through its own socket.
     pub fn has_slots(&self) -> bool {
         self.channel.lock().as_ref().is_some_and(Channel::receives)
     }
 
-    /// Whether its threads can be stopped, as far as that can be told of the process: it is a
-    /// 64-bit program, and we may trace it.
+    /// Whether the client's threads can be stopped, as far as that shows in the process: it is a
+    /// 64-bit program, and the daemon may trace it.
     fn can_be_traced(&self) -> bool {
-        // No descriptor has this number: EBADF says that we may have one.
+        // No descriptor has this number: EBADF means that the daemon may take one.
         let may = || client_mem::pidfd_getfd(self.pidfd.as_fd(), i32::MAX).err();
         self.clients.tracers.is_some()
             && IS_KNOWN
@@ -244,7 +244,7 @@ impl Client {
             && may() == Some(Errno::EBADF)
     }
 
-    /// See `Tracers::hold`. EOPNOTSUPP: threads of clients are not to be stopped.
+    /// See `Tracers::hold`. EOPNOTSUPP: threads of clients are never stopped.
     pub fn hold_thread(&self, tid: i32, closing: Vec<i32>) -> Result<tracers::Held, Errno> {
         let tracers = self.clients.tracers.as_ref().ok_or(Errno::EOPNOTSUPP)?;
         let (pid, pidfd, uid) = (self.pid, self.pidfd.clone(), self.uid);

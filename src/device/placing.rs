@@ -1,14 +1,15 @@
-//! Descriptors put into a process that knows nothing of it, and closed there, by system calls of a
-//! thread of its own that is stopped ([`Tracee`]).
+//! Descriptors that are put into a process which knows nothing of that, and closed there, by system
+//! calls of one of its threads, which is stopped ([`Tracee`]).
 //!
-//! The files come through a socketpair: the thread makes one, we take an end of it with
-//! `pidfd_getfd`, and the thread reads an SCM_RIGHTS message from the other. The kernel gives what
-//! comes the lowest free numbers, in order, so nothing of ours may lie among them: the socket first
-//! moves to a number above. Where the process has reached its RLIMIT_NOFILE, that is raised while
-//! the socket is made, and is as it was when the files come: they alone count. Past the hard limit
-//! that takes CAP_SYS_RESOURCE; without it, the process must have one number more than files come.
+//! The files come through a socketpair: the thread makes one, the daemon takes one end with
+//! `pidfd_getfd`, and the thread reads an SCM_RIGHTS message from the other. The kernel gives the
+//! files the lowest free numbers, in order, so no number of the socket may lie among them: the
+//! socket first moves to a higher number. Where the process has reached its RLIMIT_NOFILE, the
+//! limit is raised while the socket is made, and is as before when the files come, so that they
+//! alone count. To raise it past the hard limit takes CAP_SYS_RESOURCE; without that, the process
+//! must have one free number more than there are files.
 //!
-//! The messages and the numbers lie in a page that the thread maps for it: neither its stack nor
+//! The messages and the numbers lie in a page that the thread maps for them: neither its stack nor
 //! any memory that its other threads may use is touched.
 
 use super::tracee::Tracee;
@@ -24,7 +25,7 @@ use std::os::unix::fs::MetadataExt;
 
 /// `SCM_MAX_FD`: files in one message.
 const MOST_AT_ONCE: usize = 253;
-/// Bytes of what the thread maps, and what lies where in it.
+/// The size of the page that the thread maps, and the offsets in it.
 const PAGE: u64 = 4096;
 const PAIR: u64 = 0;
 const MESSAGE: u64 = 64;
@@ -32,20 +33,20 @@ const RANGE: u64 = 192;
 const BYTE: u64 = 256;
 const CONTROL: u64 = 512;
 
-/// A process, by one of its threads, which is stopped.
+/// A process, and its stopped thread, which makes the system calls.
 pub struct Place<'a> {
     pub tracee: &'a mut Tracee,
     pub tid: i32,
-    /// The process.
+    /// A descriptor of the process.
     pub pidfd: BorrowedFd<'a>,
 }
 
-/// Soft and hard.
+/// The soft and the hard limit.
 type Limit = libc::rlimit;
 
 impl Place<'_> {
     /// Installs files, all or none, close-on-exec, and returns their numbers: the lowest that are
-    /// free. EMFILE: so many are not; other errors are what the system calls fail with.
+    /// free. EMFILE: too few are free; other errors are those of the system calls.
     pub fn install(&mut self, files: &[RawFd]) -> Result<Vec<i32>, Errno> {
         const PROTECTION: u64 = (libc::PROT_READ | libc::PROT_WRITE) as u64;
         const KIND: u64 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
@@ -56,7 +57,7 @@ impl Place<'_> {
         installed
     }
 
-    /// Closes descriptors, as far as they are there.
+    /// Closes descriptors. Numbers that are not open are passed over.
     pub fn close(&mut self, numbers: &[i32]) {
         for number in numbers {
             let _ = self.close_one(*number as u64);
@@ -68,10 +69,11 @@ impl Place<'_> {
     }
 
     fn through_socket(&mut self, page: u64, files: &[RawFd]) -> Result<Vec<i32>, Errno> {
-        // With so many numbers in use, as many as are wanted are free below this one.
+        // With so many descriptors open, enough numbers for the files are free below this one.
         let mut above = (self.descriptors()? + files.len()) as u64;
         let raised = self.raise_limit(above + 3);
-        // Where it is no higher: the last number that is free, which is one less for the files.
+        // If the limit is lower than that, the socket takes the last free number, and the files
+        // have one fewer.
         let limit = self.limit(None).map_or(u64::MAX, |limit| limit.rlim_cur);
         let last = if limit < above + 3 { self.last_free_below(limit) } else { Ok(above) };
         let sockets = last.and_then(|last| {
@@ -96,7 +98,8 @@ impl Place<'_> {
         }
     }
 
-    /// Our end of a pair of sockets, and the number of the process's, at least `above`.
+    /// The daemon's end of a socketpair, and the number of the process's end, which is at least
+    /// `above`.
     fn sockets(&mut self, page: u64, above: u64) -> Result<(OwnedFd, u64), Errno> {
         let kind = (libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC) as u64;
         let pair = [libc::AF_UNIX as u64, kind, 0, page + PAIR, 0, 0];
@@ -109,7 +112,7 @@ impl Place<'_> {
         });
         read?;
         let ours = getfd(self.pidfd, self.tid, high as i32);
-        // First, for it may be the number that is wanted.
+        // Closed first, since the next call may want this number.
         let _ = self.close_one(high);
         let duplicate = libc::F_DUPFD_CLOEXEC as u64;
         let theirs = self.tracee.system_call(libc::SYS_fcntl, [low, duplicate, above, 0, 0, 0]);
@@ -120,13 +123,13 @@ impl Place<'_> {
                 let _ = self.close_one(theirs);
                 Err(errno)
             }
-            // The number is above what the process may have.
+            // EINVAL: the number is above the process's limit.
             (_, Err(Errno::EINVAL)) => Err(Errno::EMFILE),
             (_, Err(errno)) => Err(errno),
         }
     }
 
-    /// Adds the numbers of what was installed, which may be less than all when this fails.
+    /// Receives files, and adds their numbers to `installed`; some of them even if this fails.
     fn receive(
         &mut self,
         page: u64,
@@ -139,7 +142,7 @@ impl Place<'_> {
         let room = HEADER + files.len() * 4;
         let words =
             |words: &[u64]| words.iter().flat_map(|it| it.to_ne_bytes()).collect::<Vec<_>>();
-        // `struct msghdr` and `struct iovec` of 64-bit programs; nobody's name.
+        // `struct msghdr` and `struct iovec` of 64-bit programs; no address.
         let message = [0, 0, page + RANGE, 1, page + CONTROL, room as u64, 0];
         let memory = self.tracee.memory();
         memory.write(page + RANGE, &words(&[page + BYTE, 1]))?;
@@ -164,31 +167,31 @@ impl Place<'_> {
         }
     }
 
-    /// How many descriptors the process has.
+    /// How many descriptors the process has open.
     fn descriptors(&self) -> Result<usize, Errno> {
         let path = format!("/proc/{}/fd", self.tid);
-        // Since Linux 6.2 the size of the directory.
+        // Since Linux 6.2 this is the size of the directory.
         match fs::metadata(&path).map_err(super::client::errno)?.size() {
             0 => Ok(fs::read_dir(path).map_err(super::client::errno)?.count()),
             size => Ok(size as usize),
         }
     }
 
-    /// Lets the process have `wanted` numbers, for a moment: the limit now, and the one before.
-    /// None: it has as many, or we may not.
+    /// Raises the limit of the process to `wanted` numbers for a moment. Returns the limit now, and
+    /// the one before. None: the limit is high enough, or the daemon may not raise it.
     fn raise_limit(&self, wanted: u64) -> Option<(Limit, Limit)> {
         let before = self.limit(None)?;
         if before.rlim_cur >= wanted {
             return None;
         }
         let higher = Limit { rlim_cur: wanted, rlim_max: before.rlim_max.max(wanted) };
-        // Past the hard limit it takes CAP_SYS_RESOURCE.
+        // Past the hard limit, raising takes CAP_SYS_RESOURCE.
         let hard = Limit { rlim_cur: before.rlim_max.min(wanted), ..before };
         let raised = [higher, hard].into_iter().find(|new| self.limit(Some(new)).is_some())?;
         Some((raised, before))
     }
 
-    /// The highest number below `limit` that is free. EMFILE: none is.
+    /// The highest free number below `limit`. EMFILE: none is free.
     fn last_free_below(&self, limit: u64) -> Result<u64, Errno> {
         let entries = fs::read_dir(format!("/proc/{}/fd", self.tid));
         let entries = entries.map_err(super::client::errno)?;
@@ -197,7 +200,7 @@ impl Place<'_> {
         (0..limit).rev().find(|number| !used.contains(number)).ok_or(Errno::EMFILE)
     }
 
-    /// Unless the process has changed it meanwhile.
+    /// Sets the limit back, unless the process has changed it meanwhile.
     fn restore_limit(&self, raised: Limit, before: Limit) {
         let now = self.limit(None);
         if now.is_some_and(|now| (now.rlim_cur, now.rlim_max) == (raised.rlim_cur, raised.rlim_max))
@@ -206,7 +209,7 @@ impl Place<'_> {
         }
     }
 
-    /// The limit of the process as it was, which is then changed to `new`.
+    /// The limit of the process; changes it to `new`, if given.
     fn limit(&self, new: Option<&Limit>) -> Option<Limit> {
         let mut before = Limit { rlim_cur: 0, rlim_max: 0 };
         let new = new.map_or(std::ptr::null(), std::ptr::from_ref);

@@ -44,7 +44,8 @@ pub enum CopyOut {
 pub struct IoctlReply {
     responder: Responder,
     out: CopyOut,
-    /// Whose thread waits, and its number, if it can be stopped at the end of this ioctl.
+    /// The client and the number of the waiting thread, if that can be stopped at the end of this
+    /// ioctl.
     caller: Option<(Arc<Client>, i32)>,
     /// Descriptors that the caller is to close before it is back in its program.
     closing: Vec<i32>,
@@ -56,7 +57,7 @@ impl IoctlReply {
         IoctlReply { responder, out, caller: None, closing: Vec::new() }
     }
 
-    /// The calling thread may be stopped when this ends.
+    /// Allows the calling thread to be stopped at the end of this ioctl.
     pub fn can_be_held(&mut self, client: Arc<Client>, tid: i32) {
         self.caller = Some((client, tid));
     }
@@ -96,7 +97,7 @@ impl binder::Completion for IoctlReply {
 impl IoctlReply {
     fn finish(self, result: i32, argument: &[u8]) {
         let IoctlReply { responder, out, caller, closing } = self;
-        // It lets the thread go on when it is dropped.
+        // Dropping the held thread lets it go on.
         let _held = caller.filter(|_| !closing.is_empty()).and_then(|(client, tid)| {
             let held = client.hold_thread(tid, closing);
             let log = |errno: &Errno| {

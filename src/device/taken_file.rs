@@ -20,7 +20,7 @@ pub struct TakenFile {
 }
 
 impl TakenFile {
-    /// Holds a descriptor that counts as `held`, and among those of all `clients`.
+    /// A descriptor that is charged as `held`, and counts among those of all `clients`.
     pub(super) fn new(
         file: OwnedFd,
         clients: Arc<Clients>,
@@ -48,7 +48,7 @@ impl binder::File for TakenFile {
     }
 }
 
-/// Our numbers of files. EBADF: one is not a file that was taken from a client.
+/// The daemon's numbers of the files. EBADF: one of them was not taken from a client.
 pub(super) fn taken_descriptors(files: &[Arc<dyn binder::File>]) -> Result<Vec<RawFd>, Errno> {
     let number = |file: &Arc<dyn binder::File>| {
         let taken = file.as_any().downcast_ref::<TakenFile>()?;

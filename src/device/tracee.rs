@@ -1,17 +1,19 @@
-//! One thread of a client, stopped at the end of its ioctl, and system calls made in its place.
+//! One thread of a client, stopped at the end of its ioctl, and the system calls that it is made to
+//! make.
 //!
-//! The states of a thread: *seized* (it goes on, and will stop at the end of its system call, once
-//! [`Tracee::interrupt`] was called), *stopped* (its registers and its signal mask are kept, all
-//! signals wait, and it makes the system calls that it is told), *released* (registers and mask are
-//! its own again, perhaps with another result of its ioctl, and it goes on untraced), *gone* (it
-//! was killed; every further call says ESRCH).
+//! The states of a thread: *seized* (it goes on, and stops at the end of its system call once
+//! [`Tracee::interrupt`] was called); *stopped* (its registers and its signal mask are kept, all
+//! signals wait, and it makes the system calls that it is told to make); *released* (its registers
+//! and mask are restored, perhaps with another result of its ioctl, and it goes on untraced);
+//! *gone* (it was killed: every further call fails with ESRCH).
 //!
-//! All calls must come from one thread of ours, which has seized it: the kernel refuses others.
-//! When that thread ends, the kernel releases what it has seized, as it is.
+//! All calls must come from the one thread of the daemon that has seized it: the kernel refuses
+//! others. When that thread of the daemon ends, the kernel releases the threads that it has seized,
+//! as they are.
 //!
-//! The system calls are made at the `syscall` instruction that the thread's ioctl came from, so
-//! nothing has to be executable that was not. A file of x86-64 numbers and registers: elsewhere
-//! seizing fails with EOPNOTSUPP ([`IS_KNOWN`]).
+//! The system calls are made at the `syscall` instruction of the thread's ioctl, so no other memory
+//! has to be executable. This file knows the numbers and registers of x86-64; elsewhere seizing
+//! fails with EOPNOTSUPP ([`IS_KNOWN`]).
 
 use crate::Errno;
 use crate::client_mem::{ClientMemory, ProcessMemory};
@@ -23,8 +25,8 @@ use std::time::{Duration, Instant};
 /// Whether threads of this machine's architecture can be stopped.
 pub const IS_KNOWN: bool = true;
 
-/// `PTRACE_O_SUSPEND_SECCOMP` (Linux 4.3), which nix has no name for: no filter looks at what the
-/// thread calls as long as it is traced. It takes CAP_SYS_ADMIN.
+/// `PTRACE_O_SUSPEND_SECCOMP` (Linux 4.3), for which nix has no name: no seccomp filter checks the
+/// thread's system calls as long as it is traced. Takes CAP_SYS_ADMIN.
 const SUSPEND_SECCOMP: i32 = 1 << 21;
 #[cfg(target_env = "musl")]
 type Request = libc::c_int;
@@ -37,16 +39,16 @@ const EVENT_STOP: i32 = 128;
 const SYSTEM_CALL: i32 = libc::SIGTRAP | 0x80;
 /// The code segment of 64-bit programs (`__USER_CS`).
 const CODE_64: u64 = 0x33;
-/// `syscall`.
+/// The bytes of the `syscall` instruction.
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
 
-/// What a thread had when it was stopped.
+/// What a thread had when it was stopped, to be restored.
 struct Kept {
     registers: libc::user_regs_struct,
     signal_mask: u64,
 }
 
-/// A thread that this one has seized.
+/// A thread of a client that the calling thread has seized.
 pub struct Tracee {
     tid: Pid,
     memory: ProcessMemory,
@@ -54,9 +56,9 @@ pub struct Tracee {
     is_gone: bool,
 }
 
-/// Why a thread does not run.
+/// Why a thread has stopped.
 enum Stop {
-    /// By `interrupt`, or a group stop.
+    /// By `interrupt`, or by a group stop.
     Event,
     SystemCall,
     /// This signal is about to be delivered.
@@ -64,9 +66,9 @@ enum Stop {
 }
 
 impl Tracee {
-    /// EPERM: the kernel does not allow it, or somebody traces the thread already; ESRCH: there is
-    /// none. With `suspend_seccomp` its filters are off until it is released; EPERM and EINVAL:
-    /// that cannot be.
+    /// Seizes a thread. EPERM: the kernel does not allow it, or the thread is traced already;
+    /// ESRCH: there is no such thread. With `suspend_seccomp` its filters are off until it is
+    /// released; EPERM and EINVAL also mean that this is not possible.
     pub fn seize(tid: i32, suspend_seccomp: bool) -> Result<Tracee, Errno> {
         assert_nothing_held();
         let mut options = Options::PTRACE_O_TRACESYSGOOD;
@@ -79,27 +81,28 @@ impl Tracee {
         Ok(Tracee { tid, memory, kept: None, is_gone: false })
     }
 
-    /// Has the thread stop before it is back in its program. From here on its system call is
+    /// Makes the thread stop before it is back in its program. From here on its system call is
     /// interrupted as by a signal, but no handler runs.
     pub fn interrupt(&self) -> Result<(), Errno> {
         ptrace::interrupt(self.tid)
     }
 
-    /// Its memory, as long as it is seized.
+    /// The thread's memory, as long as it is seized.
     pub fn memory(&self) -> &ProcessMemory {
         &self.memory
     }
 
-    /// Waits for the thread to stop at the end of the ioctl `cmd`. ETIMEDOUT: it has not, within
-    /// `patience`; EOPNOTSUPP: it is a 32-bit program, or its call came in an unusual way; EINTR:
-    /// it was in no such ioctl. It goes on as it was when this is dropped.
+    /// Waits for the thread to stop at the end of the ioctl `cmd`. ETIMEDOUT: it has not stopped
+    /// within `patience`; EOPNOTSUPP: it is a 32-bit program, or has made the call in an unusual
+    /// way; EINTR: it was in no such ioctl. The thread goes on as it was when this value is
+    /// dropped.
     pub fn stop(&mut self, cmd: u32, patience: Duration) -> Result<(), Errno> {
         let deadline = Instant::now() + patience;
         loop {
             let signal = match self.wait(Some(deadline))? {
                 Stop::Event => break,
                 Stop::SystemCall => 0,
-                // One that was on its way already.
+                // A signal that was on its way already.
                 Stop::Signal(signal) => signal,
             };
             self.go_on(libc::PTRACE_CONT, signal)?;
@@ -115,7 +118,7 @@ impl Tracee {
         }
         let signal_mask = self.signal_mask().inspect_err(|_| self.detach())?;
         self.kept = Some(Kept { registers, signal_mask });
-        // Whatever comes waits, as it would while the thread is in its ioctl.
+        // From here on signals wait, as they do while the thread is in its ioctl.
         self.set_signal_mask(u64::MAX)
     }
 
@@ -124,20 +127,22 @@ impl Tracee {
         self.kept.as_ref().map(|kept| kept.registers.rdx).ok_or(Errno::ESRCH)
     }
 
-    /// The ioctl returns `result`, which may be a negative errno, whatever it was answered.
+    /// Makes the ioctl return `result`, which may be a negative errno, whatever the daemon's reply
+    /// was.
     pub fn set_result(&mut self, result: i64) {
         if let Some(kept) = &mut self.kept {
             kept.registers.rax = result as u64;
         }
     }
 
-    /// Makes a system call, which must not wait for anybody. ESRCH also when the thread is gone.
+    /// Makes the thread make a system call, which must not wait. ESRCH also when the thread is
+    /// gone.
     pub fn system_call(&mut self, number: i64, arguments: [u64; 6]) -> Result<u64, Errno> {
         let kept = self.kept.as_ref().ok_or(Errno::ESRCH)?;
         let mut registers = kept.registers;
         registers.rip = registers.rip.wrapping_sub(2);
         registers.rax = number as u64;
-        // Not in a system call: there is nothing to be restarted before this one.
+        // The thread is in no system call: none has to be restarted before this one.
         registers.orig_rax = u64::MAX;
         [registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8, registers.r9] =
             arguments;
@@ -153,11 +158,11 @@ impl Tracee {
         }
     }
 
-    /// Lets the thread go on in its program, with its registers and signals as they were. False: it
-    /// is not stopped, and will be seized until this thread of ours ends.
+    /// Lets the thread go on in its program, with its registers and signals as they were. False:
+    /// the thread is not stopped, and stays seized until the calling thread ends.
     pub fn release(&mut self) -> bool {
         let Some(kept) = self.kept.take() else { return self.is_gone };
-        // Errors: it is gone, and nothing is left to be put right.
+        // An error means that the thread is gone, and that nothing has to be restored.
         let _ = ptrace::setregs(self.tid, kept.registers);
         let _ = self.set_signal_mask(kept.signal_mask);
         self.detach();
@@ -165,13 +170,13 @@ impl Tracee {
     }
 
     fn detach(&mut self) {
-        // The kernel looks for what is pending, and restarts a call whose result says so. A group
-        // stop that has come meanwhile takes effect.
+        // The kernel looks for pending signals, and restarts a call whose result asks for that. A
+        // group stop that has come meanwhile takes effect.
         let _ = ptrace::detach(self.tid, None);
         self.is_gone = true;
     }
 
-    /// Lets it go on until it begins or ends a system call.
+    /// Lets the thread go on until it begins or ends a system call.
     fn run_to_system_call(&mut self) -> Result<(), Errno> {
         let mut signal = 0;
         loop {
@@ -181,15 +186,15 @@ impl Tracee {
                 Stop::SystemCall => return Ok(()),
                 // A group stop: it takes effect when the thread is released.
                 Stop::Event => 0,
-                // Only SIGSTOP comes through the mask; it stops the others, too.
+                // Only SIGSTOP gets through the mask; it stops the other threads, too.
                 Stop::Signal(signal) => signal,
             };
         }
     }
 
-    /// nix knows only signals that have names.
+    /// Resumes the thread by libc, since nix knows only signals that have names.
     fn go_on(&self, request: Request, signal: i32) -> Result<(), Errno> {
-        // SAFETY: the kernel reads no memory of ours for these requests.
+        // SAFETY: the kernel reads no memory of this process for these requests.
         let result = unsafe {
             libc::ptrace(
                 request,
@@ -201,7 +206,7 @@ impl Tracee {
         Errno::result(result).map(drop)
     }
 
-    /// Waits until it stops: a little while busily, for mostly that is what it takes.
+    /// Waits until the thread stops: at first busily, since mostly that is long enough.
     fn wait(&mut self, deadline: Option<Instant>) -> Result<Stop, Errno> {
         const BUSY: u32 = 200;
         const LONGEST: Duration = Duration::from_millis(5);

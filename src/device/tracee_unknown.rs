@@ -1,5 +1,5 @@
-//! Where it is not known how to stop a thread: see `tracee.rs`, which this stands for on
-//! architectures other than x86-64.
+//! Takes the place of `tracee.rs` on architectures other than x86-64, where the daemon does not
+//! know how to stop a thread.
 
 use crate::Errno;
 use crate::client_mem::ProcessMemory;
@@ -8,11 +8,11 @@ use std::time::Duration;
 
 pub const IS_KNOWN: bool = false;
 
-/// There is none.
+/// There is no value of this type.
 pub struct Tracee(Infallible);
 
 impl Tracee {
-    /// EOPNOTSUPP.
+    /// Always EOPNOTSUPP.
     pub fn seize(_tid: i32, _suspend_seccomp: bool) -> Result<Tracee, Errno> {
         Err(Errno::EOPNOTSUPP)
     }

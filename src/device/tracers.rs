@@ -1,21 +1,21 @@
-//! The threads of ours that stop threads of clients, to give them descriptors.
+//! The daemon's threads that stop threads of clients, to give them descriptors.
 //!
 //! A client that knows nothing of fakebinder gets its descriptors in this way:
-//! 1. [`Tracers::hold`]: the thread, which waits in an ioctl, is seized, and will stop when that
-//!    ends. No other thread of the client notices.
-//! 2. Whoever asked ends the ioctl as one that is to be called again (-ERESTARTSYS).
+//! 1. [`Tracers::hold`]: the thread, which waits in an ioctl, is seized, and will stop when the
+//!    ioctl ends. No other thread of the client notices.
+//! 2. The caller of `hold` ends the ioctl as one that is to be called again (-ERESTARTSYS).
 //! 3. [`HeldThread::install_files`]: at its stop the thread itself makes the system calls that
 //!    bring the files ([`placing`](super::placing)).
-//! 4. [`HeldThread::finish`]: the ioctl has its result after all, and the thread goes on. Where a
-//!    [`Held`] is dropped instead, the thread calls the ioctl again, and what it was given is
-//!    closed.
+//! 4. [`HeldThread::finish`]: the ioctl has its result after all, and the thread goes on. If a
+//!    [`Held`] is dropped instead, the thread calls the ioctl again, and the descriptors that it
+//!    was given are closed.
 //!
-//! The kernel takes all of this from one thread for each that is stopped, so there is a thread of
-//! ours for each of them, from 1 to 4. It is used again if all went well. Where a client does not
-//! come to its stop (a frozen one, say) it ends after a while, and so does the seizure: the client
-//! never stops, and the ioctl is called again.
+//! The kernel takes all ptrace calls for a stopped thread from one thread only. So each stopped
+//! thread has a thread of the daemon, from step 1 to step 4, which is used again if all went well.
+//! If a client does not come to its stop (a frozen one, say), that thread of the daemon ends after
+//! a while, and with it the seizure: the client never stops, and the ioctl is called again.
 //!
-//! How many there are is bounded, for each process, for each user, and in all.
+//! Their number is bounded: for each process, for each user, and in all.
 
 use super::placing::Place;
 use super::taken_file::taken_descriptors;
@@ -32,28 +32,28 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::time::Duration;
 
-/// Threads at a time: in all, for one user other than root, and for one process.
+/// The most threads at a time: in all, for one user other than root, and for one process.
 const MOST: usize = 128;
 const MOST_OF_USER: usize = MOST / 2;
 const MOST_OF_PROCESS: usize = 16;
 /// How long a client may take to come to its stop.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long its descriptors may take in all.
+/// How long the installing of a transaction's descriptors may take in all.
 const INSTALL_PATIENCE: Duration = Duration::from_secs(3);
-/// How long a thread of ours waits for more to do.
+/// How long a thread of the daemon waits for a further job.
 const IDLE: Duration = Duration::from_secs(2);
 
 /// A thread of a client that is in an ioctl.
 #[derive(Clone)]
 pub struct Subject {
-    /// The thread group, which must be that of the thread.
+    /// The thread group that the thread must belong to.
     pub pid: i32,
     pub pidfd: Arc<OwnedFd>,
     pub uid: u32,
     pub tid: i32,
 }
 
-/// See [the module](self).
+/// The threads of the daemon that stop threads of clients, as [the module](self) says.
 #[derive(Default)]
 pub struct Tracers {
     state: Mutex<State, rank::Tracers>,
@@ -61,7 +61,7 @@ pub struct Tracers {
 
 #[derive(Default)]
 struct State {
-    /// Those that wait for something to do.
+    /// The threads that wait for a job.
     idle: Vec<(u64, SyncSender<Job>)>,
     last: u64,
     count: usize,
@@ -69,7 +69,7 @@ struct State {
     by_process: HashMap<i32, usize>,
 }
 
-/// What counts as one, until it is dropped.
+/// Counts as one thread, until it is dropped.
 struct Counted {
     tracers: Arc<Tracers>,
     uid: u32,
@@ -93,10 +93,10 @@ impl Drop for Counted {
     }
 }
 
-/// What a thread of ours does with one of a client's.
+/// What a thread of the daemon does with a thread of a client.
 struct Job {
     subject: Subject,
-    /// To be closed in any case.
+    /// Descriptors that are closed in any case.
     closing: Vec<i32>,
     ready: SyncSender<Result<(), Errno>>,
     orders: Receiver<Order>,
@@ -130,12 +130,12 @@ impl HeldThread for Held {
 }
 
 impl Tracers {
-    /// Seizes a thread, whose ioctl is to be ended next. What is in `closing` is closed in the
-    /// client before the thread goes on, whatever comes.
+    /// Seizes a thread, whose ioctl is to be ended next. The descriptors in `closing` are closed in
+    /// the client before the thread goes on, in any case.
     ///
-    /// EPERM: it is of another process, is traced already (a debugger, strace), has seccomp filters
-    /// that we cannot suspend, or we may not trace it; EAGAIN: too many are on their way; ESRCH: it
-    /// is gone.
+    /// EPERM: the thread belongs to another process, is traced already (a debugger, strace), has
+    /// seccomp filters that the daemon cannot suspend, or the daemon may not trace it; EAGAIN: too
+    /// many threads are held; ESRCH: the thread is gone.
     pub fn hold(self: &Arc<Self>, subject: Subject, closing: Vec<i32>) -> Result<Held, Errno> {
         assert_nothing_held();
         let (ready, is_ready) = sync_channel(1);
@@ -176,7 +176,8 @@ impl Tracers {
         thread.spawn(run).map(drop).map_err(|_| Errno::EAGAIN)
     }
 
-    /// A thread of ours, which ends where it still has a client's: then the kernel lets that go.
+    /// The life of a thread of the daemon. It ends if it still has a client's thread seized: then
+    /// the kernel lets that thread go.
     fn run(self: Arc<Self>, first: Job) {
         let mut next = Some(first);
         while let Some(job) = next.take() {
@@ -197,7 +198,7 @@ impl Tracers {
                 state.idle.retain(|(other, _)| *other != ticket);
                 let taken = state.idle.len() == before;
                 drop(state);
-                // Somebody has taken it out, and sends a job.
+                // Another thread has taken this one out of the list, and sends a job.
                 taken.then(|| jobs.recv().ok()).flatten()
             });
         }
@@ -205,13 +206,13 @@ impl Tracers {
 }
 
 impl Job {
-    /// False: the client's thread is not done with, and this one must end.
+    /// False: the client's thread is not released, so this thread of the daemon must end.
     fn carry_out(self) -> bool {
         let mut tracee = match self.seize() {
             Ok(tracee) => tracee,
             Err(errno) => {
                 let _ = self.ready.send(Err(errno));
-                // It may have been seized, and not been interrupted.
+                // The client's thread may have been seized, but not interrupted.
                 return false;
             }
         };
@@ -219,7 +220,7 @@ impl Job {
         let stopped = tracee.stop(uapi::BINDER_WRITE_READ, PATIENCE);
         let (tid, pidfd) = (self.subject.tid, self.subject.pidfd.clone());
         let mut place = Place { tracee: &mut tracee, tid, pidfd: pidfd.as_fd() };
-        // What the client has been given, as long as it is not told of it.
+        // Descriptors that were installed, and of which the client has not been told.
         let mut untold = Vec::new();
         while let Ok(order) = self.orders.recv() {
             match order {
@@ -259,7 +260,7 @@ impl Job {
         }
         let is_filtered = field("Seccomp:").is_some_and(|mode| mode != 0);
         let tracee = Tracee::seize(tid, is_filtered).map_err(|errno| match errno {
-            // This kernel has no way to suspend a filter.
+            // This kernel cannot suspend seccomp filters.
             Errno::EINVAL => Errno::EPERM,
             errno => errno,
         })?;

@@ -3,11 +3,11 @@
 //! A worker never waits for a client on purpose, but a client can make one wait: its memory may lie
 //! behind a userfaultfd or a file system of its own, and then `process_vm_readv` takes as long as
 //! the client likes. A worker that has been at one request for [`WorkerLimits::stuck`] counts as
-//! held up, and another one is started in its place, up to [`WorkerLimits::most`]: so there are
-//! always [`WorkerLimits::least`] that serve. One that begins something long of the daemon's own
-//! says so, and is replaced at once (`stand_in`). A worker that comes back and finds that many
-//! others waiting for requests leaves. How many a client can hold up is bounded where it gets its
-//! places ([`crate::binder::copies`]).
+//! held up, and another one is started in its place, up to [`WorkerLimits::most`]: so
+//! [`WorkerLimits::least`] always serve. A worker that begins long work of the daemon's own says
+//! so, and is replaced at once (`stand_in`). A worker that comes back leaves if `least` others wait
+//! for requests already. How many workers a client can hold up is bounded where places are given
+//! out ([`crate::binder::copies`]).
 //!
 //! A supervisor looks for workers that are held up, and for clients that die while a worker is at
 //! work for them ([`Session::answer_the_dying`]). In an idle pool all threads sleep, the supervisor
@@ -49,17 +49,17 @@ impl WorkerLimits {
 struct Slot {
     /// The supervisor's tick at that time, plus 1; 0 while the worker waits for a request.
     began: AtomicU64,
-    /// The worker has said that its request will take long.
+    /// Whether the worker has said that its request will take long.
     is_away: AtomicBool,
 }
 
 thread_local! {
-    /// What this thread works for, if it is a worker.
+    /// The pool that this thread works for, if it is a worker.
     static PLACE: RefCell<Option<(Arc<Pool>, Arc<Slot>)>> = const { RefCell::new(None) };
 }
 
-/// The calling thread will be at its request for long. Where it is a worker, another one is started
-/// in its place unless enough are left that serve.
+/// The calling thread will be at its request for long. If it is a worker, another one is started in
+/// its place, unless enough others are left to serve.
 pub(super) fn stand_in() {
     PLACE.with_borrow(|place| {
         if let Some((pool, slot)) = place
