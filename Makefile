@@ -68,12 +68,15 @@ coverage-run: ## runs them in a build that counts
 
 # ---------------------------------------------------------------- changing the engine, and measuring it
 
-.PHONY: prototype wrong-rules planted-model bench bench-hog bench-stall demo-contention
+.PHONY: prototype wrong-rules planted-model models bench bench-hog bench-stall demo-contention
 prototype: build ## what a change does to conformance, random programs and latency; PROTOTYPE_FLAGS='--base main'
 	@scripts/prototype $(PROTOTYPE_FLAGS)
 
 wrong-rules: deps ## breaks rules on purpose, one at a time, in a copy of the tree: which tests notice?
 	@scripts/planted rules
+
+models: deps ## every order of steps of the page protocol and of deliveries, by a model checker
+	RUSTFLAGS='--cfg loom' cargo test --release --target-dir target/loom --test alloc_model --test delivery_model
 
 planted-model: deps ## breaks rules of the page protocol on purpose: does the model check notice?
 	@scripts/planted model

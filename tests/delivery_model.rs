@@ -28,6 +28,8 @@ impl Carriers for Later {
     }
 
     fn watch(&self) {}
+
+    fn held_up(&self) {}
 }
 
 impl Later {
