@@ -91,7 +91,8 @@ static int find(const unsigned char *returns, size_t size, __u32 wanted, struct 
 
 static void *serve(void *first) {
     __u32 begin = BC_ENTER_LOOPER;
-    unsigned char returns[256];
+    // In one page: a driver may write to two pages in two steps.
+    unsigned char returns[256] __attribute__((aligned(256)));
     struct commands write = {.done.command = BC_FREE_BUFFER, .transaction.command = BC_REPLY};
     write_read(&begin, sizeof begin, 0, 0);
     if (first) {
@@ -112,7 +113,7 @@ static void *serve(void *first) {
 }
 
 static void one_call(struct commands *write, int *has_buffer, int oneway) {
-    unsigned char returns[256];
+    unsigned char returns[256] __attribute__((aligned(256)));
     struct binder_transaction_data reply;
     void *from = *has_buffer ? (void *)write : (void *)&write->transaction;
     size_t size = *has_buffer ? sizeof *write : sizeof write->transaction;

@@ -181,7 +181,8 @@ fn an_empty_call_takes_few_system_calls() {
         calls.values().sum::<u64>() as f64 / CALLS as f64
     );
     // Three requests are read and answered, and five times a client's memory is touched: both
-    // programs' commands, what the server reads twice, what the caller reads.
+    // programs' commands, what the server reads twice, what the caller reads. (Six times where the
+    // caller's read buffer lies in two pages: the programs see to it that theirs do not.)
     for (name, most) in [
         ("read", 3),
         ("writev", 3),
