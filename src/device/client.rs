@@ -90,7 +90,10 @@ impl Namespaces {
 }
 
 /// The numbers on the line that starts with `key`.
-fn numbers<'a>(status: &'a str, key: &str) -> Option<impl DoubleEndedIterator<Item = i32> + 'a> {
+pub(super) fn numbers<'a>(
+    status: &'a str,
+    key: &str,
+) -> Option<impl DoubleEndedIterator<Item = i32> + 'a> {
     let line = status.lines().find_map(|line| line.strip_prefix(key))?;
     Some(line.split_ascii_whitespace().filter_map(|number| number.parse().ok()))
 }

@@ -17,6 +17,7 @@
 //!
 //! Their number is bounded: for each process, for each user, and in all.
 
+use super::client::{errno, numbers};
 use super::placing::Place;
 use super::taken_file::taken_descriptors;
 use super::tracee::Tracee;
@@ -250,11 +251,8 @@ impl Job {
     fn seize(&self) -> Result<Tracee, Errno> {
         let Subject { pid, tid, .. } = self.subject;
         let status = fs::read_to_string(format!("/proc/{tid}/status"));
-        let status = status.map_err(super::client::errno)?;
-        let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-            line.trim().parse::<i32>().ok()
-        };
+        let status = status.map_err(errno)?;
+        let field = |name: &str| numbers(&status, name)?.next();
         if field("Tgid:") != Some(pid) || field("TracerPid:") != Some(0) {
             return Err(Errno::EPERM);
         }
