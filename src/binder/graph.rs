@@ -228,11 +228,16 @@ impl Graph {
         self.ids.fetch_add(1, Ordering::Relaxed) + 1
     }
 
+    /// A number larger than all before it, for what keeps an order.
+    pub fn next_in_sequence(&mut self) -> u64 {
+        self.sequence += 1;
+        self.sequence
+    }
+
     /// Appends work to a list (`binder_enqueue_work_ilocked`); does nothing when the list's owner
     /// is gone.
     pub fn enqueue(&mut self, queue: Queue, work: Work) -> Option<Place> {
-        self.sequence += 1;
-        let sequence = self.sequence;
+        let sequence = self.next_in_sequence();
         let list = match queue {
             // Not to the list of a thread that is gone.
             Queue::Thread(id) => &mut self.threads.get_mut(&id)?.todo,

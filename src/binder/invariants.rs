@@ -289,15 +289,15 @@ impl Graph {
 
     /// The threads that wait for a process's work are exactly the parked ones that may take it.
     fn check_waiting(&self, id: ProcessId, record: &ProcessInner) -> Checked {
-        for (index, waiting) in record.waiting_threads.iter().enumerate() {
+        for (turn, waiting) in &record.waiting_threads {
             let thread = self.threads.get(waiting);
             rule!(
                 thread.is_some_and(|t| t.process == id && t.parked.is_some()),
                 "{record:?}: thread {waiting:?} waits for work and is not parked"
             );
             rule!(
-                !record.waiting_threads[..index].contains(waiting),
-                "{record:?}: thread {waiting:?} waits twice"
+                thread.is_some_and(|t| t.turn == Some(*turn)),
+                "{record:?}: thread {waiting:?} waits in a turn that is not its own"
             );
         }
         Ok(())
@@ -312,11 +312,13 @@ impl Graph {
         );
         let available = self.available_for_process_work(thread);
         let has_work = self.has_work(thread, available);
+        let waits = |turn| record.is_some_and(|it| it.waiting_threads.get(&turn) == Some(&id));
+        rule!(thread.turn.is_none_or(waits), "thread {tid} has a turn, and nobody knows of it");
         if let Some(parked) = &thread.parked {
             rule!(!has_work, "thread {tid} is parked though there is work for it");
             rule!(!parked.reply.interrupted(), "thread {tid} is parked though it has a signal");
             rule!(
-                !available || record.is_some_and(|record| record.waiting_threads.contains(&id)),
+                !available || thread.turn.is_some_and(waits),
                 "thread {tid} is parked and will not hear of its process's work"
             );
         }

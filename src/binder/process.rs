@@ -59,8 +59,9 @@ pub(crate) struct ProcessInner {
     pub death_cookies: Cookies,
     pub delivered_freeze: WorkList,
     pub freeze_cookies: Cookies,
-    /// Threads parked in a read that may take the process's work, latest last.
-    pub waiting_threads: Vec<ThreadId>,
+    /// Threads parked in a read that may take the process's work, by their turn
+    /// ([`Thread::turn`](super::thread::Thread::turn)): the latest to wait has the largest.
+    pub waiting_threads: BTreeMap<u64, ThreadId>,
     pub polls: Polls,
     pub max_threads: u32,
     pub requested_threads: u32,
@@ -100,7 +101,7 @@ impl ProcessInner {
             death_cookies: Cookies::new(),
             delivered_freeze: WorkList::default(),
             freeze_cookies: Cookies::new(),
-            waiting_threads: Vec::new(),
+            waiting_threads: BTreeMap::new(),
             polls: Polls::default(),
             max_threads: 0,
             requested_threads: 0,

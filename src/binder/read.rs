@@ -212,12 +212,14 @@ impl Graph {
         // A thread waits in one read. One that is parked already is of an earlier thread with this
         // id.
         self.end_parked_read(id, Errno::EINTR);
+        let turn = self.next_in_sequence();
         let Some(thread) = self.threads.get_mut(&id) else {
             return;
         };
         thread.parked = Some(read);
         if for_process && let Some(record) = self.processes.get_mut(&thread.process) {
-            record.waiting_threads.push(id);
+            thread.turn = Some(turn);
+            record.waiting_threads.insert(turn, id);
         }
     }
 

@@ -69,6 +69,8 @@ pub(crate) struct Thread {
     /// ioctl returns.
     pub close_on_return: Vec<i32>,
     pub parked: Option<Parked>,
+    /// The thread's key among those that wait for the process's work, while it does.
+    pub turn: Option<u64>,
     /// The transaction that is being written to the thread's memory; it stands in no list
     /// meanwhile.
     pub delivering: Option<TransactionId>,
@@ -117,6 +119,7 @@ impl Graph {
                 extended_error: ExtendedError::NONE,
                 close_on_return: Vec::new(),
                 parked: None,
+                turn: None,
                 delivering: None,
                 polled_in_vain: None,
                 known_read_buffer: None,
@@ -146,7 +149,11 @@ impl Graph {
     /// Takes a thread that waits for the process's work, the latest to wait first
     /// (`binder_select_thread_ilocked`).
     pub fn select_thread(&mut self, process: ProcessId) -> Option<ThreadId> {
-        self.processes.get_mut(&process)?.waiting_threads.pop()
+        let (_, id) = self.processes.get_mut(&process)?.waiting_threads.pop_last()?;
+        if let Some(thread) = self.threads.get_mut(&id) {
+            thread.turn = None;
+        }
+        Some(id)
     }
 
     /// Wakes a thread, or, where none waits in a read, those that poll
@@ -187,13 +194,13 @@ impl Graph {
 
     /// Takes a thread out of those that wait for the process's work.
     pub fn stop_waiting(&mut self, id: ThreadId) {
-        let Some(process) = self.threads.get(&id).map(|thread| thread.process) else {
+        let Some(thread) = self.threads.get_mut(&id) else {
             return;
         };
-        if let Some(record) = self.processes.get_mut(&process)
-            && let Some(index) = record.waiting_threads.iter().rposition(|waiting| *waiting == id)
+        if let Some(turn) = thread.turn.take()
+            && let Some(record) = self.processes.get_mut(&thread.process)
         {
-            record.waiting_threads.remove(index);
+            record.waiting_threads.remove(&turn);
         }
     }
 
