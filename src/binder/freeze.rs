@@ -14,6 +14,7 @@ use crate::client_log::{Kind, user_error};
 use crate::protocol::record::HandleCookie;
 use crate::protocol::returns::Return;
 use crate::quota::{Charge, bytes};
+use std::collections::VecDeque;
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -57,7 +58,7 @@ pub(crate) struct FreezeWait {
     pub caller: (ProcessId, i32),
     pub timeout_ms: u32,
     /// The processes still to be frozen; the first is the one that is waited for.
-    pub targets: Vec<Arc<Process>>,
+    pub targets: VecDeque<Arc<Process>>,
     pub finish: Finish,
 }
 

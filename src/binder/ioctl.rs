@@ -307,7 +307,7 @@ impl Process {
             ticket: self.context.shared.next_id(),
             caller: (self.id, call.tid),
             timeout_ms,
-            targets,
+            targets: targets.into(),
             finish: Finish { process, reply: call.reply, result: Ok(0), out: call.arg },
         });
         answer.into_iter().for_each(Answer::give);
@@ -317,7 +317,7 @@ impl Process {
     /// to wait for.
     fn freeze_next(&self, mut wait: FreezeWait) -> Option<Answer> {
         let shared = &self.context.shared;
-        while let Some(target) = wait.targets.first().cloned() {
+        while let Some(target) = wait.targets.front().cloned() {
             let ticket = wait.ticket;
             let timeout = Duration::from_millis(wait.timeout_ms.into());
             let caller = wait.caller;
@@ -334,7 +334,7 @@ impl Process {
                     wait.finish.result = Err(Errno::EINTR);
                     return Some(wait);
                 }
-                record.freeze_waits.push(wait);
+                record.freeze_waits.insert(ticket, wait);
                 None
             });
             let Some(returned) = returned else {
@@ -365,7 +365,7 @@ impl Process {
     /// Ends the freeze of the first target, which has no outstanding transactions or was waited for
     /// long enough.
     fn freeze_settled(&self, mut wait: FreezeWait) -> FreezeWait {
-        let target = wait.targets.remove(0);
+        let Some(target) = wait.targets.pop_front() else { return wait };
         let pending = target.txns_pending();
         let settled = target.context.locked(|graph| graph.freeze_settled(target.id, pending));
         wait.finish.result = settled.map(|()| 0);
@@ -376,9 +376,7 @@ impl Process {
     /// caller goes into the outbox.
     pub(crate) fn end_freeze_wait(self: &Arc<Self>, ticket: u64, end: FreezeEnd) {
         let wait = self.context.locked(|graph| {
-            let waits = &mut graph.processes.get_mut(&self.id)?.freeze_waits;
-            let index = waits.iter().position(|wait| wait.ticket == ticket)?;
-            let wait = waits.swap_remove(index);
+            let wait = graph.processes.get_mut(&self.id)?.freeze_waits.remove(&ticket)?;
             if end == FreezeEnd::Interrupted {
                 graph.freeze_abandoned(self.id);
             }

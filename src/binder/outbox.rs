@@ -19,7 +19,7 @@ use crate::lock_order::rank;
 use crate::sync::modelled::Mutex;
 use crate::sync::modelled::atomic::{AtomicU64, AtomicUsize, Ordering};
 use smallvec::SmallVec;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 /// What remains to be done once the lock is dropped.
@@ -35,7 +35,7 @@ pub(crate) enum Effect {
     /// Files that did not arrive; dropped outside the lock, since that may close them.
     DropFiles(Vec<Fixup>),
     /// The callers that wait for a frozen process, which has no outstanding transactions any more.
-    Frozen(Vec<FreezeWait>),
+    Frozen(BTreeMap<u64, FreezeWait>),
     /// A released process: dropping its last `Arc` frees its buffers.
     DropProcess(Arc<Process>),
     /// The device need not watch a thread any more.
@@ -109,7 +109,7 @@ impl Shared {
             match effect {
                 Effect::Answer(answer) => self.post_item(Item::Answer(answer)),
                 Effect::Frozen(waits) => {
-                    waits.into_iter().for_each(|wait| self.post_item(Item::Frozen(wait)));
+                    waits.into_values().for_each(|wait| self.post_item(Item::Frozen(wait)));
                 }
                 Effect::Poll(notice) => notice.give(),
                 Effect::FreeBuffer(process, buffer) => process.alloc.free_buf(&buffer),
@@ -141,7 +141,7 @@ impl Shared {
             match item {
                 Item::Answer(answer) => answer.carry_out(),
                 Item::Frozen(wait) => {
-                    if let Some(target) = wait.targets.first().cloned() {
+                    if let Some(target) = wait.targets.front().cloned() {
                         target.freeze_waited(wait);
                     }
                 }

@@ -15,7 +15,6 @@
 //! meanwhile, and says so first ([`Carriers::held_up`](super::Carriers::held_up)).
 //!
 //! What is done in one section all the same, and why that is short:
-//! - the callers that wait to freeze one process (`end_freeze_wait`): a blocked thread each;
 //! - what one read is given: a page of returns at most, and [`LINES_AT_ONCE`] pieces of work;
 //! - the polls of a file: eight of them.
 

@@ -72,7 +72,8 @@ pub(crate) struct ProcessInner {
     pub is_frozen: bool,
     pub sync_recv: bool,
     pub async_recv: bool,
-    pub freeze_waits: Vec<FreezeWait>,
+    /// By ticket.
+    pub freeze_waits: BTreeMap<u64, FreezeWait>,
     /// The number of the latest telling that this process froze or thawed.
     pub freeze_telling: u64,
     pub oneway_spam_detection: bool,
@@ -111,7 +112,7 @@ impl ProcessInner {
             is_frozen: false,
             sync_recv: false,
             async_recv: false,
-            freeze_waits: Vec::new(),
+            freeze_waits: BTreeMap::new(),
             freeze_telling: 0,
             oneway_spam_detection: false,
             deaths: 0,
