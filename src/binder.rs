@@ -127,7 +127,7 @@ struct FreezeCaller {
 /// The driver: its contexts and every open process.
 pub struct Binder {
     /// The contexts that [`Binder::context`] finds by name.
-    named: Mutex<Vec<Arc<Context>>, rank::Contexts>,
+    named: Mutex<BTreeMap<Arc<str>, Arc<Context>>, rank::Contexts>,
     shared: Arc<Shared>,
 }
 
@@ -233,11 +233,11 @@ impl Binder {
     /// The context of that name, made when it is new.
     pub fn context(&self, name: &str) -> Arc<Context> {
         let mut named = self.named.lock();
-        if let Some(context) = named.iter().find(|context| *context.name == *name) {
+        if let Some(context) = named.get(name) {
             return context.clone();
         }
         let context = self.new_context(name);
-        named.push(context.clone());
+        named.insert(context.name.clone(), context.clone());
         context
     }
 
@@ -269,8 +269,8 @@ impl Binder {
     /// that have the removed device open go on using it.
     pub fn forget_context(&self, context: &Arc<Context>) {
         let mut named = self.named.lock();
-        let forgotten =
-            named.iter().position(|it| Arc::ptr_eq(it, context)).map(|index| named.remove(index));
+        let is_named = named.get(&context.name).is_some_and(|it| Arc::ptr_eq(it, context));
+        let forgotten = is_named.then(|| named.remove(&context.name));
         drop(named);
         // Outside the lock: where this `Arc` is the last, the context takes other locks as it goes.
         drop(forgotten);
