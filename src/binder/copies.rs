@@ -13,7 +13,7 @@
 use crate::lock_order::rank;
 use crate::sync::modelled::Mutex;
 use crate::sync::modelled::atomic::{AtomicUsize, Ordering::SeqCst, fence};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// Copies of one open file that may be under way at a time: as many as a session has workers on a
@@ -53,7 +53,7 @@ impl Carriers for AtOnce {
 }
 
 /// What a waiting piece of work is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Subject {
     /// An ioctl of this thread that has not begun.
     Ioctl(i32),
@@ -154,10 +154,45 @@ impl Allowance {
     }
 }
 
+/// Work that waits for a place: in the order of its coming, and to be found by what it is about.
+#[derive(Default)]
+struct Queue {
+    works: BTreeMap<u64, (Subject, Waiting)>,
+    subjects: BTreeSet<(Subject, u64)>,
+    last: u64,
+}
+
+impl Queue {
+    fn push(&mut self, subject: Subject, work: Waiting) {
+        self.last += 1;
+        self.works.insert(self.last, (subject, work));
+        self.subjects.insert((subject, self.last));
+    }
+
+    /// Takes the oldest work.
+    fn pop(&mut self) -> Option<Waiting> {
+        let (number, (subject, work)) = self.works.pop_first()?;
+        self.subjects.remove(&(subject, number));
+        Some(work)
+    }
+
+    /// Takes all work about a subject, oldest first.
+    fn take(&mut self, subject: Subject) -> Vec<Waiting> {
+        let about = self.subjects.range((subject, 0)..=(subject, u64::MAX));
+        let numbers: Vec<_> = about.map(|(_, number)| *number).collect();
+        let mut taken = Vec::with_capacity(numbers.len());
+        for number in numbers {
+            self.subjects.remove(&(subject, number));
+            taken.extend(self.works.remove(&number).map(|(_, work)| work));
+        }
+        taken
+    }
+}
+
 #[derive(Default)]
 struct State {
     taken: usize,
-    waiting: VecDeque<(Subject, Waiting)>,
+    waiting: Queue,
     /// The client stands in the `starved` list of an allowance.
     starved: bool,
 }
@@ -196,7 +231,7 @@ impl Copies {
 
     /// Keeps `work` until there is a place, or until it is given up.
     pub fn wait(self: &Arc<Self>, subject: Subject, work: impl FnOnce(Turn) + Send + 'static) {
-        self.state.lock().waiting.push_back((subject, Box::new(work)));
+        self.state.lock().waiting.push(subject, Box::new(work));
         self.start_waiting();
         self.allowance.feed();
     }
@@ -216,23 +251,15 @@ impl Copies {
 
     /// Gives up the work about `subject` that still waits; returns whether there was any.
     pub fn give_up(&self, subject: Subject) -> bool {
-        let mut state = self.state.lock();
-        if state.waiting.is_empty() {
-            return false;
-        }
-        let (given_up, waiting) = std::mem::take(&mut state.waiting)
-            .into_iter()
-            .partition::<VecDeque<_>, _>(|(about, _)| *about == subject);
-        state.waiting = waiting;
-        drop(state);
+        let given_up = self.state.lock().waiting.take(subject);
         let some = !given_up.is_empty();
-        given_up.into_iter().for_each(|(_, work)| work(Turn::GivenUp));
+        given_up.into_iter().for_each(|work| work(Turn::GivenUp));
         some
     }
 
     /// How many pieces of work wait; for tests.
     pub fn waiting(&self) -> usize {
-        self.state.lock().waiting.len()
+        self.state.lock().waiting.works.len()
     }
 
     /// Begins waiting work, as far as there are places. Every caller calls [`Allowance::feed`]
@@ -241,12 +268,12 @@ impl Copies {
     fn start_waiting(self: &Arc<Self>) {
         loop {
             let mut state = self.state.lock();
-            if state.waiting.is_empty() || state.taken >= self.most {
+            if state.waiting.works.is_empty() || state.taken >= self.most {
                 return;
             }
             match self.allowance.take() {
                 Ok(()) => {
-                    let Some((_, work)) = state.waiting.pop_front() else {
+                    let Some(work) = state.waiting.pop() else {
                         return self.allowance.give_back();
                     };
                     state.taken += 1;
@@ -268,7 +295,7 @@ impl Copies {
         let mut state = self.state.lock();
         state.taken -= 1;
         self.allowance.give_back();
-        let waits = !state.waiting.is_empty();
+        let waits = !state.waiting.works.is_empty();
         drop(state);
         // Other clients that starve for the place given back come before this client's own work.
         if self.allowance.is_wanted() {
