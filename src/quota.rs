@@ -175,14 +175,37 @@ pub mod bytes {
 pub struct Quotas {
     limits: UserLimits,
     memory: Arc<Memory>,
-    users: Mutex<Users>,
+    users: Mutex<ByUid<User>>,
 }
 
-#[derive(Debug, Default)]
-struct Users {
-    by_uid: HashMap<u32, Weak<User>>,
-    /// At this size the table drops users who hold nothing any more.
+/// Something of each user, as long as anybody keeps it.
+#[derive(Debug)]
+pub struct ByUid<T> {
+    known: HashMap<u32, Weak<T>>,
+    /// At this size the table drops what nobody keeps any more.
     sweep_at: usize,
+}
+
+impl<T> Default for ByUid<T> {
+    fn default() -> ByUid<T> {
+        ByUid { known: HashMap::new(), sweep_at: 0 }
+    }
+}
+
+impl<T> ByUid<T> {
+    /// What the user of this uid has, made when there is none.
+    pub fn get_or_make(&mut self, uid: u32, make: impl FnOnce() -> Arc<T>) -> Arc<T> {
+        if let Some(known) = self.known.get(&uid).and_then(Weak::upgrade) {
+            return known;
+        }
+        if self.known.len() >= self.sweep_at {
+            self.known.retain(|_, it| it.strong_count() > 0);
+            self.sweep_at = (self.known.len() * 2).max(64);
+        }
+        let made = make();
+        self.known.insert(uid, Arc::downgrade(&made));
+        made
+    }
 }
 
 impl Quotas {
@@ -198,22 +221,15 @@ impl Quotas {
 
     /// The user of this uid. All callers get the same one, as long as any of them keeps it.
     pub fn user(&self, uid: u32) -> Arc<User> {
-        let mut users = self.users.lock();
-        if let Some(user) = users.by_uid.get(&uid).and_then(Weak::upgrade) {
-            return user;
-        }
-        if users.by_uid.len() >= users.sweep_at {
-            users.by_uid.retain(|_, user| user.strong_count() > 0);
-            users.sweep_at = (users.by_uid.len() * 2).max(64);
-        }
-        let user = Arc::new(User {
-            uid,
-            limits: if uid == 0 { UserLimits::NONE } else { self.limits },
-            held: Default::default(),
-            memory: Some(self.memory.clone()),
-        });
-        users.by_uid.insert(uid, Arc::downgrade(&user));
-        user
+        let new = || {
+            Arc::new(User {
+                uid,
+                limits: if uid == 0 { UserLimits::NONE } else { self.limits },
+                held: Default::default(),
+                memory: Some(self.memory.clone()),
+            })
+        };
+        self.users.lock().get_or_make(uid, new)
     }
 }
 
@@ -401,7 +417,7 @@ mod tests {
         let quotas = quotas(What::Opens, 1, None);
         let held = quotas.user(1_000_000).hold(What::Opens, 1).expect("one");
         (0..10_000).for_each(|uid| drop(quotas.user(uid)));
-        assert!(quotas.users.lock().by_uid.len() <= 128);
+        assert!(quotas.users.lock().known.len() <= 128);
         assert!(quotas.user(1_000_000).hold(What::Opens, 1).is_err());
         drop(held);
     }

@@ -10,7 +10,7 @@ use crate::binder::copies::{Allowance, COPIES, Carriers, Copies};
 use crate::client_log::{Caller, Kind, client_log, user_error};
 use crate::lock_order::rank;
 use crate::probe::{Verb, fault};
-use crate::quota::{Quotas, User, What};
+use crate::quota::{ByUid, Quotas, User, What};
 use crate::shortage::is_shortage;
 use crate::sync::Mutex;
 use crate::{Errno, binder, client_mem, uapi};
@@ -126,7 +126,7 @@ fn most_taken() -> usize {
 pub struct Clients {
     threads: Threads,
     by_pid: Mutex<HashMap<i32, Weak<Client>>, rank::Clients>,
-    users: Mutex<HashMap<u32, Weak<Allowance>>, rank::Allowances>,
+    users: Mutex<ByUid<Allowance>, rank::Allowances>,
     carriers: Arc<dyn Carriers>,
     /// How many of the daemon's descriptors are files on their way from one client to another.
     pub(super) taken: AtomicUsize,
@@ -164,13 +164,8 @@ impl Clients {
         if let Some(known) = self.find(pid).filter(|known| binder::Task::has_pid(&**known)) {
             return known.allowance.clone();
         }
-        let mut users = self.users.lock();
-        let user = users.get(&uid).and_then(Weak::upgrade).unwrap_or_else(|| {
-            users.retain(|_, user| user.strong_count() > 0);
-            let user = Allowance::new(self.quotas.limit(uid, What::StalledCopies), None);
-            users.insert(uid, Arc::downgrade(&user));
-            user
-        });
+        let new = || Allowance::new(self.quotas.limit(uid, What::StalledCopies), None);
+        let user = self.users.lock().get_or_make(uid, new);
         Allowance::new(COPIES_OF_A_PROCESS, Some(user))
     }
 
