@@ -3,7 +3,8 @@
 mod common;
 
 use common::binderfs::Control;
-use common::{Daemon, Door, Pair, Target, open, skip, wait_until};
+use common::forked::Forked;
+use common::{Daemon, Door, PATIENCE, Pair, Target, open, skip, wait_until};
 use fakebinder::uapi;
 use fakebinder_client::{Call, Command, Device, Errno, Parcel, Reply, Return, Thread};
 use nix::mount::{MsFlags, mount};
@@ -103,6 +104,34 @@ fn processes_are_listed_while_devices_are_added() {
     }
     adding.join().unwrap();
     drop(opened);
+    daemon.stop();
+}
+
+/// More of them than one read of the directory has room for.
+#[test]
+fn each_of_many_processes_is_listed_once() {
+    if !Door::Fuse.is_here() {
+        return skip("/dev/fuse is not here");
+    }
+    let daemon = Daemon::start(Door::Fuse);
+    let device = daemon.fuse();
+    let processes = device.parent().unwrap().join("binder_logs/proc");
+    let listed = || -> Vec<String> {
+        let entries = fs::read_dir(&processes).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    let opener = || {
+        let Ok(_open) = fs::File::open(&device) else { return 1 };
+        nix::unistd::pause();
+        0
+    };
+    let openers: Vec<Forked> = (0..300).map(|_| Forked::start(opener)).collect();
+    assert!(wait_until(PATIENCE, || listed().len() >= openers.len()), "{:?}", listed());
+    let mut expected: Vec<i32> = openers.iter().map(|it| it.pid().as_raw()).collect();
+    expected.sort_unstable();
+    let expected: Vec<String> = expected.iter().map(i32::to_string).collect();
+    assert_eq!(listed(), expected);
+    drop(openers);
     daemon.stop();
 }
 

@@ -59,16 +59,24 @@ impl Binder {
 
     /// The processes that have a device open, by pid.
     pub fn pids(&self) -> Vec<i32> {
+        self.pids_from(i32::MIN, usize::MAX)
+    }
+
+    /// The same from a pid on: as many as are asked for, if there are so many.
+    pub fn pids_from(&self, least: i32, most: usize) -> Vec<i32> {
         let mut pids = Vec::new();
         for context in self.contexts() {
+            let mut left = most;
             context.in_pieces(|graph, after: Option<i32>| {
                 let mut last = after;
                 for _ in 0..LINES_AT_ONCE {
-                    let least =
-                        last.map_or((i32::MIN, ProcessId(0)), |pid| (pid, ProcessId(u64::MAX)));
-                    let later = (Bound::Excluded(least), Bound::Unbounded);
-                    let (pid, _) = *graph.by_pid.range(later).next()?;
+                    let from = match last {
+                        Some(pid) => Bound::Excluded((pid, ProcessId(u64::MAX))),
+                        None => Bound::Included((least, ProcessId(0))),
+                    };
+                    let (pid, _) = *graph.by_pid.range((from, Bound::Unbounded)).next()?;
                     handled();
+                    left = left.checked_sub(1)?;
                     pids.push(pid);
                     last = Some(pid);
                 }
@@ -77,7 +85,13 @@ impl Binder {
         }
         pids.sort_unstable();
         pids.dedup();
+        pids.truncate(most);
         pids
+    }
+
+    /// Whether a process has a device open.
+    pub fn has_open(&self, pid: i32) -> bool {
+        self.pids_from(pid, 1) == [pid]
     }
 
     /// `stats_show`.

@@ -218,7 +218,7 @@ impl Tree {
             }
             Node::Processes => {
                 let pid = std::str::from_utf8(name).ok()?.parse().ok()?;
-                self.hub.binder().pids().contains(&pid).then_some(Node::ProcessLog(pid))
+                self.hub.binder().has_open(pid).then_some(Node::ProcessLog(pid))
             }
             Node::Control
             | Node::Feature(_)
@@ -401,15 +401,11 @@ impl Tree {
         const DIRECTORY: u32 = libc::DT_DIR as u32;
         const FILE: u32 = libc::DT_REG as u32;
         const LINK: u32 = libc::DT_LNK as u32;
-        /// Devices come after all other entries, at their numbers: a removal shifts no other entry.
-        const FIRST_DEVICE: u64 = 16;
-        let pids: Vec<(i32, String)> = match directory {
-            Node::Processes => {
-                let pids = self.hub.binder().pids();
-                pids.into_iter().map(|pid| (pid, pid.to_string())).collect()
-            }
-            _ => Vec::new(),
-        };
+        /// Devices and processes come after all other entries, at their numbers: one that goes
+        /// shifts no other entry.
+        const FIRST_NUMBER: u64 = 16;
+        /// The bytes of the shortest entry (`fuse_dirent`).
+        const SHORTEST: usize = 32;
         let mut entries =
             vec![(directory.number(), DIRECTORY, &b"."[..]), (ROOT, DIRECTORY, &b".."[..])];
         match directory {
@@ -434,10 +430,6 @@ impl Tree {
                         .map(|(log, name)| (Node::Log(*log).number(), FILE, name.as_bytes())),
                 );
             }
-            Node::Processes => entries.extend(
-                pids.iter()
-                    .map(|(pid, name)| (Node::ProcessLog(*pid).number(), FILE, name.as_bytes())),
-            ),
             _ => {}
         }
         let mut listing = Vec::new();
@@ -446,10 +438,20 @@ impl Tree {
                 return listing;
             }
         }
+        let from = u32::try_from(offset.saturating_sub(FIRST_NUMBER)).unwrap_or(u32::MAX);
+        if directory == Node::Processes {
+            let least = i32::try_from(from).unwrap_or(i32::MAX);
+            for pid in self.hub.binder().pids_from(least, size / SHORTEST) {
+                let next = FIRST_NUMBER + u64::from(pid.unsigned_abs()) + 1;
+                let node = Node::ProcessLog(pid).number();
+                if !push_dirent(&mut listing, size, node, next, FILE, pid.to_string().as_bytes()) {
+                    break;
+                }
+            }
+        }
         if directory == Node::Root {
-            let from = u32::try_from(offset.saturating_sub(FIRST_DEVICE)).unwrap_or(u32::MAX);
             for (device, name) in self.devices.read().from(from) {
-                let next = FIRST_DEVICE + u64::from(device) + 1;
+                let next = FIRST_NUMBER + u64::from(device) + 1;
                 let node = Node::Link { device }.number();
                 if !push_dirent(&mut listing, size, node, next, LINK, name) {
                     break;

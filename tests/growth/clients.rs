@@ -65,9 +65,23 @@ pub const ROWS: &[Row] = &[
             assert!(waiting.iter().all(|(_, read)| !read.is_blocked()));
         })
     }),
-    all("the pids of n clients", |n| {
+    all("list the pids of n clients, some at a time", |n| {
         let (world, _clients) = crowd(n);
-        Box::new(move || assert_eq!(world.binder.pids().len(), n))
+        Box::new(move || {
+            let (mut least, mut listed) = (0, 0);
+            while let Some(last) = {
+                let some = world.binder.pids_from(least, 50);
+                listed += some.len();
+                some.last().copied()
+            } {
+                least = last + 1;
+            }
+            assert_eq!(listed, n);
+        })
+    }),
+    one("whether a process has a device open, among n", |n| {
+        let (world, clients) = crowd(n);
+        again(move || assert!(world.binder.has_open(clients[n / 2].pid)))
     }),
     all("the statistics of n clients, as text", |n| {
         let (world, _clients) = crowd(n);

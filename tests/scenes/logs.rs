@@ -50,6 +50,9 @@ fn the_state_tells_every_record_and_what_waits() {
     assert_eq!(own.matches("\nproc ").count(), 1, "{own}");
     assert_eq!(world.binder.log_process(1), None);
     assert_eq!(world.binder.pids(), [100, 200]);
+    assert_eq!(world.binder.pids_from(100, 1), [100]);
+    assert_eq!(world.binder.pids_from(101, 9), [200]);
+    assert!(world.binder.has_open(200) && !world.binder.has_open(150));
     free(&client, &first);
     drop(waiting);
     end(&world, [client, manager]);
