@@ -483,7 +483,7 @@ fn a_receiver_that_enters_a_user_namespace_sees_other_names_from_then_on() {
         let between = || {
             enter_user_namespace(USER);
             // The daemon looks again after that long.
-            std::thread::sleep(std::time::Duration::from_millis(5));
+            std::thread::sleep(std::time::Duration::from_millis(20));
         };
         let mut inside = Inside::start(target, 3, || {}, between);
         let told = [ROOT, ROOT, USER].map(|uid| inside.told_of(uid));

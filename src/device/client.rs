@@ -362,6 +362,11 @@ impl binder::Task for Client {
 
     /// Where /proc does not tell, the uid of the wire stands: one that the thread may take on.
     fn identity(&self, tid: i32, uid: u32) -> binder::Identity {
+        if tid == self.pid
+            && let Ok(euid) = ids::euid_of_first_thread(self.pidfd.as_fd())
+        {
+            return binder::Identity { euid, is_opener: true };
+        }
         match ids::euid_of_thread(self.pid, tid) {
             Ok(euid) => binder::Identity { euid, is_opener: true },
             Err(_) => {

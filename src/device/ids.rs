@@ -14,6 +14,8 @@ use nix::sys::stat::FileStat;
 use std::collections::HashMap;
 use std::ffi::CStr;
 use std::io::Write;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use std::{fmt, fs};
@@ -23,7 +25,7 @@ pub const NOBODY: u32 = u32::MAX;
 
 /// How long a thread is taken to be in the user namespace that it was last seen in. Only a thread
 /// that is alone in its process can leave it.
-const FRESH: Duration = Duration::from_millis(1);
+const FRESH: Duration = Duration::from_millis(10);
 
 /// How many threads of a client are remembered.
 const REMEMBERED: usize = 256;
@@ -38,6 +40,54 @@ pub fn euid(tid: i32) -> Result<u32, Errno> {
 /// The same, of a thread of the process `pid`. ENOENT: the thread belongs to another process.
 pub fn euid_of_thread(pid: i32, tid: i32) -> Result<u32, Errno> {
     stat(format_args!("/proc/{pid}/task/{tid}")).map(|it| it.st_uid)
+}
+
+/// What the kernel says of a process by its descriptor (`struct pidfd_info`, `linux/pidfd.h`).
+#[repr(C)]
+#[derive(Default)]
+pub struct PidfdInfo {
+    mask: u64,
+    cgroup_id: u64,
+    pid: u32,
+    tgid: u32,
+    ppid: u32,
+    ruid: u32,
+    rgid: u32,
+    euid: u32,
+    /// What lies behind it in the first version of the structure, of 64 bytes.
+    rest: [u32; 6],
+}
+
+nix::ioctl_readwrite!(
+    /// `PIDFD_GET_INFO`.
+    pidfd_get_info,
+    0xff,
+    11,
+    PidfdInfo
+);
+
+/// Whether this kernel is not known to lack it.
+static IS_KNOWN: AtomicBool = AtomicBool::new(true);
+
+/// The effective uid of the first thread of a process, while it waits for the daemon: as [`euid`],
+/// at an eighth of the price (measured). ENOTTY or EINVAL before Linux 6.13, which is asked once.
+pub fn euid_of_first_thread(pidfd: BorrowedFd<'_>) -> Result<u32, Errno> {
+    /// `PIDFD_INFO_PID` and `PIDFD_INFO_CREDS`.
+    const PID_AND_CREDENTIALS: u64 = 0b11;
+    if !IS_KNOWN.load(Relaxed) {
+        return Err(Errno::ENOTTY);
+    }
+    let mut info = PidfdInfo { mask: PID_AND_CREDENTIALS, ..Default::default() };
+    // SAFETY: the kernel writes the structure, whose size the request's number tells it.
+    match unsafe { pidfd_get_info(pidfd.as_raw_fd(), &mut info) } {
+        Ok(_) if info.mask & PID_AND_CREDENTIALS == PID_AND_CREDENTIALS => Ok(info.euid),
+        Ok(_) => Err(Errno::ENOTTY),
+        Err(errno @ (Errno::ENOTTY | Errno::EINVAL)) => {
+            IS_KNOWN.store(false, Relaxed);
+            Err(errno)
+        }
+        Err(errno) => Err(errno),
+    }
 }
 
 /// Stats a file whose name is short: called for every call, so nothing is allocated.
@@ -179,6 +229,7 @@ impl Namespaces {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsFd;
 
     #[test]
     fn a_map_is_read_from_outside() {
@@ -214,5 +265,18 @@ mod tests {
         assert_eq!([0, 1234].map(|uid| namespaces.name_of(tid, uid)), [0, 1234]);
         assert_eq!(namespaces.name_of(i32::MAX, 0), NOBODY, "no such thread");
         assert_eq!(euid(i32::MAX), Err(Errno::ENOENT));
+    }
+
+    /// Linux 6.13 and later say it by the descriptor; what they say is what /proc says.
+    #[test]
+    fn a_descriptor_of_a_process_tells_its_uid() {
+        let pid = nix::unistd::getpid().as_raw();
+        let pidfd = crate::client_mem::pidfd_open(pid).unwrap();
+        match euid_of_first_thread(pidfd.as_fd()) {
+            Err(Errno::ENOTTY | Errno::EINVAL) => {
+                assert!(!IS_KNOWN.load(Relaxed), "it is asked once");
+            }
+            told => assert_eq!(told, euid(pid)),
+        }
     }
 }
