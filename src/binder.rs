@@ -38,6 +38,7 @@ pub mod copies;
 mod death;
 mod delivery;
 mod exit;
+mod foresee;
 mod freeze;
 mod graph;
 pub mod invariants;

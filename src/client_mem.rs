@@ -13,9 +13,10 @@ use crate::sync::Mutex;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags};
+use smallvec::SmallVec;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// A stretch of memory that other processes may change while it is written to: a piece of a
 /// client's buffer as the daemon has it mapped. It is a destination for copies, never read.
@@ -74,6 +75,46 @@ pub trait ClientMemory: Send + Sync {
 
     /// Copies `src` to `addr` of the client.
     fn write(&self, addr: u64, src: &[u8]) -> Result<(), Errno>;
+
+    /// Copies as [`read`](Self::read) does, and in the same go what lies at the places that
+    /// [`sends_from`](Self::sends_from) was told last, as far as that can be read.
+    fn read_and_ahead(&self, addr: u64, dst: &mut [u8], _ahead: &mut Ahead) -> Result<(), Errno> {
+        self.read(addr, dst)
+    }
+
+    /// The client has sent what lies there: addresses and lengths in bytes, 0 for nothing.
+    fn sends_from(&self, _places: [(u64, u64); 2]) {}
+}
+
+/// How many bytes of a place are read ahead at most. More is copied by itself, straight to where it
+/// is to go.
+const MOST_AHEAD: u64 = 1024;
+
+/// Stretches of a client's memory that were read before they were asked for.
+#[derive(Debug, Default)]
+pub struct Ahead([(u64, SmallVec<[u8; 128]>); 2]);
+
+impl Ahead {
+    /// What was read of that stretch, if all of it was.
+    pub fn find(&self, addr: u64, length: usize) -> Option<&[u8]> {
+        self.0.iter().filter(|(_, bytes)| !bytes.is_empty()).find_map(|(start, bytes)| {
+            let from = usize::try_from(addr.checked_sub(*start)?).ok()?;
+            bytes.get(from..from.checked_add(length)?)
+        })
+    }
+
+    /// Keeps what `length` bytes that were read fill, in the order of the stretches.
+    fn keep(&mut self, mut length: usize) {
+        for (_, bytes) in &mut self.0 {
+            match length.checked_sub(bytes.len()) {
+                Some(left) => length = left,
+                None => {
+                    length = 0;
+                    bytes.clear();
+                }
+            }
+        }
+    }
 }
 
 /// The memory of another process, reached with `process_vm_readv` and `process_vm_writev`.
@@ -87,12 +128,18 @@ pub trait ClientMemory: Send + Sync {
 pub struct ProcessMemory {
     tid: Pid,
     given_up: AtomicBool,
+    /// Where the thread's last transaction had its data and its offsets: addresses and lengths.
+    sent_from: [(AtomicU64, AtomicU64); 2],
 }
 
 impl ProcessMemory {
     /// The memory of the thread `tid`, which waits in an ioctl.
     pub fn new(tid: i32) -> ProcessMemory {
-        ProcessMemory { tid: Pid::from_raw(tid), given_up: AtomicBool::new(false) }
+        ProcessMemory {
+            tid: Pid::from_raw(tid),
+            given_up: AtomicBool::new(false),
+            sent_from: Default::default(),
+        }
     }
 
     /// The thread waits no more: its number may soon be another thread's.
@@ -141,6 +188,34 @@ impl ClientMemory for ProcessMemory {
         let wanted = dst.len();
         fault(Verb::ReadMemory)?;
         Self::whole(process_vm_readv(self.tid, &mut [IoSliceMut::new(dst)], &remote), wanted)
+    }
+
+    fn read_and_ahead(&self, addr: u64, dst: &mut [u8], ahead: &mut Ahead) -> Result<(), Errno> {
+        for ((start, bytes), (addr, length)) in ahead.0.iter_mut().zip(&self.sent_from) {
+            *start = addr.load(Ordering::Relaxed);
+            bytes.resize(length.load(Ordering::Relaxed) as usize, 0);
+        }
+        let [(first_at, first), (second_at, second)] = &mut ahead.0;
+        if first.is_empty() && second.is_empty() {
+            return self.read(addr, dst);
+        }
+        self.before_copy()?;
+        fault(Verb::ReadMemory)?;
+        let remote = [(addr, dst.len()), (*first_at, first.len()), (*second_at, second.len())]
+            .map(|(base, len)| RemoteIoVec { base: base as usize, len });
+        let wanted = dst.len();
+        let mut local = [IoSliceMut::new(dst), IoSliceMut::new(first), IoSliceMut::new(second)];
+        let copied = process_vm_readv(self.tid, &mut local, &remote);
+        ahead.keep(copied.unwrap_or(0).saturating_sub(wanted));
+        Self::whole(copied.map(|copied| copied.min(wanted)), wanted)
+    }
+
+    fn sends_from(&self, places: [(u64, u64); 2]) {
+        for ((addr, length), place) in self.sent_from.iter().zip(places) {
+            let foreseen = if place.1 <= MOST_AHEAD { place.1 } else { 0 };
+            addr.store(place.0, Ordering::Relaxed);
+            length.store(foreseen, Ordering::Relaxed);
+        }
     }
 
     fn read_shared(&self, addr: u64, dst: SharedSlice<'_>) -> Result<(), Errno> {
@@ -409,6 +484,46 @@ mod tests {
         assert_eq!(own().read_shared(start + 4091, slice), Err(Errno::EFAULT));
         // SAFETY: the first half, which nothing refers to any more.
         unsafe { libc::munmap(start as *mut libc::c_void, page) };
+    }
+
+    #[test]
+    fn what_was_sent_last_is_read_ahead_as_far_as_it_can_be() {
+        let (commands, data, offsets) = ([1u8; 16], [2u8; 40], [3u8; 8]);
+        let at = |bytes: &[u8]| (bytes.as_ptr() as u64, bytes.len() as u64);
+        let memory = own();
+        let read = |from: &[u8]| {
+            let (mut got, mut ahead) = ([0; 16], Ahead::default());
+            let result = memory.read_and_ahead(at(from).0, &mut got, &mut ahead);
+            (result.map(|()| got), ahead)
+        };
+        let (got, ahead) = read(&commands);
+        assert_eq!(got, Ok(commands));
+        assert_eq!(ahead.find(at(&data).0, 1), None, "nothing is known yet");
+
+        memory.sends_from([at(&data), at(&offsets)]);
+        let (got, ahead) = read(&commands);
+        assert_eq!(got, Ok(commands));
+        assert_eq!(ahead.find(at(&data).0, 40), Some(&data[..]));
+        assert_eq!(ahead.find(at(&data).0 + 8, 32), Some(&data[8..]));
+        assert_eq!(ahead.find(at(&offsets).0, 8), Some(&offsets[..]));
+        assert_eq!(ahead.find(at(&data).0, 41), None, "one byte was not read");
+        assert_eq!(ahead.find(at(&data).0 - 1, 2), None);
+
+        // What cannot be read, and what comes behind it, is not there; the commands are.
+        memory.sends_from([(8, 40), at(&offsets)]);
+        let (got, ahead) = read(&commands);
+        assert_eq!(got, Ok(commands));
+        assert_eq!(ahead.find(8, 40), None);
+        assert_eq!(ahead.find(at(&offsets).0, 8), None);
+
+        memory.sends_from([(at(&data).0, MOST_AHEAD + 1), at(&offsets)]);
+        let (_, ahead) = read(&commands);
+        assert_eq!(ahead.find(at(&data).0, 1), None, "much is copied by itself");
+        assert_eq!(ahead.find(at(&offsets).0, 8), Some(&offsets[..]));
+
+        let (mut got, mut ahead) = ([0; 16], Ahead::default());
+        assert_eq!(memory.read_and_ahead(8, &mut got, &mut ahead), Err(Errno::EFAULT));
+        assert_eq!(ahead.find(at(&offsets).0, 8), None);
     }
 
     #[test]

@@ -119,6 +119,10 @@ impl<'a> Message<'a> {
     /// Copies the data and translates its objects. EFAULT: the sender's memory; EINVAL: an invalid
     /// offset or object; or the error of an object's translation.
     pub fn fill(&mut self) -> Result<(), Errno> {
+        self.sender.memory.sends_from([
+            (self.data.buffer, self.data.data_size),
+            (self.data.offsets, self.data.offsets_size),
+        ]);
         let mut offsets = vec![0; self.data.offsets_size as usize];
         if !offsets.is_empty() {
             self.sender.memory.read(self.data.offsets, &mut offsets).inspect_err(|_| {

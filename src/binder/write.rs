@@ -1,5 +1,6 @@
 //! Writing: the commands of a BINDER_WRITE_READ, one after the other (`binder_thread_write`).
 
+use super::foresee::Foreseen;
 use super::graph::{Graph, ProcessId, ThreadId};
 use super::section::Section;
 use super::send::Sender;
@@ -8,7 +9,7 @@ use super::{Identity, Process};
 use crate::Errno;
 use crate::alloc::Buffer;
 use crate::client_log::{Kind, user_error};
-use crate::client_mem::ClientMemory;
+use crate::client_mem::{Ahead, ClientMemory};
 use crate::protocol::command::Command;
 use crate::protocol::record::{TransactionData, WriteRead};
 use smallvec::SmallVec;
@@ -58,6 +59,17 @@ impl<'a> Commands<'a> {
         self.taken += size;
         self.next = self.next.wrapping_add(size as u64);
         Ok(&self.window[start..start + size])
+    }
+
+    /// The first fetch, which brings what the commands may point to as well.
+    fn begin(&mut self) -> Ahead {
+        let mut ahead = Ahead::default();
+        self.window.resize(self.ahead(), 0);
+        // Bytes that cannot be fetched are an error when their turn comes.
+        if self.memory.read_and_ahead(self.next, &mut self.window, &mut ahead).is_err() {
+            self.window.clear();
+        }
+        ahead
     }
 
     fn fetch(&mut self, size: usize) -> Result<(), Errno> {
@@ -123,10 +135,15 @@ impl Writer<'_, '_> {
         if commands.next >= commands.end {
             return Ok(());
         }
-        // Bytes that cannot be fetched are an error when their turn comes.
-        let _ = commands.fetch(commands.ahead());
+        let foreseen = Foreseen::new(self.memory, commands.begin());
         let mut prepared = self.prepare(&commands);
-        let result = self.carry_out_all(call, &mut commands, &mut prepared);
+        let mut writer = Writer {
+            section: &mut *self.section,
+            uid: self.uid,
+            memory: &foreseen,
+            known: &mut *self.known,
+        };
+        let result = writer.carry_out_all(call, &mut commands, &mut prepared);
         if let Some(Prepared { buffer: Ok(buffer), .. }) = prepared {
             self.section.leave();
             self.section.process().alloc.set_allow_user_free(&buffer, true);
