@@ -183,11 +183,14 @@ pub struct Process {
 /// What an entry into the driver has left to do for other clients; it is done when this value is
 /// dropped. By then the caller must have its answer, or be parked, and must have given back its
 /// [`copies::Place`], so that no caller waits for another client's memory.
-pub struct Due<'a>(&'a Shared);
+pub struct Due<'a>(&'a Arc<Shared>);
 
 impl Drop for Due<'_> {
     fn drop(&mut self) {
-        self.0.carry_out();
+        match self.0.carriers.must_not_stall() {
+            true => self.0.hand_over(),
+            false => self.0.carry_out(),
+        }
     }
 }
 
@@ -421,6 +424,11 @@ impl Process {
 
     fn due(&self) -> Due<'_> {
         Due(&self.context.shared)
+    }
+
+    /// The threads for work that may stall.
+    pub fn carriers(&self) -> &dyn Carriers {
+        &*self.context.shared.carriers
     }
 
     fn pid_from_client(&self, pid: i32) -> i32 {

@@ -37,6 +37,7 @@ pub mod timers;
 mod tracee;
 mod tracers;
 pub mod tree;
+pub mod uring;
 pub mod wire;
 pub mod workers;
 
@@ -248,22 +249,23 @@ impl Open {
     /// Serves an ioctl. The place is given back when the caller has its answer or is parked, and
     /// what is due to other clients is done after that.
     fn ioctl(
-        &self,
+        self: &Arc<Self>,
         header: &Header,
         ioctl: &Ioctl<'_>,
         responder: Responder,
-        place: Option<Place>,
+        mut place: Option<Place>,
     ) {
-        let due = self.serve(header, ioctl, responder);
+        let due = self.serve(header, ioctl, responder, &mut place);
         drop(place);
         drop(due);
     }
 
     fn serve(
-        &self,
+        self: &Arc<Self>,
         header: &Header,
         ioctl: &Ioctl<'_>,
         responder: Responder,
+        place: &mut Option<Place>,
     ) -> Option<binder::Due<'_>> {
         let size = uapi::ioc_size(ioctl.cmd);
         let Some(memory) = responder.memory() else {
@@ -287,10 +289,10 @@ impl Open {
                 true => CopyOut::Message { size: ioctl.out_size },
                 false => CopyOut::Nothing,
             };
-            return self.call(header, ioctl.cmd, argument, memory, responder, out);
+            return self.call(header, ioctl.cmd, argument, memory, responder, out, place);
         }
         if self.gathered.load(Ordering::Relaxed) {
-            return self.gather(header, ioctl, responder);
+            return self.gather(header, ioctl, responder, place);
         }
         let mut argument = FewBytes::from_elem(0, size);
         if reads_argument(ioctl.cmd) {
@@ -303,7 +305,7 @@ impl Open {
                         responder.session().name()
                     );
                     self.gathered.store(true, Ordering::Relaxed);
-                    return self.gather(header, ioctl, responder);
+                    return self.gather(header, ioctl, responder, place);
                 }
                 Err(errno) => {
                     shortage::note(&errno);
@@ -321,15 +323,16 @@ impl Open {
             },
             false => CopyOut::Nothing,
         };
-        self.call(header, ioctl.cmd, argument, memory, responder, out)
+        self.call(header, ioctl.cmd, argument, memory, responder, out, place)
     }
 
     /// One round of an ioctl whose data the kernel gathers (see [`retry`]).
     fn gather(
-        &self,
+        self: &Arc<Self>,
         header: &Header,
         ioctl: &Ioctl<'_>,
         responder: Responder,
+        place: &mut Option<Place>,
     ) -> Option<binder::Due<'_>> {
         match retry::step(ioctl.cmd, ioctl.arg, ioctl.input, ioctl.out_size) {
             Ok(Step::Again(needs)) => {
@@ -339,7 +342,7 @@ impl Open {
             Ok(Step::Ready { argument, memory, output, read_size }) => {
                 let memory = Arc::new(memory);
                 let out = CopyOut::Gathered { memory: memory.clone(), output, read_size };
-                self.call(header, ioctl.cmd, argument.into(), memory, responder, out)
+                self.call(header, ioctl.cmd, argument.into(), memory, responder, out, place)
             }
             Err(error) => {
                 responder.ioctl(-(error as i32), &[]);
@@ -348,14 +351,16 @@ impl Open {
         }
     }
 
+    #[expect(clippy::too_many_arguments, reason = "it is what all ways of an ioctl come to")]
     fn call(
-        &self,
+        self: &Arc<Self>,
         header: &Header,
         cmd: u32,
         argument: FewBytes,
         memory: Arc<dyn ClientMemory>,
         responder: Responder,
         out: CopyOut,
+        place: &mut Option<Place>,
     ) -> Option<binder::Due<'_>> {
         let mut reply = Box::new(IoctlReply::new(responder, out));
         if cmd == uapi::BINDER_WRITE_READ {
@@ -367,7 +372,7 @@ impl Open {
             reply.send(result, &argument);
             return None;
         }
-        Some(self.process.ioctl(Call {
+        let call = Call {
             tid: header.tid,
             uid: header.uid,
             nonblock: self.nonblock,
@@ -375,7 +380,22 @@ impl Open {
             arg: argument,
             memory,
             reply,
-        }))
+        };
+        if !workers::must_not_stall() {
+            return Some(self.process.ioctl(call));
+        }
+        match self.process.ioctl_without_memory(call) {
+            Ok(due) => Some(due),
+            Err(call) => {
+                let (open, place) = (self.clone(), place.take());
+                self.process.carriers().carry(Box::new(move || {
+                    let due = open.process.ioctl(*call);
+                    drop(place);
+                    drop(due);
+                }));
+                None
+            }
+        }
     }
 
     /// The thread group that has opened the device.

@@ -112,6 +112,16 @@ ranks! {
     Outbox,
     /// The workers of a session, and since when each is busy.
     Slots,
+    /// The answer that a worker of a queue has given and not submitted.
+    RingAnswer,
+    /// What a queue's workers are to do.
+    RingJobs,
+    /// What a queue's reserve is to submit.
+    RingInbox,
+    /// The queues of a session, once they are there.
+    Rings,
+    /// Requests that may have missed a signal.
+    Unlooked,
     /// Requests that an interrupt has not ended.
     HeldUp,
     /// The sleep of the supervisor of a session's workers.
@@ -170,9 +180,10 @@ impl Rank {
             Buffers => &[Lru, PageTable],
             SharedContexts | Attributes | Making | Stale | Created | Opens | Files | Listener
             | Channel | Clients | WatchedThreads | Tracers | UserNamespaces | Allowances
-            | Starved | Carriers | Watcher | Outbox | Slots | HeldUp | Supervisor | SessionEnd
-            | Timers | FreezeCallers | Missed | Latency | Gathered | InFlight | TransactionLog
-            | Lru | MmUsers | Maps | PageTable => &[],
+            | Starved | Carriers | Watcher | Outbox | Slots | RingAnswer | RingJobs | RingInbox
+            | Rings | Unlooked | HeldUp | Supervisor | SessionEnd | Timers | FreezeCallers
+            | Missed | Latency | Gathered | InFlight | TransactionLog | Lru | MmUsers | Maps
+            | PageTable => &[],
         }
     }
 }

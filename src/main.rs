@@ -275,6 +275,7 @@ fn open_doors(
                 max_devices: options.max_devices,
                 stats: options.stats,
                 passthrough: !options.no_passthrough,
+                transport: options.transport,
                 ..MountOptions::new(permissions)
             };
             fuse::open(&mount, &hub, devices, &mount_options, on_end(door.clone()))?;

@@ -166,6 +166,55 @@ pub const FOPEN_PASSTHROUGH: u32 = 1 << 7;
 /// flags2 of INIT (bit 37 of the whole): the server may open files in passthrough.
 pub const FUSE2_PASSTHROUGH: u32 = 1 << 5;
 
+/// flags2 of INIT (bit 41 of the whole): requests may come, and answers go, by io_uring (7.42).
+pub const FUSE2_OVER_IO_URING: u32 = 1 << 9;
+/// Commands of `IORING_OP_URING_CMD` on `/dev/fuse`: hands the kernel an entry for requests.
+pub const FUSE_IO_URING_CMD_REGISTER: u32 = 1;
+/// Takes the answer in an entry, and hands the entry back for the next request.
+pub const FUSE_IO_URING_CMD_COMMIT_AND_FETCH: u32 = 2;
+
+/// How a request or an answer lies in an entry.
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Default, Clone, Copy)]
+pub struct fuse_uring_ent_in_out {
+    /// None are known.
+    pub flags: u64,
+    /// The request by which the entry is committed.
+    pub commit_id: u64,
+    /// Bytes in the payload area.
+    pub payload_sz: u32,
+    /// Nothing.
+    pub padding: u32,
+    /// Nothing.
+    pub reserved: u64,
+}
+
+/// The first of an entry's two areas; the second is the payload.
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Clone, Copy)]
+pub struct fuse_uring_req_header {
+    /// `fuse_in_header` or `fuse_out_header`.
+    pub in_out: [u8; 128],
+    /// What an operation's request begins with.
+    pub op_in: [u8; 128],
+    /// Where what lies.
+    pub ring_ent_in_out: fuse_uring_ent_in_out,
+}
+
+/// The command area of an SQE on `/dev/fuse`.
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Default, Clone, Copy)]
+pub struct fuse_uring_cmd_req {
+    /// None are known.
+    pub flags: u64,
+    /// The request that is answered, for a commit.
+    pub commit_id: u64,
+    /// The queue, which is that of a CPU.
+    pub qid: u16,
+    /// Nothing.
+    pub padding: [u8; 6],
+}
+
 /// The reply to INIT, as of 7.40 (`max_stack_depth` lies in what was unused before).
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Default, Clone, Copy)]
@@ -440,4 +489,8 @@ const _: () = {
     assert!(size_of::<cuse_init_out>() == 72);
     assert!(size_of::<fuse_backing_map>() == 16);
     assert!(FUSE_DEV_IOC_BACKING_OPEN == 0x4010_e501);
+    assert!(size_of::<fuse_uring_ent_in_out>() == 32);
+    assert!(size_of::<fuse_uring_req_header>() == 288);
+    assert!(offset_of!(fuse_uring_req_header, ring_ent_in_out) == 256);
+    assert!(size_of::<fuse_uring_cmd_req>() == 24);
 };

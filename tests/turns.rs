@@ -74,12 +74,13 @@ fn directory() -> PathBuf {
 }
 
 /// A server and a caller of the device, who has called it some times.
-fn pair(device: &Path) -> (Stepping, Stepping) {
+fn pair(device: &Path, size: usize) -> (Stepping, Stepping) {
     let ping = build("ping.c", &directory()).expect("gcc is here");
     let start = |arguments: &[&str]| {
         Stepping::start(Command::new(&ping).arg(device).args(arguments)).expect("it starts")
     };
-    let (server, caller) = (start(&["serve"]), start(&["call", &CALLS.to_string()]));
+    let (count, size) = (CALLS.to_string(), size.to_string());
+    let (server, caller) = (start(&["serve"]), start(&["call", &count, &size]));
     (server, caller)
 }
 
@@ -107,7 +108,7 @@ fn an_empty_call_takes_few_sections_and_allocations() {
     let on_end = Box::new(|| {});
     fuse::open(&directory, &hub, vec![device], &options, on_end).unwrap();
     let mount = Mount(&directory);
-    let (_server, mut caller) = pair(&mount.0.join("turns"));
+    let (_server, mut caller) = pair(&mount.0.join("turns"), 0);
 
     let before = (context.sections(), ALLOCATIONS.load(Ordering::Relaxed));
     caller.go_on().unwrap();
@@ -159,45 +160,93 @@ impl Traced {
     }
 }
 
-#[test]
-fn an_empty_call_takes_few_system_calls() {
-    if !possible() {
-        return;
-    }
-    if Command::new("strace").arg("-V").output().is_err() {
-        return skip("it takes strace");
-    }
-    let _alone = alone();
+/// The system calls that a daemon makes for a call with so many bytes, by name.
+fn system_calls(transport: &str, size: usize) -> impl Fn(&str) -> f64 + use<> {
     as_important_as_usual();
-    let daemon = Daemon::start_as(&unique_name(), Door::Fuse);
-    let (_server, mut caller) = pair(&daemon.fuse());
+    let daemon = Daemon::start_with(&["--transport", transport], None);
+    let (_server, mut caller) = pair(&daemon.fuse(), size);
     let traced = Traced::start(daemon.pid());
     caller.go_on().unwrap();
     caller.line().unwrap();
     let calls = traced.stop();
-    let of = |name: &str| calls.get(name).copied().unwrap_or(0) as f64 / CALLS as f64;
     println!(
-        "a call: {:.2} system calls: {calls:?}",
+        "{transport}, {size} bytes: {:.2} system calls a call: {calls:?}",
         calls.values().sum::<u64>() as f64 / CALLS as f64
     );
-    // Three requests are read and answered, and five times a client's memory is touched: both
-    // programs' commands, what the server reads twice, what the caller reads. (Six times where the
-    // caller's read buffer lies in two pages: the programs see to it that theirs do not.)
-    for (name, most) in [
-        ("read", 3),
-        ("writev", 3),
-        ("process_vm_readv", 2),
-        ("process_vm_writev", 3),
-        // Whose uid it is, of who calls and of who replies; and once a millisecond, by what name
-        // either of them knows the other's.
-        ("newfstatat", 4),
-        // The nice values of who calls, of who is called, before the wait and after the reply.
-        ("getpriority", 4),
-        ("pidfd_send_signal", 0),
-        ("setpriority", 0),
-    ] {
-        // A few come from what is done beside the calls, and more of them on a busy machine.
-        assert!(of(name) <= f64::from(most) + 0.3, "{name}: {} a call", of(name));
+    daemon.stop();
+    move |name| calls.get(name).copied().unwrap_or(0) as f64 / CALLS as f64
+}
+
+/// Checks each of them, and says which are more. A few come from what is done beside the calls,
+/// and more of them on a busy machine.
+fn at_most(of: impl Fn(&str) -> f64, all: &[(&str, u32)]) {
+    for (name, most) in all {
+        assert!(of(name) <= f64::from(*most) + 0.3, "{name}: {} a call", of(name));
     }
+}
+
+/// Whatever the transport, five times a client's memory is touched: both programs' commands, what
+/// the server reads twice, what the caller reads. (Six times where the caller's read buffer lies in
+/// two pages: the programs see to it that theirs do not.)
+const MEMORY: [(&str, u32); 8] = [
+    ("process_vm_readv", 2),
+    ("process_vm_writev", 3),
+    // Whose uid it is, of who calls and of who replies. (Before Linux 6.13: newfstatat.)
+    ("ioctl", 2),
+    // Once every few milliseconds, by what name either of them knows the other's; before Linux
+    // 6.13 the uids, too.
+    ("newfstatat", 4),
+    // The nice values of who calls, of who is called, before the wait and after the reply.
+    ("getpriority", 4),
+    ("pidfd_send_signal", 0),
+    ("setpriority", 0),
+    ("pidfd_open", 0),
+];
+
+fn can_count() -> bool {
+    let can = possible() && Command::new("strace").arg("-V").output().is_ok();
+    if !can {
+        skip("it takes strace");
+    }
+    can
+}
+
+/// Three requests are read and answered.
+#[test]
+fn an_empty_call_takes_few_system_calls() {
+    if !can_count() {
+        return;
+    }
+    let _alone = alone();
+    let of = system_calls("read", 0);
+    at_most(&of, &MEMORY);
+    at_most(&of, &[("read", 3), ("writev", 3)]);
     assert!(of("read") >= 2.9, "the calls were not seen");
+}
+
+/// An answer, that of whoever is told of it, and the wait for the next request are one system call.
+#[test]
+fn over_io_uring_a_call_is_answered_by_three_system_calls() {
+    if !can_count() {
+        return;
+    }
+    if !Path::new("/sys/module/fuse/parameters/enable_uring").exists() {
+        return skip("this kernel has no FUSE over io_uring (Linux 6.14)");
+    }
+    let _alone = alone();
+    let of = system_calls("uring", 0);
+    at_most(&of, &MEMORY);
+    at_most(&of, &[("read", 0), ("writev", 0)]);
+    // Two clients on two processors are answered from two.
+    assert!((2.9..=4.5).contains(&of("io_uring_enter")), "{}", of("io_uring_enter"));
+}
+
+/// Once a thread has sent from a place, the data come with the commands.
+#[test]
+fn a_small_call_s_data_take_no_system_call() {
+    if !can_count() {
+        return;
+    }
+    let _alone = alone();
+    at_most(system_calls("read", 256), &MEMORY);
 }

@@ -23,8 +23,8 @@ use zerocopy::{FromBytes, IntoBytes};
 /// Each operating-system thread that calls [`write_read`](Device::write_read) is a binder thread of
 /// it. All methods but [`mmap`](Device::mmap) take `&self`, so that threads can share the device.
 ///
-/// Errors: every operation can give ENOTCONN, ECONNABORTED or ENODEV when the daemon behind a
-/// fakebinder device has gone ([`Error::is_disconnected`]); the further ones are named at each.
+/// Errors: every operation can give ENOTCONN, ECONNABORTED, ECANCELED or ENODEV when the daemon
+/// behind a fakebinder device has gone ([`Error::is_disconnected`]); the further ones are named at each.
 #[derive(Debug)]
 pub struct Device {
     // Dropped in this order: the mapping goes before the open file, as in a process that exits.

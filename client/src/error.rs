@@ -39,11 +39,12 @@ impl Error {
     }
 
     /// Whether the error says that the daemon behind a fakebinder device is gone. The kernel
-    /// reports it as ENOTCONN or ECONNABORTED (FUSE) or ENODEV (CUSE); the driver itself never
+    /// reports it as ENOTCONN or ECONNABORTED (FUSE; also as ECANCELED, if the request was on its
+    /// way through io_uring when the daemon was killed) or ENODEV (CUSE); the driver itself never
     /// gives one of these from an ioctl.
     pub fn is_disconnected(&self) -> bool {
         match self.errno {
-            Errno::ENOTCONN | Errno::ECONNABORTED => true,
+            Errno::ENOTCONN | Errno::ECONNABORTED | Errno::ECANCELED => true,
             // From mmap, ENODEV means that the device cannot be mapped.
             Errno::ENODEV => self.operation != "mmap",
             _ => false,

@@ -36,6 +36,12 @@ pub trait Carriers: Send + Sync {
     /// The calling thread will not be back soon: another thread is to serve in its place until
     /// then. Called with no lock held, any number of times.
     fn held_up(&self);
+
+    /// Whether requests that nobody else can take wait for the calling thread: then it must do
+    /// nothing that a client's memory may hold up, and has others do that.
+    fn must_not_stall(&self) -> bool {
+        false
+    }
 }
 
 /// Does the work at once, on the calling thread: for a driver whose clients' memory never stalls.

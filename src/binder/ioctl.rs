@@ -2,7 +2,7 @@
 
 use super::freeze::FreezeWait;
 use super::graph::ThreadId;
-use super::outbox::Effect;
+use super::outbox::{Effect, Item};
 use super::read::{Answer, Parked};
 use super::section::Section;
 use super::thread::ExtendedError;
@@ -32,17 +32,29 @@ impl Process {
     /// EINVAL: unknown ioctl, or an argument of the wrong length; ENOMEM: too many threads
     /// ([`Limits`](super::Limits)); further errors are named at each ioctl.
     pub fn ioctl(self: &Arc<Self>, call: Call) -> Due<'_> {
-        self.alloc.owner_calls();
-        let _caller = Caller { uid: call.uid, pid: self.pid, tid: call.tid }.enter();
-        self.serve(call);
+        let undone = self.try_ioctl(call, false);
+        debug_assert!(undone.is_none(), "an ioctl may always touch its caller's memory");
         self.due()
     }
 
-    fn serve(self: &Arc<Self>, call: Call) {
+    /// The same by a thread that [must not stall](super::Carriers::must_not_stall). An ioctl that
+    /// would have to touch its caller's memory is given back, and nothing was done for it.
+    pub fn ioctl_without_memory(self: &Arc<Self>, call: Call) -> Result<Due<'_>, Box<Call>> {
+        self.try_ioctl(call, true).map_or_else(|| Ok(self.due()), Err)
+    }
+
+    fn try_ioctl(self: &Arc<Self>, call: Call, without_memory: bool) -> Option<Box<Call>> {
+        self.alloc.owner_calls();
+        let _caller = Caller { uid: call.uid, pid: self.pid, tid: call.tid }.enter();
         let mut section = Section::new(self, call.tid);
         if call.cmd == BINDER_WRITE_READ {
-            return self.write_read(section, call);
+            return self.write_read(section, call, without_memory);
         }
+        self.other_ioctl(&mut section, call);
+        None
+    }
+
+    fn other_ioctl(self: &Arc<Self>, section: &mut Section<'_>, call: Call) {
         let thread = match section.enter() {
             Ok((_, thread)) => thread,
             Err(errno) => {
@@ -64,13 +76,25 @@ impl Process {
 
     /// BINDER_WRITE_READ: first the write part, then the read part. Consumed counts are copied
     /// back on errors and signals too.
-    fn write_read(self: &Arc<Self>, mut section: Section<'_>, mut call: Call) {
+    ///
+    /// Given back undone where it would have to touch memory and was told not to: a read that finds
+    /// nothing, or whose returns others can write, need not.
+    fn write_read(
+        self: &Arc<Self>,
+        mut section: Section<'_>,
+        mut call: Call,
+        without_memory: bool,
+    ) -> Option<Box<Call>> {
         let Ok(mut data) = WriteRead::read_from_bytes(&call.arg) else {
-            return call.reply.send(Err(Errno::EINVAL), &call.arg);
+            call.reply.send(Err(Errno::EINVAL), &call.arg);
+            return None;
         };
         let mut result = Ok(());
         let mut known = Known::default();
         if data.write_size > 0 {
+            if without_memory {
+                return Some(Box::new(call));
+            }
             let mut writer = Writer {
                 section: &mut section,
                 uid: call.uid,
@@ -86,6 +110,10 @@ impl Process {
             // The read will ask for the nice value; it is fetched here, outside the section.
             known.nice(self, call.tid);
         }
+        if without_memory && !self.may_park(&mut section, &data) {
+            section.leave();
+            return Some(Box::new(call));
+        }
         if result.is_ok() && data.read_size > 0 {
             result = self.begin_read(&mut section, &call, &data, &mut known);
             if result.is_ok()
@@ -95,7 +123,14 @@ impl Process {
                 let read = Parked::new(self.clone(), data, memory, nonblock, reply);
                 let answer = graph.resume_read(thread, read);
                 section.leave();
-                return answer.into_iter().for_each(Answer::give);
+                match answer {
+                    Some(answer) if without_memory => {
+                        self.context.shared.post_item(Item::Answer(answer));
+                    }
+                    Some(answer) => answer.give(),
+                    None => {}
+                }
+                return None;
             }
             if section.has_thread() {
                 section.graph().wakeup_leftover(self.id);
@@ -108,6 +143,14 @@ impl Process {
             // Nothing was done, since there is no thread record to do it for.
             Err(errno) => call.reply.send(Err(errno), &call.arg),
         }
+        None
+    }
+
+    /// Whether a read can begin without the look at its buffer (see `begin_read`).
+    fn may_park(&self, section: &mut Section<'_>, data: &WriteRead) -> bool {
+        let Ok((graph, id)) = section.enter() else { return false };
+        let known = graph.threads.get(&id).and_then(|thread| thread.known_read_buffer);
+        data.read_size > 0 && data.read_consumed == 0 && known == Some(data.read_buffer)
     }
 
     /// Makes the caller close the descriptors of buffers that it has freed before it is back in its

@@ -121,7 +121,7 @@ impl Shared {
         }
     }
 
-    fn post_item(&self, item: Item) {
+    pub fn post_item(&self, item: Item) {
         self.outbox.post(item);
         self.carriers.watch();
     }

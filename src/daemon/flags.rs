@@ -3,6 +3,7 @@
 use clap::{ArgAction, Parser, ValueEnum};
 use fakebinder::device::options::{MAX_DEVICES, MOST_DEVICES, Stats};
 use fakebinder::device::security_context::SecurityContexts;
+use fakebinder::device::uring::Transport;
 use fakebinder::memory::PageInstall;
 use fakebinder::probe::Injector;
 use fakebinder::quota::UserLimit;
@@ -33,6 +34,11 @@ pub struct Options {
     /// Where to mount the FUSE door's directory; made if it is not there
     #[arg(long, value_name = "DIR", default_value = "/dev/fakebinderfs")]
     pub mount: PathBuf,
+
+    /// How requests come to the FUSE door: through io_uring (Linux 6.14; root has the daemon set
+    /// /sys/module/fuse/parameters/enable_uring), or by reading /dev/fuse
+    #[arg(long, value_enum, default_value_t = Transport::Auto)]
+    pub transport: Transport,
 
     /// Where to make links to the FUSE door's devices; /dev unless told otherwise, and then nothing
     /// is amiss if it cannot be written

@@ -78,7 +78,9 @@ impl Drop for Carriers {
 
 impl binder::Carriers for Carriers {
     fn carry(&self, work: Work) {
-        self.0.carry(work);
+        if let Err(work) = workers::hand_over(work) {
+            self.0.carry(work);
+        }
     }
 
     fn watch(&self) {
@@ -90,6 +92,10 @@ impl binder::Carriers for Carriers {
 
     fn held_up(&self) {
         workers::stand_in();
+    }
+
+    fn must_not_stall(&self) -> bool {
+        workers::must_not_stall()
     }
 }
 

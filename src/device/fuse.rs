@@ -16,9 +16,10 @@ use opening::{Busy, OpenFile};
 
 use super::announce::Announcer;
 use super::options::MountOptions;
-use super::session::{Door, MAJOR, MINOR, Responder, Session};
+use super::session::{BUFFER_SIZE, Door, MAJOR, MINOR, Responder, Session};
 use super::stale::Stale;
 use super::tree::{Node, Tree};
+use super::uring::{self, Rings, Transport};
 use super::wire::{Forgotten, Header, Request};
 use super::{Device, Hub, Opens, mounts, workers};
 use crate::lock_order::rank;
@@ -57,6 +58,12 @@ pub enum Error {
     /// The workers could not be started.
     #[error("starting threads: {0}")]
     Threads(std::io::Error),
+    /// INIT did not come, or could not be answered.
+    #[error("the kernel did not begin a session: {0}")]
+    NoInit(Errno),
+    /// The transport that was asked for cannot be had.
+    #[error("--transport uring: {0}")]
+    Transport(#[from] uring::Error),
 }
 
 struct FuseDoor {
@@ -74,6 +81,12 @@ struct FuseDoor {
     /// Whether INIT agreed on passthrough.
     passthrough: AtomicBool,
     want_passthrough: bool,
+    want_uring: bool,
+    /// Whether INIT has been answered.
+    begun: AtomicBool,
+    /// Whether INIT agreed on io_uring.
+    over_uring: AtomicBool,
+    rings: Mutex<Option<Arc<Rings>>, rank::Rings>,
 }
 
 #[derive(Default)]
@@ -100,6 +113,11 @@ pub fn open(
         .custom_flags(libc::O_CLOEXEC)
         .open("/dev/fuse")
         .map_err(Error::Device)?;
+    let uring = match options.transport {
+        Transport::Read => None,
+        Transport::Auto => Some(uring::enable()),
+        Transport::Uring => Some(Ok(uring::enable()?)),
+    };
     let mount_options = format!(
         "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions",
         fuse.as_raw_fd()
@@ -117,7 +135,22 @@ pub fn open(
     let session = Session::new(fuse.into(), format!("{} (FUSE)", path.display()));
     let tree = Tree::new(hub.clone(), devices, options);
     let announcer = Announcer::new(Some((path.to_owned(), dev)));
-    let door = FuseDoor::new(session.clone(), tree, announcer, dev, options.passthrough);
+    let ask = matches!(uring, Some(Ok(())));
+    let door = FuseDoor::new(session.clone(), tree, announcer, dev, options.passthrough, ask);
+    door.begin().map_err(unmount)?;
+    let over_uring = uring.map(|enabled| enabled.and_then(|()| door.start_rings(path)));
+    match over_uring {
+        Some(Ok(queues)) => {
+            log::info!("{}: requests come through io_uring, {queues} queues", session.name());
+        }
+        Some(Err(error)) if options.transport == Transport::Uring => {
+            return Err(unmount(Error::Transport(error)));
+        }
+        Some(Err(error)) => {
+            log::info!("{}: requests are read from /dev/fuse: {error}", session.name());
+        }
+        None => log::info!("{}: requests are read from /dev/fuse, as told", session.name()),
+    }
     let closing = door.clone();
     let ended = Box::new(move || {
         closing.ended();
@@ -137,7 +170,7 @@ pub fn door(
     dev: u64,
 ) -> Arc<dyn Door> {
     let tree = Tree::new(hub.clone(), devices, options);
-    FuseDoor::new(session, tree, Announcer::new(None), dev, options.passthrough)
+    FuseDoor::new(session, tree, Announcer::new(None), dev, options.passthrough, false)
 }
 
 impl FuseDoor {
@@ -147,6 +180,7 @@ impl FuseDoor {
         announcer: Announcer,
         dev: u64,
         want_passthrough: bool,
+        want_uring: bool,
     ) -> Arc<FuseDoor> {
         Arc::new_cyclic(|this| FuseDoor {
             this: this.clone(),
@@ -159,11 +193,39 @@ impl FuseDoor {
             dev,
             passthrough: AtomicBool::new(false),
             want_passthrough,
+            want_uring,
+            begun: AtomicBool::new(false),
+            over_uring: AtomicBool::new(false),
+            rings: Mutex::default(),
         })
+    }
+
+    /// Answers INIT, which the kernel has sent when it mounted.
+    fn begin(&self) -> Result<(), Error> {
+        let mut buffer = vec![0; BUFFER_SIZE];
+        while !self.begun.load(Ordering::Relaxed) {
+            match self.session.receive(&mut buffer) {
+                Ok(Some(message)) => self.session.dispatch(message, self),
+                Ok(None) => return Err(Error::NoInit(Errno::ENODEV)),
+                Err(error) => return Err(Error::NoInit(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Requests come through rings from now on. How many.
+    fn start_rings(&self, mount: &Path) -> Result<usize, uring::Error> {
+        let door = self.this.upgrade().filter(|_| self.over_uring.load(Ordering::Relaxed));
+        let door = door.ok_or(uring::Error::NotOffered)?;
+        let rings = Rings::start(&self.session, door, Some(mount.to_owned()))?;
+        let queues = rings.queues();
+        *self.rings.lock() = Some(rings);
+        Ok(queues)
     }
 
     fn init(&self, (major, minor): (u32, u32), offered: u64, responder: Responder) {
         const PASSTHROUGH: u64 = (uapi::FUSE2_PASSTHROUGH as u64) << 32;
+        const OVER_IO_URING: u64 = (uapi::FUSE2_OVER_IO_URING as u64) << 32;
         if major < MAJOR {
             log::error!("{}: the kernel speaks FUSE {major}.{minor}", self.session.name());
             return responder.error(Errno::EPROTO);
@@ -179,6 +241,13 @@ impl FuseDoor {
                 self.session.name()
             );
         }
+        let mut max_pages = 0;
+        if self.want_uring && offered & OVER_IO_URING != 0 {
+            self.over_uring.store(true, Ordering::Relaxed);
+            flags |= OVER_IO_URING | u64::from(uapi::FUSE_INIT_EXT | uapi::FUSE_MAX_PAGES);
+            max_pages = uring::MAX_PAGES;
+        }
+        self.begun.store(true, Ordering::Relaxed);
         log::debug!("{}: FUSE {major}.{minor}, flags {offered:#x}", self.session.name());
         responder.value(&uapi::fuse_init_out {
             major: MAJOR,
@@ -189,6 +258,7 @@ impl FuseDoor {
             congestion_threshold: MAX_BACKGROUND * 3 / 4,
             max_write: MAX_WRITE,
             time_gran: 1,
+            max_pages,
             // Backing files are memfds, which lie on no further file system.
             max_stack_depth: u32::from(flags & PASSTHROUGH != 0),
             ..Default::default()
@@ -373,6 +443,10 @@ impl Door for FuseDoor {
     }
 
     fn ended(&self) {
+        let rings = self.rings.lock().take();
+        if let Some(rings) = rings {
+            rings.end();
+        }
         self.stale.iter().for_each(|stale| stale.end());
         self.opens.release_all();
     }

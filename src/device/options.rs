@@ -1,6 +1,7 @@
 //! What a mount of the FUSE door shows: the counterpart of binderfs's mount options.
 
 use super::tree::Permissions;
+use super::uring::Transport;
 
 /// How many devices there may be unless an option says so. (binderfs: a million.)
 pub const MAX_DEVICES: usize = 4096;
@@ -29,6 +30,8 @@ pub struct MountOptions {
     pub stats: Stats,
     /// False: act as if the kernel had no passthrough.
     pub passthrough: bool,
+    /// How requests come.
+    pub transport: Transport,
 }
 
 impl MountOptions {
@@ -39,6 +42,7 @@ impl MountOptions {
             max_devices: MAX_DEVICES,
             stats: Stats::Root,
             passthrough: true,
+            transport: Transport::Auto,
         }
     }
 }

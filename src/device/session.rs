@@ -2,7 +2,8 @@
 //!
 //! A FUSE mount, a CUSE device and, in tests, one end of a socketpair are the same here. Requests
 //! are read by the threads of a [pool](super::workers), handed to the [`Door`], and answered
-//! through their [`Responder`], from any thread, at once or much later.
+//! through their [`Responder`], from any thread, at once or much later. Where the kernel has it,
+//! most requests of a mount come another [way](ReplyWay) instead, through [rings](super::uring).
 //!
 //! Interrupts: a signal for a thread that waits for a reply makes the kernel send INTERRUPT,
 //! which another worker may read before the worker that has read the request gets any further.
@@ -73,8 +74,17 @@ pub trait Door: Send + Sync {
     fn ended(&self) {}
 }
 
+/// The way of an answer to a request that was not read from the session's descriptor. Such a
+/// request's answer always arrives.
+pub trait ReplyWay: Send {
+    /// `unique` 0: that of the request, where it could not be read.
+    fn reply(self: Box<Self>, unique: u64, error: i32, parts: &[&[u8]]);
+}
+
 /// A request that has been read and not been answered.
 struct InFlight {
+    /// How its answer goes to the kernel; none: through the session's descriptor.
+    way: Option<Box<dyn ReplyWay>>,
     /// Of an ioctl: what waits for it.
     waiting: Option<Waiting>,
     interrupted: bool,
@@ -126,6 +136,17 @@ pub struct Session {
     held_up: Mutex<Vec<(u64, i32)>, rank::HeldUp>,
     /// How many such requests there are.
     held_up_count: AtomicUsize,
+    /// Requests that came by another way than the descriptor, and may have missed a signal.
+    unlooked: Mutex<Unlooked, rank::Unlooked>,
+}
+
+/// See [`Session::look_for_signals`]. Requests and the threads that wait in them.
+#[derive(Default)]
+struct Unlooked {
+    /// Since the last look.
+    young: Vec<(u64, i32)>,
+    /// Since the one before.
+    old: Vec<(u64, i32)>,
 }
 
 impl Session {
@@ -137,6 +158,7 @@ impl Session {
             in_flight: Mutex::default(),
             held_up: Mutex::default(),
             held_up_count: AtomicUsize::new(0),
+            unlooked: Mutex::default(),
         })
     }
 
@@ -170,14 +192,25 @@ impl Session {
         }
     }
 
-    /// Decodes a message and has it answered.
+    /// Decodes a message that was [received](Self::receive), and has it answered.
     pub fn dispatch(self: &Arc<Self>, message: &[u8], door: &dyn Door) {
+        self.dispatch_from(message, None, door);
+    }
+
+    /// Decodes a message, and has it answered by the way that it came.
+    pub fn dispatch_from(
+        self: &Arc<Self>,
+        message: &[u8],
+        way: Option<Box<dyn ReplyWay>>,
+        door: &dyn Door,
+    ) {
         let (header, request) = match wire::decode(message) {
             Ok(decoded) => decoded,
             Err(malformed) => {
                 client_log!(Kind::BadRequest, "{}: malformed request: {malformed}", self.name);
-                if let Some(unique) = malformed.unique() {
-                    self.write(unique, -(Errno::EINVAL as i32), &[]);
+                let unique = malformed.unique().unwrap_or(0);
+                if unique != 0 || way.is_some() {
+                    self.reply(way, unique, -(Errno::EINVAL as i32), &[]);
                 }
                 return;
             }
@@ -193,14 +226,22 @@ impl Session {
             Request::Ioctl(Ioctl { fh, .. }) => Some(fh),
             _ => None,
         };
-        let memory = self.begin(&header, waits_on);
+        let memory = self.begin(&header, waits_on, way);
         let responder = Responder { session: self.clone(), unique: header.unique, memory };
         door.request(header, request, responder);
     }
 
     /// Puts a request in flight. Returns the caller's memory for an ioctl, which is on the open
     /// file `waits_on`.
-    fn begin(&self, header: &Header, waits_on: Option<u64>) -> Option<Arc<ProcessMemory>> {
+    fn begin(
+        &self,
+        header: &Header,
+        waits_on: Option<u64>,
+        way: Option<Box<dyn ReplyWay>>,
+    ) -> Option<Arc<ProcessMemory>> {
+        if waits_on.is_some() && way.is_some() {
+            self.unlooked.lock().young.push((header.unique, header.tid));
+        }
         let mut in_flight = self.in_flight.lock();
         let memory = waits_on.map(|_| in_flight.memory_of(header.tid));
         let waiting = waits_on.zip(memory.clone()).map(|(fh, memory)| Waiting {
@@ -208,7 +249,7 @@ impl Session {
             tid: header.tid,
             memory,
         });
-        in_flight.by_unique.insert(header.unique, InFlight { waiting, interrupted: false });
+        in_flight.by_unique.insert(header.unique, InFlight { way, waiting, interrupted: false });
         memory
     }
 
@@ -223,27 +264,53 @@ impl Session {
     }
 
     fn interrupt(&self, own_unique: u64, unique: u64, door: &dyn Door) {
+        if !self.interrupt_in_flight(unique, door) {
+            self.write(own_unique | INTERRUPT_BIT, -(Errno::EAGAIN as i32), &[]);
+            // Another thread has just read the request: let it go on.
+            std::thread::yield_now();
+        }
+    }
+
+    /// False when no such request is in flight.
+    fn interrupt_in_flight(&self, unique: u64, door: &dyn Door) -> bool {
         let waiting = {
             let mut in_flight = self.in_flight.lock();
-            match in_flight.by_unique.get_mut(&unique) {
-                Some(request) => {
-                    request.interrupted = true;
-                    request.waiting.as_ref().map(|waiting| (waiting.fh, waiting.tid))
-                }
-                None => {
-                    drop(in_flight);
-                    self.write(own_unique | INTERRUPT_BIT, -(Errno::EAGAIN as i32), &[]);
-                    // Another worker has just read the request and needs the processor.
-                    std::thread::yield_now();
-                    return;
-                }
-            }
+            let Some(request) = in_flight.by_unique.get_mut(&unique) else { return false };
+            request.interrupted = true;
+            request.waiting.as_ref().map(|waiting| (waiting.fh, waiting.tid))
         };
-        let Some((fh, tid)) = waiting else { return };
+        let Some((fh, tid)) = waiting else { return true };
         door.interrupt(fh, tid);
         if self.in_flight.lock().by_unique.contains_key(&unique) {
             self.held_up.lock().push((unique, tid));
             self.held_up_count.fetch_add(1, Ordering::SeqCst);
+        }
+        true
+    }
+
+    /// Whether there are requests that [`Session::look_for_signals`] is to look at.
+    pub fn has_unlooked(&self) -> bool {
+        let unlooked = self.unlooked.lock();
+        !unlooked.young.is_empty() || !unlooked.old.is_empty()
+    }
+
+    /// Looks, once, at each request that was there at the last call and has not been answered since:
+    /// if a signal is pending for its thread, that came while the request was on its way here, and
+    /// its INTERRUPT may have been lost. To be called every few milliseconds.
+    pub fn look_for_signals(&self, door: &dyn Door) {
+        let mut old = {
+            let mut unlooked = self.unlooked.lock();
+            let young = std::mem::take(&mut unlooked.young);
+            std::mem::replace(&mut unlooked.old, young)
+        };
+        {
+            let in_flight = self.in_flight.lock();
+            old.retain(|(unique, _)| in_flight.by_unique.contains_key(unique));
+        }
+        for (unique, tid) in old {
+            if !self.is_interrupted(unique) && signals::is_due(tid) {
+                self.interrupt_in_flight(unique, door);
+            }
         }
     }
 
@@ -282,7 +349,7 @@ impl Session {
             waiting.memory.give_up();
         }
         let out = uapi::fuse_ioctl_out { result: -(Errno::EINTR as i32), ..Default::default() };
-        self.write(unique, 0, &[uapi::bytes_of(&out)]);
+        self.reply(request.way, unique, 0, &[uapi::bytes_of(&out)]);
     }
 
     /// Sends an unsolicited message (`FUSE_NOTIFY_*`). ENOENT: the kernel does not know its
@@ -296,6 +363,13 @@ impl Session {
         let wakeup = uapi::fuse_notify_poll_wakeup_out { kh: handle };
         if let Err(error) = self.notify(uapi::FUSE_NOTIFY_POLL, &[uapi::bytes_of(&wakeup)]) {
             log::debug!("{}: poll notification: {error}", self.name);
+        }
+    }
+
+    fn reply(&self, way: Option<Box<dyn ReplyWay>>, unique: u64, error: i32, parts: &[&[u8]]) {
+        match way {
+            Some(way) => way.reply(unique, error, parts),
+            None => self.write(unique, error, parts),
         }
     }
 

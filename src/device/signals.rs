@@ -37,12 +37,24 @@ pub fn is_dying(tid: i32) -> bool {
     }
 }
 
+/// Whether a signal waits for the thread `tid`, which it will take when it leaves the kernel. A
+/// thread that is gone needs nothing.
+pub fn is_due(tid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{tid}/status")).is_ok_and(|status| says_due(&status))
+}
+
+fn says_due(status: &str) -> bool {
+    let mask = |name| field(status, name).unwrap_or(0);
+    (mask("SigPnd:") | mask("ShdPnd:")) & !(mask("SigBlk:") | mask("SigIgn:")) != 0
+}
+
+fn field(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
 fn says_dying(status: &str) -> bool {
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        u64::from_str_radix(line.trim(), 16).ok()
-    };
-    let mask = |name| field(name).unwrap_or(0);
+    let mask = |name| field(status, name).unwrap_or(0);
     // The kernel makes SIGKILL pending for every thread of a process that a signal ends.
     if mask("SigPnd:") & bit(libc::SIGKILL) != 0 {
         return true;
@@ -79,6 +91,17 @@ mod tests {
         assert!(!says_dying(&status(0, SIGUSR1, 0, SIGUSR1, 0)), "it is ignored");
         assert!(!says_dying(&status(SIGWINCH, 0, 0, 0, 0)), "it does nothing");
         assert!(!says_dying(&status(0, 0, 0, 0, 0)));
+    }
+
+    #[test]
+    fn a_signal_is_due_unless_it_is_blocked_or_ignored() {
+        use libc::{SIGKILL, SIGUSR1};
+        assert!(says_due(&status(SIGUSR1, 0, 0, 0, SIGUSR1)));
+        assert!(says_due(&status(0, SIGUSR1, 0, 0, SIGUSR1)));
+        assert!(says_due(&status(SIGKILL, 0, 0, 0, 0)));
+        assert!(!says_due(&status(SIGUSR1, 0, SIGUSR1, 0, SIGUSR1)), "it is blocked");
+        assert!(!says_due(&status(0, SIGUSR1, 0, SIGUSR1, 0)), "it is ignored");
+        assert!(!says_due(&status(0, 0, 0, 0, 0)));
     }
 
     #[test]

@@ -14,12 +14,14 @@
 //! too.
 
 use super::session::{BUFFER_SIZE, Door, Session};
+use crate::binder::copies::Work;
 use crate::client_log::{Kind, client_log};
 use crate::lock_order::rank;
 use crate::probe::{Verb, fault};
 use crate::sync::{Condvar, Mutex};
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -53,21 +55,70 @@ struct Slot {
     is_away: AtomicBool,
 }
 
+/// What a thread that serves requests is to the others of its kind.
+pub(super) trait Place {
+    /// Has another thread serve in place of this one, unless enough others are left.
+    fn stand_in(&self);
+
+    /// Whether requests that nobody else can take wait for this thread.
+    fn must_not_stall(&self) -> bool {
+        false
+    }
+
+    /// Has another thread of the same kind do `work`. Gives it back where there is none.
+    fn hand_over(&self, work: Work) -> Result<(), Work> {
+        Err(work)
+    }
+}
+
 thread_local! {
-    /// The pool that this thread works for, if it is a worker.
-    static PLACE: RefCell<Option<(Arc<Pool>, Arc<Slot>)>> = const { RefCell::new(None) };
+    /// The place of this thread, if it serves requests.
+    static PLACE: RefCell<Option<Rc<dyn Place>>> = const { RefCell::new(None) };
+}
+
+/// The calling thread serves requests from now on, or no longer.
+pub(super) fn take_place(place: Option<Rc<dyn Place>>) {
+    PLACE.set(place);
+}
+
+fn place() -> Option<Rc<dyn Place>> {
+    PLACE.with_borrow(Clone::clone)
 }
 
 /// The calling thread will be at its request for long. If it is a worker, another one is started in
 /// its place, unless enough others are left to serve.
 pub(super) fn stand_in() {
-    PLACE.with_borrow(|place| {
-        if let Some((pool, slot)) = place
-            && !slot.is_away.swap(true, SeqCst)
-        {
-            pool.replace_the_held_up();
+    if let Some(place) = place() {
+        place.stand_in();
+    }
+}
+
+/// Whether the calling thread must do nothing that a client's memory may hold up: see
+/// [`Carriers::must_not_stall`](crate::binder::Carriers::must_not_stall).
+pub(super) fn must_not_stall() -> bool {
+    PLACE.with_borrow(|place| place.as_ref().is_some_and(|place| place.must_not_stall()))
+}
+
+/// Has another thread that serves requests do `work`, if the calling thread must not stall.
+pub(super) fn hand_over(work: Work) -> Result<(), Work> {
+    match place() {
+        Some(place) if place.must_not_stall() => place.hand_over(work),
+        _ => Err(work),
+    }
+}
+
+/// The place of a worker in its pool.
+struct InPool {
+    pool: Arc<Pool>,
+    slot: Arc<Slot>,
+}
+
+impl Place for InPool {
+    fn stand_in(&self) {
+        if !self.slot.is_away.swap(true, SeqCst) {
+            self.pool.replace_the_held_up();
         }
-    });
+    }
 }
 
 struct Pool {
@@ -152,7 +203,7 @@ impl Pool {
 
     fn work(self: &Arc<Self>, slot: &Arc<Slot>) {
         let mut buffer = vec![0; BUFFER_SIZE];
-        PLACE.set(Some((self.clone(), slot.clone())));
+        take_place(Some(Rc::new(InPool { pool: self.clone(), slot: slot.clone() })));
         loop {
             let message = match self.session.receive(&mut buffer) {
                 Ok(Some(message)) => message,
@@ -181,7 +232,7 @@ impl Pool {
                 break;
             }
         }
-        PLACE.take();
+        take_place(None);
         self.forget_worker(slot);
     }
 

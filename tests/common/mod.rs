@@ -3,6 +3,7 @@
 //! Environment:
 //! - `FAKEBINDER_TEST_DEVICES`: comma-separated devices to run the scenes on that need no daemon
 //!   of their own (the kernel's /dev/binder, say), in place of a private daemon's
+//! - `FAKEBINDER_TEST_TRANSPORT`: the `--transport` of the daemons; without it the daemon's default
 //! - `FAKEBINDER_NO_SKIP=1`: what cannot run here fails
 //! - `FAKEBINDER_BUILT=1`: the client programs are built already
 #![allow(dead_code, unused_imports, reason = "each test file uses a part of it")]
@@ -119,6 +120,7 @@ impl Daemon {
         let child = command
             .args(["--name", name, "--door", door.flag(), "--foreground", "--mount"])
             .arg(&mount)
+            .args(transport().filter(|_| !arguments.contains(&"--transport")))
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -233,6 +235,12 @@ impl Daemon {
         }
         let _ = fs::remove_dir(&self.mount);
     }
+}
+
+/// The flag that says by which transport the tests are run, if the environment says so.
+fn transport() -> impl Iterator<Item = String> {
+    let transport = std::env::var("FAKEBINDER_TEST_TRANSPORT").ok();
+    transport.into_iter().flat_map(|transport| ["--transport".into(), transport])
 }
 
 /// What a killed daemon left mounted answers ENOTCONN: it is a directory all the same.

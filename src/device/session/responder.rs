@@ -93,10 +93,10 @@ impl Responder {
     fn send(&mut self, error: i32, parts: &[&[u8]]) {
         let unique = std::mem::take(&mut self.unique);
         // Out of the table first: once the reply is written, the kernel may use the number again.
-        let waited_for = self.session.in_flight.lock().by_unique.remove(&unique).is_some();
+        let request = self.session.in_flight.lock().by_unique.remove(&unique);
         // Otherwise the request's thread was dying, and was answered (`answer_the_dying`).
-        if waited_for {
-            self.session.write(unique, error, parts);
+        if let Some(request) = request {
+            self.session.reply(request.way, unique, error, parts);
         }
     }
 }
