@@ -17,72 +17,30 @@
 #[path = "../tests/common/mod.rs"]
 mod common;
 
-use common::{Daemon, Killed};
-use fakebinder_client::{Call, Command as Write, Device, Object, Parcel, Reply, Return, Thread};
+#[path = "shared/hog.rs"]
+mod hog;
+
+use common::Daemon;
+use common::stepping::Stepping;
+use fakebinder_client::{Call, Device, Reply, Thread};
+use hog::open;
 use std::error::Error;
-use std::io::{BufRead, BufReader, Write as _};
 use std::path::Path;
-use std::process::{ChildStdin, ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
-/// What the manager is asked: nothing, to keep a node, and to give it away.
+/// What the manager is asked: nothing.
 const PING: u32 = 0;
-const REGISTER: u32 = 1;
-const LOOK_UP: u32 = 2;
-
-/// Nodes in one message.
-const BATCH: u64 = 1000;
-/// Nodes of one open file: the daemon's limit is 262,144.
-const PER_FILE: u64 = 250_000;
-const MAPPING: usize = 1 << 20;
 /// Of the client that is no hog.
 const FEW: u64 = 200;
 /// How long each row is measured.
 const MEASURE: Duration = Duration::from_secs(8);
 
-/// A read buffer in one page, which is filled at once.
-#[repr(align(4096))]
-struct Page([u8; 4096]);
-
-fn open(path: &str) -> Outcome<Device> {
-    let mut device = Device::open(path)?;
-    device.mmap(MAPPING)?;
-    Ok(device)
-}
-
 // ---------------------------------------------------------------- the pair that is measured
-
-/// Answers calls, and gives away the last node that it was given.
-fn manage(path: &str) -> Outcome<()> {
-    let device = open(path)?;
-    device.set_context_manager()?;
-    let mut thread = Thread::new(&device);
-    thread.queue(Write::EnterLooper);
-    println!("ready");
-    let mut known = None;
-    loop {
-        let mut given = None;
-        thread.serve(&mut |_, _, contents, reply| match contents.code {
-            REGISTER => given = contents.objects().flatten().next(),
-            LOOK_UP => {
-                if let Some(handle) = known {
-                    reply.handle(handle);
-                }
-            }
-            _ => {}
-        })?;
-        if let Some(Object::Handle { handle, .. }) = given {
-            device.write(&[Write::Acquire(handle)])?;
-            if let Some(before) = known.replace(handle) {
-                device.write(&[Write::Release(before)])?;
-            }
-        }
-    }
-}
 
 /// Calls from one line of its input to the next, and says what the calls took, in nanoseconds.
 fn ping(path: &str) -> Outcome<()> {
@@ -116,160 +74,11 @@ fn ping(path: &str) -> Outcome<()> {
     Ok(())
 }
 
-// ---------------------------------------------------------------- the hog
-
-/// Reads until it is told that what it sent is on its way, and confirms what it is told of its
-/// nodes.
-fn confirm(device: &Device, page: &mut Page) -> Outcome<()> {
-    let mut sent = false;
-    while !sent {
-        let mut done = Vec::new();
-        for told in device.read(&mut page.0)? {
-            match told {
-                Return::Increfs { ptr, cookie } => done.push(Write::IncrefsDone { ptr, cookie }),
-                Return::Acquire { ptr, cookie } => done.push(Write::AcquireDone { ptr, cookie }),
-                Return::TransactionComplete => sent = true,
-                Return::Noop => {}
-                other => return Err(format!("{other:?}").into()),
-            }
-        }
-        device.write(&done)?;
-    }
-    Ok(())
-}
-
-/// Open files that own nodes, and one that has a reference and a death link to each.
-struct Hog {
-    _owners: Vec<Device>,
-    _holder: Device,
-}
-
-impl Hog {
-    fn make(path: &str, nodes: u64) -> Outcome<Hog> {
-        let mut page = Page([0; 4096]);
-        let holder = open(path)?;
-        let mut own = Parcel::new();
-        own.binder(0x10, 0, 0);
-        Thread::new(&holder).call(&Call::to(0).code(REGISTER).parcel(&own))?;
-        let mut owners = Vec::new();
-        let mut held = 0;
-        while held < nodes {
-            let owner = open(path)?;
-            let mut thread = Thread::new(&owner);
-            let Reply::Data(found) = thread.call(&Call::to(0).code(LOOK_UP))? else {
-                return Err("the manager does not know the holder".into());
-            };
-            let Some(Object::Handle { handle, .. }) = found.objects().flatten().next() else {
-                return Err("the manager gives no handle".into());
-            };
-            // Before the buffer is freed that it came in.
-            owner.write(&[Write::Acquire(handle)])?;
-            thread.flush()?;
-            let last = nodes.min(held + PER_FILE);
-            while held < last {
-                let end = last.min(held + BATCH);
-                let mut parcel = Parcel::new();
-                (held..end).for_each(|index| {
-                    parcel.binder(0x10 + index * 0x10, index, 0);
-                });
-                owner.write(&[Write::transaction(&Call::to(handle).oneway().parcel(&parcel))])?;
-                confirm(&owner, &mut page)?;
-                hold(&holder, &mut page)?;
-                held = end;
-            }
-            owners.push(owner);
-        }
-        Ok(Hog { _owners: owners, _holder: holder })
-    }
-}
-
-/// Reads a message, and keeps the handles in it, with a death link to each.
-fn hold(holder: &Device, page: &mut Page) -> Outcome<()> {
-    loop {
-        let told: Vec<_> = holder.read(&mut page.0)?.collect();
-        let mut kept = Vec::new();
-        for told in told {
-            match told {
-                Return::Transaction(transaction) => {
-                    let contents = holder.contents(&transaction)?;
-                    for object in contents.objects() {
-                        let Some(Object::Handle { handle, .. }) = object else { continue };
-                        kept.push(Write::Acquire(handle));
-                        let cookie = handle.into();
-                        kept.push(Write::RequestDeathNotification { handle, cookie });
-                    }
-                    kept.push(Write::FreeBuffer(transaction.buffer));
-                }
-                // Of the node that it was registered by.
-                Return::Increfs { ptr, cookie } => kept.push(Write::IncrefsDone { ptr, cookie }),
-                Return::Acquire { ptr, cookie } => kept.push(Write::AcquireDone { ptr, cookie }),
-                _ => {}
-            }
-        }
-        let got_it = kept.iter().any(|command| matches!(command, Write::FreeBuffer(_)));
-        holder.write(&kept)?;
-        if got_it {
-            return Ok(());
-        }
-    }
-}
-
-/// Has so many nodes and keeps them until it is killed.
-fn have(path: &str, nodes: u64) -> Outcome<()> {
-    let hog = Hog::make(path, nodes)?;
-    println!("ready");
-    std::io::stdin().read_line(&mut String::new())?;
-    drop(hog);
-    Ok(())
-}
-
-/// Makes, lists, freezes, thaws and releases so many, again and again.
-fn churn(path: &str, nodes: u64) -> Outcome<()> {
-    let state = Path::new(path).parent().ok_or("a device lies in a mount")?;
-    let state = state.join("binder_logs/state");
-    println!("ready");
-    loop {
-        let hog = Hog::make(path, nodes)?;
-        std::fs::read(&state)?;
-        // It need not be idle enough to be frozen: that is not what this is about.
-        let caller = open(path)?;
-        let _ = caller.freeze(std::process::id(), true, 0);
-        caller.freeze(std::process::id(), false, 0)?;
-        drop(hog);
-    }
-}
-
 // ---------------------------------------------------------------- measuring
 
 /// This program again, as a client.
-struct Client {
-    child: Killed,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
-
-impl Client {
-    fn start(arguments: &[&str]) -> Outcome<Client> {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = Killed(command.spawn()?);
-        let input = child.0.stdin.take().ok_or("its input is piped")?;
-        let output = BufReader::new(child.0.stdout.take().ok_or("its output is piped")?);
-        let mut client = Client { child, input, output };
-        let said = client.line()?;
-        (said == "ready").then_some(client).ok_or_else(|| format!("{arguments:?}: {said}").into())
-    }
-
-    fn line(&mut self) -> Outcome<String> {
-        let mut line = String::new();
-        self.output.read_line(&mut line)?;
-        Ok(line.trim_end().to_owned())
-    }
-
-    fn tell(&mut self) -> Outcome<()> {
-        writeln!(self.input)?;
-        Ok(())
-    }
+fn client(arguments: &[&str]) -> Outcome<Stepping> {
+    Ok(Stepping::start(Command::new(std::env::current_exe()?).args(arguments))?)
 }
 
 /// In microseconds.
@@ -283,10 +92,10 @@ struct Row {
 
 impl Row {
     /// Of the calls that the pair makes while `work` goes on.
-    fn measure(pair: &mut Client, work: impl FnOnce() -> Outcome<()>) -> Outcome<Row> {
-        pair.tell()?;
+    fn measure(pair: &mut Stepping, work: impl FnOnce() -> Outcome<()>) -> Outcome<Row> {
+        pair.go_on()?;
         work()?;
-        pair.tell()?;
+        pair.go_on()?;
         let line = pair.line()?;
         let numbers: Vec<u64> = line.split(' ').map(str::parse).collect::<Result<_, _>>()?;
         let [calls, rest @ ..] = &numbers[..] else { return Err(line.into()) };
@@ -334,8 +143,8 @@ fn released(device: &Device) -> Outcome<()> {
 fn compare(many: u64, more: u64) -> Outcome<()> {
     let daemon = Daemon::start_with(&[], None);
     let device = daemon.fuse().display().to_string();
-    let manager = Client::start(&["manage", &device])?;
-    let mut pair = Client::start(&["ping", &device])?;
+    let manager = client(&["manage", &device])?;
+    let mut pair = client(&["ping", &device])?;
     Row::measure(&mut pair, wait(Duration::from_secs(1)))?;
 
     println!(
@@ -345,7 +154,7 @@ fn compare(many: u64, more: u64) -> Outcome<()> {
     let idle = Row::measure(&mut pair, wait(MEASURE))?;
     idle.print("idle", &idle);
     for nodes in [FEW, many] {
-        let hog = Client::start(&["churn", &device, &nodes.to_string()])?;
+        let hog = client(&["churn", &device, &nodes.to_string()])?;
         let row = Row::measure(&mut pair, wait(MEASURE))?;
         row.print(&format!("beside a client of {nodes} nodes"), &idle);
         drop(hog);
@@ -353,14 +162,13 @@ fn compare(many: u64, more: u64) -> Outcome<()> {
     }
 
     let before = resident(daemon.pid())?;
-    let mut hog = Client::start(&["have", &device, &more.to_string()])?;
+    let mut hog = client(&["have", &device, &more.to_string()])?;
     let during = resident(daemon.pid())?;
     let watch = Device::open(&device)?;
     let mut took = Duration::ZERO;
     let ending = Row::measure(&mut pair, || {
         let start = Instant::now();
-        hog.child.0.kill()?;
-        hog.child.0.wait()?;
+        hog.kill()?;
         released(&watch)?;
         took = start.elapsed();
         Ok(())
@@ -380,12 +188,11 @@ fn main() -> Outcome<()> {
     let arguments: Vec<String> =
         std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    match arguments[..] {
-        ["manage", path] => return manage(path),
-        ["ping", path] => return ping(path),
-        ["have", path, nodes] => return have(path, nodes.parse()?),
-        ["churn", path, nodes] => return churn(path, nodes.parse()?),
-        _ => {}
+    if let ["ping", path] = arguments[..] {
+        return ping(path);
+    }
+    if let Some(outcome) = hog::be_client(&arguments) {
+        return outcome;
     }
     if !nix::unistd::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
         return Err("fakebinderd's FUSE door takes root and /dev/fuse".into());

@@ -6,6 +6,8 @@
 // byte, or with a word of shared memory and a futex. Says "ready", waits for a line, goes back and
 // forth COUNT times, and says how many nanoseconds each took, as ping.c does. Then it waits for
 // another line.
+//
+// limits memcpy COUNT SIZE: the same, copying so many bytes, from and to the same places each time.
 #include <errno.h>
 #include <linux/futex.h>
 #include <signal.h>
@@ -70,43 +72,76 @@ static void echo(int socket) {
     }
 }
 
+// Bytes that are copied, and where to.
+static char *from, *to;
+static long size;
+
+static void copy(void) {
+    memcpy(to, from, size);
+    // The compiler is not to see that nobody looks.
+    __asm__ volatile("" : : "r"(to) : "memory");
+}
+
+static char *memory(void) {
+    char *bytes = mmap(0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (bytes == MAP_FAILED)
+        fail("memory");
+    memset(bytes, 1, size);
+    return bytes;
+}
+
+static void once(int socket) {
+    if (size) {
+        copy();
+    } else {
+        there(socket);
+        back(socket);
+    }
+}
+
 int main(int count, char **arguments) {
-    if (count != 3 || (strcmp(arguments[1], "socket") && strcmp(arguments[1], "futex")) || atol(arguments[2]) < 1) {
-        fprintf(stderr, "usage: limits socket|futex COUNT\n");
+    const char *means = count > 1 ? arguments[1] : "";
+    int socket = !strcmp(means, "socket"), copies = !strcmp(means, "memcpy");
+    long calls = count > 2 ? atol(arguments[2]) : 0;
+    size = copies && count > 3 ? atol(arguments[3]) : 0;
+    if ((!socket && !copies && strcmp(means, "futex")) || calls < 1 || size < copies) {
+        fprintf(stderr, "usage: limits socket|futex COUNT | memcpy COUNT SIZE\n");
         return 2;
     }
-    int socket = !strcmp(arguments[1], "socket");
-    long calls = atol(arguments[2]);
-    turn = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (turn == MAP_FAILED || socketpair(AF_UNIX, SOCK_STREAM, 0, ends))
-        fail("setting up");
-    pid_t child = fork();
-    if (child < 0)
-        fail("fork");
-    if (!child) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        echo(socket);
+    pid_t child = 0;
+    if (copies) {
+        from = memory();
+        to = memory();
+    } else {
+        turn = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        if (turn == MAP_FAILED || socketpair(AF_UNIX, SOCK_STREAM, 0, ends))
+            fail("setting up");
+        child = fork();
+        if (child < 0)
+            fail("fork");
+        if (!child) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            echo(socket);
+        }
     }
     long long *took = calloc(calls, sizeof *took);
     if (!took)
         fail("memory");
-    for (int i = 0; i < 200; i++) {
-        there(socket);
-        back(socket);
-    }
+    for (int i = 0; i < 200; i++)
+        once(socket);
     puts("ready");
     fflush(stdout);
     await_line();
     long long began = now(), last = began;
     for (long i = 0; i < calls; i++) {
-        there(socket);
-        back(socket);
+        once(socket);
         long long then = now();
         took[i] = then - last;
         last = then;
     }
     tell(took, calls, last - began);
     await_line();
-    kill(child, SIGKILL);
+    if (child)
+        kill(child, SIGKILL);
     return 0;
 }

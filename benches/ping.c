@@ -3,11 +3,18 @@
 //   gcc -O2 -pthread -o ping ping.c
 //
 // ping DEVICE serve [THREADS]: is the context manager, and answers every call with no data, on one
-// thread or several. Says "ready" when it can be called.
+// thread or several. Descriptors that come with a call are closed. Says "ready" when it can be called.
 //
-// ping DEVICE call COUNT [SIZE [oneway]]: says "ready" after some calls that are not counted, waits
-// for a line, makes COUNT calls with SIZE bytes of data, and says how many nanoseconds each took: the
-// median, the 99th and the 99.9th percentile, and all together. Then it waits for another line.
+// ping DEVICE call COUNT [SIZE [FILES]]: says "ready" after some calls that are not counted, and then
+// for each line makes COUNT calls with SIZE bytes of data, or with FILES descriptors and nothing
+// else, and says how many nanoseconds each took: the median, the 99th and the 99.9th percentile, and
+// all together.
+//
+// ping DEVICE send COUNT: the same with one-way calls. All together ends when the server has had the
+// last of them.
+//
+// ping DEVICE nothing COUNT: the same with an ioctl that does nothing (BINDER_VERSION); it takes no
+// server.
 //
 // A call is three ioctls, as most programs make them: the caller sends and waits in one, and gives
 // back the last answer's buffer with it; the server gives back the call's buffer with its reply,
@@ -26,6 +33,10 @@
 #include "timing.h"
 
 #define MAPPING (1024 * 1024)
+#define MOST_FILES 32
+// What the server is asked: nothing, or how many one-way calls it has had.
+#define PING 1
+#define HAD 2
 
 struct __attribute__((packed)) free_buffer {
     __u32 command;
@@ -44,6 +55,7 @@ struct __attribute__((packed)) commands {
 };
 
 static int device;
+static __u64 had;
 
 static void fail(const char *what) {
     fprintf(stderr, "ping: %s: %s\n", what, strerror(errno));
@@ -89,6 +101,17 @@ static int find(const unsigned char *returns, size_t size, __u32 wanted, struct 
     return 0;
 }
 
+static void close_files(const struct binder_transaction_data *call) {
+    const char *data = (const char *)call->data.ptr.buffer;
+    const binder_size_t *offsets = (const binder_size_t *)call->data.ptr.offsets;
+    for (size_t i = 0; i < call->offsets_size / sizeof *offsets; i++) {
+        struct binder_fd_object file;
+        memcpy(&file, data + offsets[i], sizeof file);
+        if (file.hdr.type == BINDER_TYPE_FD)
+            close(file.fd);
+    }
+}
+
 static void *serve(void *first) {
     __u32 begin = BC_ENTER_LOOPER;
     // In one page: a driver may write to two pages in two steps.
@@ -103,79 +126,149 @@ static void *serve(void *first) {
         struct binder_transaction_data call;
         if (!find(returns, write_read(0, 0, returns, sizeof returns), BR_TRANSACTION, &call))
             continue;
+        close_files(&call);
         write.done.buffer = call.data.ptr.buffer;
-        if (call.flags & TF_ONE_WAY)
+        if (call.flags & TF_ONE_WAY) {
+            __atomic_add_fetch(&had, 1, __ATOMIC_RELAXED);
             write_read(&write.done, sizeof write.done, 0, 0);
-        else
-            write_read(&write, sizeof write, returns, sizeof returns);
+            continue;
+        }
+        __u64 answer = __atomic_load_n(&had, __ATOMIC_RELAXED);
+        write.transaction.data.data_size = call.code == HAD ? sizeof answer : 0;
+        write.transaction.data.data.ptr.buffer = (binder_uintptr_t)&answer;
+        write_read(&write, sizeof write, returns, sizeof returns);
     }
     return 0;
 }
 
-static void one_call(struct commands *write, int *has_buffer, int oneway) {
+static void one_call(struct commands *write, int *has_buffer) {
     unsigned char returns[256] __attribute__((aligned(256)));
     struct binder_transaction_data reply;
+    int oneway = write->transaction.data.flags & TF_ONE_WAY;
     void *from = *has_buffer ? (void *)write : (void *)&write->transaction;
     size_t size = *has_buffer ? sizeof *write : sizeof write->transaction;
     __u32 wanted = oneway ? BR_TRANSACTION_COMPLETE : BR_REPLY;
     while (!find(returns, write_read(from, size, returns, sizeof returns), wanted, oneway ? 0 : &reply))
         size = 0;
-    if (!oneway) {
+    *has_buffer = !oneway;
+    if (!oneway)
         write->done.buffer = reply.data.ptr.buffer;
-        *has_buffer = 1;
+}
+
+// How many one-way calls the server has had.
+static __u64 one_way_calls(void) {
+    struct commands write = {.done.command = BC_FREE_BUFFER, .transaction.command = BC_TRANSACTION};
+    int has_buffer = 0;
+    write.transaction.data.code = HAD;
+    one_call(&write, &has_buffer);
+    __u64 answer = *(const __u64 *)(write.done.buffer);
+    write_read(&write.done, sizeof write.done, 0, 0);
+    return answer;
+}
+
+// What is done again and again, and what one time of it is.
+struct work {
+    struct commands commands;
+    int has_buffer, nothing;
+};
+
+static void once(struct work *work) {
+    struct binder_version version;
+    if (!work->nothing)
+        one_call(&work->commands, &work->has_buffer);
+    else if (ioctl(device, BINDER_VERSION, &version))
+        fail("BINDER_VERSION");
+}
+
+// Ends the program, when there are no further lines.
+static void measure(struct work *work, long count) {
+    int oneway = work->commands.transaction.data.flags & TF_ONE_WAY;
+    long long *took = calloc(count, sizeof *took);
+    if (!took)
+        fail("memory");
+    for (int i = 0; i < 200; i++)
+        once(work);
+    puts("ready");
+    fflush(stdout);
+    for (;;) {
+        await_line();
+        __u64 before = oneway ? one_way_calls() : 0;
+        long long began = now(), last = began;
+        for (long i = 0; i < count; i++) {
+            once(work);
+            long long then = now();
+            took[i] = then - last;
+            last = then;
+        }
+        if (oneway) {
+            while (one_way_calls() < before + count)
+                ;
+            last = now();
+        }
+        tell(took, count, last - began);
     }
 }
 
-static void call(long count, long size, int oneway) {
-    struct commands write = {.done.command = BC_FREE_BUFFER, .transaction.command = BC_TRANSACTION};
-    long long *took = calloc(count, sizeof *took);
-    char *data = calloc(1, size + 1);
-    int has_buffer = 0;
-    if (!took || !data)
-        fail("memory");
-    write.transaction.data.code = 1;
-    write.transaction.data.flags = oneway ? TF_ONE_WAY : 0;
-    write.transaction.data.data_size = size;
-    write.transaction.data.data.ptr.buffer = (binder_uintptr_t)data;
-    for (int i = 0; i < 200; i++)
-        one_call(&write, &has_buffer, oneway);
-    puts("ready");
-    fflush(stdout);
-    await_line();
-    long long began = now(), last = began;
-    for (long i = 0; i < count; i++) {
-        one_call(&write, &has_buffer, oneway);
-        long long then = now();
-        took[i] = then - last;
-        last = then;
+static void call(long count, long size, long files, int oneway) {
+    struct work work = {.commands = {.done.command = BC_FREE_BUFFER, .transaction.command = BC_TRANSACTION}};
+    struct binder_transaction_data data = {.code = PING, .flags = oneway ? TF_ONE_WAY : 0};
+    struct binder_fd_object objects[MOST_FILES] = {0};
+    binder_size_t offsets[MOST_FILES];
+    for (long i = 0; i < files; i++) {
+        objects[i].hdr.type = BINDER_TYPE_FD;
+        objects[i].fd = 0;
+        offsets[i] = i * sizeof *objects;
     }
-    tell(took, count, last - began);
-    await_line();
+    char *bytes = calloc(1, size + 1);
+    if (!bytes)
+        fail("memory");
+    data.data_size = files ? files * (long)sizeof *objects : size;
+    data.data.ptr.buffer = files ? (binder_uintptr_t)objects : (binder_uintptr_t)bytes;
+    data.offsets_size = files * sizeof *offsets;
+    data.data.ptr.offsets = (binder_uintptr_t)offsets;
+    work.commands.transaction.data = data;
+    measure(&work, count);
+}
+
+static void become_manager(void) {
+    // A context manager that takes descriptors.
+    struct flat_binder_object node = {.hdr.type = BINDER_TYPE_BINDER, .flags = FLAT_BINDER_FLAG_ACCEPTS_FDS};
+    if (ioctl(device, BINDER_SET_CONTEXT_MGR_EXT, &node))
+        fail("BINDER_SET_CONTEXT_MGR_EXT");
+}
+
+static int usage(void) {
+    fprintf(stderr, "usage: ping DEVICE serve [THREADS] | call COUNT [SIZE [FILES]] | send COUNT | nothing COUNT\n");
+    return 2;
 }
 
 int main(int count, char **arguments) {
-    if (count >= 3 && !strcmp(arguments[2], "serve")) {
-        int nothing = 0;
-        set_up(arguments[1]);
-        if (ioctl(device, BINDER_SET_CONTEXT_MGR, &nothing))
-            fail("BINDER_SET_CONTEXT_MGR");
-        for (int threads = count > 3 ? atoi(arguments[3]) : 1; threads > 1; threads--) {
+    if (count < 3)
+        return usage();
+    const char *mode = arguments[2];
+    long number[3] = {0};
+    for (int i = 0; i < 3 && i + 3 < count; i++)
+        number[i] = atol(arguments[i + 3]);
+    int serves = !strcmp(mode, "serve");
+    if ((!serves && number[0] < 1) || number[1] < 0 || number[2] < 0 || number[2] > MOST_FILES)
+        return usage();
+    set_up(arguments[1]);
+    if (serves) {
+        become_manager();
+        for (long threads = number[0]; threads > 1; threads--) {
             pthread_t thread;
             if (pthread_create(&thread, 0, serve, 0))
                 fail("pthread_create");
         }
         serve((void *)1);
     }
-    if (count >= 4 && !strcmp(arguments[2], "call")) {
-        long calls = atol(arguments[3]), size = count > 4 ? atol(arguments[4]) : 0;
-        if (calls < 1 || size < 0) {
-            fprintf(stderr, "ping: %s calls with %s bytes\n", arguments[3], count > 4 ? arguments[4] : "0");
-            return 2;
-        }
-        set_up(arguments[1]);
-        call(calls, size, count > 5 && !strcmp(arguments[5], "oneway"));
-        return 0;
+    if (!strcmp(mode, "nothing")) {
+        struct work work = {.nothing = 1};
+        measure(&work, number[0]);
+    } else if (!strcmp(mode, "call") || !strcmp(mode, "send")) {
+        call(number[0], number[1], number[2], !strcmp(mode, "send"));
+    } else {
+        return usage();
     }
-    fprintf(stderr, "usage: ping DEVICE serve [THREADS] | ping DEVICE call COUNT [SIZE [oneway]]\n");
-    return 2;
+    return 0;
 }

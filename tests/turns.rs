@@ -8,16 +8,15 @@
 mod common;
 
 use common::stepping::{Stepping, build};
+use common::traced::Traced;
 use common::{Daemon, Door, alone, skip, unique_name};
 use fakebinder::device::options::MountOptions;
 use fakebinder::device::tree::Permissions;
 use fakebinder::device::{Hub, fuse};
 use fakebinder::memory::{Memory, MemoryConfig};
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Counts what is allocated in this process, by all its threads.
@@ -124,51 +123,15 @@ fn an_empty_call_takes_few_sections_and_allocations() {
     assert!((0.0..=most).contains(&allocations), "{allocations} allocations a call");
 }
 
-/// Calls of the system that a process makes until it is told to stop, by name.
-struct Traced {
-    strace: Child,
-    table: PathBuf,
-}
-
-impl Traced {
-    fn start(pid: u32) -> Traced {
-        let table = directory().join("table");
-        let mut command = Command::new("strace");
-        command.args(["-f", "-c", "-U", "calls,name", "-o"]).arg(&table);
-        command.args(["-p", &pid.to_string()]).stderr(Stdio::piped());
-        let mut strace = command.spawn().unwrap();
-        // It says when it is there, for each thread.
-        let mut said = BufReader::new(strace.stderr.take().unwrap());
-        said.read_line(&mut String::new()).unwrap();
-        std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
-        std::thread::sleep(std::time::Duration::from_millis(300));
-        Traced { strace, table }
-    }
-
-    fn stop(mut self) -> BTreeMap<String, u64> {
-        let pid = nix::unistd::Pid::from_raw(self.strace.id() as i32);
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
-        self.strace.wait().unwrap();
-        let table = std::fs::read_to_string(&self.table).unwrap();
-        let rows = table.lines().filter_map(|line| {
-            let mut words = line.split_ascii_whitespace();
-            Some((words.next()?.parse().ok()?, words.next()?.to_owned()))
-        });
-        rows.filter(|(_, name)| name != "total")
-            .map(|(calls, name): (u64, _)| (name, calls))
-            .collect()
-    }
-}
-
 /// The system calls that a daemon makes for a call with so many bytes, by name.
 fn system_calls(transport: &str, size: usize) -> impl Fn(&str) -> f64 + use<> {
     as_important_as_usual();
     let daemon = Daemon::start_with(&["--transport", transport], None);
     let (_server, mut caller) = pair(&daemon.fuse(), size);
-    let traced = Traced::start(daemon.pid());
+    let traced = Traced::start(daemon.pid(), &directory()).unwrap();
     caller.go_on().unwrap();
     caller.line().unwrap();
-    let calls = traced.stop();
+    let calls = traced.stop().unwrap();
     println!(
         "{transport}, {size} bytes: {:.2} system calls a call: {calls:?}",
         calls.values().sum::<u64>() as f64 / CALLS as f64
@@ -204,11 +167,14 @@ const MEMORY: [(&str, u32); 8] = [
 ];
 
 fn can_count() -> bool {
-    let can = possible() && Command::new("strace").arg("-V").output().is_ok();
-    if !can {
-        skip("it takes strace");
+    if !possible() {
+        return false;
     }
-    can
+    if !Traced::is_possible() {
+        skip("it takes strace");
+        return false;
+    }
+    true
 }
 
 /// Three requests are read and answered.

@@ -17,6 +17,7 @@ mod registrar;
 mod skip;
 pub mod stalled;
 pub mod stepping;
+pub mod traced;
 pub mod unfilled;
 
 pub use registrar::{COOKIE, GET, NODE, Pair, be_registrar, become_manager, look_up, offer, open};
@@ -99,16 +100,30 @@ impl Daemon {
         daemon
     }
 
+    /// Starts it with a door and further arguments, by a program that becomes the daemon (as
+    /// `taskset -c 0` does) if one is given. What the daemon said where it serves nothing.
+    pub fn try_start(door: Door, launcher: &[&str], arguments: &[&str]) -> Result<Daemon, String> {
+        let mut command = Command::new(launcher.first().copied().unwrap_or(DAEMON));
+        if !launcher.is_empty() {
+            command.args(&launcher[1..]).arg(DAEMON);
+        }
+        let mut daemon = Daemon::spawn_by(command, &unique_name(), door, arguments);
+        if daemon.serves_in_time(door) {
+            return Ok(daemon);
+        }
+        let log = daemon.log();
+        daemon.clean_up();
+        daemon.kill();
+        Err(log)
+    }
+
     /// Starts it and waits for nothing.
     pub fn spawn(name: &str, door: Door) -> Daemon {
         Daemon::spawn_with(name, door, &[], None)
     }
 
     fn spawn_with(name: &str, door: Door, arguments: &[&str], group: Option<&Path>) -> Daemon {
-        let mount = std::env::temp_dir().join(name);
-        let log = std::env::temp_dir().join(format!("{name}.{}.log", unique_name()));
-        fs::create_dir_all(&mount).or_else(stale_mount).expect("a directory to mount on");
-        let mut command = match group {
+        let command = match group {
             None => Command::new(DAEMON),
             Some(group) => {
                 let mut shell = Command::new("sh");
@@ -117,6 +132,13 @@ impl Daemon {
                 shell
             }
         };
+        Daemon::spawn_by(command, name, door, arguments)
+    }
+
+    fn spawn_by(mut command: Command, name: &str, door: Door, arguments: &[&str]) -> Daemon {
+        let mount = std::env::temp_dir().join(name);
+        let log = std::env::temp_dir().join(format!("{name}.{}.log", unique_name()));
+        fs::create_dir_all(&mount).or_else(stale_mount).expect("a directory to mount on");
         let child = command
             .args(["--name", name, "--door", door.flag(), "--foreground", "--mount"])
             .arg(&mount)
@@ -131,6 +153,12 @@ impl Daemon {
     }
 
     fn wait_until_ready(&mut self, door: Door) {
+        let served = self.serves_in_time(door);
+        assert!(served, "{} is not served:\n{}", self.name, self.log());
+    }
+
+    /// Waits until every device of the door is served, or it has ended.
+    fn serves_in_time(&mut self, door: Door) -> bool {
         let mut devices = Vec::new();
         if door != Door::Cuse {
             devices.push(self.fuse());
@@ -138,11 +166,10 @@ impl Daemon {
         if door != Door::Fuse && Door::Cuse.is_here() {
             devices.push(self.cuse());
         }
-        for device in devices {
-            let serves = || Device::open(&device).and_then(|device| device.version()).is_ok();
-            let ready = wait_until(PATIENCE, || serves() || self.exited().is_some());
-            assert!(ready && serves(), "{} is not served:\n{}", device.display(), self.log());
-        }
+        devices.iter().all(|device| {
+            let serves = || Device::open(device).and_then(|device| device.version()).is_ok();
+            wait_until(PATIENCE, || serves() || self.exited().is_some()) && serves()
+        })
     }
 
     /// The device on the FUSE door.
