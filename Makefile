@@ -7,7 +7,7 @@ help: ## this list
 
 # ---------------------------------------------------------------- building and trying it
 
-.PHONY: run build deps example test-deps
+.PHONY: run build deps example test-deps bench-deps
 run: build ## builds all, starts the daemon, sends 10,000 checked transactions, stops it
 	scripts/demo
 
@@ -22,6 +22,9 @@ example: build ## the C service and client of examples/c, on a daemon of their o
 
 test-deps: ## installs what some tests take, too
 	@scripts/install-deps test
+
+bench-deps: ## installs what the benchmark takes, too
+	@scripts/install-deps bench
 
 # ---------------------------------------------------------------- testing
 
@@ -81,7 +84,7 @@ models: deps ## every order of steps of the page protocol and of deliveries, by 
 planted-model: deps ## breaks rules of the page protocol on purpose: does the model check notice?
 	@scripts/planted model
 
-bench: deps ## what a call costs, against what this machine can do: target/bench/report.md (as root)
+bench: bench-deps ## what a call costs, here and in the VM: target/bench/report.md (as root); BENCH_FLAGS='--quick --no-vm'
 	cargo bench --bench calls $(if $(BENCH_FLAGS),-- $(BENCH_FLAGS))
 
 bench-stall: deps ## a pair's calls, alone and beside 300 threads whose memory does not come (as root)
