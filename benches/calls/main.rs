@@ -37,6 +37,7 @@ use report::Report;
 use series::{Measured, Series, Trouble};
 use stage::Stage;
 use std::error::Error;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -140,10 +141,10 @@ fn machine() -> Outcome<String> {
 
 /// Goes through the steps again and again, as often as told and as long as there is time.
 fn play(
-    stage: &Stage,
+    stage: &mut Stage,
     plan: &[Step],
     seconds: u64,
-    told: impl Fn(usize, usize, &str),
+    told: impl Fn(u64, u64, &str),
 ) -> Outcome<Measured> {
     let rounds = stage.sizes.rounds;
     let series = |step: &Step, row: &plan::Row| Series {
@@ -164,12 +165,14 @@ fn play(
             if round >= step.rounds {
                 continue;
             }
-            told(done, steps, &step.rows[0].name);
+            told(done, steps as u64, format!("{} {}", step.rows[0].name, step.column).trim_end());
             done += 1;
             if series[0].trouble.is_some() {
                 continue;
             }
-            let outcome = stage.measure(step);
+            // What a test would fail by, as when a daemon ends with an error, is a row's failure.
+            let outcome = catch_unwind(AssertUnwindSafe(|| stage.measure(step)))
+                .unwrap_or_else(|_| Err("it panicked, and said why where it did".into()));
             stop::check()?;
             match outcome {
                 Ok(values) => {
@@ -181,7 +184,10 @@ fn play(
                 Err(error) => {
                     let trouble = match error.downcast_ref::<Skipped>() {
                         Some(Skipped(reason)) => Trouble::Skipped(reason.clone()),
-                        None => Trouble::Failed(error.to_string()),
+                        None => {
+                            stage.renew(step);
+                            Trouble::Failed(error.to_string())
+                        }
                     };
                     series.iter_mut().for_each(|series| series.trouble = Some(trouble.clone()));
                 }
@@ -201,16 +207,22 @@ fn play(
     })
 }
 
+/// Moves the progress bar; says a line where nobody would see the bar.
+fn tell(bar: &ProgressBar, done: u64, all: u64, row: String) {
+    if bar.is_hidden() {
+        eprintln!("{done}/{all} {row}");
+    }
+    bar.set_length(all);
+    bar.set_position(done);
+    bar.set_message(row);
+}
+
 fn native(settings: &Settings, directory: &Path, bar: &ProgressBar) -> Outcome<Measured> {
     let sizes = settings.sizes();
-    let stage = Stage::native(directory, &sizes);
+    let mut stage = Stage::native(directory, &sizes);
     let plan = settings.chosen(plan::native(&sizes));
-    let told = |done: usize, all: usize, row: &str| {
-        bar.set_length(all as u64);
-        bar.set_position(done as u64);
-        bar.set_message(row.to_owned());
-    };
-    let mut measured = play(&stage, &plan, settings.minutes * 60, told)?;
+    let told = |done, all, row: &str| tell(bar, done, all, row.to_owned());
+    let mut measured = play(&mut stage, &plan, settings.minutes * 60, told)?;
     stage.stop();
     measured.columns = [plan::READ, plan::URING].map(str::to_owned).to_vec();
     plan::derive(&mut measured, &sizes);

@@ -29,18 +29,20 @@ fn panel_of(row: &str, unit: &str) -> Option<usize> {
     let is_of = |ends: &[&str]| ends.iter().any(|end| row.contains(end));
     match unit {
         "us" if is_of(&["page install", "memcpy", "p99.9"]) => None,
-        "us" if is_of(&["descriptor", "KiB"]) => Some(2),
+        "us" if is_of(&["KiB"]) => Some(2),
+        "us" if is_of(&["descriptor"]) => Some(3),
         "us" if row.ends_with("one core") => Some(0),
         "us" => Some(1),
-        "calls/s" => Some(3),
+        "calls/s" => Some(4),
         _ => None,
     }
 }
 
-const TITLES: [&str; 4] = [
+const TITLES: [&str; 5] = [
     "everything on one core, us",
     "on any core, us",
-    "calls with data or descriptors, us",
+    "calls with data, us",
+    "calls with descriptors, us",
     "calls a second, all callers together",
 ];
 

@@ -13,6 +13,8 @@ const ONE_CORE: [&str; 3] = ["taskset", "-c", "0"];
 
 /// Devices that a column's rows are measured on, by programs on one core or on any.
 pub struct Place {
+    /// Of the daemon; none of the kernel's driver.
+    door: Option<Door>,
     column: &'static str,
     pinned: bool,
     /// What is loaded into the programs.
@@ -52,11 +54,11 @@ impl Place {
                 };
                 let all = std::iter::once(&daemon.name).chain(&names);
                 let devices = Ok(all.map(|name| directory.join(name)).collect());
-                Place { column, pinned, preload, devices, daemon: Some(daemon) }
+                Place { door: Some(door), column, pinned, preload, devices, daemon: Some(daemon) }
             }
             Err(log) => {
                 let devices = Err(last_line(&log));
-                Place { column, pinned, preload, devices, daemon: None }
+                Place { door: Some(door), column, pinned, preload, devices, daemon: None }
             }
         }
     }
@@ -69,7 +71,7 @@ impl Place {
         });
         let found: Option<Vec<PathBuf>> = names.map(|name| driver_device(&name)).collect();
         let devices = found.ok_or_else(|| "this kernel has no such driver".to_owned());
-        Place { column: DRIVER, pinned, preload: None, devices, daemon: None }
+        Place { door: None, column: DRIVER, pinned, preload: None, devices, daemon: None }
     }
 
     /// A device of it.
@@ -160,6 +162,18 @@ impl Stage {
         let mut places = self.places.iter();
         let place = places.find(|place| place.column == column && place.pinned == pinned);
         place.expect("each column has its places")
+    }
+
+    /// Puts another daemon in the place of one that a step has failed with: what it has not answered
+    /// would keep programs of that step, and every later step, waiting.
+    pub fn renew(&mut self, step: &Step) {
+        let mut places = self.places.iter_mut();
+        let found = places.find(|it| it.column == step.column && it.pinned == step.pinned);
+        let Some(place) = found else { return };
+        if let (Some(door), Some(daemon)) = (place.door, place.daemon.take()) {
+            daemon.abandon();
+            *place = Place::serve(place.column, door, place.pinned);
+        }
     }
 
     /// Ends the daemons, and checks that nothing is left of them.

@@ -47,14 +47,10 @@ pub fn run(settings: &Settings, bar: &ProgressBar) -> Outcome<Result<Measured, S
     let mut last = String::new();
     for line in BufReader::new(guest.0.stdout.take().expect("a pipe")).lines() {
         let line = line?;
-        match line
-            .strip_prefix(PROGRESS)
-            .map(|progress| progress.splitn(3, ' ').collect::<Vec<_>>())
-        {
-            Some(words) if words.len() == 3 => {
-                bar.set_length(words[1].parse()?);
-                bar.set_position(words[0].parse()?);
-                bar.set_message(format!("VM: {}", words[2]));
+        let progress = line.strip_prefix(PROGRESS).map(|it| it.splitn(3, ' ').collect::<Vec<_>>());
+        match progress.as_deref() {
+            Some([done, all, row]) => {
+                super::tell(bar, done.parse()?, all.parse()?, format!("VM: {row}"));
             }
             _ => last = line,
         }
@@ -77,12 +73,12 @@ pub fn be_guest(settings: &Settings, directory: &Path, out: &Path) -> Outcome<()
     if mask.exists() {
         std::fs::write(mask, "0")?;
     }
-    let stage = Stage::vm(directory, &settings.sizes());
+    let mut stage = Stage::vm(directory, &settings.sizes());
     let columns = super::stage::VM_COLUMNS;
     let plan = settings.chosen(plan::vm(&columns));
     let told = |done, all, row: &str| println!("{PROGRESS}{done} {all} {row}");
     let minutes = (settings.vm_minutes * 60).saturating_sub(BOOT_SECONDS);
-    let mut measured = play(&stage, &plan, minutes, told)?;
+    let mut measured = play(&mut stage, &plan, minutes, told)?;
     measured.columns = columns.map(str::to_owned).to_vec();
     measured.against = Some(columns[0].to_owned());
     stage.stop();

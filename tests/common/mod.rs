@@ -112,8 +112,7 @@ impl Daemon {
             return Ok(daemon);
         }
         let log = daemon.log();
-        daemon.clean_up();
-        daemon.kill();
+        daemon.abandon();
         Err(log)
     }
 
@@ -205,6 +204,14 @@ impl Daemon {
         self.child.kill().expect("it is a child of ours");
         self.child.wait().expect("it is a child of ours");
         self.forget();
+    }
+
+    /// The same, and removes what is left: for one that does not do what it should.
+    pub fn abandon(self) {
+        self.clean_up();
+        let mount = self.mount.clone();
+        self.kill();
+        let _ = fs::remove_dir(mount);
     }
 
     /// For one that has ended by itself, whose name and mount are another's.

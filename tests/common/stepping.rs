@@ -1,19 +1,19 @@
 //! Plain C programs of benches/ that go a step at a time: they say a line, and wait for one.
 
-use super::Killed;
+use super::wait_until;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 /// What they are told to do takes less, on the slowest of machines.
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A program that says a line, and goes on when it is told one.
 pub struct Stepping {
-    child: Killed,
+    child: Child,
     lines: BufReader<ChildStdout>,
 }
 
@@ -23,7 +23,7 @@ impl Stepping {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn()?;
         let lines = BufReader::new(child.stdout.take().expect("a pipe"));
-        let mut started = Stepping { child: Killed(child), lines };
+        let mut started = Stepping { child, lines };
         started.wait_until_ready()?;
         Ok(started)
     }
@@ -47,9 +47,9 @@ impl Stepping {
         if self.lines.read_line(&mut line)? > 0 {
             return Ok(line.trim_end().to_owned());
         }
-        let status = self.child.0.wait()?;
+        let status = self.child.wait()?;
         let mut words = String::new();
-        if let Some(mut stderr) = self.child.0.stderr.take() {
+        if let Some(mut stderr) = self.child.stderr.take() {
             stderr.read_to_string(&mut words)?;
         }
         Err(io::Error::other(format!("a program ended ({status}): {}", words.trim_end())))
@@ -57,22 +57,32 @@ impl Stepping {
 
     /// How it is known to the system.
     pub fn id(&self) -> u32 {
-        self.child.0.id()
+        self.child.id()
     }
 
     /// Kills it, and waits until it is gone.
     pub fn kill(&mut self) -> io::Result<()> {
-        self.child.0.kill()?;
-        self.child.0.wait().map(|_| ())
+        self.child.kill()?;
+        self.child.wait().map(|_| ())
     }
 
     /// Tells it a line.
     pub fn tell(&mut self, line: &str) -> io::Result<()> {
-        writeln!(self.child.0.stdin.as_mut().expect("a pipe"), "{line}")
+        writeln!(self.child.stdin.as_mut().expect("a pipe"), "{line}")
     }
 
     pub fn go_on(&mut self) -> io::Result<()> {
         self.tell("go")
+    }
+}
+
+/// One that is in the middle of a request ends when the daemon has answered that, which a test or a
+/// benchmark that fails must not wait for.
+impl Drop for Stepping {
+    fn drop(&mut self) {
+        let child = &mut self.child;
+        let _ = child.kill();
+        wait_until(Duration::from_secs(3), || !matches!(child.try_wait(), Ok(None)));
     }
 }
 
