@@ -34,6 +34,8 @@ pub fn measure(stage: &Stage, column: &str) -> Outcome<Vec<f64>> {
     let _server = stage.ping_on(&device, &["serve"])?;
     let mut caller = stage.ping_on(&device, &["call", &stage.sizes.calls.to_string()])?;
     let mut crowd = Stage::start(&stage.crowd, &[&device.display().to_string()], false)?;
+    // What the pair's calls take is no client's of the crowd.
+    once(&mut caller)?;
     std::thread::sleep(SETTLED);
     let before = memory(&daemon)?;
     let mut values = Vec::new();

@@ -170,6 +170,13 @@ fn play(
             if series[0].trouble.is_some() {
                 continue;
             }
+            if began.elapsed() > Duration::from_secs(seconds) {
+                if series[0].values.is_empty() {
+                    let trouble = Trouble::Skipped("there was no time left for it".into());
+                    series.iter_mut().for_each(|series| series.trouble = Some(trouble.clone()));
+                }
+                continue;
+            }
             // What a test would fail by, as when a daemon ends with an error, is a row's failure.
             let outcome = catch_unwind(AssertUnwindSafe(|| stage.measure(step)))
                 .unwrap_or_else(|_| Err("it panicked, and said why where it did".into()));

@@ -9,6 +9,8 @@ use std::process::Command;
 
 /// Devices of a place: a pair of programs each.
 pub const PAIRS: usize = 8;
+/// Each may take a minute.
+const MOST_FAILURES: usize = 3;
 const ONE_CORE: [&str; 3] = ["taskset", "-c", "0"];
 
 /// Devices that a column's rows are measured on, by programs on one core or on any.
@@ -21,6 +23,8 @@ pub struct Place {
     preload: Option<PathBuf>,
     /// Why there are none, in one line.
     devices: Result<Vec<PathBuf>, String>,
+    /// Rows that failed here.
+    failures: usize,
     /// Behind the devices, if it is not the kernel's driver.
     pub daemon: Option<Daemon>,
 }
@@ -46,21 +50,18 @@ impl Place {
         arguments.extend(names.iter().flat_map(|name| ["--name", name]));
         let started = Daemon::try_start(door, launcher, &arguments);
         let preload = (door == Door::Cuse).then(|| library("libfakebinder_preload.so"));
-        match started {
+        let (devices, daemon) = match started {
             Ok(daemon) => {
                 let directory = match door {
                     Door::Cuse => Path::new("/dev"),
                     _ => &daemon.mount,
                 };
                 let all = std::iter::once(&daemon.name).chain(&names);
-                let devices = Ok(all.map(|name| directory.join(name)).collect());
-                Place { door: Some(door), column, pinned, preload, devices, daemon: Some(daemon) }
+                (Ok(all.map(|name| directory.join(name)).collect()), Some(daemon))
             }
-            Err(log) => {
-                let devices = Err(last_line(&log));
-                Place { door: Some(door), column, pinned, preload, devices, daemon: None }
-            }
-        }
+            Err(log) => (Err(last_line(&log)), None),
+        };
+        Place { door: Some(door), column, pinned, preload, devices, failures: 0, daemon }
     }
 
     /// The kernel's driver.
@@ -71,7 +72,8 @@ impl Place {
         });
         let found: Option<Vec<PathBuf>> = names.map(|name| driver_device(&name)).collect();
         let devices = found.ok_or_else(|| "this kernel has no such driver".to_owned());
-        Place { door: None, column: DRIVER, pinned, preload: None, devices, daemon: None }
+        let (door, preload, daemon) = (None, None, None);
+        Place { door, column: DRIVER, pinned, preload, devices, failures: 0, daemon }
     }
 
     /// A device of it.
@@ -172,7 +174,12 @@ impl Stage {
         let Some(place) = found else { return };
         if let (Some(door), Some(daemon)) = (place.door, place.daemon.take()) {
             daemon.abandon();
+            let failures = place.failures + 1;
             *place = Place::serve(place.column, door, place.pinned);
+            place.failures = failures;
+            if failures >= MOST_FAILURES {
+                place.devices = Err(format!("{failures} rows before have failed here"));
+            }
         }
     }
 
