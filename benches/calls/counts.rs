@@ -1,6 +1,5 @@
 //! What an empty call costs the daemon in system calls and instructions, which no noise touches.
 
-use super::plan::READ;
 use super::stage::{Stage, fresh, once};
 use super::{Outcome, Pid, Skipped};
 use crate::common::Daemon;
@@ -47,7 +46,6 @@ pub fn system_calls(stage: &Stage, column: &str) -> Outcome<Vec<f64>> {
 pub fn instructions(stage: &Stage, column: &str) -> Outcome<Vec<f64>> {
     match perf_counts(&stage.directory) {
         Ok(()) => by_perf(stage, column),
-        Err(reason) if column != READ => skipped(format!("{reason}; valgrind knows no io_uring")),
         Err(reason) => by_valgrind(stage, column, &reason),
     }
 }
@@ -92,11 +90,28 @@ fn by_perf(stage: &Stage, column: &str) -> Outcome<Vec<f64>> {
     Ok(vec![counted(&output)? / CALLS as f64])
 }
 
+/// How a valgrind is started that can run the daemon: benches/valgrind finds or fetches one.
+fn valgrind() -> Outcome<Vec<String>> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/valgrind");
+    let said = Command::new(script).output()?;
+    let lines = String::from_utf8_lossy(&said.stdout);
+    let mut lines = lines.lines().map(str::to_owned);
+    let first = lines.next().unwrap_or_default();
+    if !said.status.success() {
+        return skipped(first.trim_start_matches("SKIPPED: "));
+    }
+    let tools = lines.next().map(|tools| format!("VALGRIND_LIB={tools}"));
+    Ok(std::iter::once("env".to_owned()).chain(tools).chain([first]).collect())
+}
+
 /// All instructions of a daemon that serves so many calls.
 fn all_instructions(stage: &Stage, column: &str, count: u64) -> Outcome<f64> {
     let output = stage.directory.join(format!("callgrind-{count}"));
     let file = format!("--callgrind-out-file={}", output.display());
-    let daemon = fresh(column, &["valgrind", "--tool=callgrind", &file])?;
+    let valgrind = valgrind()?;
+    let mut launcher: Vec<&str> = valgrind.iter().map(String::as_str).collect();
+    launcher.extend(["--tool=callgrind", &file]);
+    let daemon = fresh(column, &launcher)?;
     calls(stage, &daemon, count, || Ok(()))?;
     daemon.stop();
     let written = std::fs::read_to_string(&output)?;
@@ -106,17 +121,12 @@ fn all_instructions(stage: &Stage, column: &str, count: u64) -> Outcome<f64> {
 
 /// What N further calls add to N, so that the daemon's start and end are in neither.
 fn by_valgrind(stage: &Stage, column: &str, no_perf: &str) -> Outcome<Vec<f64>> {
-    if Command::new("valgrind").arg("--version").output().is_err() {
-        return skipped(format!("{no_perf}; valgrind is not installed"));
-    }
     let counted = |count| {
-        all_instructions(stage, column, count).map_err(|error| {
-            let unknown = error.to_string();
-            let unknown = unknown.lines().find(|line| line.contains("unhandled"));
-            unknown.map_or(error, |line| {
-                let line = line.split_once("WARNING: ").map_or(line, |(_, words)| words);
-                Skipped(format!("{no_perf}; valgrind cannot run the daemon: {line}")).into()
-            })
+        all_instructions(stage, column, count).map_err(|error| -> Box<dyn std::error::Error> {
+            match error.downcast_ref::<Skipped>() {
+                Some(Skipped(reason)) => Skipped(format!("{no_perf}; {reason}")).into(),
+                None => error,
+            }
         })
     };
     let (once, twice) = (counted(CALLS)?, counted(2 * CALLS)?);
