@@ -3,6 +3,7 @@
 use super::client::Client;
 use super::retry::READ_SIZE;
 use super::session::{Responder, Session};
+use super::workers;
 use crate::binder::{self, HeldThread};
 use crate::client_mem::{ClientMemory, GatheredMemory, ProcessMemory};
 use crate::{Errno, uapi};
@@ -91,6 +92,8 @@ impl binder::Completion for IoctlReply {
 
     fn restart(self: Box<Self>, argument: &[u8]) {
         self.finish(-ERESTARTSYS, argument);
+        // A held thread stops when it has this answer, and is waited for.
+        workers::submit();
     }
 }
 

@@ -15,7 +15,7 @@
 //!   told of it) by one system call, and waits with their entries. The kernel prefers the entry that
 //!   was given last, so most requests come straight to a worker. The last of its entries comes with
 //!   a request that it may do anything for. While there are others with the kernel it does only
-//!   what cannot hold it up ([`Entry::is_light`]): it parks a read. What such a read finds, and
+//!   what cannot hold it up (`Entry::is_light`): it parks a read. What such a read finds, and
 //!   every other request, goes to a worker that is free
 //!   ([`Carriers::must_not_stall`](crate::binder::Carriers::must_not_stall)).
 //! - An answer may be given by any thread. One that no worker of its queue has given goes to a
@@ -24,7 +24,7 @@
 //!
 //! A request that finds no entry waits in the kernel until an entry is *committed* on that queue:
 //! registering one does not help. When the reserve has seen its last entry go, a request of our own
-//! brings about such a commit, again and again until nothing more comes with it ([`kick`]).
+//! brings about such a commit, again and again until nothing more comes with it (`kick`).
 //!
 //! INIT, FORGET and INTERRUPT come through `/dev/fuse` all the same, and notifications go there.
 //! The kernel loses a signal that arrives for a thread while its request is on its way here
@@ -277,10 +277,7 @@ impl Rings {
             let slots = queue.slots.lock();
             slots.iter().filter(|slot| slot.is_held_up(tick)).cloned().collect()
         };
-        for slot in held_up {
-            let answers = std::mem::take(&mut *slot.answers.lock());
-            answers.into_iter().for_each(|entry| queue.submit(entry));
-        }
+        held_up.iter().for_each(|slot| slot.submit_by_others(queue));
         for _ in queue.serving(tick)..LEAST {
             let workers = queue.workers();
             if workers + 1 == MOST {

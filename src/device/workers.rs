@@ -60,6 +60,9 @@ pub(super) trait Place {
     /// Has another thread serve in place of this one, unless enough others are left.
     fn stand_in(&self);
 
+    /// Sends what this thread has answered and not sent yet.
+    fn submit(&self) {}
+
     /// Whether requests that nobody else can take wait for this thread.
     fn must_not_stall(&self) -> bool {
         false
@@ -90,6 +93,13 @@ fn place() -> Option<Rc<dyn Place>> {
 pub(super) fn stand_in() {
     if let Some(place) = place() {
         place.stand_in();
+    }
+}
+
+/// The calling thread is about to wait for what an answer of its own leads to.
+pub(super) fn submit() {
+    if let Some(place) = place() {
+        place.submit();
     }
 }
 

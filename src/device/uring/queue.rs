@@ -253,6 +253,12 @@ impl Queue {
 }
 
 impl Slot {
+    /// Has others submit what this worker of the queue has answered.
+    pub fn submit_by_others(&self, queue: &Queue) {
+        let answers = std::mem::take(&mut *self.answers.lock());
+        answers.into_iter().for_each(|entry| queue.submit(entry));
+    }
+
     pub fn new(queue: &Queue) -> Arc<Slot> {
         Arc::new(Slot { cpu: queue.cpu, ..Slot::default() })
     }

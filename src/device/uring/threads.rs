@@ -278,6 +278,10 @@ impl Place for InRings {
         }
     }
 
+    fn submit(&self) {
+        self.slot.submit_by_others(&self.queue);
+    }
+
     fn must_not_stall(&self) -> bool {
         self.has_entries.get()
     }
