@@ -195,7 +195,7 @@ fn what_only_tests_take_is_no_condition_for_building() {
     assert!(output.status.success(), "{said}");
     if cfg!(target_arch = "x86_64") {
         assert!(said.contains("installing: gcc-multilib"), "{said}");
-        assert!(said.contains("gcc-multilib cannot be installed: tests that need it"), "{said}");
+        assert!(said.contains("gcc-multilib cannot be installed: "), "{said}");
     }
     // What building takes is one.
     scratch.program("gcc", "exit 1");

@@ -63,11 +63,13 @@ fn the_daemon_says_which_transport_it_took() {
     }
     let _alone = alone();
     let daemon = daemon_of("uring");
-    assert!(daemon.log().contains(OVER_IO_URING), "{}", daemon.log());
+    // The log has a thread of its own.
+    let says = |daemon: &Daemon, what| wait_until(PATIENCE, || daemon.log().contains(what));
+    assert!(says(&daemon, OVER_IO_URING), "{}", daemon.log());
     daemon.stop();
     let daemon = daemon_of("read");
+    assert!(says(&daemon, "requests are read from /dev/fuse"), "{}", daemon.log());
     assert!(!daemon.log().contains(OVER_IO_URING), "{}", daemon.log());
-    assert!(daemon.log().contains("requests are read from /dev/fuse"), "{}", daemon.log());
     daemon.stop();
 }
 

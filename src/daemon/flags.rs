@@ -37,7 +37,7 @@ pub struct Options {
 
     /// How requests come to the FUSE door: through io_uring (Linux 6.14; root has the daemon set
     /// /sys/module/fuse/parameters/enable_uring), or by reading /dev/fuse
-    #[arg(long, value_enum, default_value_t = Transport::Auto)]
+    #[arg(long, value_enum, default_value_t = Transport::Read)]
     pub transport: Transport,
 
     /// Where to make links to the FUSE door's devices; /dev unless told otherwise, and then nothing

@@ -42,7 +42,7 @@ impl MountOptions {
             max_devices: MAX_DEVICES,
             stats: Stats::Root,
             passthrough: true,
-            transport: Transport::Auto,
+            transport: Transport::Read,
         }
     }
 }

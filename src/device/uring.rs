@@ -23,7 +23,7 @@
 //!   be held up, some milliseconds later.
 //!
 //! A request that finds no entry waits in the kernel until an entry is *committed* on that queue:
-//! registering one does not help. When the reserve has seen its last entry go, a request of our own
+//! registering one does not help. So whenever the reserve has registered more, a request of our own
 //! brings about such a commit, again and again until nothing more comes with it (`kick`).
 //!
 //! INIT, FORGET and INTERRUPT come through `/dev/fuse` all the same, and notifications go there.
@@ -194,7 +194,7 @@ impl Rings {
         // First the workers: requests come as soon as the last reserve has registered its entries.
         for queue in &self.queues {
             for _ in 0..LEAST {
-                self.add_worker(queue).map_err(|error| Error::Queue(queue.cpu, error))?;
+                self.start_worker(queue).map_err(|error| Error::Queue(queue.cpu, error))?;
             }
         }
         let rings = self.clone();

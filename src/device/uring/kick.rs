@@ -7,7 +7,7 @@ use nix::sys::statfs::statfs;
 use nix::unistd::Pid;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 /// In a row, those that brought nothing with them, after which there is nothing left to fetch.
@@ -15,21 +15,42 @@ const CALM: u32 = 3;
 /// So many without a pause.
 const AT_ONCE: u32 = 64;
 
-/// Starts a thread on the queue's CPU that asks the mount something until nothing else comes with
-/// the answer's commit; none when it runs already.
-pub fn start(queue: &Arc<Queue>, running: &Arc<AtomicBool>, mount: Option<&Path>) {
-    let Some(mount) = mount else { return };
-    if running.swap(true, SeqCst) {
-        return;
+/// The thread of a queue that asks, while there is one.
+#[derive(Clone, Default)]
+pub struct Kicks {
+    running: Arc<AtomicBool>,
+    /// Counts the calls of [`Kicks::start`].
+    wanted: Arc<AtomicU64>,
+}
+
+impl Kicks {
+    /// Sees to it that a thread on the queue's CPU asks the mount something, from now on, until
+    /// nothing else comes with the answer's commit.
+    pub fn start(&self, queue: &Arc<Queue>, mount: Option<&Path>) {
+        let Some(mount) = mount else { return };
+        self.wanted.fetch_add(1, SeqCst);
+        if self.running.swap(true, SeqCst) {
+            return;
+        }
+        let (queue, its, mount) = (queue.clone(), self.clone(), mount.to_owned());
+        let run = move || its.run(&queue, &mount);
+        if let Err(error) = std::thread::Builder::new().name("kick".into()).spawn(run) {
+            self.running.store(false, SeqCst);
+            client_log!(Kind::WorkersHeldUp, "starting a thread: {error}");
+        }
     }
-    let (queue, its, mount) = (queue.clone(), running.clone(), mount.to_owned());
-    let thread = std::thread::Builder::new().name("kick".into()).spawn(move || {
-        kick(&queue, &mount);
-        its.store(false, SeqCst);
-    });
-    if let Err(error) = thread {
-        running.store(false, SeqCst);
-        client_log!(Kind::WorkersHeldUp, "starting a thread: {error}");
+
+    fn run(&self, queue: &Queue, mount: &Path) {
+        loop {
+            let wanted = self.wanted.load(SeqCst);
+            kick(queue, mount);
+            self.running.store(false, SeqCst);
+            // Who wanted more until here has found this thread running.
+            let done = self.wanted.load(SeqCst) == wanted || self.running.swap(true, SeqCst);
+            if done || queue.has_ended() {
+                return;
+            }
+        }
     }
 }
 

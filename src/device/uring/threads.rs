@@ -1,9 +1,10 @@
 //! What the threads of a queue do: the reserve, and the workers.
 
 use super::entry::Entry;
+use super::kick::Kicks;
 use super::queue::{Job, Queue, Slot};
 use super::ring::{Completion, Ring};
-use super::{Rings, WORKER, Way, kick};
+use super::{Rings, WORKER, Way};
 use crate::Errno;
 use crate::binder::copies::Work;
 use crate::device::workers::{self, Place};
@@ -17,7 +18,7 @@ use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::mpsc;
 
 /// Entries that a reserve registers at a time.
@@ -69,7 +70,7 @@ impl Rings {
     }
 
     fn reserve(&self, queue: &Arc<Queue>, mut ring: Ring) {
-        let kicking = Arc::new(AtomicBool::new(false));
+        let kicks = Kicks::default();
         let served = loop {
             if queue.has_ended() && ring.theirs() == 0 {
                 break Ok(());
@@ -98,15 +99,13 @@ impl Rings {
                 }
             }
             if ring.theirs() < LOW && !queue.has_ended() {
-                let dry = ring.theirs() == 0;
                 let more = Entry::several(queue, MORE).map_err(io::Error::from);
                 if let Err(error) = more.and_then(|more| ring.register(more)) {
                     // The next time round it may have what it takes.
                     shortage::note(&error.raw_os_error().map_or(Errno::EIO, Errno::from_raw));
                 }
-                if dry {
-                    kick::start(queue, &kicking, self.mount.as_deref());
-                }
+                // The kernel may have given its last entry away before it had these.
+                kicks.start(queue, self.mount.as_deref());
             }
         };
         if let Err(error) = served {
@@ -124,22 +123,27 @@ impl Rings {
         }
     }
 
+    /// One more worker, if the machine has a thread for it.
     pub(super) fn add_worker(self: &Arc<Self>, queue: &Arc<Queue>) -> io::Result<()> {
+        fault(Verb::Thread)?;
+        self.start_worker(queue)
+    }
+
+    /// A worker that the queue does not do without.
+    pub(super) fn start_worker(self: &Arc<Self>, queue: &Arc<Queue>) -> io::Result<()> {
         let slot = Slot::new(queue);
         if !queue.add_worker(&slot) {
             return Ok(());
         }
         let (rings, its_queue, its_slot) = (self.clone(), queue.clone(), slot.clone());
         let thread = std::thread::Builder::new().name("worker".into());
-        let started = fault(Verb::Thread).map_err(io::Error::from).and_then(|()| {
-            thread.spawn(move || {
-                rings.pin(&its_queue);
-                match Ring::new(&rings.session, 8) {
-                    Ok(ring) => rings.work(&its_queue, &its_slot, ring),
-                    Err(error) => log::error!("{}: io_uring: {error}", rings.session.name()),
-                }
-                its_queue.remove_worker(&its_slot);
-            })
+        let started = thread.spawn(move || {
+            rings.pin(&its_queue);
+            match Ring::new(&rings.session, 8) {
+                Ok(ring) => rings.work(&its_queue, &its_slot, ring),
+                Err(error) => log::error!("{}: io_uring: {error}", rings.session.name()),
+            }
+            its_queue.remove_worker(&its_slot);
         });
         if started.is_err() {
             queue.remove_worker(&slot);
@@ -169,6 +173,11 @@ impl Rings {
             }
             slot.began.store(0, SeqCst);
             slot.is_away.store(false, SeqCst);
+            // One who is not needed any more leaves before it waits again, so that none is left.
+            if !has_entries && queue.can_spare(slot, self.tick.load(SeqCst) + 1) {
+                slot.submit_by_others(queue);
+                break;
+            }
             let answers = std::mem::take(&mut *slot.answers.lock());
             if has_entries || (!answers.is_empty() && queue.may_fetch()) {
                 let committed: io::Result<()> =
@@ -180,9 +189,6 @@ impl Rings {
                 continue;
             }
             answers.into_iter().for_each(|entry| queue.submit_by_reserve(entry));
-            if queue.can_spare(slot, self.tick.load(SeqCst) + 1) {
-                break;
-            }
         }
         workers::take_place(None);
         WORKER.set(None);
