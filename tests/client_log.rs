@@ -383,7 +383,7 @@ fn what_is_logged_without_a_limit_is_what_no_client_can_cause() {
         ("device/places.rs", 2, "the start"),
         ("device/threads.rs", 1, "the end of the thread that watches threads"),
         ("device/uring.rs", 1, "the start"),
-        ("device/uring/threads.rs", 9, "an error of io_uring, or a mistake of the daemon's"),
+        ("device/uring/threads.rs", 8, "an error of io_uring, or a mistake of the daemon's"),
         ("device/workers.rs", 2, "the end of a session, and a mistake of the daemon's"),
         ("main.rs", 8, "the start, the end and signals"),
         ("mm_shim/userfault.rs", 1, "the first open, once"),

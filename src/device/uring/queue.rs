@@ -40,7 +40,6 @@ struct Jobs {
     fetches: usize,
     free: usize,
     fetching: usize,
-    workers: usize,
     ended: bool,
 }
 
@@ -194,23 +193,17 @@ impl Queue {
 
     /// One more worker; false when there are too many.
     pub fn add_worker(&self, slot: &Arc<Slot>) -> bool {
-        let mut jobs = self.jobs.lock();
-        if jobs.workers >= MOST || jobs.ended {
-            return false;
+        let ended = self.has_ended();
+        let mut slots = self.slots.lock();
+        let may = slots.len() < MOST && !ended;
+        if may {
+            slots.push(slot.clone());
         }
-        jobs.workers += 1;
-        drop(jobs);
-        self.slots.lock().push(slot.clone());
-        true
+        may
     }
 
     pub fn remove_worker(&self, slot: &Arc<Slot>) {
-        let mut slots = self.slots.lock();
-        let before = slots.len();
-        slots.retain(|other| !Arc::ptr_eq(other, slot));
-        let was_there = slots.len() < before;
-        drop(slots);
-        self.jobs.lock().workers -= usize::from(was_there);
+        self.slots.lock().retain(|other| !Arc::ptr_eq(other, slot));
     }
 
     /// Removes a worker if enough others are left that are not held up; each of several that ask
@@ -222,13 +215,11 @@ impl Queue {
             return false;
         }
         slots.retain(|other| !Arc::ptr_eq(other, slot));
-        drop(slots);
-        self.jobs.lock().workers -= 1;
         true
     }
 
     pub fn workers(&self) -> usize {
-        self.jobs.lock().workers
+        self.slots.lock().len()
     }
 
     /// How many workers are not held up.

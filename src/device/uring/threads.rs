@@ -233,7 +233,8 @@ impl Rings {
         }
     }
 
-    fn go(&self, work: Work) {
+    /// A fault of ours costs that request (its answer is EIO), not the thread.
+    fn go(&self, work: impl FnOnce()) {
         if catch_unwind(AssertUnwindSafe(work)).is_err() {
             log::error!("{}: a request was given up after a panic", self.session.name());
         }
@@ -248,11 +249,7 @@ impl Rings {
                 return Way::answered(entry);
             }
         };
-        // A fault of ours costs that request (its answer is EIO), not the thread.
-        let dispatch = || self.session.dispatch_from(message, Some(entry), &*self.door);
-        if catch_unwind(AssertUnwindSafe(dispatch)).is_err() {
-            log::error!("{}: a request was given up after a panic", self.session.name());
-        }
+        self.go(|| self.session.dispatch_from(message, Some(entry), &*self.door));
     }
 }
 
