@@ -30,6 +30,7 @@ pub mod security_context;
 pub mod session;
 pub mod signals;
 mod stale;
+mod supervisor;
 mod taken_file;
 pub mod threads;
 pub mod timers;

@@ -46,16 +46,14 @@ use self::entry::Entry;
 use self::queue::{AT_ONCE, LEAST, MOST, Queue, Slot};
 use self::ring::Ring;
 use super::session::{Door, Session};
+use super::supervisor::Supervisor;
 use crate::client_log::{Kind, client_log};
-use crate::lock_order::rank;
-use crate::sync::{Condvar, Mutex};
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
 use std::cell::RefCell;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use std::{fs, io};
 
 /// Whether the kernel offers this; root may write it, and it counts for mounts from then on.
@@ -141,12 +139,7 @@ pub struct Rings {
     allowed: CpuSet,
     /// What a request of our own is made on.
     mount: Option<PathBuf>,
-    /// Grows with each look of the supervisor, while that is awake.
-    tick: AtomicU64,
-    asleep: AtomicBool,
-    ended: AtomicBool,
-    supervisor: Mutex<bool, rank::Supervisor>,
-    wake: Condvar,
+    supervisor: Supervisor,
 }
 
 impl Rings {
@@ -177,11 +170,7 @@ impl Rings {
             queues: queues.map_err(Error::Setup)?,
             allowed: sched_getaffinity(Pid::from_raw(0)).unwrap_or_default(),
             mount,
-            tick: AtomicU64::new(0),
-            asleep: AtomicBool::new(false),
-            ended: AtomicBool::new(false),
-            supervisor: Mutex::new(false),
-            wake: Condvar::new(),
+            supervisor: Supervisor::new(STUCK),
         });
         let started = rings.start_threads();
         if started.is_err() {
@@ -215,70 +204,35 @@ impl Rings {
 
     /// The session has ended.
     pub fn end(&self) {
-        if !self.ended.swap(true, SeqCst) {
+        if self.supervisor.end() {
             self.queues.iter().for_each(|queue| queue.end());
-            *self.supervisor.lock() = true;
-            self.wake.notify_one();
-        }
-    }
-
-    /// There is something for the supervisor to look at.
-    fn rouse(&self) {
-        if self.asleep.load(SeqCst) && self.asleep.swap(false, SeqCst) {
-            *self.supervisor.lock() = true;
-            self.wake.notify_one();
         }
     }
 
     fn is_busy(&self) -> bool {
-        let busy =
-            |queue: &Arc<Queue>| queue.slots.lock().iter().any(|slot| slot.began.load(SeqCst) != 0);
+        let busy = |queue: &Arc<Queue>| queue.slots.lock().iter().any(|slot| slot.busy.is_busy());
         self.session.is_held_up() || self.session.has_unlooked() || self.queues.iter().any(busy)
     }
 
     fn supervise(self: &Arc<Self>) {
-        /// Looks without anything to do after which the supervisor goes to sleep.
-        const CALM: u32 = 10;
-        let mut calm = CALM;
-        let patience = STUCK / 2;
-        while !self.ended.load(SeqCst) {
-            let mut woken = self.supervisor.lock();
-            if calm >= CALM {
-                self.asleep.store(true, SeqCst);
-                drop(woken);
-                let busy = self.is_busy();
-                woken = self.supervisor.lock();
-                while !busy && !std::mem::take(&mut *woken) {
-                    self.wake.wait(&mut woken);
-                }
-                self.asleep.store(false, SeqCst);
-                calm = 0;
-            }
-            self.wake.wait_for(&mut woken, patience);
-            *woken = false;
-            drop(woken);
-            let began = Instant::now();
-            let tick = self.tick.fetch_add(1, SeqCst) + 1;
-            self.queues.iter().for_each(|queue| self.relieve(queue, tick));
-            self.session.look_for_signals(&*self.door);
-            self.session.answer_the_dying();
-            calm = if self.is_busy() { 0 } else { calm + 1 };
-            // Looking at many clients must not become what the daemon does.
-            let spent = began.elapsed();
-            if spent > patience / 10 {
-                std::thread::sleep(spent * 10);
-            }
-        }
+        self.supervisor.supervise(
+            || self.is_busy(),
+            |looks| {
+                self.queues.iter().for_each(|queue| self.relieve(queue, looks));
+                self.session.look_for_signals(&*self.door);
+                self.session.answer_the_dying();
+            },
+        );
     }
 
     /// Takes from those that are held up what they have answered, and starts others in their place.
-    fn relieve(self: &Arc<Self>, queue: &Arc<Queue>, tick: u64) {
+    fn relieve(self: &Arc<Self>, queue: &Arc<Queue>, looks: u64) {
         let held_up: Vec<_> = {
             let slots = queue.slots.lock();
-            slots.iter().filter(|slot| slot.is_held_up(tick)).cloned().collect()
+            slots.iter().filter(|slot| slot.busy.is_held_up(looks)).cloned().collect()
         };
         held_up.iter().for_each(|slot| slot.submit_by_others(queue));
-        for _ in queue.serving(tick)..LEAST {
+        for _ in queue.serving(looks)..LEAST {
             let workers = queue.workers();
             if workers + 1 == MOST {
                 client_log!(
@@ -288,7 +242,7 @@ impl Rings {
                     queue.cpu
                 );
             }
-            if workers >= MOST || self.ended.load(SeqCst) {
+            if workers >= MOST || self.supervisor.has_ended() {
                 return;
             }
             if let Err(error) = self.add_worker(queue) {

@@ -9,22 +9,23 @@
 //! for requests already. How many workers a client can hold up is bounded where places are given
 //! out ([`crate::binder::copies`]).
 //!
-//! A supervisor looks for workers that are held up, and for clients that die while a worker is at
-//! work for them ([`Session::answer_the_dying`]). In an idle pool all threads sleep, the supervisor
-//! too.
+//! A [supervisor](super::supervisor) looks for workers that are held up, and for clients that die
+//! while a worker is at work for them ([`Session::answer_the_dying`]). In an idle pool all threads
+//! sleep, the supervisor too.
 
 use super::session::{BUFFER_SIZE, Door, Session};
+use super::supervisor::{Busy, Supervisor};
 use crate::binder::copies::Work;
 use crate::client_log::{Kind, client_log};
 use crate::lock_order::rank;
 use crate::probe::{Verb, fault};
-use crate::sync::{Condvar, Mutex};
+use crate::sync::Mutex;
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
 
 /// How many workers a session has.
 #[derive(Debug, Clone, Copy)]
@@ -44,15 +45,6 @@ impl WorkerLimits {
         let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get());
         WorkerLimits { least: cores.clamp(2, 4), most: 256, stuck: Duration::from_millis(10) }
     }
-}
-
-/// When a worker began its request.
-#[derive(Default)]
-struct Slot {
-    /// The supervisor's tick at that time, plus 1; 0 while the worker waits for a request.
-    began: AtomicU64,
-    /// Whether the worker has said that its request will take long.
-    is_away: AtomicBool,
 }
 
 /// What a thread that serves requests is to the others of its kind.
@@ -120,12 +112,12 @@ pub(super) fn hand_over(work: Work) -> Result<(), Work> {
 /// The place of a worker in its pool.
 struct InPool {
     pool: Arc<Pool>,
-    slot: Arc<Slot>,
+    slot: Arc<Busy>,
 }
 
 impl Place for InPool {
     fn stand_in(&self) {
-        if !self.slot.is_away.swap(true, SeqCst) {
+        if self.slot.go_away() {
             self.pool.replace_the_held_up();
         }
     }
@@ -135,18 +127,12 @@ struct Pool {
     session: Arc<Session>,
     door: Arc<dyn Door>,
     limits: WorkerLimits,
-    slots: Mutex<Vec<Arc<Slot>>, rank::Slots>,
+    slots: Mutex<Vec<Arc<Busy>>, rank::Slots>,
     /// All worker threads.
     workers: AtomicUsize,
     /// Workers that wait for a request, or are about to.
     reading: AtomicUsize,
-    /// Counts the looks of the supervisor.
-    tick: AtomicU64,
-    /// Whether the supervisor sleeps until there is something to look at.
-    asleep: AtomicBool,
-    ended: AtomicBool,
-    supervisor: Mutex<bool, rank::Supervisor>,
-    wake: Condvar,
+    supervisor: Supervisor,
     on_end: Mutex<Option<Box<dyn FnOnce() + Send>>, rank::SessionEnd>,
 }
 
@@ -179,18 +165,14 @@ impl Pool {
             slots: Mutex::default(),
             workers: AtomicUsize::new(0),
             reading: AtomicUsize::new(0),
-            tick: AtomicU64::new(0),
-            asleep: AtomicBool::new(false),
-            ended: AtomicBool::new(false),
-            supervisor: Mutex::new(false),
-            wake: Condvar::new(),
+            supervisor: Supervisor::new(limits.stuck),
             on_end: Mutex::new(Some(on_end)),
         })
     }
 
     /// Starts a worker, which counts as waiting for a request from now on.
     fn add_worker(self: &Arc<Self>) -> std::io::Result<()> {
-        let (pool, slot) = (self.clone(), Arc::new(Slot::default()));
+        let (pool, slot) = (self.clone(), Arc::new(Busy::default()));
         self.slots.lock().push(slot.clone());
         self.workers.fetch_add(1, SeqCst);
         self.reading.fetch_add(1, SeqCst);
@@ -206,12 +188,12 @@ impl Pool {
         started
     }
 
-    fn forget_worker(&self, slot: &Arc<Slot>) {
+    fn forget_worker(&self, slot: &Arc<Busy>) {
         self.slots.lock().retain(|other| !Arc::ptr_eq(other, slot));
         self.workers.fetch_sub(1, SeqCst);
     }
 
-    fn work(self: &Arc<Self>, slot: &Arc<Slot>) {
+    fn work(self: &Arc<Self>, slot: &Arc<Busy>) {
         let mut buffer = vec![0; BUFFER_SIZE];
         take_place(Some(Rc::new(InPool { pool: self.clone(), slot: slot.clone() })));
         loop {
@@ -223,19 +205,18 @@ impl Pool {
                     break self.end();
                 }
             };
-            slot.began.store(self.tick.load(SeqCst) + 1, SeqCst);
+            slot.begin(self.supervisor.looks());
             if self.reading.fetch_sub(1, SeqCst) == 1 {
-                self.rouse();
+                self.supervisor.rouse();
             }
             // A panic costs its request (the answer is EIO), not the thread.
             let dispatch = || self.session.dispatch(message, &*self.door);
             if catch_unwind(AssertUnwindSafe(dispatch)).is_err() {
                 log::error!("{}: a request was given up after a panic", self.session.name());
             }
-            slot.began.store(0, SeqCst);
-            slot.is_away.store(false, SeqCst);
+            slot.end();
             if self.session.is_held_up() {
-                self.rouse();
+                self.supervisor.rouse();
             }
             if self.reading.fetch_add(1, SeqCst) >= self.limits.least {
                 self.reading.fetch_sub(1, SeqCst);
@@ -246,18 +227,8 @@ impl Pool {
         self.forget_worker(slot);
     }
 
-    /// Wakes the supervisor: there is something to look at.
-    fn rouse(&self) {
-        if self.asleep.load(SeqCst) && self.asleep.swap(false, SeqCst) {
-            *self.supervisor.lock() = true;
-            self.wake.notify_one();
-        }
-    }
-
     fn end(&self) {
-        if !self.ended.swap(true, SeqCst) {
-            *self.supervisor.lock() = true;
-            self.wake.notify_one();
+        if self.supervisor.end() {
             let on_end = self.on_end.lock().take();
             if let Some(on_end) = on_end {
                 on_end();
@@ -266,55 +237,20 @@ impl Pool {
     }
 
     fn supervise(self: &Arc<Self>) {
-        /// After so many looks without anything to do the supervisor goes to sleep.
-        const CALM: u32 = 10;
-        let mut calm = CALM;
-        // A worker counts as held up when two looks find it at the same request.
-        let patience = self.limits.stuck / 2;
-        while !self.ended.load(SeqCst) {
-            let mut woken = self.supervisor.lock();
-            if calm >= CALM {
-                self.asleep.store(true, SeqCst);
-                // Asked again: something may have happened between the last look and `asleep`.
-                if self.reading.load(SeqCst) > 0 && !self.session.is_held_up() {
-                    while !std::mem::take(&mut *woken) {
-                        self.wake.wait(&mut woken);
-                    }
-                }
-                self.asleep.store(false, SeqCst);
-                calm = 0;
-            }
-            self.wake.wait_for(&mut woken, patience);
-            *woken = false;
-            drop(woken);
-            let began = Instant::now();
-            self.tick.fetch_add(1, SeqCst);
+        let is_busy = || self.reading.load(SeqCst) == 0 || self.session.is_held_up();
+        self.supervisor.supervise(is_busy, |_| {
             self.replace_the_held_up();
             self.session.answer_the_dying();
-            let busy = self.reading.load(SeqCst) == 0 || self.session.is_held_up();
-            calm = if busy { 0 } else { calm + 1 };
-            // Looking at many clients must not take most of the daemon's time.
-            let spent = began.elapsed();
-            if spent > patience / 10 {
-                std::thread::sleep(spent * 10);
-            }
-        }
+        });
     }
 
     /// Starts as many workers as are needed for `least` to serve.
     fn replace_the_held_up(self: &Arc<Self>) {
-        let tick = self.tick.load(SeqCst);
-        let serving = {
-            let slots = self.slots.lock();
-            let held_up = |slot: &&Arc<Slot>| {
-                let began = slot.began.load(SeqCst);
-                began != 0 && (began < tick || slot.is_away.load(SeqCst))
-            };
-            slots.len() - slots.iter().filter(held_up).count()
-        };
+        let looks = self.supervisor.looks();
+        let serving = self.slots.lock().iter().filter(|slot| !slot.is_held_up(looks)).count();
         for _ in serving..self.limits.least {
             let workers = self.workers.load(SeqCst);
-            if workers >= self.limits.most || self.ended.load(SeqCst) {
+            if workers >= self.limits.most || self.supervisor.has_ended() {
                 return;
             }
             if workers + 1 == self.limits.most {
@@ -345,6 +281,7 @@ mod tests {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
     use std::os::fd::OwnedFd;
     use std::sync::mpsc;
+    use std::time::Instant;
 
     /// Every STATFS is stuck until the gate opens; a GETATTR is answered at once.
     #[allow(clippy::disallowed_types, reason = "no thread of the daemon's holds it with another")]
@@ -420,7 +357,7 @@ mod tests {
             nix::unistd::read(&kernel, &mut buffer).unwrap();
         }
         wait_until("two workers are left", || pool.workers.load(SeqCst) == 2);
-        wait_until("the supervisor sleeps", || pool.asleep.load(SeqCst));
+        wait_until("the supervisor sleeps", || pool.supervisor.is_asleep());
 
         drop(kernel);
         ended.recv_timeout(Duration::from_secs(20)).unwrap();

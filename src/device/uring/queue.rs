@@ -6,6 +6,7 @@
 
 use super::entry::Entry;
 use crate::binder::copies::Work;
+use crate::device::supervisor::Busy;
 use crate::lock_order::rank;
 use crate::sync::{Condvar, Mutex};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -54,10 +55,7 @@ impl Jobs {
 #[derive(Default)]
 pub struct Slot {
     cpu: u16,
-    /// The supervisor's tick when it began its request, plus 1; 0 while it is not busy.
-    pub began: AtomicU64,
-    /// The worker has said that its request will take long.
-    pub is_away: AtomicBool,
+    pub busy: Busy,
     /// The last answers that it has given: they go with the submission by which the worker waits,
     /// or by another hand before that.
     pub answers: Mutex<Answers, rank::RingAnswer>,
@@ -208,9 +206,9 @@ impl Queue {
 
     /// Removes a worker if enough others are left that are not held up; each of several that ask
     /// at the same time counts those that stay.
-    pub fn can_spare(&self, slot: &Arc<Slot>, tick: u64) -> bool {
+    pub fn can_spare(&self, slot: &Arc<Slot>, looks: u64) -> bool {
         let mut slots = self.slots.lock();
-        let serving = slots.iter().filter(|other| !other.is_held_up(tick)).count();
+        let serving = slots.iter().filter(|other| !other.busy.is_held_up(looks)).count();
         if serving <= LEAST {
             return false;
         }
@@ -223,8 +221,8 @@ impl Queue {
     }
 
     /// How many workers are not held up.
-    pub fn serving(&self, tick: u64) -> usize {
-        self.slots.lock().iter().filter(|slot| !slot.is_held_up(tick)).count()
+    pub fn serving(&self, looks: u64) -> usize {
+        self.slots.lock().iter().filter(|slot| !slot.busy.is_held_up(looks)).count()
     }
 
     pub fn end(&self) {
@@ -257,11 +255,5 @@ impl Slot {
     /// Whether its worker is one of that queue.
     pub fn is_of(&self, queue: &Queue) -> bool {
         self.cpu == queue.cpu
-    }
-
-    /// Whether it has been busy since before the supervisor's last look.
-    pub fn is_held_up(&self, tick: u64) -> bool {
-        let began = self.began.load(SeqCst);
-        began != 0 && (began < tick || self.is_away.load(SeqCst))
     }
 }

@@ -163,18 +163,17 @@ impl Rings {
         let mut buffer = Vec::new();
         while let Some(job) = self.next(queue, &mut ring) {
             let has_entries = ring.theirs() > 0;
-            slot.began.store(self.tick.load(SeqCst) + 1, SeqCst);
-            self.rouse();
+            slot.busy.begin(self.supervisor.looks());
+            self.supervisor.rouse();
             place.has_entries.set(has_entries);
             match job {
                 Job::Serve(entry) => self.serve(entry, &mut buffer),
                 Job::Go(work) => self.go(work),
                 Job::Fetch(entry) => Way::answered(entry),
             }
-            slot.began.store(0, SeqCst);
-            slot.is_away.store(false, SeqCst);
+            slot.busy.end();
             // One who is not needed any more leaves before it waits again, so that none is left.
-            if !has_entries && queue.can_spare(slot, self.tick.load(SeqCst) + 1) {
+            if !has_entries && queue.can_spare(slot, self.supervisor.looks() + 1) {
                 slot.submit_by_others(queue);
                 break;
             }
@@ -276,8 +275,8 @@ struct InRings {
 
 impl Place for InRings {
     fn stand_in(&self) {
-        if !self.slot.is_away.swap(true, SeqCst) {
-            self.rings.relieve(&self.queue, self.rings.tick.load(SeqCst));
+        if self.slot.busy.go_away() {
+            self.rings.relieve(&self.queue, self.rings.supervisor.looks());
         }
     }
 
