@@ -3,12 +3,13 @@
 
 use super::library;
 use super::scene::Scene;
-use fakebinder_client::Errno;
+use fakebinder_client::{Errno, uapi};
 use fakebinder_sim::child::{self, Catch, Request, result as errno};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::cell::Cell;
 use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -49,18 +50,29 @@ impl File {
     }
 }
 
+/// The `binder_logs` of the directory that a device is in, or that its name is a link into.
+fn logs_of(device: &Path) -> Option<PathBuf> {
+    let target = std::fs::read_link(device).ok();
+    let device = target.filter(|target| target.is_absolute()).unwrap_or_else(|| device.into());
+    let logs = device.parent()?.join("binder_logs");
+    logs.join("proc").is_dir().then_some(logs)
+}
+
 /// A thread of a child, and the open file that it works on.
 #[derive(Clone)]
 pub(super) struct Thread {
     pub(super) child: Rc<child::Thread>,
     pub(super) file: Rc<File>,
     patience: Duration,
+    /// The `binder_logs` beside the device.
+    logs: Option<Rc<Path>>,
 }
 
 impl Thread {
     pub(super) fn new(child: child::Thread, file: Rc<File>, scene: &Scene) -> Thread {
         child.memory().put(PATH, scene.device.as_os_str().as_bytes());
-        Thread { child: Rc::new(child), file, patience: scene.patience }
+        let logs = logs_of(&scene.device).map(Rc::from);
+        Thread { child: Rc::new(child), file, patience: scene.patience, logs }
     }
 
     pub(super) fn tid(&self) -> i32 {
@@ -113,23 +125,44 @@ impl Thread {
         self.child.begin_system_call(number, args);
     }
 
-    /// Waits until what the thread began has put it to sleep in the kernel.
+    /// Waits until what the thread began waits in the driver.
     #[track_caller]
     pub(super) fn asleep(&self) {
-        let status = format!("/proc/{}/task/{}/stat", self.pid(), self.tid());
+        let task = format!("/proc/{}/task/{}", self.pid(), self.tid());
         self.until("the thread to sleep", || {
             assert!(!self.is_done(), "the call did not wait: {}", self.finish());
-            let stat = std::fs::read_to_string(&status).unwrap_or_default();
+            let stat = std::fs::read_to_string(format!("{task}/stat")).unwrap_or_default();
+            let call = std::fs::read_to_string(format!("{task}/syscall"));
             stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('S'))
-                && std::fs::read_to_string(format!(
-                    "/proc/{}/task/{}/syscall",
-                    self.pid(),
-                    self.tid()
-                ))
-                .map_or(true, |call| {
-                    !call.starts_with(&format!("{} ", libc::SYS_recvfrom)) && call != "running\n"
-                })
+                && call.map_or(true, |call| self.waits_in(&call))
         });
+    }
+
+    /// Whether a thread that sleeps does so for what it asked the driver for, by what
+    /// `/proc/PID/syscall` says of it. One that reads through a daemon sleeps before the daemon has
+    /// its request, too: the device's log tells when it has.
+    fn waits_in(&self, call: &str) -> bool {
+        let mut words = call.split_ascii_whitespace();
+        let number = words.next().and_then(|word| word.parse::<i64>().ok());
+        if number == Some(libc::SYS_ioctl) {
+            let wanted = format!("{:#x}", uapi::BINDER_WRITE_READ);
+            return words.nth(1) != Some(&wanted) || self.is_logged_as_waiting() != Some(false);
+        }
+        number.is_some_and(|number| number != libc::SYS_recvfrom)
+    }
+
+    /// Whether the device's log says that the thread waits for work; none where there is no log.
+    fn is_logged_as_waiting(&self) -> Option<bool> {
+        /// `BINDER_LOOPER_STATE_WAITING`.
+        const WAITING: u32 = 0x10;
+        let logs = self.logs.as_ref()?;
+        let log = std::fs::read_to_string(logs.join(format!("proc/{}", self.pid()))).ok()?;
+        let thread = format!("thread {}: l ", self.tid());
+        Some(log.lines().any(|line| {
+            let state = line.trim_start().strip_prefix(&thread);
+            let state = state.and_then(|rest| rest.split(' ').next());
+            state.and_then(|state| u32::from_str_radix(state, 16).ok()).unwrap_or(0) & WAITING != 0
+        }))
     }
 
     /// Waits until a condition holds.
