@@ -1,5 +1,6 @@
 //! Frozen processes, and freeze notifications.
 
+mod life;
 mod notice;
 
 use super::message::*;
@@ -8,6 +9,7 @@ use super::scene::*;
 use super::{Scene, group};
 use fakebinder_client::Object;
 use fakebinder_client::{Errno, uapi};
+use life::*;
 use notice::*;
 
 group! { "freeze":
@@ -56,6 +58,20 @@ group! { "freeze":
     a_handle_given_up_is_not_told,
     every_node_of_the_process_is_told,
     freezing_and_thawing_look_at_every_node,
+    a_stopped_process_can_be_frozen,
+    a_process_stopped_while_it_reads_can_be_frozen,
+    a_process_stopped_at_a_call_cannot_be_frozen,
+    a_process_may_be_stopped_when_it_is_thawed,
+    a_frozen_process_that_executes_is_found_dead,
+    a_process_that_has_executed_can_be_frozen,
+    a_child_that_has_the_file_is_not_who_is_frozen,
+    a_process_that_has_changed_its_user_can_be_frozen,
+    any_user_may_freeze,
+    a_frozen_process_that_dumps_core_is_released,
+    a_process_that_dumps_core_answers_with_dead_reply,
+    a_process_in_a_pid_namespace_is_frozen_from_outside,
+    a_process_outside_is_frozen_from_a_pid_namespace,
+    a_pid_of_a_namespace_names_nobody,
 }
 
 fn set(witness: &Thread, pid: i32, enable: u32, timeout_ms: u32) -> Result<i64, Errno> {
