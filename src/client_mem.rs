@@ -86,6 +86,19 @@ pub trait ClientMemory: Send + Sync {
     fn sends_from(&self, _places: [(u64, u64); 2]) {}
 }
 
+/// Makes `bytes` that many zeros, to be read over: by blocks, where `resize` goes byte by byte.
+pub(crate) fn fill_with_zeros<A: smallvec::Array<Item = u8>>(
+    bytes: &mut SmallVec<A>,
+    length: usize,
+) {
+    const ZEROS: [u8; 256] = [0; 256];
+    bytes.clear();
+    while bytes.len() < length {
+        let more = (length - bytes.len()).min(ZEROS.len());
+        bytes.extend_from_slice(&ZEROS[..more]);
+    }
+}
+
 /// How many bytes of a place are read ahead at most. More is copied by itself, straight to where it
 /// is to go.
 const MOST_AHEAD: u64 = 1024;
@@ -193,7 +206,7 @@ impl ClientMemory for ProcessMemory {
     fn read_and_ahead(&self, addr: u64, dst: &mut [u8], ahead: &mut Ahead) -> Result<(), Errno> {
         for ((start, bytes), (addr, length)) in ahead.0.iter_mut().zip(&self.sent_from) {
             *start = addr.load(Ordering::Relaxed);
-            bytes.resize(length.load(Ordering::Relaxed) as usize, 0);
+            fill_with_zeros(bytes, length.load(Ordering::Relaxed) as usize);
         }
         let [(first_at, first), (second_at, second)] = &mut ahead.0;
         if first.is_empty() && second.is_empty() {

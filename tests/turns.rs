@@ -118,8 +118,10 @@ fn an_empty_call_takes_few_sections_and_allocations() {
     let allocations = per_call(before.1, after.1);
     println!("a call: {sections:.2} sections, {allocations:.2} allocations ({times})");
     assert!((3.0..=6.1).contains(&sections), "{sections} sections a call");
-    // The check of the lock order, in a debug build, allocates by itself.
-    let most = if cfg!(debug_assertions) { 5.0 } else { 4.5 };
+    // Seven of them are records and answers, which would otherwise be moved from hand to hand: more
+    // instructions than an allocation. The check of the lock order, in a debug build, allocates by
+    // itself.
+    let most = if cfg!(debug_assertions) { 12.0 } else { 11.5 };
     assert!((0.0..=most).contains(&allocations), "{allocations} allocations a call");
 }
 

@@ -218,10 +218,10 @@ impl Graph {
     /// A transaction's descriptors could not be installed in its receiver: the transaction fails,
     /// its buffer is freed, and the thread reads on; where it was a reply, it reads
     /// BR_FAILED_REPLY instead.
-    fn files_undelivered(&mut self, mut delivery: Delivery, errno: Errno) -> Option<Answer> {
+    fn files_undelivered(&mut self, mut delivery: Box<Delivery>, errno: Errno) -> Option<Answer> {
         let delivered = self.take_undelivered(&mut delivery, errno)?;
         delivery.bytes.truncate(delivered.begins_at());
-        let Delivery { thread, read, mut bytes, for_process, .. } = delivery;
+        let Delivery { thread, read, mut bytes, for_process, .. } = *delivery;
         if delivered.is_reply {
             // BR_FAILED_REPLY stands in the place of the reply, and ends the read as the reply
             // would.
@@ -324,7 +324,7 @@ impl Answer {
 impl Delivery {
     /// Writes the returns to the client and ends its ioctl; or, after a step, goes on with what is
     /// to be read next.
-    fn carry_out(mut self) -> Option<Answer> {
+    fn carry_out(mut self: Box<Self>) -> Option<Answer> {
         let process = self.read.process.clone();
         let has_files = self.transaction.as_ref().is_some_and(|it| !it.fixups.is_empty());
         let installed = match has_files.then(|| self.read.reply.hold_thread()).flatten() {
@@ -349,7 +349,7 @@ impl Delivery {
         }
         self.count_returns();
         if self.is_step {
-            let Delivery { thread, mut read, bytes, for_process, .. } = self;
+            let Delivery { thread, mut read, bytes, for_process, .. } = *self;
             read.call.read_consumed += bytes.len() as u64;
             return process
                 .context
@@ -395,7 +395,7 @@ impl Delivery {
     }
 
     /// The returns did not reach the client: its read fails, and with it the transaction that came.
-    pub(super) fn fail(mut self, errno: Errno) {
+    pub(super) fn fail(mut self: Box<Self>, errno: Errno) {
         let context = self.read.process.context.clone();
         shortage::note(&errno);
         context.locked(|graph| graph.transaction_undelivered(&self, errno));

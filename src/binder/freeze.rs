@@ -59,7 +59,7 @@ pub(crate) struct FreezeWait {
     pub timeout_ms: u32,
     /// The processes still to be frozen; the first is the one that is waited for.
     pub targets: VecDeque<Arc<Process>>,
-    pub finish: Finish,
+    pub finish: Box<Finish>,
 }
 
 impl Graph {

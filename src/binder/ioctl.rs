@@ -351,7 +351,7 @@ impl Process {
             caller: (self.id, call.tid),
             timeout_ms,
             targets: targets.into(),
-            finish: Finish { process, reply: call.reply, result: Ok(0), out: call.arg },
+            finish: Box::new(Finish { process, reply: call.reply, result: Ok(0), out: call.arg }),
         });
         answer.into_iter().for_each(Answer::give);
     }

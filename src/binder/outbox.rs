@@ -23,10 +23,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 /// What remains to be done once the lock is dropped.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "an answer is what most sections leave, and nothing is to be allocated for it"
-)]
 pub(crate) enum Effect {
     /// A read, or another ioctl that waited, has come to its end: to be given to its client.
     Answer(Answer),

@@ -53,7 +53,7 @@ pub(crate) struct ProcessInner {
     pub free_handles: BTreeSet<u32>,
     pub next_handle: u32,
     /// By offset in the mapping.
-    pub buffers: BTreeMap<usize, BufferRecord>,
+    pub buffers: BTreeMap<usize, Box<BufferRecord>>,
     pub todo: WorkList,
     pub delivered_death: WorkList,
     pub death_cookies: Cookies,
@@ -237,7 +237,7 @@ impl Graph {
             } else if let Some(queue) = record.lists_left() {
                 self.release_first_work(queue);
             } else if let Some((_, buffer)) = record.buffers.pop_first() {
-                self.forget_buffer(buffer);
+                self.forget_buffer(&buffer);
             } else {
                 self.forget_process(id);
                 return false;
@@ -260,7 +260,7 @@ impl Graph {
 
     /// Forgets a buffer that remains (`binder_alloc_deferred_release`): what it held is released
     /// already, and its memory is freed with the last `Arc` of the process.
-    fn forget_buffer(&mut self, buffer: BufferRecord) {
+    fn forget_buffer(&mut self, buffer: &BufferRecord) {
         let transaction = buffer.transaction.and_then(|id| self.transactions.get_mut(&id));
         if let Some(transaction) = transaction {
             transaction.buffer = None;
@@ -275,6 +275,6 @@ impl Graph {
         // The callers that wait to freeze this process find nothing outstanding any more.
         self.effects.push(Effect::Frozen(std::mem::take(&mut record.freeze_waits)));
         self.effects.push(Effect::DropProcess(record.process.clone()));
-        self.effects.push(Effect::DropRecord(Box::new(record)));
+        self.effects.push(Effect::DropRecord(record));
     }
 }

@@ -45,9 +45,9 @@ impl Parked {
     }
 
     /// Ends the read without giving it anything.
-    pub fn finish(self, errno: Errno) -> Finish {
+    pub fn finish(self, errno: Errno) -> Box<Finish> {
         let out = self.call.as_bytes().into();
-        Finish { process: self.process, reply: self.reply, result: Err(errno), out }
+        Box::new(Finish { process: self.process, reply: self.reply, result: Err(errno), out })
     }
 
     /// Whether the buffer lies in more than one page, any of which may turn out to be missing. Then
@@ -59,15 +59,14 @@ impl Parked {
     }
 }
 
-/// What a read, or another ioctl that waited, has come to.
-#[allow(clippy::large_enum_variant, reason = "nearly all of them are deliveries")]
+/// What a read, or another ioctl that waited, has come to. Boxed, as it passes through many hands.
 pub(crate) enum Answer {
     /// Returns, to be written to the client.
-    Deliver(Delivery),
+    Deliver(Box<Delivery>),
     /// Only the end of an ioctl; not only of a read: a freeze that was waited for ends so, too.
-    Finish(Finish),
+    Finish(Box<Finish>),
     /// The end of an ioctl that is called again after the signal's handler.
-    Restart(Finish),
+    Restart(Box<Finish>),
 }
 
 /// How far the collecting of returns came.
@@ -171,7 +170,7 @@ impl Graph {
             thread.delivering = unsettled.map(|delivered| delivered.id);
         }
         self.wakeup_leftover(process);
-        Answer::Deliver(Delivery {
+        Answer::Deliver(Box::new(Delivery {
             thread: id,
             tid,
             read,
@@ -181,7 +180,7 @@ impl Graph {
             transaction,
             is_step: false,
             unattended,
-        })
+        }))
     }
 
     /// Sends one return to the client; the read goes on when the client has it.
@@ -195,7 +194,7 @@ impl Graph {
         let Some(tid) = self.threads.get(&id).map(|thread| thread.tid) else {
             return self.finish_read(id, read, Errno::ESRCH);
         };
-        Answer::Deliver(Delivery {
+        Answer::Deliver(Box::new(Delivery {
             thread: id,
             tid,
             read,
@@ -205,7 +204,7 @@ impl Graph {
             transaction: None,
             is_step: true,
             unattended: false,
-        })
+        }))
     }
 
     fn park(&mut self, id: ThreadId, read: Parked, for_process: bool) {

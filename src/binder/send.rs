@@ -338,7 +338,7 @@ impl Sender<'_> {
             record.files_in_flight += filled.fixups.len();
             record.buffers.insert(
                 offset,
-                BufferRecord {
+                Box::new(BufferRecord {
                     id,
                     buffer: filled.buffer,
                     transaction: Some(id),
@@ -346,7 +346,7 @@ impl Sender<'_> {
                     held: filled.held,
                     close_on_free: Vec::new(),
                     charge: filled.buffer_charge,
-                },
+                }),
             );
         }
         graph.created.transactions += 1;

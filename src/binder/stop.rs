@@ -46,7 +46,7 @@ impl Graph {
 
     /// Fails a transaction whose receiver's ioctl has been ended, to be called again. Where it was
     /// a reply, that new ioctl reads BR_FAILED_REPLY.
-    pub(super) fn files_undelivered_in_stop(&mut self, mut delivery: Delivery, errno: Errno) {
+    pub(super) fn files_undelivered_in_stop(&mut self, mut delivery: Box<Delivery>, errno: Errno) {
         let Some(delivered) = self.take_undelivered(&mut delivery, errno) else { return };
         let id = delivery.thread;
         if delivered.is_reply
@@ -60,7 +60,7 @@ impl Graph {
 
 impl Delivery {
     /// Carries out a delivery with descriptors; `held` is the receiving thread.
-    pub(super) fn carry_out_in_stop(mut self, mut held: Box<dyn HeldThread>) {
+    pub(super) fn carry_out_in_stop(mut self: Box<Self>, mut held: Box<dyn HeldThread>) {
         let process = self.read.process.clone();
         if let Err(errno) = self.end_ioctl() {
             return self.fail(errno);

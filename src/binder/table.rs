@@ -5,14 +5,22 @@
 
 use super::pieces::handled;
 use std::collections::{BTreeMap, btree_map};
-use std::iter::Inspect;
+use std::iter::Map;
 use std::ops::RangeBounds;
 
-/// The records of a kind, by id; the latest has the largest.
-pub(crate) struct Table<K, V>(BTreeMap<K, V>);
+/// The records of a kind, by id; the latest has the largest. Each lies in a box of its own: a tree
+/// moves what it holds whenever something comes or goes, and a record is large.
+pub(crate) struct Table<K, V>(BTreeMap<K, Box<V>>);
 
 /// An iterator over all of a table.
-pub(crate) type Records<'a, K, V> = Inspect<btree_map::Iter<'a, K, V>, fn(&(&'a K, &'a V))>;
+pub(crate) type Records<'a, K, V> =
+    Map<btree_map::Iter<'a, K, Box<V>>, fn((&'a K, &'a Box<V>)) -> (&'a K, &'a V)>;
+
+#[expect(clippy::borrowed_box, reason = "it is what the tree's iterator gives")]
+fn seen<'a, K, V>((id, record): (&'a K, &'a Box<V>)) -> (&'a K, &'a V) {
+    handled();
+    (id, record)
+}
 
 impl<K, V> Default for Table<K, V> {
     fn default() -> Self {
@@ -23,12 +31,12 @@ impl<K, V> Default for Table<K, V> {
 impl<K: Ord, V> Table<K, V> {
     pub fn get(&self, id: &K) -> Option<&V> {
         handled();
-        self.0.get(id)
+        self.0.get(id).map(|record| &**record)
     }
 
     pub fn get_mut(&mut self, id: &K) -> Option<&mut V> {
         handled();
-        self.0.get_mut(id)
+        self.0.get_mut(id).map(|record| &mut **record)
     }
 
     pub fn contains_key(&self, id: &K) -> bool {
@@ -36,12 +44,12 @@ impl<K: Ord, V> Table<K, V> {
         self.0.contains_key(id)
     }
 
-    pub fn insert(&mut self, id: K, record: V) -> Option<V> {
+    pub fn insert(&mut self, id: K, record: V) {
         handled();
-        self.0.insert(id, record)
+        self.0.insert(id, Box::new(record));
     }
 
-    pub fn remove(&mut self, id: &K) -> Option<V> {
+    pub fn remove(&mut self, id: &K) -> Option<Box<V>> {
         handled();
         self.0.remove(id)
     }
@@ -55,7 +63,7 @@ impl<K: Ord, V> Table<K, V> {
     }
 
     pub fn range(&self, ids: impl RangeBounds<K>) -> impl DoubleEndedIterator<Item = (&K, &V)> {
-        self.0.range(ids).inspect(|_| handled())
+        self.0.range(ids).map(seen)
     }
 }
 
@@ -64,6 +72,6 @@ impl<'a, K, V> IntoIterator for &'a Table<K, V> {
     type IntoIter = Records<'a, K, V>;
 
     fn into_iter(self) -> Self::IntoIter {
-        self.0.iter().inspect(|_| handled())
+        self.0.iter().map(seen)
     }
 }

@@ -9,7 +9,7 @@ use super::{Identity, Process};
 use crate::Errno;
 use crate::alloc::Buffer;
 use crate::client_log::{Kind, user_error};
-use crate::client_mem::{Ahead, ClientMemory};
+use crate::client_mem::{Ahead, ClientMemory, fill_with_zeros};
 use crate::protocol::command::Command;
 use crate::protocol::record::{TransactionData, WriteRead};
 use smallvec::SmallVec;
@@ -64,7 +64,8 @@ impl<'a> Commands<'a> {
     /// The first fetch, which brings what the commands may point to as well.
     fn begin(&mut self) -> Ahead {
         let mut ahead = Ahead::default();
-        self.window.resize(self.ahead(), 0);
+        let length = self.ahead();
+        fill_with_zeros(&mut self.window, length);
         // Bytes that cannot be fetched are an error when their turn comes.
         if self.memory.read_and_ahead(self.next, &mut self.window, &mut ahead).is_err() {
             self.window.clear();
@@ -74,7 +75,7 @@ impl<'a> Commands<'a> {
 
     fn fetch(&mut self, size: usize) -> Result<(), Errno> {
         self.taken = 0;
-        self.window.resize(size, 0);
+        fill_with_zeros(&mut self.window, size);
         self.memory.read(self.next, &mut self.window).inspect_err(|_| self.window.clear())
     }
 }

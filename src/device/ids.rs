@@ -11,7 +11,7 @@ use crate::Errno;
 use crate::lock_order::rank;
 use crate::sync::Mutex;
 use nix::sys::stat::FileStat;
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 use std::ffi::CStr;
 use std::io::Write;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -188,7 +188,7 @@ impl Names {
 /// The user namespaces of the threads that read from one open file.
 #[derive(Default)]
 pub struct Namespaces {
-    by_thread: Mutex<HashMap<i32, Seen>, rank::UserNamespaces>,
+    by_thread: Mutex<FxHashMap<i32, Seen>, rank::UserNamespaces>,
 }
 
 struct Seen {

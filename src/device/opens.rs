@@ -9,7 +9,7 @@ use crate::binder::copies::Subject;
 use crate::lock_order::rank;
 use crate::sync::RwLock;
 use crate::{Errno, uapi};
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[derive(Default)]
 pub struct Opens {
     last: AtomicU64,
-    by_handle: RwLock<HashMap<u64, Arc<Open>>, rank::Opens>,
+    by_handle: RwLock<FxHashMap<u64, Arc<Open>>, rank::Opens>,
 }
 
 impl Opens {

@@ -35,7 +35,7 @@ use crate::probe::{Verb, fault};
 use crate::shortage::{self, is_shortage};
 use crate::sync::Mutex;
 use crate::{Errno, uapi};
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 use std::io::IoSlice;
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -93,9 +93,9 @@ struct InFlight {
 /// The requests that have been read and not been answered.
 #[derive(Default)]
 struct InFlightTable {
-    by_unique: HashMap<u64, InFlight>,
+    by_unique: FxHashMap<u64, InFlight>,
     /// The memory of threads that have called before, since they call again and again.
-    memories: HashMap<i32, Arc<ProcessMemory>>,
+    memories: FxHashMap<i32, Arc<ProcessMemory>>,
 }
 
 /// How many threads' memories are remembered.
