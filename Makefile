@@ -28,9 +28,12 @@ bench-deps: ## installs what the benchmark takes, too
 
 # ---------------------------------------------------------------- testing
 
-.PHONY: test vm conformance coverage coverage-lines coverage-run
+.PHONY: test test-uring vm conformance coverage coverage-lines coverage-run
 test: test-deps build ## every test here, then the tests in a VM with CUSE and the kernel's driver
 	@scripts/test
+
+test-uring: test-deps build ## the tests in the VM with the FUSE door over io_uring (some ten minutes)
+	@scripts/test --vm-over-io-uring
 
 vm: private export FAKEBINDER_VM_CMD = $(CMD)
 vm: ## a shell in that VM; CMD='...' runs a command, VM_FLAGS='--kernel own' adds flags
