@@ -17,8 +17,9 @@ build: deps ## builds the daemon and the client programs, optimized
 deps: ## installs what building takes, where it is missing
 	@scripts/install-deps
 
-example: build ## the C service and client of examples/c, on a daemon of their own (as root)
+example: build ## the services and clients of examples/c and examples/rsbinder, on daemons of their own (as root)
 	@scripts/example
+	@scripts/example-rsbinder
 
 test-deps: ## installs what some tests take, too
 	@scripts/install-deps test

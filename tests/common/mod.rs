@@ -14,6 +14,7 @@ pub mod forked;
 pub mod mapped;
 pub mod never_read;
 mod registrar;
+pub mod rsbinder;
 mod skip;
 pub mod stalled;
 pub mod stepping;
