@@ -6,8 +6,14 @@ use std::path::Path;
 
 const PROJECT: &str = env!("CARGO_MANIFEST_DIR");
 
-const DOCUMENTS: [&str; 5] =
-    ["README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md"];
+const DOCUMENTS: [&str; 6] = [
+    "README.md",
+    "SECURITY.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/architecture.md",
+    "docs/libraries.md",
+];
 
 /// The folders and files at the root: what a path of the project begins with.
 fn beginnings() -> BTreeSet<String> {

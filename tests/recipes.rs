@@ -1,14 +1,20 @@
-//! The recipes of docs/containers.md work as they stand there.
+//! The recipes of README.md, docs/containers.md and docs/libraries.md work as they stand there.
 
 mod common;
 
-use common::{Door, library, program, skip, unique_name};
+use common::{Door, library, program, rsbinder, skip, unique_name};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 const PROJECT: &str = env!("CARGO_MANIFEST_DIR");
+const CONTAINERS: &str = "docs/containers.md";
+const LIBRARIES: &str = "docs/libraries.md";
+
+/// How long a recipe may take: one builds a program.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Gives a recipe a machine of its own: a /dev and a /run that are not this machine's, and
 /// processes that end with it.
@@ -23,6 +29,8 @@ done
 mknod -m 666 /run/dev/fuse c 10 229
 mkdir /run/dev/pts /run/dev/shm
 mount --rbind /run/dev /dev
+mkdir /run/log && mount --bind /run/log /var/log
+cp -a /etc /run/etc && mount --bind /run/etc /etc
 exec "$@"
 "#;
 
@@ -43,6 +51,16 @@ wait $! && echo "your-program: answered on $1"
 struct Programs(PathBuf);
 
 impl Programs {
+    /// Those of examples/rsbinder and of rsbinder's tools, too; `None` where they cannot be had.
+    fn with_rsbinder() -> Option<Programs> {
+        let built = rsbinder::programs()?;
+        let programs = Programs::new();
+        for name in ["board-service", "board-client", "rsb_hub", "rsb_service"] {
+            symlink(built.join(name), programs.0.join(name)).unwrap();
+        }
+        Some(programs)
+    }
+
     fn new() -> Programs {
         let folder = std::env::temp_dir().join(unique_name() + "-programs");
         fs::create_dir(&folder).unwrap();
@@ -65,14 +83,30 @@ impl Programs {
     }
 
     fn run(&self, recipe: &str, as_user: &[&str]) -> Output {
-        let mut machine = Command::new("unshare");
+        self.run_from(Path::new("/"), recipe, as_user)
+    }
+
+    /// The same, started from a folder, which is also the home of who starts it.
+    fn run_from(&self, folder: &Path, recipe: &str, as_user: &[&str]) -> Output {
+        // What hangs is ended with all that it has started.
+        let mut machine = Command::new("timeout");
+        machine.args(["--signal=KILL", &PATIENCE.as_secs().to_string(), "unshare"]);
         machine.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
         machine.args(["sh", "-c", MACHINE, "machine"]).args(as_user).args(["sh", "-eu", "-c"]);
-        machine.arg(recipe).stdin(Stdio::null()).env_remove("RUST_LOG").current_dir("/");
+        machine.arg(recipe).stdin(Stdio::null()).env_remove("RUST_LOG").current_dir(folder);
         let usual = std::env::var("PATH").unwrap();
         machine.env("PATH", format!("{}:{usual}:/usr/sbin:/sbin", self.0.display()));
         machine.env("LD_LIBRARY_PATH", &self.0);
-        common::in_time("a recipe", move || machine.output().unwrap())
+        if folder != Path::new("/") {
+            let real = |name: &str, folder: &str| {
+                let home = PathBuf::from(std::env::var_os("HOME").unwrap());
+                std::env::var_os(name).map_or_else(|| home.join(folder), PathBuf::from)
+            };
+            machine.env("CARGO_HOME", real("CARGO_HOME", ".cargo"));
+            machine.env("RUSTUP_HOME", real("RUSTUP_HOME", ".rustup"));
+            machine.env("HOME", folder);
+        }
+        machine.output().unwrap()
     }
 }
 
@@ -82,9 +116,9 @@ impl Drop for Programs {
     }
 }
 
-/// The commands under this heading.
-fn recipe(heading: &str) -> String {
-    let text = fs::read_to_string(Path::new(PROJECT).join("docs/containers.md")).unwrap();
+/// The commands under this heading of a document.
+fn recipe(document: &str, heading: &str) -> String {
+    let text = fs::read_to_string(Path::new(PROJECT).join(document)).unwrap();
     let (_, section) = text.split_once(&format!("\n## {heading}\n")).expect("the heading is there");
     let section = section.split("\n## ").next().unwrap();
     let (_, commands) = section.split_once("\n```sh\n").expect("commands are there");
@@ -125,7 +159,7 @@ fn a_daemon_in_a_container_serves_users_of_every_uid() {
         return;
     }
     let programs = Programs::new();
-    let recipe = recipe("The daemon in the container");
+    let recipe = recipe(CONTAINERS, "The daemon in the container");
     let output = programs.run(&recipe, &[]);
     says(
         &output,
@@ -151,7 +185,7 @@ fn a_daemon_outside_serves_a_container_without_capabilities() {
     if !possible() {
         return;
     }
-    let output = Programs::new().run(&recipe("The daemon outside"), &[]);
+    let output = Programs::new().run(&recipe(CONTAINERS, "The daemon outside"), &[]);
     says(&output, &["your-program: answered on /dev/binderfs/binder"]);
 }
 
@@ -162,7 +196,7 @@ fn an_ordinary_user_has_a_daemon_in_a_namespace() {
     }
     let programs = Programs::new();
     let user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
-    let recipe = recipe("Without root");
+    let recipe = recipe(CONTAINERS, "Without root");
     let output = programs.run(&recipe, &user);
     let lines = [
         "your-program: answered on /dev/binderfs/binder",
@@ -173,4 +207,98 @@ fn an_ordinary_user_has_a_daemon_in_a_namespace() {
     let without = recipe.replace("LD_PRELOAD=libfakebinder_preload.so ", "");
     assert_ne!(without, recipe);
     assert!(!programs.run(&without, &user).status.success());
+}
+
+#[test]
+fn a_service_of_ones_own_takes_a_few_commands() {
+    if !possible() || rsbinder::programs().is_none() {
+        return;
+    }
+    let programs = Programs::new();
+    let folder = programs.0.join("clone");
+    fs::create_dir_all(folder.join("target/release")).unwrap();
+    symlink(env!("CARGO_BIN_EXE_fakebinderd"), folder.join("target/release/fakebinderd")).unwrap();
+    symlink(Path::new(PROJECT).join("examples"), folder.join("examples")).unwrap();
+    fs::write(programs.0.join("sudo"), "#!/bin/sh\nexec \"$@\"\n").unwrap();
+    fs::set_permissions(programs.0.join("sudo"), fs::Permissions::from_mode(0o755)).unwrap();
+    // Crates that are compiled already need not be once more (Rust 1.91).
+    let recipe = format!(
+        "export CARGO_BUILD_BUILD_DIR={}\n{}",
+        rsbinder::built().display(),
+        recipe("README.md", "A service of your own, in ten minutes")
+    );
+    let output = programs.run_from(&folder, &recipe, &[]);
+    let lines = ["registered ", "load         100000 calls by 8 clients, 0 failed, ", "death "];
+    says(&output, &lines);
+}
+
+#[test]
+fn rsbinder_is_told_which_device() {
+    if !possible() {
+        return;
+    }
+    let Some(programs) = Programs::with_rsbinder() else { return };
+    let lines = [
+        "load         1000 calls by 2 clients, 0 failed, ",
+        "manager",
+        "board: not registered",
+        "board has left other, and was never on binder",
+    ];
+    says(&programs.run(&recipe(LIBRARIES, "rsbinder"), &[]), &lines);
+}
+
+/// What binder-list says, and whether binder-ping finds the service, at each level of the API.
+const LEVELS: &str = r#"
+for level in none 28 29 30 31 34 35 36; do
+    rm -f /etc/gbinder.d/fakebinder.conf
+    [ $level = none ] || printf "[General]\nApiLevel = $level\n" >/etc/gbinder.d/fakebinder.conf
+    found=nothing
+    if timeout 20 binder-ping -q -d /dev/binder board; then found=board; fi
+    echo "$level: finds $found, lists" $(timeout 20 binder-list -d /dev/binder)
+done
+rm -f /etc/gbinder.d/fakebinder.conf
+printf '[Protocol]\nDefault = aidl3\n[ServiceManager]\nDefault = aidl6\n' >/etc/gbinder.conf
+echo "by another name:" $(binder-list -d /dev/binderfs/binder)
+binder-ping -d /dev/binderfs/binder board 2>&1 || echo "status $?"
+"#;
+
+#[test]
+fn libgbinder_is_told_which_protocol() {
+    if !possible() {
+        return;
+    }
+    let Some(programs) = Programs::with_rsbinder() else { return };
+    let fetch = Command::new(Path::new(PROJECT).join("tests/fetch-libgbinder")).output().unwrap();
+    let said = String::from_utf8_lossy(&fetch.stdout).into_owned();
+    if !fetch.status.success() {
+        return skip(said.trim_end().trim_start_matches("SKIPPED: "));
+    }
+    for name in ["binder-list", "binder-ping", "binder-call", "binder-bridge"] {
+        symlink(Path::new(said.trim_end()).join(name), programs.0.join(name)).unwrap();
+    }
+    let output = programs.run(&(recipe(LIBRARIES, "libgbinder") + LEVELS), &[]);
+    let lines = [
+        "OK",
+        "board",
+        "manager",
+        "0 \"hello, binder\"",
+        "board: registered (board.IBoard)",
+        "0 \"hello, bridge\"",
+        "notes: 0",
+        "none: finds nothing, lists",
+        "28: finds nothing, lists",
+        "29: finds nothing, lists",
+        "30: finds nothing, lists",
+        "31: finds nothing, lists",
+        "34: finds nothing, lists",
+        "35: finds board, lists",
+        "36: finds board, lists board manager",
+        "by another name: board manager",
+        "ERROR: Ping failed (-74)",
+        "status 3",
+    ];
+    says(&output, &lines);
+    // Whoever finds nothing lists nothing.
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(said.lines().filter(|line| line.ends_with("lists")).count(), 7, "{said}");
 }
