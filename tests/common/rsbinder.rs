@@ -28,7 +28,7 @@ fn build() -> Result<(), String> {
     if !fetched.status.success() {
         // A lock file that is out of date is a fault of ours.
         assert!(!said.contains("--locked"), "{said}");
-        return Err(said.lines().last().unwrap_or_default().to_owned());
+        return Err(said.lines().next().unwrap_or_default().to_owned());
     }
     let built = cargo(&[
         "build",

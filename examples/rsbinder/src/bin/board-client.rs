@@ -252,20 +252,25 @@ fn death_of_the_service(service: &Strong<dyn IBoard>) -> Outcome {
     Ok(())
 }
 
+/// An error says at what.
+fn step<T>(name: &str, outcome: Outcome<T>) -> Outcome<T> {
+    outcome.map_err(|error| format!("{name}: {error}").into())
+}
+
 fn run(options: &Options) -> Outcome {
     let device = &options.device;
     board::start(device)?;
     let service: Strong<dyn IBoard> = hub::wait_for_interface(NAME)?;
     match options.part {
         None => {
-            registration(&service)?;
-            let subscription = call_back(&service)?;
-            one_way(&service, &subscription)?;
-            descriptors(&service)?;
-            death_of_a_client(&service, device)?;
-            load(device, options.calls, options.clients.into())?;
-            dump(&service, options.calls)?;
-            death_of_the_service(&service)?;
+            step("registration", registration(&service))?;
+            let subscription = step("a call back", call_back(&service))?;
+            step("one-way calls", one_way(&service, &subscription))?;
+            step("descriptors", descriptors(&service))?;
+            step("a client's death", death_of_a_client(&service, device))?;
+            step("load", load(device, options.calls, options.clients.into()))?;
+            step("dump", dump(&service, options.calls))?;
+            step("the service's death", death_of_the_service(&service))?;
         }
         Some(Part::Subscribe) => {
             let _subscription = subscribe(&service)?;
