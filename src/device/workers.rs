@@ -9,7 +9,7 @@
 //! for requests already. How many workers a client can hold up is bounded where places are given
 //! out ([`crate::binder::copies`]).
 //!
-//! A [supervisor](super::supervisor) looks for workers that are held up, and for clients that die
+//! A supervisor (`supervisor.rs`) looks for workers that are held up, and for clients that die
 //! while a worker is at work for them ([`Session::answer_the_dying`]). In an idle pool all threads
 //! sleep, the supervisor too.
 
@@ -238,7 +238,7 @@ impl Pool {
 
     fn supervise(self: &Arc<Self>) {
         let is_busy = || self.reading.load(SeqCst) == 0 || self.session.is_held_up();
-        self.supervisor.supervise(is_busy, |_| {
+        self.supervisor.supervise(is_busy, || {
             self.replace_the_held_up();
             self.session.answer_the_dying();
         });
