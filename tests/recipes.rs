@@ -13,8 +13,8 @@ const PROJECT: &str = env!("CARGO_MANIFEST_DIR");
 const CONTAINERS: &str = "docs/containers.md";
 const LIBRARIES: &str = "docs/libraries.md";
 
-/// How long a recipe may take: one builds a program.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// How long a recipe may take at most: one builds a program.
+const MOST: Duration = Duration::from_secs(300);
 
 /// Gives a recipe a machine of its own: a /dev and a /run that are not this machine's, and
 /// processes that end with it.
@@ -83,30 +83,38 @@ impl Programs {
     }
 
     fn run(&self, recipe: &str, as_user: &[&str]) -> Output {
-        self.run_from(Path::new("/"), recipe, as_user)
+        let mut machine = self.machine(recipe, as_user);
+        common::in_time("a recipe", move || machine.output().unwrap())
+    }
+
+    /// The same for a recipe that takes longer.
+    fn run_long(&self, recipe: &str) -> Output {
+        self.machine(recipe, &[]).output().unwrap()
     }
 
     /// The same, started from a folder, which is also the home of who starts it.
-    fn run_from(&self, folder: &Path, recipe: &str, as_user: &[&str]) -> Output {
+    fn run_from(&self, folder: &Path, recipe: &str) -> Output {
+        let real = |name: &str, folder: &str| {
+            let home = PathBuf::from(std::env::var_os("HOME").unwrap());
+            std::env::var_os(name).map_or_else(|| home.join(folder), PathBuf::from)
+        };
+        let mut machine = self.machine(recipe, &[]);
+        machine.env("CARGO_HOME", real("CARGO_HOME", ".cargo"));
+        machine.env("RUSTUP_HOME", real("RUSTUP_HOME", ".rustup"));
+        machine.env("HOME", folder).current_dir(folder).output().unwrap()
+    }
+
+    fn machine(&self, recipe: &str, as_user: &[&str]) -> Command {
         // What hangs is ended with all that it has started.
         let mut machine = Command::new("timeout");
-        machine.args(["--signal=KILL", &PATIENCE.as_secs().to_string(), "unshare"]);
+        machine.args(["--signal=KILL", &MOST.as_secs().to_string(), "unshare"]);
         machine.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
         machine.args(["sh", "-c", MACHINE, "machine"]).args(as_user).args(["sh", "-eu", "-c"]);
-        machine.arg(recipe).stdin(Stdio::null()).env_remove("RUST_LOG").current_dir(folder);
+        machine.arg(recipe).stdin(Stdio::null()).env_remove("RUST_LOG").current_dir("/");
         let usual = std::env::var("PATH").unwrap();
         machine.env("PATH", format!("{}:{usual}:/usr/sbin:/sbin", self.0.display()));
         machine.env("LD_LIBRARY_PATH", &self.0);
-        if folder != Path::new("/") {
-            let real = |name: &str, folder: &str| {
-                let home = PathBuf::from(std::env::var_os("HOME").unwrap());
-                std::env::var_os(name).map_or_else(|| home.join(folder), PathBuf::from)
-            };
-            machine.env("CARGO_HOME", real("CARGO_HOME", ".cargo"));
-            machine.env("RUSTUP_HOME", real("RUSTUP_HOME", ".rustup"));
-            machine.env("HOME", folder);
-        }
-        machine.output().unwrap()
+        machine
     }
 }
 
@@ -227,7 +235,7 @@ fn a_service_of_ones_own_takes_a_few_commands() {
         rsbinder::built().display(),
         recipe("README.md", "A service of your own, in ten minutes")
     );
-    let output = programs.run_from(&folder, &recipe, &[]);
+    let output = programs.run_from(&folder, &recipe);
     let lines = ["registered ", "load         100000 calls by 8 clients, 0 failed, ", "death "];
     says(&output, &lines);
 }
@@ -244,7 +252,7 @@ fn rsbinder_is_told_which_device() {
         "board: not registered",
         "board has left other, and was never on binder",
     ];
-    says(&programs.run(&recipe(LIBRARIES, "rsbinder"), &[]), &lines);
+    says(&programs.run_long(&recipe(LIBRARIES, "rsbinder")), &lines);
 }
 
 /// What binder-list says, and whether binder-ping finds the service, at each level of the API.
@@ -276,7 +284,7 @@ fn libgbinder_is_told_which_protocol() {
     for name in ["binder-list", "binder-ping", "binder-call", "binder-bridge"] {
         symlink(Path::new(said.trim_end()).join(name), programs.0.join(name)).unwrap();
     }
-    let output = programs.run(&(recipe(LIBRARIES, "libgbinder") + LEVELS), &[]);
+    let output = programs.run_long(&(recipe(LIBRARIES, "libgbinder") + LEVELS));
     let lines = [
         "OK",
         "board",
