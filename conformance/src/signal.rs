@@ -69,11 +69,7 @@ fn an_ignored_signal_does_not_interrupt(scene: &Scene) {
 fn stop_and_continue_interrupt(scene: &Scene) {
     let process = reader(scene);
     begin(&process);
-    process.signal(Signal::SIGSTOP);
-    let status = format!("/proc/{}/stat", process.pid());
-    process.until("the process to stop", || {
-        std::fs::read_to_string(&status).is_ok_and(|stat| stat.contains(") T "))
-    });
+    process.stop();
     process.signal(Signal::SIGCONT);
     interrupted(&process);
 }

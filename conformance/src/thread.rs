@@ -63,16 +63,15 @@ fn logs_of(device: &Path) -> Option<PathBuf> {
 pub(super) struct Thread {
     pub(super) child: Rc<child::Thread>,
     pub(super) file: Rc<File>,
+    device: Rc<Path>,
     patience: Duration,
-    /// The `binder_logs` beside the device.
-    logs: Option<Rc<Path>>,
 }
 
 impl Thread {
     pub(super) fn new(child: child::Thread, file: Rc<File>, scene: &Scene) -> Thread {
         child.memory().put(PATH, scene.device.as_os_str().as_bytes());
-        let logs = logs_of(&scene.device).map(Rc::from);
-        Thread { child: Rc::new(child), file, patience: scene.patience, logs }
+        let device = Rc::from(&*scene.device);
+        Thread { child: Rc::new(child), file, device, patience: scene.patience }
     }
 
     pub(super) fn tid(&self) -> i32 {
@@ -129,34 +128,34 @@ impl Thread {
     #[track_caller]
     pub(super) fn asleep(&self) {
         let task = format!("/proc/{}/task/{}", self.pid(), self.tid());
+        let logs = logs_of(&self.device);
         self.until("the thread to sleep", || {
             assert!(!self.is_done(), "the call did not wait: {}", self.finish());
             let stat = std::fs::read_to_string(format!("{task}/stat")).unwrap_or_default();
             let call = std::fs::read_to_string(format!("{task}/syscall"));
             stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('S'))
-                && call.map_or(true, |call| self.waits_in(&call))
+                && call.map_or(true, |call| self.waits_in(&call, logs.as_deref()))
         });
     }
 
     /// Whether a thread that sleeps does so for what it asked the driver for, by what
     /// `/proc/PID/syscall` says of it. One that reads through a daemon sleeps before the daemon has
     /// its request, too: the device's log tells when it has.
-    fn waits_in(&self, call: &str) -> bool {
+    fn waits_in(&self, call: &str, logs: Option<&Path>) -> bool {
         let mut words = call.split_ascii_whitespace();
         let number = words.next().and_then(|word| word.parse::<i64>().ok());
         if number == Some(libc::SYS_ioctl) {
             let wanted = format!("{:#x}", uapi::BINDER_WRITE_READ);
-            return words.nth(1) != Some(&wanted) || self.is_logged_as_waiting() != Some(false);
+            return words.nth(1) != Some(&wanted) || self.is_logged_as_waiting(logs) != Some(false);
         }
         number.is_some_and(|number| number != libc::SYS_recvfrom)
     }
 
     /// Whether the device's log says that the thread waits for work; none where there is no log.
-    fn is_logged_as_waiting(&self) -> Option<bool> {
+    fn is_logged_as_waiting(&self, logs: Option<&Path>) -> Option<bool> {
         /// `BINDER_LOOPER_STATE_WAITING`.
         const WAITING: u32 = 0x10;
-        let logs = self.logs.as_ref()?;
-        let log = std::fs::read_to_string(logs.join(format!("proc/{}", self.pid()))).ok()?;
+        let log = std::fs::read_to_string(logs?.join(format!("proc/{}", self.pid()))).ok()?;
         let thread = format!("thread {}: l ", self.tid());
         Some(log.lines().any(|line| {
             let state = line.trim_start().strip_prefix(&thread);
@@ -198,6 +197,16 @@ impl Thread {
     pub(super) fn signal(&self, signal: Signal) {
         // nix has no tgkill; kill with a thread's id reaches the child that the thread belongs to.
         let _ = kill(Pid::from_raw(self.tid()), signal);
+    }
+
+    /// Stops the thread's process, and waits until it has stopped.
+    #[track_caller]
+    pub(super) fn stop(&self) {
+        self.signal(Signal::SIGSTOP);
+        let status = format!("/proc/{}/stat", self.pid());
+        self.until("the process to stop", || {
+            std::fs::read_to_string(&status).is_ok_and(|stat| stat.contains(") T "))
+        });
     }
 
     // ------------------------------------------------------------ the file

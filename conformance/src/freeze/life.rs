@@ -6,20 +6,22 @@ use crate::manager::{become_user, needs_root};
 use crate::thread::PAGES;
 use nix::sys::signal::Signal;
 
-/// Stops a process, and waits until it has stopped.
+/// Freezes the manager, which a call then finds frozen, and thaws it.
 #[track_caller]
-fn stop(process: &Process) {
-    process.signal(Signal::SIGSTOP);
-    let status = format!("/proc/{}/stat", process.pid());
-    process.until("the process to stop", || {
-        std::fs::read_to_string(&status).is_ok_and(|stat| stat.contains(") T "))
-    });
+fn freeze_for_a_call(client: &Thread, manager: &Process) {
+    freeze(client, manager);
+    client.write(call(0));
+    client.reads("NOOP FROZEN_REPLY");
+    thaw(client, manager);
 }
 
 /// Has a process execute `sleep`, with its device still open.
 #[track_caller]
 fn execute(process: &Process) {
-    assert_eq!(process.syscall(libc::SYS_fcntl, &[process.fd() as u64, 2, 0]), Ok(0));
+    assert_eq!(
+        process.syscall(libc::SYS_fcntl, &[process.fd() as u64, libc::F_SETFD as u64, 0]),
+        Ok(0)
+    );
     let memory = process.threads[0].child.memory();
     let place = |offset: usize| memory.address(PAGES + offset);
     memory.put(PAGES, b"/bin/sleep\0");
@@ -36,11 +38,8 @@ fn execute(process: &Process) {
 
 pub(super) fn a_stopped_process_can_be_frozen(scene: &Scene) {
     let (manager, client) = (scene.manager(), scene.process());
-    stop(&manager);
-    freeze(&client, &manager);
-    client.write(call(0));
-    client.reads("NOOP FROZEN_REPLY");
-    thaw(&client, &manager);
+    manager.stop();
+    freeze_for_a_call(&client, &manager);
     client.write(call(0).code(3));
     manager.signal(Signal::SIGCONT);
     assert_eq!(manager.receive().code, 3);
@@ -50,11 +49,8 @@ pub(super) fn a_process_stopped_while_it_reads_can_be_frozen(scene: &Scene) {
     let (manager, client) = (scene.blocking().manager(), scene.process());
     manager.begin_write_read(Batch::default(), READ_SIZE);
     manager.asleep();
-    stop(&manager);
-    freeze(&client, &manager);
-    client.write(call(0));
-    client.reads("NOOP FROZEN_REPLY");
-    thaw(&client, &manager);
+    manager.stop();
+    freeze_for_a_call(&client, &manager);
     manager.signal(Signal::SIGCONT);
     assert_eq!(manager.finish_write_read().1.text, "EINTR");
 }
@@ -63,7 +59,7 @@ pub(super) fn a_process_stopped_at_a_call_cannot_be_frozen(scene: &Scene) {
     let (manager, client) = (scene.manager(), scene.process());
     client.write(call(0));
     manager.receive();
-    stop(&manager);
+    manager.stop();
     assert_eq!(set(&client, manager.pid(), 1, 0), Err(Errno::EAGAIN));
     assert_eq!(set(&client, manager.pid(), 1, 20), Err(Errno::EAGAIN));
     manager.signal(Signal::SIGCONT);
@@ -74,7 +70,7 @@ pub(super) fn a_process_stopped_at_a_call_cannot_be_frozen(scene: &Scene) {
 pub(super) fn a_process_may_be_stopped_when_it_is_thawed(scene: &Scene) {
     let (manager, client) = (scene.manager(), scene.process());
     freeze(&client, &manager);
-    stop(&manager);
+    manager.stop();
     thaw(&client, &manager);
     client.write(call(0).code(6));
     manager.signal(Signal::SIGCONT);
@@ -114,41 +110,33 @@ pub(super) fn a_process_that_has_changed_its_user_can_be_frozen(scene: &Scene) {
     needs_root();
     let (manager, client) = (scene.manager(), scene.process());
     become_user(&manager, 1000);
-    freeze(&client, &manager);
-    client.write(call(0));
-    client.reads("NOOP FROZEN_REPLY");
-    thaw(&client, &manager);
+    freeze_for_a_call(&client, &manager);
 }
 
 pub(super) fn any_user_may_freeze(scene: &Scene) {
     needs_root();
     let (manager, client) = (scene.manager(), scene.process());
     become_user(&client, 1000);
-    freeze(&client, &manager);
-    client.write(call(0));
-    client.reads("NOOP FROZEN_REPLY");
-    thaw(&client, &manager);
+    freeze_for_a_call(&client, &manager);
 }
 
 pub(super) fn a_frozen_process_that_dumps_core_is_released(scene: &Scene) {
     let (manager, client) = (scene.manager(), scene.process());
-    let directory = dumps_core(&manager);
+    let _directory = dumps_core(&manager);
     client.write(acquire(0));
     client.write(request_death(0, 5));
     freeze(&client, &manager);
     manager.signal(Signal::SIGQUIT);
     client.waits("NOOP DEAD_BINDER(5)");
-    drop(directory);
 }
 
 pub(super) fn a_process_that_dumps_core_answers_with_dead_reply(scene: &Scene) {
     let (manager, client) = (scene.manager(), scene.process());
-    let directory = dumps_core(&manager);
+    let _directory = dumps_core(&manager);
     client.write(call(0));
     manager.receive();
     manager.signal(Signal::SIGQUIT);
     client.waits("NOOP TRANSACTION_COMPLETE DEAD_REPLY");
-    drop(directory);
 }
 
 /// Has a process dump core when it gets a signal that says so, into the directory returned.
