@@ -31,12 +31,12 @@ impl<K, V> Default for Table<K, V> {
 impl<K: Ord, V> Table<K, V> {
     pub fn get(&self, id: &K) -> Option<&V> {
         handled();
-        self.0.get(id).map(|record| &**record)
+        self.0.get(id).map(Box::as_ref)
     }
 
     pub fn get_mut(&mut self, id: &K) -> Option<&mut V> {
         handled();
-        self.0.get_mut(id).map(|record| &mut **record)
+        self.0.get_mut(id).map(Box::as_mut)
     }
 
     pub fn contains_key(&self, id: &K) -> bool {

@@ -104,7 +104,7 @@ impl Transaction {
 impl Graph {
     /// The buffer that a process holds at an offset.
     pub fn buffer_mut(&mut self, process: ProcessId, offset: usize) -> Option<&mut BufferRecord> {
-        self.processes.get_mut(&process)?.buffers.get_mut(&offset).map(|record| &mut **record)
+        self.processes.get_mut(&process)?.buffers.get_mut(&offset).map(Box::as_mut)
     }
 
     /// Cuts a transaction off from its receiver.

@@ -113,8 +113,8 @@ impl Supervisor {
         self.ended.load(SeqCst)
     }
 
-    /// Calls `look` with the number of the look, at each interval while `is_busy`, until the end.
-    pub fn supervise(&self, is_busy: impl Fn() -> bool, look: impl Fn(u64)) {
+    /// Calls `look` at each interval while `is_busy`, until the end.
+    pub fn supervise(&self, is_busy: impl Fn() -> bool, look: impl Fn()) {
         let mut calm = CALM;
         while !self.has_ended() {
             if calm >= CALM {
@@ -134,7 +134,8 @@ impl Supervisor {
             *woken = false;
             drop(woken);
             let began = Instant::now();
-            look(self.looks.fetch_add(1, SeqCst) + 1);
+            self.looks.fetch_add(1, SeqCst);
+            look();
             calm = if is_busy() { 0 } else { calm + 1 };
             // Looking at many clients must not take most of the daemon's time.
             let spent = began.elapsed();

@@ -217,8 +217,8 @@ impl Rings {
     fn supervise(self: &Arc<Self>) {
         self.supervisor.supervise(
             || self.is_busy(),
-            |looks| {
-                self.queues.iter().for_each(|queue| self.relieve(queue, looks));
+            || {
+                self.queues.iter().for_each(|queue| self.relieve(queue));
                 self.session.look_for_signals(&*self.door);
                 self.session.answer_the_dying();
             },
@@ -226,7 +226,8 @@ impl Rings {
     }
 
     /// Takes from those that are held up what they have answered, and starts others in their place.
-    fn relieve(self: &Arc<Self>, queue: &Arc<Queue>, looks: u64) {
+    fn relieve(self: &Arc<Self>, queue: &Arc<Queue>) {
+        let looks = self.supervisor.looks();
         let held_up: Vec<_> = {
             let slots = queue.slots.lock();
             slots.iter().filter(|slot| slot.busy.is_held_up(looks)).cloned().collect()

@@ -276,7 +276,7 @@ struct InRings {
 impl Place for InRings {
     fn stand_in(&self) {
         if self.slot.busy.go_away() {
-            self.rings.relieve(&self.queue, self.rings.supervisor.looks());
+            self.rings.relieve(&self.queue);
         }
     }
 
