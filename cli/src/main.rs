@@ -1,0 +1,19 @@
+//! fakebinder: what a person at the machine asks of the daemon and does around it.
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// What a person at the machine asks of fakebinderd and does around it.
+#[derive(Parser, Debug)]
+#[command(version)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {}
+
+fn main() -> ExitCode {
+    match Args::parse().command {}
+}
