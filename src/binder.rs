@@ -1,7 +1,8 @@
 //! The driver itself: what an open binder device does, without knowing how it is reached.
 //!
 //! A [`Context`] is a device name: one context manager and one graph of processes, threads, nodes,
-//! references and transactions, under one lock. A [`Process`] is an open file of it. The engine
+//! references and transactions, under one lock. A [`Process`] is an open file of it. A [`Binder`]
+//! is one instance of binderfs: names of contexts, and what its logs tell. The engine
 //! has no descriptor, no clock and no thread of its own: the device hands it ioctls ([`Call`]) and
 //! gives it what it needs of the world ([`Task`], [`Timers`], the memory of a client); tests and
 //! fuzz targets do the same with plain bytes.
@@ -125,30 +126,38 @@ struct FreezeCaller {
     ticket: u64,
 }
 
-/// The driver: its contexts and every open process.
+/// The driver, as one mount sees it: the contexts of an instance of binderfs, and every open
+/// process in them. The logs tell of these alone. (The driver's tell of all instances, to whoever
+/// its administrator lets see them.)
 pub struct Binder {
     /// The contexts that [`Binder::context`] finds by name.
     named: Mutex<BTreeMap<Arc<str>, Arc<Context>>, rank::Contexts>,
+    instance: Arc<Instance>,
     shared: Arc<Shared>,
 }
 
-/// What the contexts of a driver share.
+/// What the logs of an instance tell, besides what is in its contexts.
+#[derive(Default)]
+struct Instance {
+    /// How many records were made in contexts that are gone: the totals of `binder_logs/stats`
+    /// include them.
+    created: Mutex<Created, rank::Created>,
+    traffic: Traffic,
+    transaction_log: TransactionLog,
+    failed_log: TransactionLog,
+}
+
+/// What the contexts of all instances share.
 struct Shared {
     /// Every context that exists, in the order of their making.
     contexts: Mutex<BTreeMap<u64, Weak<Context>>, rank::SharedContexts>,
     last_context: AtomicU64,
-    /// How many records were made in contexts that are gone: the totals of `binder_logs/stats`
-    /// include them.
-    created: Mutex<Created, rank::Created>,
     ids: Arc<AtomicU64>,
     limits: Limits,
     timers: Arc<dyn Timers>,
     carriers: Arc<dyn Carriers>,
     outbox: Outbox<Item>,
     freeze_callers: Mutex<FxHashMap<(ProcessId, i32), FreezeCaller>, rank::FreezeCallers>,
-    traffic: Traffic,
-    transaction_log: TransactionLog,
-    failed_log: TransactionLog,
 }
 
 /// A device name: one context manager, one object graph, one lock.
@@ -157,6 +166,7 @@ struct Shared {
 pub struct Context {
     number: u64,
     name: Arc<str>,
+    instance: Arc<Instance>,
     shared: Arc<Shared>,
     graph: Mutex<Graph, rank::Graph>,
     long_work: Mutex<(), rank::LongWork>,
@@ -221,17 +231,23 @@ impl Binder {
             limits,
             contexts: Mutex::default(),
             last_context: AtomicU64::new(0),
-            created: Mutex::default(),
             ids: Arc::default(),
             timers,
             carriers,
             outbox: Outbox::new(),
             freeze_callers: Mutex::default(),
-            traffic: Traffic::default(),
-            transaction_log: TransactionLog::default(),
-            failed_log: TransactionLog::default(),
         });
-        Arc::new(Binder { named: Mutex::default(), shared })
+        Self::instance_of(shared)
+    }
+
+    /// Another instance: its contexts are others, whatever their names, and its logs do not tell of
+    /// this one. BINDER_FREEZE concerns the processes of all instances, as on the driver.
+    pub fn another_instance(&self) -> Arc<Binder> {
+        Self::instance_of(self.shared.clone())
+    }
+
+    fn instance_of(shared: Arc<Shared>) -> Arc<Binder> {
+        Arc::new(Binder { named: Mutex::default(), instance: Arc::default(), shared })
     }
 
     /// The context of that name, made when it is new.
@@ -251,6 +267,7 @@ impl Binder {
         let context = Arc::new(Context {
             number,
             name: name.into(),
+            instance: self.instance.clone(),
             shared: self.shared.clone(),
             graph: Mutex::new(Graph::new(self.shared.ids.clone(), self.shared.limits)),
             long_work: Mutex::default(),
@@ -280,21 +297,23 @@ impl Binder {
         drop(forgotten);
     }
 
-    /// Every context, also of devices that have been removed and are still open.
+    /// Every context of this instance, also of devices that have been removed and are still open.
     fn contexts(&self) -> Vec<Arc<Context>> {
-        self.shared.contexts.lock().values().filter_map(Weak::upgrade).collect()
+        let mut contexts = self.shared.contexts();
+        contexts.retain(|context| Arc::ptr_eq(&context.instance, &self.instance));
+        contexts
     }
 
-    /// What the driver holds, over all contexts.
+    /// What the driver holds, over the contexts of all instances.
     pub fn stats(&self) -> Stats {
-        self.contexts().iter().map(|context| context.stats()).sum()
+        self.shared.contexts().iter().map(|context| context.stats()).sum()
     }
 }
 
 impl Drop for Context {
     fn drop(&mut self) {
         let made = self.graph.get_mut().created;
-        let mut created = self.shared.created.lock();
+        let mut created = self.instance.created.lock();
         *created = *created + made;
         drop(created);
         self.shared.contexts.lock().remove(&self.number);
@@ -306,10 +325,15 @@ impl Shared {
         self.ids.fetch_add(1, Ordering::Relaxed) + 1
     }
 
+    /// Every context, of all instances.
+    fn contexts(&self) -> Vec<Arc<Context>> {
+        self.contexts.lock().values().filter_map(Weak::upgrade).collect()
+    }
+
     /// Every open file of a thread group, over all contexts, the latest first.
     fn processes_of(&self, pid: i32) -> Vec<Arc<Process>> {
-        let contexts: Vec<_> = self.contexts.lock().values().filter_map(Weak::upgrade).collect();
-        let mut found: Vec<Arc<Process>> = contexts
+        let mut found: Vec<Arc<Process>> = self
+            .contexts()
             .into_iter()
             .flat_map(|context| context.processes_of(pid))
             .filter(|(is_dead, _)| !is_dead)
@@ -399,12 +423,12 @@ impl Context {
 impl Process {
     fn count_command(&self, number: u32) {
         self.traffic.count_command(number);
-        self.context.shared.traffic.count_command(number);
+        self.context.instance.traffic.count_command(number);
     }
 
     fn count_return(&self, number: u32) {
         self.traffic.count_return(number);
-        self.context.shared.traffic.count_return(number);
+        self.context.instance.traffic.count_return(number);
     }
 
     /// The opener's thread group, in the daemon's pid namespace.

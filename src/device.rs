@@ -67,9 +67,12 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What all devices of a daemon share.
+/// What all devices of a mount share, and with those of the daemon's other mounts all but the
+/// driver's contexts and logs.
 pub struct Hub {
     binder: Arc<Binder>,
+    /// The driver of the first mount: its end would be that of the watch over the outbox.
+    _first: Arc<Binder>,
     clients: Arc<Clients>,
     memory: Arc<Memory>,
     probes: Probes,
@@ -105,7 +108,20 @@ impl Hub {
         let clients =
             Clients::start(carriers, config.security_contexts, quotas, !config.never_trace)?;
         let (probes, kept_maps) = (config.probes, Arc::default());
-        Ok(Arc::new(Hub { binder, clients, memory, probes, kept_maps }))
+        let _first = binder.clone();
+        Ok(Arc::new(Hub { binder, _first, clients, memory, probes, kept_maps }))
+    }
+
+    /// A hub for another mount, whose devices have contexts of their own, whatever their names.
+    pub fn another_instance(&self) -> Arc<Hub> {
+        Arc::new(Hub {
+            binder: self.binder.another_instance(),
+            _first: self._first.clone(),
+            clients: self.clients.clone(),
+            memory: self.memory.clone(),
+            probes: self.probes.clone(),
+            kept_maps: self.kept_maps.clone(),
+        })
     }
 
     /// The driver behind all devices.
@@ -113,7 +129,8 @@ impl Hub {
         &self.binder
     }
 
-    /// The device of that name. All devices of one name share a context.
+    /// The device of that name. All devices of one name share a context, within a mount and with
+    /// those of the CUSE door that belong to it.
     pub fn device(self: &Arc<Self>, name: &str) -> Arc<Device> {
         let context = self.binder.context(name);
         Arc::new(Device { name: name.to_owned(), context, hub: self.clone() })

@@ -1,6 +1,10 @@
 //! What the driver says about itself, in the kernel's words: the files that binderfs shows in
 //! `binder_logs/`.
 //!
+//! The logs are those of one instance of binderfs. (The driver's tell of all, in each mount that its
+//! administrator has made with `stats=global`: `binderfs_fs_context_parse_param` asks for
+//! CAP_SYS_ADMIN in the first user namespace.)
+//!
 //! Pointers that the kernel prints hashed are ids here; line numbers of its source are 0.
 //!
 //! A file of more than [`LINES_AT_ONCE`] lines does not show one moment: the lock is let go of in
@@ -97,11 +101,11 @@ impl Binder {
     /// `stats_show`.
     pub fn log_stats(&self) -> String {
         let mut out = "binder stats:\n".to_owned();
-        for (name, count) in self.shared.traffic.counts() {
+        for (name, count) in self.instance.traffic.counts() {
             put!(out, "{name}: {count}");
         }
         let contexts = self.contexts();
-        let mut created: Created = *self.shared.created.lock();
+        let mut created: Created = *self.instance.created.lock();
         let mut completes = 0;
         let mut processes = Vec::new();
         for context in &contexts {
@@ -157,7 +161,7 @@ impl Binder {
     /// `transaction_log_show`: the last transactions, or the last that failed.
     pub fn log_of_transactions(&self, failed: bool) -> String {
         let log: &TransactionLog =
-            if failed { &self.shared.failed_log } else { &self.shared.transaction_log };
+            if failed { &self.instance.failed_log } else { &self.instance.transaction_log };
         let mut out = String::new();
         log.for_each(|it| {
             let kind = match (it.is_reply, it.is_oneway) {

@@ -172,10 +172,10 @@ impl Sender<'_> {
             offsets_size: data.offsets_size,
             failure,
         };
-        let shared = &self.process.context.shared;
-        shared.transaction_log.add(entry());
+        let instance = &self.process.context.instance;
+        instance.transaction_log.add(entry());
         if let Some(Failure { error, param }) = failure {
-            shared.failed_log.add(entry());
+            instance.failed_log.add(entry());
             user_error!(
                 Kind::TransactionFailed,
                 "transaction {} to {to_pid}:{to_tid} failed {}/{param} ({error:?}), code {} size {}-{}",

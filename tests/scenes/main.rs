@@ -12,6 +12,7 @@ mod file;
 mod freeze;
 mod freeze_notice;
 mod identity;
+mod instance;
 mod ioctl;
 mod limits;
 mod logs;
