@@ -5,19 +5,17 @@
 
 mod daemon {
     pub mod background;
+    pub mod doors;
     pub mod flags;
     pub mod logging;
 }
 
 use clap::Parser;
 use daemon::background::{daemonize, ready};
-use daemon::flags::{Doors, Options};
+use daemon::doors::open_doors;
+use daemon::flags::Options;
 use daemon::logging::{log_filters, log_to_standard_error};
-use fakebinder::device::claim::{Artifact, Claim};
-use fakebinder::device::options::MountOptions;
-use fakebinder::device::places::{Links, Places};
-use fakebinder::device::tree::Permissions;
-use fakebinder::device::{Hub, HubConfig, cuse, fuse};
+use fakebinder::device::{Hub, HubConfig};
 use fakebinder::log_writer;
 use fakebinder::memory::{self, Memory, MemoryConfig};
 use fakebinder::probe::{InstallLatency, Probes, inject_into_the_daemon};
@@ -29,7 +27,6 @@ use nix::unistd::Uid;
 use std::error::Error;
 use std::fs::File;
 use std::io::Write;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
 
@@ -133,7 +130,15 @@ fn run(options: &Options, log: &log_writer::Drain) -> Result<(), Box<dyn Error>>
     } else {
         Reclaimer::start(&memory)?
     };
-    let opened = open_doors(options, memory, user_limits(options, page_budget), probes, &tell)?;
+    let security_contexts = options.security_context.clone().unwrap_or_default();
+    let (user_limits, never_trace) = (user_limits(options, page_budget), options.never_trace);
+    let config = HubConfig { security_contexts, user_limits, probes, never_trace };
+    let hub = Hub::with(memory, config)?;
+    let closed = {
+        let tell = tell.clone();
+        Arc::new(move |door| drop(tell.send(Event::Closed(door))))
+    };
+    let opened = open_doors(options, &hub, closed)?;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         while let Ok(signal) = signals.wait() {
             if tell.send(Event::Signal(signal)).is_err() {
@@ -145,7 +150,7 @@ fn run(options: &Options, log: &log_writer::Drain) -> Result<(), Box<dyn Error>>
     log.wait();
     ready();
 
-    let mut open = opened.doors;
+    let mut open = opened.doors();
     let result = loop {
         match events.recv()? {
             Event::Signal(Signal::SIGUSR2) => reclaimer.kick(),
@@ -193,111 +198,6 @@ fn user_limits(options: &Options, budget: Option<u64>) -> UserLimits {
         limits.set(limit.what, limit.most);
     }
     limits
-}
-
-struct Opened {
-    doors: usize,
-    /// Removed when the daemon ends: the links, and then the mount.
-    _places: Places,
-    _claim: Option<Claim>,
-}
-
-fn open_doors(
-    options: &Options,
-    memory: Arc<Memory>,
-    user_limits: UserLimits,
-    probes: Probes,
-    tell: &mpsc::Sender<Event>,
-) -> Result<Opened, Box<dyn Error>> {
-    let permissions =
-        Permissions { mode: options.mode, uid: options.owner.0, gid: options.owner.1 };
-    let on_end = |door: String| {
-        let tell = tell.clone();
-        Box::new(move || drop(tell.send(Event::Closed(door)))) as Box<dyn FnOnce() + Send>
-    };
-    let security_contexts = options.security_context.clone().unwrap_or_default();
-    let never_trace = options.never_trace;
-    let config = HubConfig { security_contexts, user_limits, probes, never_trace };
-    let hub = Hub::with(memory, config)?;
-    let mut names = options.names.clone();
-    names.sort();
-    names.dedup();
-    if names.len() > options.max_devices {
-        return Err(format!("{} devices are more than --max-devices allows", names.len()).into());
-    }
-    let mut doors = 0;
-    let mut failures = Vec::new();
-    let mut mounted = None;
-    Claim::sweep();
-    let mut places = Places::new(match (&options.link, options.no_link) {
-        (_, true) => Links::None,
-        (Some(directory), false) => Links::In(std::path::absolute(directory)?),
-        (None, false) => Links::Convenience,
-    });
-    let cuse = options.door == Doors::Cuse
-        || options.door == Doors::Auto && Path::new("/dev/cuse").exists();
-    for name in &names {
-        if cuse {
-            places.claim_node(name)?;
-        }
-        if options.door != Doors::Cuse {
-            places.claim_link(name)?;
-        }
-    }
-
-    for name in names.iter().filter(|_| options.door != Doors::Fuse) {
-        let door = format!("/dev/{name} (CUSE)");
-        let opened = places.make_node(name, |claim| {
-            cuse::open(hub.device(name), claim, permissions, on_end(door.clone()))
-        });
-        match opened
-            .unwrap_or(Err(cuse::Error::Device(std::io::Error::from_raw_os_error(libc::ENOENT))))
-        {
-            Ok(()) => {
-                log::info!("{door} is open");
-                doors += 1;
-            }
-            Err(error) => {
-                log::info!("{door} is not open: {error}");
-                failures.push(format!("{door}: {error}"));
-            }
-        }
-    }
-    if options.door != Doors::Cuse {
-        let mount = std::path::absolute(&options.mount)?;
-        let door = format!("{} (FUSE)", mount.display());
-        let devices = names.iter().map(|name| hub.device(name)).collect();
-        let result = (|| -> Result<Claim, Box<dyn Error>> {
-            let mut claim = Claim::take(&mount)?;
-            claim.directory(&mount)?;
-            claim.note(Artifact::Mount { path: mount.clone() })?;
-            let mount_options = MountOptions {
-                max_devices: options.max_devices,
-                stats: options.stats,
-                passthrough: !options.no_passthrough,
-                transport: options.transport,
-                ..MountOptions::new(permissions)
-            };
-            fuse::open(&mount, &hub, devices, &mount_options, on_end(door.clone()))?;
-            names.iter().try_for_each(|name| places.make_link(name, &mount))?;
-            Ok(claim)
-        })();
-        match result {
-            Ok(claim) => {
-                log::info!("{door} is open: {}", names.join(", "));
-                doors += 1;
-                mounted = Some(claim);
-            }
-            Err(error) => {
-                log::info!("{door} is not open: {error}");
-                failures.push(format!("{door}: {error}"));
-            }
-        }
-    }
-    match doors {
-        0 => Err(format!("no door could be opened\n  {}", failures.join("\n  ")).into()),
-        _ => Ok(Opened { doors, _claim: mounted, _places: places }),
-    }
 }
 
 /// Raises the limit of open descriptors: a client costs several, and the kernel's own hard limit of

@@ -375,6 +375,7 @@ fn what_is_logged_without_a_limit_is_what_no_client_can_cause() {
     let own = [
         ("client_log.rs", 1, "the summary of what was suppressed"),
         ("daemon/background.rs", 1, "the start"),
+        ("daemon/doors.rs", 3, "the start"),
         ("device/claim.rs", 2, "the start"),
         ("device/claim/made.rs", 2, "the start and the end"),
         ("device/cuse.rs", 1, "INIT, by the kernel"),
@@ -385,7 +386,7 @@ fn what_is_logged_without_a_limit_is_what_no_client_can_cause() {
         ("device/uring.rs", 1, "the start"),
         ("device/uring/threads.rs", 8, "an error of io_uring, or a mistake of the daemon's"),
         ("device/workers.rs", 2, "the end of a session, and a mistake of the daemon's"),
-        ("main.rs", 8, "the start, the end and signals"),
+        ("main.rs", 4, "the start, the end and signals"),
         ("mm_shim/userfault.rs", 1, "the first open, once"),
         ("shrinker.rs", 3, "the start, and SIGUSR2"),
     ];

@@ -31,9 +31,11 @@ pub struct Options {
     #[arg(long, value_enum, default_value_t = Doors::Auto)]
     pub door: Doors,
 
-    /// Where to mount the FUSE door's directory; made if it is not there
-    #[arg(long, value_name = "DIR", default_value = "/dev/fakebinderfs")]
-    pub mount: PathBuf,
+    /// Where to mount the FUSE door's directory; made if it is not there. Given more than once, each
+    /// mount is a world of its own, for a container of its own: the same names of devices, and other
+    /// contexts. The first mount's devices are those of the links and of the CUSE door
+    #[arg(long = "mount", value_name = "DIR", default_value = "/dev/fakebinderfs")]
+    pub mounts: Vec<PathBuf>,
 
     /// How requests come to the FUSE door: through io_uring (Linux 6.14; root has the daemon set
     /// /sys/module/fuse/parameters/enable_uring), or by reading /dev/fuse
@@ -145,6 +147,28 @@ pub struct Options {
     pub detached: bool,
 }
 
+impl Options {
+    /// Where to mount, each path absolute and given once, and none inside of another.
+    pub fn mounts(&self) -> Result<Vec<PathBuf>, String> {
+        let mut mounts: Vec<PathBuf> = Vec::new();
+        for given in &self.mounts {
+            let absolute = std::path::absolute(given);
+            let path = absolute.map_err(|error| format!("--mount {}: {error}", given.display()))?;
+            for other in &mounts {
+                if path.starts_with(other) || other.starts_with(&path) {
+                    return Err(format!(
+                        "--mount {} and --mount {} are one inside the other: give each a directory of its own",
+                        other.display(),
+                        path.display()
+                    ));
+                }
+            }
+            mounts.push(path);
+        }
+        Ok(mounts)
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Doors {
     Auto,
@@ -242,6 +266,18 @@ mod tests {
         }
         for name in ["binder", "hw-binder_2", "a.b"] {
             assert!(device_name(name).is_ok(), "{name}");
+        }
+    }
+
+    #[test]
+    fn mounts_do_not_lie_in_each_other() {
+        let mounts =
+            |flags: &[&str]| Options::parse_from(["fakebinderd"].iter().chain(flags)).mounts();
+        assert_eq!(mounts(&["--mount", "/a", "--mount", "/ab"]).unwrap().len(), 2);
+        assert_eq!(mounts(&[]).unwrap().len(), 1);
+        for other in ["/a/b", "/a", "/a/", "/a/./b", "/"] {
+            let error = mounts(&["--mount", "/a", "--mount", other]).unwrap_err();
+            assert!(error.contains("--mount /a "), "{error}");
         }
     }
 
