@@ -1,5 +1,7 @@
 //! fakebinder: what a person at the machine asks of the daemon and does around it.
 
+mod container_config;
+
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -12,8 +14,12 @@ struct Args {
 }
 
 #[derive(Subcommand, Debug)]
-enum Command {}
+enum Command {
+    ContainerConfig(container_config::ContainerConfig),
+}
 
 fn main() -> ExitCode {
-    match Args::parse().command {}
+    match Args::parse().command {
+        Command::ContainerConfig(wanted) => container_config::run(&wanted),
+    }
 }
