@@ -99,6 +99,13 @@ pub(crate) fn fill_with_zeros<A: smallvec::Array<Item = u8>>(
     }
 }
 
+/// What Yama asks of who reaches another process of the same user (`ptrace_scope`); 0 where there is
+/// no Yama.
+pub fn ptrace_scope() -> u32 {
+    let text = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
+    text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+}
+
 /// How many bytes of a place are read ahead at most. More is copied by itself, straight to where it
 /// is to go.
 const MOST_AHEAD: u64 = 1024;

@@ -15,6 +15,7 @@ use daemon::background::{daemonize, ready};
 use daemon::doors::open_doors;
 use daemon::flags::Options;
 use daemon::logging::{log_filters, log_to_standard_error};
+use fakebinder::device::mounting::{KEEP_MOUNT, keep_mount};
 use fakebinder::device::{Hub, HubConfig};
 use fakebinder::log_writer;
 use fakebinder::memory::{self, Memory, MemoryConfig};
@@ -23,7 +24,6 @@ use fakebinder::quota::UserLimits;
 use fakebinder::shrinker::Reclaimer;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
-use nix::unistd::Uid;
 use std::error::Error;
 use std::fs::File;
 use std::io::Write;
@@ -57,6 +57,12 @@ static HEAP_OPTIONS: HeapOptions = HeapOptions(
 );
 
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|first| first == KEEP_MOUNT) {
+        return match keep_mount() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
     let options = Options::parse();
     // When --daemonize starts this program again its name would be "exe", which `pkill fakebinderd`
     // misses.
@@ -74,10 +80,10 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let result = must_be_root().and_then(|()| match options.daemonize {
+    let result = match options.daemonize {
         true => daemonize(&options),
         false => run(&options, &drain),
-    });
+    };
     drop(drain);
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -86,16 +92,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn must_be_root() -> Result<(), Box<dyn Error>> {
-    if Uid::effective().is_root() {
-        return Ok(());
-    }
-    Err("must be run as root: it makes device nodes, mounts, and reads its clients' memory. \
-         Without root it can serve the programs of a namespace of your own: unshare -Urm, and \
-         the preload library for the programs (docs/containers.md, \"Without root\")"
-        .into())
 }
 
 fn run(options: &Options, log: &log_writer::Drain) -> Result<(), Box<dyn Error>> {

@@ -282,21 +282,6 @@ fn verbose_and_rust_log_each_add_what_they_ask_for() {
 }
 
 #[test]
-fn who_is_not_root_is_told_so_first_and_of_the_other_way() {
-    if !possible() {
-        return;
-    }
-    for flags in [&[][..], &["--daemonize"], &["--daemonize", "--log", "/nowhere/log"]] {
-        let mut ordinary = Command::new("setpriv");
-        ordinary.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
-        ordinary.arg(env!("CARGO_BIN_EXE_fakebinderd")).args(flags).env_remove("RUST_LOG");
-        let said = refusal(&mut ordinary);
-        assert!(said.starts_with("fakebinderd: must be run as root"), "{flags:?}: {said}");
-        assert!(said.contains("unshare -Urm") && !said.contains("log"), "{flags:?}: {said}");
-    }
-}
-
-#[test]
 fn clients_whose_memory_blocks_do_not_hold_up_others() {
     if !possible() {
         return;

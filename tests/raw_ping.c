@@ -6,7 +6,8 @@
 // with -static not. With -m32 both are programs of 32 bit.
 //
 // raw_ping DEVICE: calls the context manager (handle 0) with eight bytes and expects them back,
-// each plus one. raw_ping DEVICE serve: is the context manager, and answers one such call.
+// each plus one. raw_ping DEVICE serve: is the context manager, and answers one such call; with the C library it says by
+// whom it was called.
 // Exit status: 0, or the number of the step that failed.
 #include <linux/android/binder.h>
 
@@ -14,6 +15,7 @@ typedef unsigned long word;
 
 #if defined(LIBC)
 #include <fcntl.h>
+#include <stdio.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
@@ -24,6 +26,11 @@ static long call(word number, word a, word b, word c, word d, word e, word f) {
 }
 
 static long open_device(const char *path) { return open(path, O_RDWR | O_CLOEXEC); }
+
+static void tell(const struct binder_transaction_data *received) {
+    printf("called by uid %u\n", received->sender_euid);
+    fflush(stdout);
+}
 #elif defined(__x86_64__)
 enum { OPEN = 2, MMAP = 9, IOCTL = 16, EXIT = 60 };
 
@@ -92,6 +99,10 @@ static long call(word number, word a, word b, word c, word d, word e, word f) {
 static long open_device(const char *path) { return call(OPEN, (word)path, 02 | 02000000, 0, 0, 0, 0); }
 #else
 #error "raw_ping.c knows the system calls of x86_64, i386 and aarch64"
+#endif
+
+#if !defined(LIBC)
+static void tell(const struct binder_transaction_data *received) { (void)received; }
 #endif
 
 #define SIZE (128 * 1024)
@@ -210,6 +221,7 @@ static int serve(const char *path) {
                     return 22;
                 if (received.data_size > sizeof answer)
                     return 23;
+                tell(&received);
                 for (word i = 0; i < received.data_size; i++)
                     answer[i] = data[i] + 1;
                 write.reply = (struct transaction){.command = BC_REPLY};

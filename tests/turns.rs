@@ -10,6 +10,7 @@ mod common;
 use common::stepping::{Stepping, build};
 use common::traced::Traced;
 use common::{Daemon, Door, alone, skip, unique_name};
+use fakebinder::device::claim::Claim;
 use fakebinder::device::options::MountOptions;
 use fakebinder::device::tree::Permissions;
 use fakebinder::device::{Hub, fuse};
@@ -83,15 +84,6 @@ fn pair(device: &Path, size: usize) -> (Stepping, Stepping) {
     (server, caller)
 }
 
-/// A FUSE mount that is gone when this is dropped.
-struct Mount<'a>(&'a Path);
-
-impl Drop for Mount<'_> {
-    fn drop(&mut self) {
-        let _ = nix::mount::umount2(self.0, nix::mount::MntFlags::MNT_DETACH);
-    }
-}
-
 #[test]
 fn an_empty_call_takes_few_sections_and_allocations() {
     if !possible() {
@@ -105,9 +97,10 @@ fn an_empty_call_takes_few_sections_and_allocations() {
     let context = device.context().clone();
     let options = MountOptions::new(Permissions { mode: 0o666, uid: 0, gid: 0 });
     let on_end = Box::new(|| {});
-    fuse::open(&directory, &hub, vec![device], &options, on_end).unwrap();
-    let mount = Mount(&directory);
-    let (_server, mut caller) = pair(&mount.0.join("turns"), 0);
+    // The mount is gone when this is dropped.
+    let mut claim = Claim::take(&directory).unwrap();
+    fuse::open(&directory, &mut claim, &hub, vec![device], &options, on_end).unwrap();
+    let (_server, mut caller) = pair(&directory.join("turns"), 0);
 
     let before = (context.sections(), ALLOCATIONS.load(Ordering::Relaxed));
     caller.go_on().unwrap();

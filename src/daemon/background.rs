@@ -1,6 +1,7 @@
 //! The daemon in the background, and how it tells that it is ready.
 
 use super::flags::Options;
+use fakebinder::device::home;
 use std::error::Error;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
@@ -33,13 +34,10 @@ pub fn ready() {
 
 /// Runs this program again, without a terminal, and waits until it is ready or has failed.
 pub fn daemonize(options: &Options) -> Result<(), Box<dyn Error>> {
-    let failed = |error| format!("{}: {error}", options.log.display());
-    let mut log: File = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .read(true)
-        .open(&options.log)
-        .map_err(failed)?;
+    let path = options.log.clone().map_or_else(home::default_log, Ok)?;
+    let failed = |error| format!("{}: {error}", path.display());
+    let mut log: File =
+        OpenOptions::new().create(true).append(true).read(true).open(&path).map_err(failed)?;
     let start = log.seek(SeekFrom::End(0))?;
     let arguments = std::env::args_os().skip(1).filter(|argument| argument != "--daemonize");
     let mut child = Command::new("/proc/self/exe")
@@ -57,5 +55,5 @@ pub fn daemonize(options: &Options) -> Result<(), Box<dyn Error>> {
     log.seek(SeekFrom::Start(start))?;
     let mut said = String::new();
     log.read_to_string(&mut said)?;
-    Err(format!("did not start; {} says:\n{said}", options.log.display()).into())
+    Err(format!("did not start; {} says:\n{said}", path.display()).into())
 }

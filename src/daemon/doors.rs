@@ -1,11 +1,15 @@
 //! Which doors the daemon opens.
 
 use super::flags::{Doors, Options};
-use fakebinder::device::claim::{Artifact, Claim};
+use fakebinder::client_mem::ptrace_scope;
+use fakebinder::device::claim::Claim;
+use fakebinder::device::fuse::Served;
+use fakebinder::device::mounting::MountedBy;
 use fakebinder::device::options::MountOptions;
 use fakebinder::device::places::{Links, Places};
 use fakebinder::device::tree::Permissions;
 use fakebinder::device::{Hub, cuse, fuse};
+use nix::unistd::{getegid, geteuid};
 use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,7 +23,7 @@ type Closed = Arc<dyn Fn(String) + Send + Sync>;
 pub struct Opened {
     cuse: usize,
     _places: Places,
-    mounts: Vec<Claim>,
+    mounts: Vec<(Claim, Served)>,
 }
 
 impl Opened {
@@ -53,7 +57,7 @@ pub fn open_doors(
         return Err(format!("{} devices are more than --max-devices allows", names.len()).into());
     }
     let mounts = options.mounts()?;
-    let (uid, gid) = options.owner;
+    let (uid, gid) = options.owner.unwrap_or((geteuid().as_raw(), getegid().as_raw()));
     Claim::sweep();
     let mut opening = Opening {
         options,
@@ -82,6 +86,8 @@ fn links(options: &Options) -> io::Result<Links> {
     Ok(match (&options.link, options.no_link) {
         (_, true) => Links::None,
         (Some(directory), false) => Links::In(std::path::absolute(directory)?),
+        // In /dev an ordinary user makes none.
+        (None, false) if !geteuid().is_root() => Links::None,
         (None, false) => Links::Convenience,
     })
 }
@@ -100,9 +106,10 @@ impl Opening<'_> {
         Ok(())
     }
 
-    /// Whether the CUSE door is to be opened without having been asked for.
+    /// Whether the CUSE door is to be opened without having been asked for. An ordinary user could
+    /// not open what the kernel makes there.
     fn cuse_by_itself(&self) -> bool {
-        self.options.door == Doors::Auto && Path::new("/dev/cuse").exists()
+        self.options.door == Doors::Auto && geteuid().is_root() && Path::new("/dev/cuse").exists()
     }
 
     fn on_end(&self, door: &str) -> Box<dyn FnOnce() + Send> {
@@ -118,6 +125,10 @@ impl Opening<'_> {
     /// The CUSE door: how many devices were made.
     fn make_nodes(&mut self) -> usize {
         let mut made = 0;
+        if self.options.door == Doors::Auto && !geteuid().is_root() {
+            log::info!("the CUSE door is not open: it takes root");
+            return made;
+        }
         if self.options.door == Doors::Fuse {
             return made;
         }
@@ -141,8 +152,8 @@ impl Opening<'_> {
     }
 
     /// The FUSE door. An error if one of several mounts cannot be made: somebody would miss it.
-    fn mount(&mut self, paths: &[PathBuf]) -> Result<Vec<Claim>, Box<dyn Error>> {
-        let mut mounts: Vec<Claim> = Vec::new();
+    fn mount(&mut self, paths: &[PathBuf]) -> Result<Vec<(Claim, Served)>, Box<dyn Error>> {
+        let mut mounts: Vec<(Claim, Served)> = Vec::new();
         for path in paths {
             let door = format!("{} (FUSE)", path.display());
             // Those of the first mount have the contexts of the CUSE door.
@@ -153,6 +164,7 @@ impl Opening<'_> {
             match self.mount_one(path, &door, &hub, mounts.is_empty()) {
                 Ok(mount) => {
                     log::info!("{door} is open: {}", self.names.join(", "));
+                    tell_what_does_not_work(path, &mount.1);
                     mounts.push(mount);
                 }
                 Err(error) if paths.len() > 1 => {
@@ -170,22 +182,41 @@ impl Opening<'_> {
         door: &str,
         hub: &Arc<Hub>,
         is_first: bool,
-    ) -> Result<Claim, Box<dyn Error>> {
+    ) -> Result<(Claim, Served), Box<dyn Error>> {
         let mut claim = Claim::take(path)?;
-        claim.directory(path)?;
-        claim.note(Artifact::Mount { path: path.to_owned() })?;
         let options = MountOptions {
             max_devices: self.options.max_devices,
             stats: self.options.stats,
             passthrough: !self.options.no_passthrough,
             transport: self.options.transport,
+            mount_by: self.options.mount_by,
+            root: (geteuid().as_raw(), getegid().as_raw()),
             ..MountOptions::new(self.permissions)
         };
         let devices = self.names.iter().map(|name| hub.device(name)).collect();
-        fuse::open(path, hub, devices, &options, self.on_end(door))?;
+        let served = fuse::open(path, &mut claim, hub, devices, &options, self.on_end(door))?;
         if is_first {
             self.names.iter().try_for_each(|name| self.places.make_link(name, path))?;
         }
-        Ok(claim)
+        Ok((claim, served))
+    }
+}
+
+/// What an ordinary user's daemon has to do without.
+fn tell_what_does_not_work(path: &Path, served: &Served) {
+    if served.by == MountedBy::Daemon {
+        return;
+    }
+    log::info!("{} is mounted {}", path.display(), served.by);
+    log::info!(
+        "programs of other users are not served, nor those with more privileges; programs of this user load the \
+         preload library or use fakebinder's client library, which static programs cannot"
+    );
+    if ptrace_scope() > 0 {
+        log::warn!(
+            "Yama's kernel.yama.ptrace_scope is {}: programs must let the daemon reach their memory, as those with \
+             fakebinder's libraries do where it is 1",
+            ptrace_scope()
+        );
     }
 }

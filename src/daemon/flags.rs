@@ -1,6 +1,8 @@
 //! The flags of the daemon.
 
 use clap::{ArgAction, Parser, ValueEnum};
+use fakebinder::device::home;
+use fakebinder::device::mounting::MountBy;
 use fakebinder::device::options::{MAX_DEVICES, MOST_DEVICES, Stats};
 use fakebinder::device::security_context::SecurityContexts;
 use fakebinder::device::uring::Transport;
@@ -16,6 +18,9 @@ use std::path::PathBuf;
 /// which clients use through fakebinder's client library or preload shim (a CUSE device cannot be
 /// mapped). FUSE makes it a file in a mounted directory, which unmodified binder clients can use
 /// (Linux 6.9 or newer); /dev/NAME is then a link to it, unless CUSE has made that.
+///
+/// An ordinary user's daemon serves that user's programs, on the FUSE door, by the client library
+/// or the preload shim; its log says how it mounts, and what does not work so.
 ///
 /// Runs until SIGTERM or SIGINT, and leaves nothing behind. SIGUSR2 has every page reclaimed that
 /// no buffer uses. Prints "fakebinderd: ready" once
@@ -33,9 +38,15 @@ pub struct Options {
 
     /// Where to mount the FUSE door's directory; made if it is not there. Given more than once, each
     /// mount is a world of its own, for a container of its own: the same names of devices, and other
-    /// contexts. The first mount's devices are those of the links and of the CUSE door
-    #[arg(long = "mount", value_name = "DIR", default_value = "/dev/fakebinderfs")]
+    /// contexts. The first mount's devices are those of the links and of the CUSE door. Without it:
+    /// /dev/fakebinderfs, or for an ordinary user fakebinderfs in $XDG_RUNTIME_DIR
+    #[arg(long = "mount", value_name = "DIR")]
     pub mounts: Vec<PathBuf>,
+
+    /// Who is to mount: the daemon, which takes CAP_SYS_ADMIN; fusermount3; or a process in a user
+    /// namespace, to whose mount DIR becomes a link. An ordinary user's daemon tries the latter two
+    #[arg(long, value_enum, default_value_t = MountBy::Auto)]
+    pub mount_by: MountBy,
 
     /// How requests come to the FUSE door: through io_uring (Linux 6.14; root has the daemon set
     /// /sys/module/fuse/parameters/enable_uring), or by reading /dev/fuse
@@ -55,9 +66,9 @@ pub struct Options {
     #[arg(long, value_name = "OCTAL", default_value = "0666", value_parser = mode)]
     pub mode: u32,
 
-    /// Who owns the devices, by name or by number
-    #[arg(long, value_name = "USER[:GROUP]", default_value = "0:0", value_parser = owner)]
-    pub owner: (u32, u32),
+    /// Who owns the devices, by name or by number: whoever runs the daemon, unless told otherwise
+    #[arg(long, value_name = "USER[:GROUP]", value_parser = owner)]
+    pub owner: Option<(u32, u32)>,
 
     /// How many devices the mount may hold, those of --name and those that binder-control adds
     /// (binderfs: max=)
@@ -83,9 +94,10 @@ pub struct Options {
     #[arg(long)]
     pub daemonize: bool,
 
-    /// Where --daemonize writes the log
-    #[arg(long, value_name = "FILE", default_value = "/var/log/fakebinderd.log")]
-    pub log: PathBuf,
+    /// Where --daemonize writes the log: /var/log/fakebinderd.log, or for an ordinary user
+    /// fakebinderd.log in $XDG_RUNTIME_DIR, unless told otherwise
+    #[arg(long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
 
     /// How the pages of a buffer are installed: many at a time, or one after the other, as the
     /// driver did before Linux 6.14
@@ -150,6 +162,10 @@ pub struct Options {
 impl Options {
     /// Where to mount, each path absolute and given once, and none inside of another.
     pub fn mounts(&self) -> Result<Vec<PathBuf>, String> {
+        let failed = |error: std::io::Error| error.to_string();
+        if self.mounts.is_empty() {
+            return Ok(vec![home::default_mount().map_err(failed)?]);
+        }
         let mut mounts: Vec<PathBuf> = Vec::new();
         for given in &self.mounts {
             let absolute = std::path::absolute(given);

@@ -5,7 +5,7 @@
 //! So a thread of the daemon makes a link of that name in the daemon's own mount: the kernel asks
 //! the daemon for it ([`Announcer::is_made_by`]), and tells the watchers (IN_CREATE).
 
-use super::mounts;
+use super::mounts::MountPoint;
 use crate::Errno;
 use crate::lock_order::rank;
 use crate::sync::Mutex;
@@ -15,7 +15,6 @@ use nix::unistd::{gettid, symlinkat};
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
 
@@ -39,14 +38,14 @@ struct Making {
 
 pub struct Announcer {
     /// The mount, and `st_dev` of its files. None in tests: there is no mount.
-    mount: Option<(PathBuf, u64)>,
+    mount: Option<(MountPoint, u64)>,
     making: Arc<Mutex<Making, rank::Making>>,
     /// The way to the thread, which is started for the first added device.
     jobs: OnceLock<Sender<Job>>,
 }
 
 impl Announcer {
-    pub fn new(mount: Option<(PathBuf, u64)>) -> Announcer {
+    pub fn new(mount: Option<(MountPoint, u64)>) -> Announcer {
         Announcer { mount, making: Arc::default(), jobs: OnceLock::new() }
     }
 
@@ -57,13 +56,13 @@ impl Announcer {
     /// Makes the kernel ask for `name`, and then calls `done`, from any thread: with None if the
     /// kernel was not asked, because the mount cannot be reached or written by its path.
     pub fn make(&self, name: &[u8], done: Done) {
-        let Some((path, dev)) = &self.mount else { return done(None) };
+        let Some((mount, dev)) = &self.mount else { return done(None) };
         let jobs = self.jobs.get_or_init(|| {
             let (jobs, waiting) = channel();
-            let (path, dev, making) = (path.clone(), *dev, self.making.clone());
+            let (mount, dev, making) = (mount.clone(), *dev, self.making.clone());
             let thread = std::thread::Builder::new().name("announcer".into());
             // If there is no thread, a job is refused below, since the receiving end is gone.
-            let _ = thread.spawn(move || run(&waiting, &path, dev, &making));
+            let _ = thread.spawn(move || run(&waiting, &mount, dev, &making));
             jobs
         });
         if let Err(refused) = jobs.send(Job { name: name.to_vec(), done }) {
@@ -80,7 +79,7 @@ impl Announcer {
     }
 }
 
-fn run(jobs: &Receiver<Job>, mount: &PathBuf, dev: u64, making: &Mutex<Making, rank::Making>) {
+fn run(jobs: &Receiver<Job>, mount: &MountPoint, dev: u64, making: &Mutex<Making, rank::Making>) {
     while let Ok(Job { name, done }) = jobs.recv() {
         *making.lock() = Making { tid: gettid().as_raw(), name: name.clone(), asked: false };
         let result = link(mount, dev, &name);
@@ -92,13 +91,13 @@ fn run(jobs: &Receiver<Job>, mount: &PathBuf, dev: u64, making: &Mutex<Making, r
 }
 
 /// Makes the link. ENOENT: something else is mounted there, or nothing any more.
-fn link(mount: &PathBuf, dev: u64, name: &[u8]) -> Result<(), Errno> {
+fn link(mount: &MountPoint, dev: u64, name: &[u8]) -> Result<(), Errno> {
     // Opened only for the moment: an open directory would keep the mount from being unmounted.
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    if mounts::on(mount).is_none_or(|topmost| topmost.dev != dev) {
+    if mount.topmost().is_none_or(|topmost| topmost.dev != dev) {
         return Err(Errno::ENOENT);
     }
-    let directory = open(mount, flags, Mode::empty())?;
+    let directory = open(mount.reached(), flags, Mode::empty())?;
     if fstat(&directory)?.st_dev != dev {
         return Err(Errno::ENOENT);
     }

@@ -5,32 +5,29 @@
 //! known by its device and inode, so that daemons in containers with a `/dev` of their own do not
 //! meet, though they may share `/run`.
 //!
-//! A claim is a locked file under `/run/fakebinder` that lists what was made: links, device nodes,
-//! directories, mounts. The lock goes with the process, however that ends. The list stays, and the
-//! next daemon to start removes what is still there and still what it was.
+//! A claim is a locked file under `/run/fakebinder` (an ordinary user's: see [`home`]) that lists
+//! what was made: links, device nodes, directories, mounts. The lock goes with the process, however
+//! that ends. The list stays, and the next daemon to start there removes what is still there and
+//! still what it was.
 //!
-//! Locks: that of the directory `/run/fakebinder` is held while a claim is taken or cleared away,
-//! and may be waited for; that of a claim is never waited for.
+//! Locks: that of the directory of lists is held while a claim is taken or cleared away, and may be
+//! waited for; that of a claim is never waited for.
 
 mod made;
 
 pub use made::Artifact;
 
-use super::mounts;
-
+use super::mounting::unmount;
+use super::{home, mounts};
 use crate::Errno;
 use made::{Identity, Made, is_dead, is_ours};
 use nix::fcntl::{Flock, FlockArg};
-use nix::mount::{MntFlags, umount2};
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-
-/// Where the lists of what daemons have made are kept, and where the FUSE door mounts by default.
-pub const DIRECTORY: &str = "/run/fakebinder";
 
 /// Why a place cannot be claimed.
 #[derive(Debug, thiserror::Error)]
@@ -138,7 +135,10 @@ fn is_at(file: &File, path: &Path) -> bool {
 impl Claim {
     /// Clears away what killed daemons have left, where this daemon can see it.
     pub fn sweep() {
-        Claim::sweep_in(Path::new(DIRECTORY));
+        match home::claims() {
+            Ok(directory) => Claim::sweep_in(&directory),
+            Err(error) => log::debug!("nothing is cleared away: {error}"),
+        }
     }
 
     fn sweep_in(directory: &Path) {
@@ -151,26 +151,31 @@ impl Claim {
     /// Claims a place: the path of a link, a device node or a mount, in a directory that is there
     /// or can be made. Clears away what a killed daemon has left there.
     pub fn take(path: &Path) -> Result<Claim, Error> {
-        Claim::take_in(Path::new(DIRECTORY), path)
+        Claim::take_in(home::claims(), path)
     }
 
-    fn take_in(directory: &Path, what: &Path) -> Result<Claim, Error> {
+    fn take_in(directory: io::Result<PathBuf>, what: &Path) -> Result<Claim, Error> {
         let parent = what.parent().unwrap_or(Path::new("/"));
         fs::create_dir_all(parent).map_err(|error| Error::Io(parent.to_owned(), error))?;
         let failed = |error| Error::Io(what.to_owned(), error);
         let place = Identity::of_parent(what).map_err(failed)?;
-        let keep_directory = what.starts_with(directory);
-        let claims = match Claims::lock(directory) {
+        let claims = directory.and_then(|directory| match Claims::lock(&directory) {
+            Ok(claims) => Ok((claims, directory)),
+            Err(error) => {
+                Err(io::Error::new(error.kind(), format!("{}: {error}", directory.display())))
+            }
+        });
+        let (claims, directory) = match claims {
             Ok(claims) => claims,
             Err(error) => {
                 log::warn!(
-                    "{}: {error}: should this daemon be killed, {} is not cleared away",
-                    directory.display(),
+                    "{error}: should this daemon be killed, {} is not cleared away",
                     what.display()
                 );
-                return Ok(Claim { file: None, artifacts: Vec::new(), keep_directory });
+                return Ok(Claim { file: None, artifacts: Vec::new(), keep_directory: false });
             }
         };
+        let keep_directory = what.starts_with(&directory);
         let path = directory.join(file_name(place, what));
         let failed = |error| Error::Io(path.clone(), error);
         match claims.open(&path, true).map_err(failed)? {
@@ -208,16 +213,34 @@ impl Claim {
         file.set_len(content.len() as u64)
     }
 
-    /// Claims a directory to mount on, and makes it if there is none.
-    pub fn directory(&mut self, path: &Path) -> Result<(), Error> {
-        let failed = |error| Error::Io(path.to_owned(), error);
+    /// Removes what was noted so far, as if nothing had been made.
+    pub fn undo(&mut self) {
+        self.remove_all();
+        self.artifacts.clear();
+    }
+
+    fn remove_all(&self) {
+        for artifact in self.artifacts.iter().rev() {
+            artifact.remove();
+        }
+    }
+
+    /// Unmounts what a daemon that is gone has left on `path`.
+    pub fn clear_dead_mount(&self, path: &Path) -> Result<(), Error> {
         if is_ours(path) {
             if !is_dead(path) {
                 return Err(Error::Mounted(path.to_owned()));
             }
             log::info!("unmounting {}: its daemon is gone", path.display());
-            umount2(path, MntFlags::MNT_DETACH).map_err(|error| failed(error.into()))?;
+            unmount(path).map_err(|error| Error::Io(path.to_owned(), error))?;
         }
+        Ok(())
+    }
+
+    /// Claims a directory to mount on, and makes it if there is none.
+    pub fn directory(&mut self, path: &Path) -> Result<(), Error> {
+        let failed = |error| Error::Io(path.to_owned(), error);
+        self.clear_dead_mount(path)?;
         match fs::symlink_metadata(path) {
             Ok(found) if found.is_dir() => {
                 match fs::read_dir(path).map_err(failed)?.next().is_none() {
@@ -254,9 +277,7 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        for artifact in self.artifacts.iter().rev() {
-            artifact.remove();
-        }
+        self.remove_all();
         let Some((_, path)) = &self.file else { return };
         // Still locked: another daemon that opens it now finds out that it is gone.
         let _ = fs::remove_file(path);
@@ -300,7 +321,7 @@ mod tests {
             self.0.join("run")
         }
         fn take(&self, name: &str) -> Result<Claim, Error> {
-            Claim::take_in(&self.run(), &self.0.join(name))
+            Claim::take_in(Ok(self.run()), &self.0.join(name))
         }
     }
 
@@ -426,7 +447,7 @@ mod tests {
     #[test]
     fn the_directory_stays_for_whoever_has_bound_it_for_the_mount_in_it() {
         let scratch = Scratch::new("kept");
-        drop(Claim::take_in(&scratch.run(), &scratch.run().join("fs")).unwrap());
+        drop(Claim::take_in(Ok(scratch.run()), &scratch.run().join("fs")).unwrap());
         assert!(scratch.run().exists());
     }
 

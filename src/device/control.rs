@@ -6,7 +6,7 @@ use crate::{Errno, uapi};
 
 impl Hub {
     /// `FAKEBINDER_STATS` and `FAKEBINDER_RECLAIM`; `argument` is copied out. EPERM: the caller is
-    /// not root; EINVAL: another ioctl.
+    /// neither root nor the user who runs the daemon; EINVAL: another ioctl.
     pub(super) fn control_ioctl(
         &self,
         header: &Header,
@@ -14,7 +14,9 @@ impl Hub {
         argument: &mut [u8],
     ) -> Result<(), Errno> {
         match cmd {
-            uapi::FAKEBINDER_STATS | uapi::FAKEBINDER_RECLAIM if header.uid != 0 => {
+            uapi::FAKEBINDER_STATS | uapi::FAKEBINDER_RECLAIM
+                if header.uid != 0 && header.uid != nix::unistd::geteuid().as_raw() =>
+            {
                 Err(Errno::EPERM)
             }
             uapi::FAKEBINDER_STATS => {

@@ -26,7 +26,7 @@ const MAX_TRANSFER: u32 = 4096;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// /dev/cuse could not be opened.
-    #[error("/dev/cuse: {0} (is the cuse module loaded?)")]
+    #[error("/dev/cuse: {0} (it takes root, and the cuse module)")]
     Device(std::io::Error),
     /// The first request was not INIT, or could not be read.
     #[error("the kernel did not ask for a device: {0}")]

@@ -15,28 +15,23 @@ mod plain_files;
 use opening::{Busy, OpenFile};
 
 use super::announce::Announcer;
+use super::claim::Claim;
+use super::mounting::{self, Keeper, Mounted, MountedBy};
 use super::options::MountOptions;
 use super::session::{BUFFER_SIZE, Door, MAJOR, MINOR, Responder, Session};
 use super::stale::Stale;
 use super::tree::{Node, Tree};
 use super::uring::{self, Rings, Transport};
 use super::wire::{Forgotten, Header, Request};
-use super::{Device, Hub, Opens, mounts, workers};
+use super::{Device, Hub, Opens, workers};
 use crate::lock_order::rank;
 use crate::sync::Mutex;
 use crate::{Errno, uapi};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::collections::HashMap;
-use std::fs::OpenOptions;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use zerocopy::{Immutable, IntoBytes};
-
-/// The file system type of the daemon's mounts, in `/proc/mounts`.
-pub const FILE_SYSTEM: &str = "fuse.fakebinder";
 
 /// The smallest value that the kernel accepts: nothing is ever written.
 const MAX_WRITE: u32 = 4096;
@@ -46,14 +41,11 @@ const MAX_BACKGROUND: u16 = 1024;
 /// Why there is no FUSE door.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// /dev/fuse could not be opened.
-    #[error("/dev/fuse: {0} (is the fuse module loaded, and does a container pass the device on?)")]
-    Device(std::io::Error),
-    /// The mount was refused.
-    #[error("mounting on {0}: {1} (it takes CAP_SYS_ADMIN)")]
-    Mount(PathBuf, Errno),
+    /// It could not be mounted.
+    #[error(transparent)]
+    Mount(#[from] mounting::Error),
     /// The mount was made, and cannot be found.
-    #[error("{0} is not in /proc/self/mountinfo")]
+    #[error("{0} is not in the kernel's list of mounts")]
     Unknown(PathBuf),
     /// The workers could not be started.
     #[error("starting threads: {0}")]
@@ -80,7 +72,8 @@ struct FuseDoor {
     dev: u64,
     /// Whether INIT agreed on passthrough.
     passthrough: AtomicBool,
-    want_passthrough: bool,
+    /// Why passthrough is not even asked for, if it is not.
+    no_passthrough: Option<&'static str>,
     want_uring: bool,
     /// Whether INIT has been answered.
     begun: AtomicBool,
@@ -98,53 +91,51 @@ struct OpenFiles {
     last_text: u64,
 }
 
-/// Mounts the directory of `devices` on the existing directory `path`, and serves it until it is
-/// unmounted; then calls `on_end`.
+/// A mount that is served.
+pub struct Served {
+    /// Who has mounted it.
+    pub by: MountedBy,
+    /// The process that keeps it, if one does.
+    pub keeper: Option<Keeper>,
+}
+
+/// Mounts the directory of `devices` on `path`, which is claimed, and serves it until it is
+/// unmounted; then calls `on_end`. When it fails, dropping the claim unmounts.
 pub fn open(
     path: &Path,
+    claim: &mut Claim,
     hub: &Arc<Hub>,
     devices: Vec<Arc<Device>>,
     options: &MountOptions,
     on_end: Box<dyn FnOnce() + Send>,
-) -> Result<(), Error> {
-    let fuse = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_CLOEXEC)
-        .open("/dev/fuse")
-        .map_err(Error::Device)?;
+) -> Result<Served, Error> {
     let uring = match options.transport {
         Transport::Read => None,
         Transport::Auto => Some(uring::enable()),
         Transport::Uring => Some(Ok(uring::enable()?)),
     };
-    let mount_options = format!(
-        "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions",
-        fuse.as_raw_fd()
-    );
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_NOATIME;
-    mount(Some("fakebinder"), path, Some(FILE_SYSTEM), flags, Some(mount_options.as_str()))
-        .map_err(|error| Error::Mount(path.to_owned(), error))?;
-    let unmount = |error| {
-        let _ = umount2(path, MntFlags::MNT_DETACH);
-        error
-    };
+    let Mounted { fuse, at, by, keeper } = mounting::mount(claim, path, options.mount_by)?;
     // Asked of the kernel's list: a question to the file system would come back here.
-    let mounted = mounts::on(path).filter(|mount| mount.kind == FILE_SYSTEM);
-    let dev = mounted.ok_or_else(|| unmount(Error::Unknown(path.to_owned())))?.dev;
-    let session = Session::new(fuse.into(), format!("{} (FUSE)", path.display()));
+    let mounted = at.topmost().filter(|mount| mount.kind == mounting::FILE_SYSTEM);
+    let dev = mounted.ok_or_else(|| Error::Unknown(path.to_owned()))?.dev;
+    let session = Session::new(fuse, format!("{} (FUSE)", path.display()));
     let tree = Tree::new(hub.clone(), devices, options);
-    let announcer = Announcer::new(Some((path.to_owned(), dev)));
+    let announcer = Announcer::new(Some((at.clone(), dev)));
     let ask = matches!(uring, Some(Ok(())));
-    let door = FuseDoor::new(session.clone(), tree, announcer, dev, options.passthrough, ask);
-    door.begin().map_err(unmount)?;
-    let over_uring = uring.map(|enabled| enabled.and_then(|()| door.start_rings(path)));
+    let no_passthrough = match (options.passthrough, by) {
+        (false, _) => Some("as told"),
+        (true, MountedBy::Daemon) => None,
+        (true, MountedBy::Fusermount { .. } | MountedBy::Namespace) => Some("that takes root"),
+    };
+    let door = FuseDoor::new(session.clone(), tree, announcer, dev, no_passthrough, ask);
+    door.begin()?;
+    let over_uring = uring.map(|enabled| enabled.and_then(|()| door.start_rings(at.reached())));
     match over_uring {
         Some(Ok(queues)) => {
             log::info!("{}: requests come through io_uring, {queues} queues", session.name());
         }
         Some(Err(error)) if options.transport == Transport::Uring => {
-            return Err(unmount(Error::Transport(error)));
+            return Err(Error::Transport(error));
         }
         Some(Err(error)) => {
             log::info!("{}: requests are read from /dev/fuse: {error}", session.name());
@@ -157,7 +148,8 @@ pub fn open(
         on_end();
     });
     workers::start(session, door, workers::WorkerLimits::of_this_machine(), ended)
-        .map_err(|error| unmount(Error::Threads(error)))
+        .map_err(Error::Threads)?;
+    Ok(Served { by, keeper })
 }
 
 /// The door to `devices` for a session that may have any kernel at its other end. `dev` is the
@@ -170,7 +162,8 @@ pub fn door(
     dev: u64,
 ) -> Arc<dyn Door> {
     let tree = Tree::new(hub.clone(), devices, options);
-    FuseDoor::new(session, tree, Announcer::new(None), dev, options.passthrough, false)
+    let no_passthrough = (!options.passthrough).then_some("as told");
+    FuseDoor::new(session, tree, Announcer::new(None), dev, no_passthrough, false)
 }
 
 impl FuseDoor {
@@ -179,7 +172,7 @@ impl FuseDoor {
         tree: Tree,
         announcer: Announcer,
         dev: u64,
-        want_passthrough: bool,
+        no_passthrough: Option<&'static str>,
         want_uring: bool,
     ) -> Arc<FuseDoor> {
         Arc::new_cyclic(|this| FuseDoor {
@@ -192,7 +185,7 @@ impl FuseDoor {
             files: Mutex::default(),
             dev,
             passthrough: AtomicBool::new(false),
-            want_passthrough,
+            no_passthrough,
             want_uring,
             begun: AtomicBool::new(false),
             over_uring: AtomicBool::new(false),
@@ -231,13 +224,16 @@ impl FuseDoor {
             return responder.error(Errno::EPROTO);
         }
         let mut flags = u64::from(uapi::FUSE_PARALLEL_DIROPS | uapi::FUSE_ATOMIC_O_TRUNC) & offered;
-        if offered & PASSTHROUGH != 0 && self.want_passthrough {
+        if offered & PASSTHROUGH != 0 && self.no_passthrough.is_none() {
             self.passthrough.store(true, Ordering::Relaxed);
             flags |= PASSTHROUGH | u64::from(uapi::FUSE_INIT_EXT);
         } else {
+            let why = self
+                .no_passthrough
+                .unwrap_or("this kernel has none (Linux 6.9, CONFIG_FUSE_PASSTHROUGH)");
             log::warn!(
-                "{}: this kernel has no FUSE passthrough (Linux 6.9, CONFIG_FUSE_PASSTHROUGH), so devices \
-                 cannot be mapped directly: clients need fakebinder's client library or preload shim",
+                "{}: without FUSE passthrough ({why}) devices cannot be mapped directly: clients need fakebinder's \
+                 client library or preload shim",
                 self.session.name()
             );
         }

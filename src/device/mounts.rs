@@ -46,7 +46,47 @@ pub fn of(who: &str) -> io::Result<Vec<Mount>> {
 
 /// The topmost mount on `path` itself.
 pub fn on(path: &Path) -> Option<Mount> {
-    of("self").ok()?.into_iter().rfind(|mount| mount.path == path)
+    topmost("self", path)
+}
+
+/// The topmost mount on `path` itself, as that process sees it.
+fn topmost(who: &str, path: &Path) -> Option<Mount> {
+    of(who).ok()?.into_iter().rfind(|mount| mount.path == path)
+}
+
+/// Where a mount is: in the daemon's own mount namespace, or in that of another process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountPoint {
+    /// The process whose list of mounts has it: "self", or a number.
+    who: String,
+    /// Its path in that list.
+    path: PathBuf,
+    /// Its path for the daemon.
+    reached: PathBuf,
+}
+
+impl MountPoint {
+    /// A mount that the daemon sees at `path`.
+    pub fn here(path: &Path) -> MountPoint {
+        MountPoint { who: "self".into(), path: path.to_owned(), reached: path.to_owned() }
+    }
+
+    /// A mount that the process `pid` sees at the absolute `path`.
+    pub fn of_process(pid: u32, path: &Path) -> MountPoint {
+        let mut root = PathBuf::from(format!("/proc/{pid}/root"));
+        root.extend(path.strip_prefix("/"));
+        MountPoint { who: pid.to_string(), path: path.to_owned(), reached: root }
+    }
+
+    /// The path by which the daemon reaches it.
+    pub fn reached(&self) -> &Path {
+        &self.reached
+    }
+
+    /// The topmost mount there.
+    pub fn topmost(&self) -> Option<Mount> {
+        topmost(&self.who, &self.path)
+    }
 }
 
 /// A path as a field of a list.
@@ -108,6 +148,10 @@ mod tests {
         assert!(of("self").unwrap().iter().any(|mount| mount.path == Path::new("/")));
         assert_eq!(on(Path::new("/proc")).unwrap().kind, "proc");
         assert_eq!(on(Path::new("/proc/self")), None);
+        let seen = MountPoint::of_process(std::process::id(), Path::new("/proc"));
+        assert_eq!(seen.topmost(), MountPoint::here(Path::new("/proc")).topmost());
+        let root = format!("/proc/{}/root/proc", std::process::id());
+        assert_eq!(seen.reached(), Path::new(&root));
     }
 
     #[test]

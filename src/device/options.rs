@@ -1,5 +1,6 @@
 //! What a mount of the FUSE door shows: the counterpart of binderfs's mount options.
 
+use super::mounting::MountBy;
 use super::tree::Permissions;
 use super::uring::Transport;
 
@@ -24,6 +25,10 @@ pub enum Stats {
 pub struct MountOptions {
     /// Owner and mode of the first devices. Added devices start as in binderfs: root's, 0600.
     pub permissions: Permissions,
+    /// Who owns all else, by uid and gid: root, or the ordinary user who runs the daemon.
+    pub root: (u32, u32),
+    /// Who is to mount.
+    pub mount_by: MountBy,
     /// The most devices that there may be, the first ones included (`max=`).
     pub max_devices: usize,
     /// Who may see `binder_logs/` (`stats=`).
@@ -39,6 +44,8 @@ impl MountOptions {
     pub fn new(permissions: Permissions) -> MountOptions {
         MountOptions {
             permissions,
+            root: (0, 0),
+            mount_by: MountBy::Auto,
             max_devices: MAX_DEVICES,
             stats: Stats::Root,
             passthrough: true,

@@ -67,8 +67,8 @@ pub struct Permissions {
     pub gid: u32,
 }
 
-/// The permissions of a device that is added (`binderfs_binder_device_create`).
-const ADDED: Permissions = Permissions { mode: 0o600, uid: 0, gid: 0 };
+/// The mode of a device that is added (`binderfs_binder_device_create`).
+const ADDED: u32 = 0o600;
 
 /// The nodes of a mount, and who may see them.
 pub struct Tree {
@@ -78,6 +78,8 @@ pub struct Tree {
     attributes: Mutex<HashMap<Node, Attributes>, rank::Attributes>,
     /// The times of nodes that have not been changed: the moment of the mount.
     made: Attributes,
+    /// The owner of all that no option gives to others.
+    root: (u32, u32),
     stats: Stats,
     serial: AtomicU64,
     keys: RandomState,
@@ -102,6 +104,7 @@ impl Tree {
             devices: RwLock::new(all),
             attributes: Mutex::default(),
             made,
+            root: options.root,
             stats: options.stats,
             serial: AtomicU64::new(0),
             keys: RandomState::new(),
@@ -137,7 +140,9 @@ impl Tree {
     pub fn add_device(&self, name: &[u8]) -> Result<Node, Errno> {
         self.check_new(name)?;
         let device = self.hub.new_device(&String::from_utf8_lossy(name));
-        let device = self.devices.write().add(name, device, Attributes::new(ADDED))?;
+        let (uid, gid) = self.root;
+        let attributes = Attributes::new(Permissions { mode: ADDED, uid, gid });
+        let device = self.devices.write().add(name, device, attributes)?;
         Ok(Node::Link { device })
     }
 
@@ -305,7 +310,8 @@ impl Tree {
             Node::Feature(_) => 0o444,
             Node::Link { .. } | Node::File { .. } => return None,
         };
-        Some(Attributes { mode, uid: 0, gid: 0, ..self.made })
+        let (uid, gid) = self.root;
+        Some(Attributes { mode, uid, gid, ..self.made })
     }
 
     /// `simple_setattr`. EINVAL: the size cannot be set; EPERM: this node's attributes cannot be

@@ -11,6 +11,7 @@
 pub mod binderfs;
 pub mod bystanders;
 pub mod forked;
+pub mod machine;
 pub mod mapped;
 pub mod never_read;
 mod registrar;
@@ -446,6 +447,7 @@ pub fn program(name: &str) -> PathBuf {
     let package = match name {
         "fb-conformance" | "fb-differ" => "fakebinder-conformance",
         "libfakebinder_preload.so" => "fakebinder-preload",
+        "fakebinder" => "fakebinder-cli",
         _ => "fakebinder-client",
     };
     let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,9 +1,8 @@
 //! What a daemon has made in the file system, and how it is found again and removed.
 
 use crate::Errno;
-use crate::device::fuse::FILE_SYSTEM;
+use crate::device::mounting::{FILE_SYSTEM, unmount};
 use crate::device::mounts;
-use nix::mount::{MntFlags, umount2};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -86,9 +85,7 @@ impl Artifact {
             },
             // Only if it is empty.
             Artifact::Directory { path } => fs::remove_dir(path),
-            Artifact::Mount { path } if is_ours(path) => {
-                umount2(path.as_path(), MntFlags::MNT_DETACH).map_err(io::Error::from)
-            }
+            Artifact::Mount { path } if is_ours(path) => unmount(path),
             Artifact::Mount { .. } => Ok(()),
         }
     }
