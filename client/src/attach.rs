@@ -8,8 +8,10 @@ use crate::mapping::Mapping;
 use crate::sys::{self, Region};
 use crate::{Errno, uapi};
 use nix::sys::mman::{MapFlags, ProtFlags};
+use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, socketpair,
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
+    connect as connect_socket, getsockopt, recvmsg, socket, socketpair,
 };
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -110,23 +112,51 @@ pub fn attach(
 }
 
 /// Connects to the daemon behind a device, and gives its flags. `ENODEV` when the device knows no
-/// handshake: then it is not fakebinder's.
+/// handshake: then it is not fakebinder's. `EPERM` when the daemon may not reach this process, nor
+/// this process a socket of the daemon's.
 pub fn connect(device: BorrowedFd<'_>) -> Result<(OwnedFd, u32), Errno> {
-    let (ours, theirs) =
-        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
-    let mut request = uapi::fakebinder_attach {
-        version: uapi::FAKEBINDER_ATTACH_VERSION,
-        socket: theirs.as_raw_fd(),
-        ..Default::default()
-    };
-    match sys::ioctl(device, uapi::FAKEBINDER_ATTACH, &mut request) {
+    match connect_by_socketpair(device) {
         // EINVAL comes from other drivers, which do not know the ioctl, and from fakebinder in
         // another process.
-        Err(Errno::EINVAL) if is_fakebinder(device) => return Err(Errno::EINVAL),
-        Err(Errno::EINVAL | Errno::ENOTTY) => return Err(Errno::ENODEV),
-        other => other?,
-    };
-    Ok((ours, request.flags))
+        Err(Errno::EINVAL) if is_fakebinder(device) => Err(Errno::EINVAL),
+        Err(Errno::EINVAL | Errno::ENOTTY) => Err(Errno::ENODEV),
+        Err(Errno::EPERM) => connect_by_name(device).map_err(|_| Errno::EPERM),
+        connected => connected,
+    }
+}
+
+fn connect_by_socketpair(device: BorrowedFd<'_>) -> Result<(OwnedFd, u32), Errno> {
+    let (ours, theirs) =
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    Ok((ours, ask(device, theirs.as_raw_fd())?))
+}
+
+/// Asks for the handshake through that socket, and gives the device's flags.
+fn ask(device: BorrowedFd<'_>, socket: i32) -> Result<u32, Errno> {
+    let version = uapi::FAKEBINDER_ATTACH_VERSION;
+    let mut request = uapi::fakebinder_attach { version, socket, ..Default::default() };
+    sys::ioctl(device, uapi::FAKEBINDER_ATTACH, &mut request)?;
+    Ok(request.flags)
+}
+
+/// The way where the daemon may not take a descriptor from this process: through a socket of the
+/// daemon's. Its other end is the daemon, which this process lets trace it: where Yama's
+/// `ptrace_scope` is 1, an ordinary user's daemon may then do what it could not.
+fn connect_by_name(device: BorrowedFd<'_>) -> Result<(OwnedFd, u32), Errno> {
+    let version = uapi::FAKEBINDER_ATTACH_VERSION;
+    let mut told = uapi::fakebinder_attach_name { version, ..Default::default() };
+    sys::ioctl(device, uapi::FAKEBINDER_ATTACH_NAME, &mut told)?;
+    let name = told.name.get(..told.length as usize).ok_or(Errno::EPROTO)?;
+    let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+    connect_socket(socket.as_raw_fd(), &UnixAddr::new_abstract(name)?)?;
+    let daemon = getsockopt(&socket, PeerCredentials)?.pid();
+    if sys::let_trace(daemon).is_ok()
+        && let Ok(connected) = connect_by_socketpair(device)
+    {
+        return Ok(connected);
+    }
+    let flags = ask(device, -1)?;
+    Ok((socket, flags))
 }
 
 /// Whether the device knows an ioctl that only fakebinder has.

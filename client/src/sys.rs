@@ -28,6 +28,14 @@ pub(crate) fn is_fuse(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
     Ok(nix::sys::statfs::fstatfs(fd)?.filesystem_type() == nix::sys::statfs::FUSE_SUPER_MAGIC)
 }
 
+/// Lets a process and its children trace this one, where Yama asks for that. EINVAL: there is no
+/// Yama, or no such process.
+pub(crate) fn let_trace(pid: i32) -> Result<(), Errno> {
+    let pid = libc::c_ulong::try_from(pid).ok().filter(|pid| *pid != 0).ok_or(Errno::EINVAL)?;
+    // SAFETY: a number is all that it takes. (0 would take back what was allowed before.)
+    Errno::result(unsafe { libc::prctl(libc::PR_SET_PTRACER, pid, 0, 0, 0) }).map(drop)
+}
+
 /// `BINDER_WRITE_READ` with whole buffers. The consumed counts come back on errors too.
 pub(crate) fn write_read(
     fd: BorrowedFd<'_>,

@@ -31,7 +31,7 @@ use nix::sys::socket::{
 };
 use std::hash::{BuildHasher, RandomState};
 use std::io::IoSlice;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 impl Open {
     /// Ioctls of type 'F'. `argument` is copied out afterwards, on errors too.
@@ -81,7 +81,7 @@ impl Open {
         };
         let socket = match attach.socket {
             -1 => self.accept()?,
-            fd => self.take_socket(header.tid, fd)?,
+            fd => take_socket(self.client.pidfd.as_fd(), header.tid, fd)?,
         };
         if let Some(buffer) = &self.buffer {
             let descriptor = [buffer.as_raw_fd()];
@@ -92,22 +92,10 @@ impl Open {
             fault(Verb::Send)?;
             sendmsg::<UnixAddr>(socket.as_raw_fd(), &byte, &rights, flags, None)?;
         }
+        // A name that it had no need of in the end.
+        *self.listener.lock() = None;
         self.client.set_channel(Channel::new(socket));
         Ok(())
-    }
-
-    fn take_socket(&self, tid: i32, fd: i32) -> Result<OwnedFd, Errno> {
-        let socket = getfd(self.client.pidfd.as_fd(), tid, fd).inspect_err(|error| {
-            if *error == Errno::EPERM {
-                client_log!(
-                    Kind::AttachRefused,
-                    "process {} cannot attach in the usual way: taking a descriptor from it is not permitted (it \
-                     takes CAP_SYS_PTRACE, and Yama's kernel.yama.ptrace_scope below 3)",
-                    self.client.pid
-                );
-            }
-        })?;
-        if is_seqpacket(&socket) { Ok(socket) } else { Err(Errno::EINVAL) }
     }
 
     fn name_socket(
@@ -134,9 +122,15 @@ impl Open {
         Ok(())
     }
 
-    /// Accepts the connection that the client has made by now.
+    /// Accepts the connection that the client has made by now, since its socket could not be taken.
     fn accept(&self) -> Result<OwnedFd, Errno> {
         let listener = self.listener.lock().take().ok_or(Errno::ENOTCONN)?;
+        client_log!(
+            Kind::AttachRefused,
+            "process {} cannot attach in the usual way: taking a descriptor from it is not permitted (it takes \
+             CAP_SYS_PTRACE, and Yama's kernel.yama.ptrace_scope below 3)",
+            self.client.pid
+        );
         // Neither a connection nor an error is waited for: the listener does not block.
         fault(Verb::Descriptor)?;
         let (socket, _) = listener.accept().map_err(|error| {
@@ -178,6 +172,13 @@ impl Open {
             false => Err(Errno::EINVAL),
         }
     }
+}
+
+/// A copy of the client's socket. EPERM: the daemon may not take that; EINVAL: it is no seqpacket
+/// socket.
+fn take_socket(pidfd: BorrowedFd<'_>, tid: i32, fd: i32) -> Result<OwnedFd, Errno> {
+    let socket = getfd(pidfd, tid, fd)?;
+    if is_seqpacket(&socket) { Ok(socket) } else { Err(Errno::EINVAL) }
 }
 
 fn is_seqpacket(socket: &OwnedFd) -> bool {
