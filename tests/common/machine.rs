@@ -103,9 +103,16 @@ impl Programs {
     /// What a script says and how it ends, in a machine with that setup, run by a program such as
     /// [`NOBODY`].
     pub fn run(&self, setup: &str, script: &str, by: &[&str]) -> Output {
+        let mut machine = self.machine(18, setup, script, by);
+        in_time("a script", move || machine.output().unwrap())
+    }
+
+    /// What runs the script: [`Programs::run`] for one that may take more seconds, or that is to
+    /// start elsewhere or with another environment.
+    pub fn machine(&self, seconds: u32, setup: &str, script: &str, by: &[&str]) -> Command {
         // A script that hangs must not outlive the test.
         let mut machine = Command::new("timeout");
-        machine.args(["--signal=KILL", "18", "unshare"]);
+        machine.args(["--signal=KILL", &seconds.to_string(), "unshare"]);
         // And a network of its own, in which LXC's names are its own.
         machine.args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]);
         machine.args(["sh", "-c", MACHINE, "machine"]).args(by).args(["sh", "-eu", "-c"]);
@@ -117,8 +124,17 @@ impl Programs {
         machine.env("PATH", format!("{}:{usual}:/usr/sbin:/sbin", self.0.display()));
         machine.env("LD_LIBRARY_PATH", &self.0).env("PROGRAMS", &self.0);
         machine.env("RELEASE", Path::new(env!("CARGO_BIN_EXE_fakebinderd")).parent().unwrap());
-        in_time("a script", move || machine.output().unwrap())
+        machine
     }
+}
+
+/// The first commands under a heading of a document.
+pub fn recipe(document: &str, heading: &str) -> String {
+    let text = fs::read_to_string(Path::new(PROJECT).join(document)).unwrap();
+    let (_, section) = text.split_once(&format!("\n## {heading}\n")).expect("the heading is there");
+    let section = section.split("\n## ").next().unwrap();
+    let (_, commands) = section.split_once("\n```sh\n").expect("commands are there");
+    commands.split_once("\n```\n").expect("they end").0.to_owned()
 }
 
 impl Drop for Programs {
