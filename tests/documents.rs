@@ -1,4 +1,7 @@
-//! What the documents name is there: files and folders of the project, by path.
+//! What the documents name is there: files and folders of the project, by path, and tests.
+
+#[path = "common/named_tests.rs"]
+mod named_tests;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -61,4 +64,29 @@ fn paths_in_documents_exist() {
         }
     }
     assert!(seen >= 60, "{seen} paths were found in the documents");
+}
+
+/// What works without root, and what does not: each cell of that table names the test that says so.
+#[test]
+fn each_cell_of_the_table_of_what_works_names_a_test() {
+    let root = Path::new(PROJECT);
+    let page = fs::read_to_string(root.join("docs/doors.md")).unwrap();
+    let (_, table) = page.split_once("\n| door | Linux |").expect("the table is there");
+    let table = table.split("\n\n").next().unwrap();
+    let tests = named_tests::existing_tests(root);
+    let (mut rows, mut named) = (0, 0);
+    for cells in named_tests::cells(table) {
+        let [_, _, _, outcomes @ ..] = &cells[..] else { panic!("too few cells: {cells:?}") };
+        assert_eq!(outcomes.len(), 3, "{cells:?}");
+        for outcome in outcomes {
+            let names = named_tests::quoted(outcome);
+            assert!(!names.is_empty(), "{cells:?}: {outcome:?} names no test");
+            for name in names {
+                assert!(tests.contains(name), "{cells:?}: there is no test {name}");
+                named += 1;
+            }
+        }
+        rows += 1;
+    }
+    assert!(rows >= 5 && named >= 3 * rows, "{rows} rows");
 }

@@ -2,7 +2,10 @@
 
 mod common;
 
-use common::{Killed, PATIENCE, Target, in_time, library, on_devices, on_doors, skip, unique_name};
+use common::{
+    Daemon, Door, Killed, PATIENCE, Target, in_time, library, on_devices, on_doors, skip,
+    unique_name,
+};
 use nix::unistd::geteuid;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::process::CommandExt;
@@ -38,8 +41,8 @@ fn says(programs: &[PathBuf; 2], target: &Target, user: Option<u32>, count: usiz
     let [service, client] = programs.each_ref().map(|program| {
         let mut command = Command::new(program);
         command.arg(&target.path);
-        // On the CUSE door the kernel maps nothing.
-        if target.is_fakebinder() && is_character_device(target) {
+        // On the CUSE door the kernel maps nothing, nor on the other without passthrough.
+        if target.is_fakebinder() && common::open(&target.path).is_attached() {
             command.env("LD_PRELOAD", library("libfakebinder_preload.so"));
         }
         if let Some(uid) = user {
@@ -90,6 +93,19 @@ fn static_c_programs_do_so_where_the_kernel_maps_the_device() {
             assert_eq!(says(&programs, target, None, 1_000), expected(1_000));
         }
     });
+    forget(programs);
+}
+
+/// As before Linux 6.9.
+#[test]
+fn programs_that_attach_do_so() {
+    if !Door::Fuse.is_here() {
+        return skip("/dev/fuse is not here");
+    }
+    let Some(programs) = programs(&[]) else { return };
+    let daemon = Daemon::start_with(&["--no-passthrough"], None);
+    let target = Target::private(daemon.fuse(), daemon);
+    assert_eq!(says(&programs, &target, None, 100), expected(100));
     forget(programs);
 }
 

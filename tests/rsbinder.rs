@@ -1,6 +1,6 @@
 //! The programs of examples/rsbinder, as a user builds and runs them.
 //!
-//! `FAKEBINDER_CALLS`: how many calls the clients make, in place of 20,000. tests/recipes.rs has them make 100,000.
+//! `FAKEBINDER_CALLS`: how many calls the clients make, in place of 20,000. tests/library_recipes.rs has them make 100,000.
 
 mod common;
 
