@@ -10,8 +10,8 @@
 //! that ends. The list stays, and the next daemon to start there removes what is still there and
 //! still what it was.
 //!
-//! Locks: that of the directory of lists is held while a claim is taken or cleared away, and may be
-//! waited for; that of a claim is never waited for.
+//! Locks: that of the directory of lists is held while a claim is taken, given back or cleared away,
+//! and may be waited for; that of a claim is never waited for.
 
 mod made;
 
@@ -181,6 +181,8 @@ impl Claim {
         match claims.open(&path, true).map_err(failed)? {
             Ok(mut file) => {
                 clear(&mut file);
+                // Giving the claim back, should this fail, takes the lock.
+                drop(claims);
                 let file = Some((file, path.clone()));
                 let mut claim = Claim { file, artifacts: Vec::new(), keep_directory };
                 claim.save().map_err(failed)?;
@@ -279,11 +281,14 @@ impl Drop for Claim {
     fn drop(&mut self) {
         self.remove_all();
         let Some((_, path)) = &self.file else { return };
-        // Still locked: another daemon that opens it now finds out that it is gone.
+        let Some(directory) = path.parent() else { return };
+        // Locked: whoever takes a claim just now must not find the directory gone halfway.
+        let _claims = Claims::lock(directory);
+        // Still locked, too: another daemon that opens it now finds out that it is gone.
         let _ = fs::remove_file(path);
         // Containers may have bound the directory for the mount in it; the next mount must appear
         // there.
-        if let Some(directory) = path.parent().filter(|_| !self.keep_directory) {
+        if !self.keep_directory {
             let _ = fs::remove_dir(directory);
         }
     }
@@ -442,6 +447,23 @@ mod tests {
         claim.link(&path, Path::new("/nowhere")).unwrap();
         drop(claim);
         assert!(fs::symlink_metadata(path).is_err());
+    }
+
+    /// The directory goes with the last claim, and comes with the next.
+    #[test]
+    fn claims_are_taken_while_others_are_given_back() {
+        let scratch = Scratch::new("busy");
+        std::thread::scope(|scope| {
+            for name in ["one", "two", "three"] {
+                let scratch = &scratch;
+                scope.spawn(move || {
+                    for _ in 0..500 {
+                        drop(scratch.take(name).unwrap_or_else(|error| panic!("{error}")));
+                    }
+                });
+            }
+        });
+        assert!(!scratch.run().exists());
     }
 
     #[test]
