@@ -35,6 +35,9 @@ fn two_mounts(flags: &[&str]) -> (Daemon, PathBuf) {
     let mut arguments = vec!["--mount", second.to_str().unwrap()];
     arguments.extend(flags);
     let daemon = Daemon::start_with(&arguments, None);
+    // It was waited for until the first one is there.
+    let is_there = || second.join(&daemon.name).exists();
+    assert!(wait_until(PATIENCE, is_there), "{}", daemon.log());
     (daemon, second)
 }
 
@@ -175,9 +178,9 @@ fn all_mounts_of_a_killed_daemon_are_cleared_by_the_next() {
     killed.0.kill().unwrap();
     killed.0.wait().unwrap();
     assert!(held.version().unwrap_err().is_disconnected());
-    assert!(mounts.iter().all(|mount| is_mounted(mount)), "dead, but there");
 
-    // One of them again, and a new one.
+    // (Other daemons that start at the same time may have cleared them by now.) One of them again,
+    // and a new one.
     let other = scratch.join("other");
     let next = [&["--name", &name, "--mount", names[2]][..], &["--mount", other.to_str().unwrap()]];
     let mut next = start(&next.concat());
