@@ -96,7 +96,8 @@ fn an_lxc_container_has_its_own_daemon() {
     if !possible(&["lxc-execute"]) {
         return;
     }
-    let output = Programs::new().run(ROOTFS, &recipe(CONTAINERS, "LXC, the daemon in the container"), &[]);
+    let output =
+        Programs::new().run(ROOTFS, &recipe(CONTAINERS, "LXC, the daemon in the container"), &[]);
     says(&output, &["your-program: answered on /dev/binder"]);
 }
 

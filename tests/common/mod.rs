@@ -421,11 +421,20 @@ pub fn wait_until(patience: Duration, mut done: impl FnMut() -> bool) -> bool {
 
 /// Runs something that must not hang, in a thread of its own.
 pub fn in_time<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
+    within(PATIENCE, what, work)
+}
+
+/// The same for what may take longer.
+pub fn within<T: Send + 'static>(
+    limit: Duration,
+    what: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
     let (sender, receiver) = std::sync::mpsc::channel();
     let thread = std::thread::spawn(move || {
         let _ = sender.send(work());
     });
-    match receiver.recv_timeout(PATIENCE) {
+    match receiver.recv_timeout(limit) {
         Ok(value) => value,
         Err(std::sync::mpsc::RecvTimeoutError::Timeout) => panic!("{what} hangs"),
         Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => match thread.join() {
