@@ -6,7 +6,8 @@
 //! same round. The rows are in plan.rs, and docs/speed.md says how to read them.
 //!
 //! First on this machine, then in the test VM, where the kernel's driver is. The report is in
-//! target/bench: report.md, report.json and report.svg, and readme.md as the README shows it.
+//! target/bench: report.md, report.json and report.svg, and readme.md as the README shows it; of a
+//! run that leaves something out part.md, part.json and part.svg.
 //!
 //! Needs root, /dev/fuse and gcc. What else is missing is said in the report.
 
@@ -103,6 +104,11 @@ impl Settings {
             true => Sizes { rounds: 1, calls: 300, clients: vec![10, 100], nodes: 2000 },
             false => Sizes { rounds, calls: calls.max(1), clients, nodes },
         }
+    }
+
+    /// Whether no row is left out, and none measured too little to tell.
+    fn is_whole(&self) -> bool {
+        self.only.is_empty() && !self.quick && !self.no_vm && !self.no_native
     }
 
     fn arguments_in_vm(&self) -> Vec<String> {
@@ -261,12 +267,18 @@ fn run(settings: &Settings, directory: &Path) -> Outcome<bool> {
     };
     let report = Report { command, native, vm };
     let text = report.text();
-    std::fs::write(directory.join("report.md"), &text)?;
-    std::fs::write(directory.join("readme.md"), report.for_readme())?;
-    std::fs::write(directory.join("report.json"), serde_json::to_vec_pretty(&report)?)?;
-    plot::draw(&directory.join("report.svg"), &report)?;
+    // A few rows, or one round of them, must not take the place of a whole report.
+    let name = if settings.is_whole() { "report" } else { "part" };
+    let file = |ending: &str| directory.join(format!("{name}.{ending}"));
+    std::fs::write(file("md"), &text)?;
+    std::fs::write(file("json"), serde_json::to_vec_pretty(&report)?)?;
+    plot::draw(&file("svg"), &report)?;
     print!("{text}");
-    println!("\nThe report is in {}: report.md, .json, .svg, and readme.md", directory.display());
+    println!("\nThe report is in {}: {name}.md, .json, .svg", directory.display());
+    if settings.is_whole() {
+        std::fs::write(directory.join("readme.md"), report.for_readme())?;
+        println!("and readme.md, its main rows");
+    }
     match report.skipped() {
         0 => {}
         rows => println!("SKIPPED: {rows} rows or parts of it; the report says why"),
