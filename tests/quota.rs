@@ -90,7 +90,16 @@ fn a_user_opens_until_refused_and_others_go_on() {
     // Another process of the same user has what is left, a thousand times refused or not.
     let (second, opened) = process(&target.path, 1000, |path| {
         (0..1_000).for_each(|_| drop(opens(path, 6)));
-        opens(path, 100)
+        // The kernel releases a little after the close.
+        let mut opened = opens(path, 100);
+        wait_until(PATIENCE, || {
+            if opened.0 < 5 {
+                opened.1.clear();
+                opened = opens(path, 100);
+            }
+            opened.0 == 5
+        });
+        opened
     });
     assert_eq!(opened, 5);
     let (other, opened) = process(&target.path, 1001, |path| opens(path, 10));
@@ -310,7 +319,10 @@ fn a_hog_of_records_stays_within_the_budget_and_leaves_half_of_it() {
         let mut device = Device::open(path).unwrap();
         device.mmap(1 << 20).unwrap();
         let call = Call::to(0).oneway().data(&[0; 100_000]);
-        assert_eq!(Thread::new(&device).call(&call).unwrap(), Reply::Sent);
+        // The hog's one-way calls may still fill the manager's space.
+        let mut thread = Thread::new(&device);
+        assert!(wait_until(PATIENCE, || thread.call(&call).unwrap() == Reply::Sent));
+        drop(thread);
         (0, vec![device])
     });
     drop((hog, other, manager));
