@@ -1,0 +1,210 @@
+//! fakebinder's own ioctls (type 'F'), and the messages on the sockets that they make.
+
+use super::{ior, iow, iowr};
+use std::mem::size_of;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Version of the handshake below.
+pub const FAKEBINDER_ATTACH_VERSION: u32 = 1;
+
+/// Argument of [`FAKEBINDER_ATTACH`].
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Default, Clone, Copy)]
+pub struct fakebinder_attach {
+    /// In: [`FAKEBINDER_ATTACH_VERSION`]. Out: the version that the daemon speaks.
+    pub version: u32,
+    /// In: the number, in the caller, of the daemon's end of a `SOCK_SEQPACKET` socketpair. -1: the
+    /// caller has connected to the name that [`FAKEBINDER_ATTACH_NAME`] gave it, or only asks what
+    /// the device can do (ENOTCONN, with the other members filled in).
+    pub socket: i32,
+    /// Out: [`FAKEBINDER_ATTACH_NATIVE_MMAP`] or 0.
+    pub flags: u32,
+    /// Must be 0.
+    pub reserved: u32,
+    /// Out: the most bytes that can be mapped (4 MiB).
+    pub max_size: u64,
+}
+
+/// The file itself can be mapped (FUSE door with passthrough): no descriptor comes over the socket.
+pub const FAKEBINDER_ATTACH_NATIVE_MMAP: u32 = 1;
+
+/// Argument of [`FAKEBINDER_MAPPED`].
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Default, Clone, Copy)]
+pub struct fakebinder_mapped {
+    /// Where the caller has mapped the descriptor that the attach brought.
+    pub address: u64,
+    /// Length of that mapping in bytes.
+    pub size: u64,
+}
+
+/// Argument of [`FAKEBINDER_ATTACH_NAME`].
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Clone, Copy)]
+pub struct fakebinder_attach_name {
+    /// In: [`FAKEBINDER_ATTACH_VERSION`]. Out: the version that the daemon speaks.
+    pub version: u32,
+    /// Out: bytes of `name`.
+    pub length: u32,
+    /// Out: the name of a `SOCK_SEQPACKET` socket in the abstract namespace, without the leading
+    /// NUL.
+    pub name: [u8; 56],
+}
+
+impl Default for fakebinder_attach_name {
+    fn default() -> Self {
+        Self { version: 0, length: 0, name: [0; 56] }
+    }
+}
+
+/// Hands the daemon one end of a socketpair. EPERM: the daemon may not take it. On the CUSE door
+/// the daemon answers through it with one message of one byte and, by SCM_RIGHTS, a read-only
+/// descriptor of the caller's buffer, which is there when the ioctl returns.
+pub const FAKEBINDER_ATTACH: u32 = iowr::<fakebinder_attach>(b'F', 1);
+/// Where the daemon may not take descriptors from the caller: asks for a socket to connect to (in
+/// the daemon's network namespace). [`FAKEBINDER_ATTACH`] with socket -1 follows.
+pub const FAKEBINDER_ATTACH_NAME: u32 = iowr::<fakebinder_attach_name>(b'F', 6);
+/// Says where the caller has mapped the buffer; stands for the driver's mmap, with its errors.
+pub const FAKEBINDER_MAPPED: u32 = iow::<fakebinder_mapped>(b'F', 2);
+
+/// Argument of [`FAKEBINDER_SLOTS`].
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Clone, Copy)]
+pub struct fakebinder_slots {
+    /// How many of `numbers` count.
+    pub count: u32,
+    /// Must be 0.
+    pub reserved: u32,
+    /// Descriptors of the caller that the daemon may have replaced by ones that it sends.
+    pub numbers: [i32; 62],
+}
+
+impl Default for fakebinder_slots {
+    fn default() -> Self {
+        Self { count: 0, reserved: 0, numbers: [-1; 62] }
+    }
+}
+
+/// Offers the daemon descriptor numbers that the caller keeps free (it has something worthless open
+/// there): files in transactions to the caller arrive at these. Offers add up.
+pub const FAKEBINDER_SLOTS: u32 = iow::<fakebinder_slots>(b'F', 3);
+
+/// What [`FAKEBINDER_STATS`] tells: what the daemon holds, over all devices and clients, the
+/// asking file included.
+#[repr(C)]
+#[derive(
+    FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Default, Clone, Copy, PartialEq, Eq,
+)]
+pub struct fakebinder_stats {
+    /// Open files of devices.
+    pub processes: u64,
+    /// Threads that have called since they last exited.
+    pub threads: u64,
+    /// Nodes.
+    pub nodes: u64,
+    /// References.
+    pub references: u64,
+    /// Transactions that are queued, or not answered yet.
+    pub transactions: u64,
+    /// Buffers that clients hold or that are on their way to them.
+    pub buffers: u64,
+    /// Death links.
+    pub deaths: u64,
+    /// Freeze links.
+    pub freezes: u64,
+    /// Pages installed in the mappings of clients.
+    pub pages: u64,
+    /// Installed pages that no buffer uses.
+    pub reclaimable_pages: u64,
+    /// Descriptors of the daemon.
+    pub descriptors: u64,
+    /// Threads of the daemon.
+    pub daemon_threads: u64,
+}
+
+/// Asks what the daemon holds. Root only (EPERM).
+pub const FAKEBINDER_STATS: u32 = ior::<fakebinder_stats>(b'F', 4);
+
+/// Reclaims every page that no buffer uses, before it returns; gives their number. Root only
+/// (EPERM).
+pub const FAKEBINDER_RECLAIM: u32 = ior::<u64>(b'F', 5);
+
+/// The most slots that a client may have on offer.
+pub const FAKEBINDER_MAX_SLOTS: usize = 4096;
+
+/// First word of a message on the socket of an attach: the files that come with it, by
+/// SCM_RIGHTS, belong at the numbers that follow (32 bits each). It is there before the ioctl
+/// returns that tells of their transaction.
+pub const FAKEBINDER_FILES_INSTALL: u32 = 1;
+/// First word of a message: the numbers that follow are to be closed (a freed buffer held an
+/// array of them). It is there before the ioctl returns that freed the buffer.
+pub const FAKEBINDER_FILES_CLOSE: u32 = 2;
+
+/// Numbers in one message at most: what SCM_RIGHTS carries.
+pub const FAKEBINDER_FILES_MAX: usize = 253;
+
+/// Version of what follows: how a supervisor puts descriptors into a program (`fakebinder exec`).
+pub const FAKEBINDER_SUPERVISE_VERSION: u32 = 1;
+
+/// Argument of [`FAKEBINDER_SUPERVISE`].
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Default, Clone, Copy)]
+pub struct fakebinder_supervise {
+    /// In: [`FAKEBINDER_SUPERVISE_VERSION`]. Out: the version that the daemon speaks.
+    pub version: u32,
+    /// In: the number, in the caller, of the daemon's end of a `SOCK_SEQPACKET` socketpair. -1: the
+    /// caller only asks which open file this is.
+    pub socket: i32,
+    /// Out: a number that no other open file has.
+    pub open: u64,
+    /// Out: the process that has opened the file, as the caller numbers it.
+    pub opener: i32,
+    /// Out: [`FAKEBINDER_SUPERVISE_MAPS`] or 0.
+    pub flags: u32,
+}
+
+/// The kernel maps the file without asking the daemon, and the mapping shows the buffers.
+pub const FAKEBINDER_SUPERVISE_MAPS: u32 = 1;
+
+/// The caller will put the descriptors of transactions into the processes that use this open file.
+/// It has a descriptor of that very file, and the uid of its opener (or 0).
+pub const FAKEBINDER_SUPERVISE: u32 = iowr::<fakebinder_supervise>(b'F', 7);
+
+/// Argument of [`FAKEBINDER_FOR_THREAD`].
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Default, Clone, Copy)]
+pub struct fakebinder_for_thread {
+    /// A thread of the process that has opened the file, as the caller numbers it.
+    pub tid: i32,
+    /// `BINDER_SET_CONTEXT_MGR`, `BINDER_THREAD_EXIT`, or `BINDER_GET_EXTENDED_ERROR`, whose answer
+    /// nobody gets.
+    pub command: u32,
+}
+
+/// The supervisor of an open file does an ioctl in the place of a thread: one whose argument the
+/// driver does not look at, and the kernel cannot copy.
+pub const FAKEBINDER_FOR_THREAD: u32 = iow::<fakebinder_for_thread>(b'F', 8);
+
+/// First word of a message to a supervisor. A ticket, a thread (as the supervisor numbers it) and a
+/// number follow, with files by SCM_RIGHTS: they belong into the process of that thread, when the
+/// thread makes its next ioctl. The number says how many files follow in further messages of this
+/// ticket. It is there before the thread's ioctl returns that finds nothing.
+pub const FAKEBINDER_PLACE: u32 = 1;
+/// First word of a message to a supervisor. A thread follows, and descriptors that are to be closed
+/// in its process.
+pub const FAKEBINDER_PLACE_CLOSE: u32 = 2;
+/// First word of a message to a supervisor. A ticket follows, whose files nobody wants any more.
+pub const FAKEBINDER_PLACE_FORGET: u32 = 3;
+/// First word of a message of a supervisor. A ticket follows, an errno, and, if that is 0, the
+/// numbers that the files have got, in order; if they do not fit into one message, further messages
+/// have the others. It is there before the thread's next ioctl is.
+pub const FAKEBINDER_PLACED: u32 = 4;
+
+const _: () = {
+    assert!(size_of::<fakebinder_attach>() == 24);
+    assert!(size_of::<fakebinder_attach_name>() == 64);
+    assert!(size_of::<fakebinder_slots>() == 256);
+    assert!(size_of::<fakebinder_stats>() == 96);
+    assert!(size_of::<fakebinder_supervise>() == 24);
+    assert!(size_of::<fakebinder_for_thread>() == 8);
+};
