@@ -53,6 +53,7 @@ pub mod outbox;
 mod pieces;
 mod poll;
 mod ports;
+mod postpone;
 mod process;
 mod read;
 mod reference;
@@ -70,7 +71,7 @@ mod write;
 pub use copies::{AtOnce, Carriers, Copies};
 pub use limits::Limits;
 pub use ports::{
-    Birth, Call, Completion, File, HeldThread, Identity, Poller, Task, Timers, Watching,
+    Birth, Call, Completion, File, HeldThread, Identity, Installed, Poller, Task, Timers, Watching,
 };
 pub use stats::Stats;
 

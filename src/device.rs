@@ -32,6 +32,7 @@ pub mod security_context;
 pub mod session;
 pub mod signals;
 mod stale;
+mod supervised;
 mod supervisor;
 mod taken_file;
 pub mod threads;
@@ -161,6 +162,8 @@ pub struct Open {
     /// The buffer, for the attach handshake; none where the file itself can be mapped.
     buffer: Option<OwnedFd>,
     mm: Arc<RemoteMm>,
+    /// The file itself can be mapped, and the mapping shows the buffer.
+    is_mappable: bool,
     /// A socket that the client is to connect to (see [`attach`]).
     listener: Mutex<Option<UnixListener>, rank::Listener>,
     nonblock: bool,
@@ -221,6 +224,7 @@ impl Device {
                 MappingKind::FuseFile { .. } => None,
             },
             mm,
+            is_mappable: mapping != MappingKind::Memfd,
             listener: Mutex::new(None),
             nonblock: flags & libc::O_NONBLOCK as u32 != 0,
             gathered: AtomicBool::new(false),
@@ -388,6 +392,9 @@ impl Open {
         }
         if uapi::ioc_type(cmd) == b'F' {
             let mut argument = argument;
+            if cmd == uapi::FAKEBINDER_FOR_THREAD {
+                return self.call_in_place(header, &argument, memory, reply);
+            }
             let result = self.private_ioctl(header, cmd, &mut argument).map(|()| 0);
             reply.send(result, &argument);
             return None;
@@ -416,6 +423,26 @@ impl Open {
                 None
             }
         }
+    }
+
+    /// An ioctl that the supervisor does in the place of a thread; its answer is the result alone.
+    fn call_in_place(
+        self: &Arc<Self>,
+        header: &Header,
+        argument: &[u8],
+        memory: Arc<dyn ClientMemory>,
+        reply: Box<IoctlReply>,
+    ) -> Option<binder::Due<'_>> {
+        let (tid, cmd) = match self.in_place_of(header, argument) {
+            Ok(meant) => meant,
+            Err(errno) => {
+                binder::Completion::send(reply, Err(errno), &[]);
+                return None;
+            }
+        };
+        let arg = FewBytes::from_elem(0, uapi::ioc_size(cmd));
+        let (uid, nonblock) = (header.uid, self.nonblock);
+        Some(self.process.ioctl(Call { tid, uid, nonblock, cmd, arg, memory, reply }))
     }
 
     /// The thread group that has opened the device.

@@ -90,6 +90,10 @@ ranks! {
     Listener,
     /// The way of descriptors into a client (`device::files`).
     Channel,
+    /// Who puts descriptors into the processes of an open file (`device::supervised`).
+    Supervision,
+    /// What such a supervisor was asked, and has answered.
+    Placements,
     /// The threads whose end is waited for (`device::threads`).
     WatchedThreads,
     /// The threads that stop those of clients (`device::tracers`).
@@ -179,11 +183,11 @@ impl Rank {
             // The shrinker zaps pages under both locks, and has let go of the LRU by then.
             Buffers => &[Lru, PageTable],
             SharedContexts | Attributes | Making | Stale | Created | Opens | Files | Listener
-            | Channel | Clients | WatchedThreads | Tracers | UserNamespaces | Allowances
-            | Starved | Carriers | Watcher | Outbox | Slots | RingAnswer | RingJobs | RingInbox
-            | Rings | Unlooked | HeldUp | Supervisor | SessionEnd | Timers | FreezeCallers
-            | Missed | Latency | Gathered | InFlight | TransactionLog | Lru | MmUsers | Maps
-            | PageTable => &[],
+            | Channel | Supervision | Placements | Clients | WatchedThreads | Tracers
+            | UserNamespaces | Allowances | Starved | Carriers | Watcher | Outbox | Slots
+            | RingAnswer | RingJobs | RingInbox | Rings | Unlooked | HeldUp | Supervisor
+            | SessionEnd | Timers | FreezeCallers | Missed | Latency | Gathered | InFlight
+            | TransactionLog | Lru | MmUsers | Maps | PageTable => &[],
         }
     }
 }

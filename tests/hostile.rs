@@ -584,6 +584,8 @@ fn no_length_is_too_large_to_be_refused() {
                 uapi::FAKEBINDER_ATTACH_NAME,
                 uapi::FAKEBINDER_MAPPED,
                 uapi::FAKEBINDER_SLOTS,
+                uapi::FAKEBINDER_SUPERVISE,
+                uapi::FAKEBINDER_FOR_THREAD,
             ] {
                 let mut argument = [extreme; 64];
                 let argument: *mut c_void = argument.as_mut_ptr().cast();

@@ -43,7 +43,7 @@ use super::read::{Answer, Parked};
 use super::thread::ExtendedError;
 use super::traffic::returns_in;
 use super::transaction::Fixup;
-use super::{FewBytes, Process, Task};
+use super::{FewBytes, Installed, Process, Task};
 use crate::Errno;
 use crate::alloc::Buffer;
 use crate::client_log::{Kind, client_log};
@@ -336,7 +336,11 @@ impl Delivery {
             None => self.install_files(),
         };
         let arrays = match installed {
-            Ok(arrays) => arrays,
+            Ok(Some(arrays)) => arrays,
+            Ok(None) => {
+                self.carry_out_without_transaction();
+                return None;
+            }
             Err(errno) => {
                 self.log_refusal(errno);
                 return process.context.locked(|graph| graph.files_undelivered(self, errno));
@@ -404,17 +408,22 @@ impl Delivery {
     }
 
     /// Installs a transaction's descriptors in the client and writes their numbers into the
-    /// buffer; returns those that are closed with the buffer (`binder_apply_fd_fixups`).
-    fn install_files(&mut self) -> Result<Vec<i32>, Errno> {
+    /// buffer; returns those that are closed with the buffer (`binder_apply_fd_fixups`). None: they
+    /// come when the thread calls again.
+    fn install_files(&mut self) -> Result<Option<Vec<i32>>, Errno> {
         let Some(delivered) = self.transaction.as_ref().filter(|it| !it.fixups.is_empty()) else {
-            return Ok(Vec::new());
+            return Ok(Some(Vec::new()));
         };
         let process = &self.read.process;
         let files = delivered.fixups.iter().map(|fixup| fixup.file.clone()).collect();
-        let numbers = process.task.install_files(self.tid, files)?;
-        self.write_numbers(&numbers).inspect_err(|_| {
-            self.read.process.task.close_files(&numbers);
-        })
+        let numbers = match process.task.install_files(self.tid, files)? {
+            Installed::Now(numbers) => numbers,
+            Installed::AtNextCall => return Ok(None),
+        };
+        let written = self.write_numbers(&numbers).inspect_err(|_| {
+            self.read.process.task.close_files(self.tid, &numbers);
+        });
+        written.map(Some)
     }
 
     /// Writes the numbers of a transaction's descriptors into its buffer; returns those in arrays.

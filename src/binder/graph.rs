@@ -129,6 +129,11 @@ impl WorkList {
         self.works.first_key_value().map(|(_, work)| *work)
     }
 
+    /// A place before the first item; none where there is no item.
+    fn before_first(&self) -> Option<u64> {
+        self.works.first_key_value().map(|(sequence, _)| sequence - 1)
+    }
+
     pub fn get(&self, sequence: u64) -> Option<Work> {
         self.works.get(&sequence).copied()
     }
@@ -219,7 +224,8 @@ impl Graph {
             created: Created::default(),
             sections: 0,
             ids,
-            sequence: 0,
+            // What is put before others has numbers below theirs, and none is 0.
+            sequence: 1 << 32,
         }
     }
 
@@ -345,6 +351,12 @@ impl Graph {
     /// (`binder_enqueue_thread_work_ilocked`).
     pub fn enqueue_thread_work(&mut self, thread: ThreadId, work: Work) -> Option<Place> {
         let place = self.enqueue(Queue::Thread(thread), work);
+        self.have_thread_read(thread);
+        place
+    }
+
+    /// There is something in a thread's list that is worth reading for.
+    fn have_thread_read(&mut self, thread: ThreadId) {
         if let Some(thread_record) = self.threads.get_mut(&thread) {
             let first = !thread_record.process_todo;
             thread_record.process_todo = true;
@@ -354,7 +366,19 @@ impl Graph {
                 self.tell_pollers(process);
             }
         }
-        place
+    }
+
+    /// Puts work at the head of a thread's list; the thread's next read begins with it.
+    pub fn enqueue_thread_work_first(&mut self, thread: ThreadId, work: Work) {
+        let sequence = self.threads.get(&thread).and_then(|thread| thread.todo.before_first());
+        let Some(sequence) = sequence else {
+            self.enqueue_thread_work(thread, work);
+            return;
+        };
+        if let Some(record) = self.threads.get_mut(&thread) {
+            record.todo.insert(sequence, work);
+        }
+        self.have_thread_read(thread);
     }
 
     /// Appends work to a process's list and wakes one of its threads.

@@ -163,7 +163,7 @@ impl Process {
         }
         let numbers = std::mem::take(&mut thread.close_on_return);
         section.leave();
-        if !self.task.close_files(&numbers) {
+        if !self.task.close_files(call.tid, &numbers) {
             call.reply.close_on_return(numbers);
         }
     }

@@ -89,6 +89,16 @@ pub trait File: Send + Sync {
     fn as_any(&self) -> &dyn std::any::Any;
 }
 
+/// What has become of files that were to be put into a client ([`Task::install_files`]).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Installed {
+    /// They are there, at these numbers.
+    Now(Vec<i32>),
+    /// They will be, once the thread calls again. So its read ends without the transaction that
+    /// they belong to, and its next read asks for the same files again.
+    AtNextCall,
+}
+
 /// The process behind an open file (`proc->tsk`, a `struct task_struct`), as far as the engine has
 /// to reach that process. Nothing here is called under a lock of the engine.
 pub trait Task: Send + Sync {
@@ -103,12 +113,13 @@ pub trait Task: Send + Sync {
     /// Whether [`Task::install_files`] or [`Completion::hold_thread`] has a way into this client.
     fn accepts_files(&self) -> bool;
 
-    /// Puts files into the client, all or none, and returns their numbers there.
-    fn install_files(&self, tid: i32, files: Vec<Arc<dyn File>>) -> Result<Vec<i32>, Errno>;
+    /// Puts files into the client, all or none. `tid` is the thread that reads of them.
+    fn install_files(&self, tid: i32, files: Vec<Arc<dyn File>>) -> Result<Installed, Errno>;
 
-    /// Closes descriptors in the client (a freed buffer's descriptor arrays). False: only the
-    /// thread that has freed the buffer can do that ([`Completion::close_on_return`]).
-    fn close_files(&self, fds: &[i32]) -> bool;
+    /// Closes descriptors in the client (a freed buffer's descriptor arrays), for the thread `tid`
+    /// that has freed the buffer. False: only that thread itself can do it
+    /// ([`Completion::close_on_return`]).
+    fn close_files(&self, tid: i32, fds: &[i32]) -> bool;
 
     /// The cap on copies to and from this client's memory, for this open file.
     fn copies(&self) -> Arc<Copies> {

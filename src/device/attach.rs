@@ -61,6 +61,12 @@ impl Open {
                 self.check_opener(header)?;
                 self.client.offer_slots(&uapi::parse(argument).ok_or(Errno::EINVAL)?)
             }
+            uapi::FAKEBINDER_SUPERVISE => {
+                let mut told = uapi::parse(argument).ok_or(Errno::EINVAL)?;
+                let result = self.supervise(header, &mut told);
+                argument.copy_from_slice(uapi::bytes_of(&told));
+                result
+            }
             _ => self.hub.control_ioctl(header, cmd, argument),
         }
     }
@@ -174,9 +180,9 @@ impl Open {
     }
 }
 
-/// A copy of the client's socket. EPERM: the daemon may not take that; EINVAL: it is no seqpacket
+/// A copy of the socket of a thread. EPERM: the daemon may not take that; EINVAL: it is no seqpacket
 /// socket.
-fn take_socket(pidfd: BorrowedFd<'_>, tid: i32, fd: i32) -> Result<OwnedFd, Errno> {
+pub(super) fn take_socket(pidfd: BorrowedFd<'_>, tid: i32, fd: i32) -> Result<OwnedFd, Errno> {
     let socket = getfd(pidfd, tid, fd)?;
     if is_seqpacket(&socket) { Ok(socket) } else { Err(Errno::EINVAL) }
 }

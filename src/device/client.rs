@@ -1,6 +1,7 @@
 //! The process behind an open file, as the engine reaches it.
 
 use super::security_context::SecurityContexts;
+use super::supervised::Supervision;
 use super::taken_file::{TakenFile, taken_descriptors};
 use super::threads::{self, Threads};
 use super::tracee::IS_KNOWN;
@@ -57,6 +58,8 @@ pub struct Client {
     allowance: Arc<Allowance>,
     /// The way of descriptors into the process, once it has attached.
     channel: Mutex<Option<Channel>, rank::Channel>,
+    /// Who else may put descriptors into the process.
+    pub(super) supervision: Supervision,
     /// The log has said that there is no such way.
     said_no_channel: AtomicBool,
     watched_threads: threads::Count,
@@ -197,6 +200,7 @@ impl Clients {
             copies,
             allowance,
             channel: Mutex::new(None),
+            supervision: Supervision::default(),
             said_no_channel: AtomicBool::new(false),
             watched_threads: threads::Count::default(),
             is_64_bit: OnceLock::new(),
@@ -229,6 +233,12 @@ impl Client {
     /// Whether the client receives descriptors through its own socket.
     pub fn has_slots(&self) -> bool {
         self.channel.lock().as_ref().is_some_and(Channel::receives)
+    }
+
+    /// Whether descriptors come to the client before its ioctls, or while they last: no thread of it
+    /// has to be stopped.
+    pub fn needs_no_stop(&self) -> bool {
+        self.has_slots() || self.supervision.living().is_some()
     }
 
     /// Whether the client's threads can be stopped, as far as that shows in the process: it is a
@@ -295,13 +305,13 @@ impl binder::Task for Client {
     }
 
     fn accepts_files(&self) -> bool {
-        let accepts = self.has_slots() || self.can_be_traced();
+        let accepts = self.needs_no_stop() || self.can_be_traced();
         if !accepts && !self.said_no_channel.swap(true, Ordering::Relaxed) {
             client_log!(
                 Kind::NoWayForFiles,
                 "a transaction with descriptors to process {} was refused: it has no way to receive them \
-                 (it takes a 64-bit program that this daemon may trace, or one that has called the fakebinder-client \
-                 library's Device::accept_files)",
+                 (it takes a 64-bit program that this daemon may trace, one that was started by `fakebinder exec`, or \
+                 one that has called the fakebinder-client library's Device::accept_files)",
                 self.pid
             );
         }
@@ -310,22 +320,29 @@ impl binder::Task for Client {
 
     fn install_files(
         &self,
-        _tid: i32,
+        tid: i32,
         files: Vec<Arc<dyn binder::File>>,
-    ) -> Result<Vec<i32>, Errno> {
+    ) -> Result<binder::Installed, Errno> {
+        if !self.has_slots()
+            && let Some(supervisor) = self.supervision.get()
+        {
+            return supervisor.place(tid, &files);
+        }
         let descriptors = taken_descriptors(&files)?;
-        self.channel.lock().as_mut().ok_or(Errno::EOPNOTSUPP)?.install(&descriptors)
+        let mut channel = self.channel.lock();
+        channel.as_mut().ok_or(Errno::EOPNOTSUPP)?.install(&descriptors).map(binder::Installed::Now)
     }
 
-    fn close_files(&self, fds: &[i32]) -> bool {
-        let channel = self.channel.lock();
-        let Some(channel) = channel.as_ref().filter(|channel| channel.receives()) else {
-            return false;
+    fn close_files(&self, tid: i32, fds: &[i32]) -> bool {
+        let closed = if self.has_slots() {
+            self.channel.lock().as_ref().map(|channel| channel.close(fds))
+        } else {
+            self.supervision.living().map(|supervisor| supervisor.close(tid, fds))
         };
-        if let Err(error) = channel.close(fds) {
+        if let Some(Err(error)) = closed {
             log::debug!("process {} keeps descriptors of a freed buffer: {error}", self.pid);
         }
-        true
+        closed.is_some()
     }
 
     fn copies(&self) -> Arc<Copies> {

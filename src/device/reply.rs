@@ -83,7 +83,7 @@ impl binder::Completion for IoctlReply {
 
     fn hold_thread(&mut self) -> Option<Result<Box<dyn HeldThread>, Errno>> {
         let (client, tid) = self.caller.as_ref()?;
-        if client.has_slots() || matches!(self.out, CopyOut::Gathered { .. }) {
+        if client.needs_no_stop() || matches!(self.out, CopyOut::Gathered { .. }) {
             return None;
         }
         let held = client.hold_thread(*tid, std::mem::take(&mut self.closing));

@@ -1,13 +1,14 @@
 //! Descriptors taken from clients, on their way to others.
 
 use super::client::Clients;
+use super::supervised::Ticket;
 use crate::binder::copies::Copies;
 use crate::quota::Charge;
 use crate::{Errno, binder};
 use std::any::Any;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
 /// A descriptor taken from a client.
 pub struct TakenFile {
@@ -17,6 +18,8 @@ pub struct TakenFile {
     _held: Charge,
     /// The copies of the client that the descriptor was taken from.
     copies: Arc<Copies>,
+    /// Of the first file of a transaction: a supervisor has the files.
+    ticket: OnceLock<Arc<Ticket>>,
 }
 
 impl TakenFile {
@@ -27,7 +30,17 @@ impl TakenFile {
         copies: Arc<Copies>,
         held: Charge,
     ) -> TakenFile {
-        TakenFile { file: Some(file), clients, copies, _held: held }
+        TakenFile { file: Some(file), clients, copies, ticket: OnceLock::new(), _held: held }
+    }
+
+    /// The supervisor's ticket for the files that begin with this one.
+    pub(super) fn ticket(&self) -> Option<&Arc<Ticket>> {
+        self.ticket.get()
+    }
+
+    /// The supervisor has this file, and those that come with it.
+    pub(super) fn set_ticket(&self, ticket: Arc<Ticket>) {
+        let _ = self.ticket.set(ticket);
     }
 }
 

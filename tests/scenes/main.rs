@@ -24,6 +24,7 @@ mod object;
 mod oneway;
 mod pieces;
 mod poll;
+mod postponed;
 mod race;
 mod read;
 mod reference;

@@ -1,11 +1,11 @@
 //! What the engine can ask of a simulated client.
 
 use fakebinder::Errno;
-use fakebinder::binder::{Birth, File, Task, Watching};
+use fakebinder::binder::{Birth, File, Installed, Task, Watching};
 use fakebinder::lock_order::assert_nothing_held;
 use fakebinder::quota::User;
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -33,6 +33,8 @@ pub struct SimClient {
     security_context: Mutex<Option<Vec<u8>>>,
     /// How many files may still be installed; for tests of a full descriptor table.
     room: Mutex<Option<usize>>,
+    /// The threads that will have their files when they call again, where files come so.
+    postponed: Mutex<Option<BTreeSet<i32>>>,
     pub(super) threads: SimThreads,
 }
 
@@ -86,6 +88,11 @@ impl SimClient {
         *self.room.lock() = room;
     }
 
+    /// From now on files come when the thread that reads of them calls again.
+    pub fn postpone_files(&self) {
+        *self.postponed.lock() = Some(BTreeSet::new());
+    }
+
     /// Sets the client's security context, if it is to have one.
     pub fn set_security_context(&self, context: Option<Vec<u8>>) {
         *self.security_context.lock() = context;
@@ -132,15 +139,21 @@ impl Task for SimClient {
         !self.no_files.load(Ordering::Relaxed)
     }
 
-    fn install_files(&self, _tid: i32, files: Vec<Arc<dyn File>>) -> Result<Vec<i32>, Errno> {
+    fn install_files(&self, tid: i32, files: Vec<Arc<dyn File>>) -> Result<Installed, Errno> {
         self.reach();
+        if let Some(postponed) = self.postponed.lock().as_mut()
+            && !postponed.remove(&tid)
+        {
+            postponed.insert(tid);
+            return Ok(Installed::AtNextCall);
+        }
         if let Some(room) = self.room.lock().as_mut() {
             *room = room.checked_sub(files.len()).ok_or(Errno::EMFILE)?;
         }
-        Ok(files.into_iter().map(|file| self.add_file(file)).collect())
+        Ok(Installed::Now(files.into_iter().map(|file| self.add_file(file)).collect()))
     }
 
-    fn close_files(&self, fds: &[i32]) -> bool {
+    fn close_files(&self, _tid: i32, fds: &[i32]) -> bool {
         assert_nothing_held();
         let mut table = self.files.lock();
         for fd in fds {

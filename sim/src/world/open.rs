@@ -78,6 +78,11 @@ impl Sim {
         self.client.limit_files(Some(room));
     }
 
+    /// From now on files come when the thread that reads of them calls again.
+    pub fn postpone_files(&self) {
+        self.client.postpone_files();
+    }
+
     /// Sets a thread's nice value.
     pub fn set_nice(&self, tid: i32, nice: i32) {
         self.client.set_nice(tid, nice);
