@@ -1,6 +1,7 @@
 //! fakebinder: what a person at the machine asks of the daemon and does around it.
 
 mod container_config;
+mod exec;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -16,10 +17,12 @@ struct Args {
 #[derive(Subcommand, Debug)]
 enum Command {
     ContainerConfig(container_config::ContainerConfig),
+    Exec(exec::Exec),
 }
 
 fn main() -> ExitCode {
     match Args::parse().command {
         Command::ContainerConfig(wanted) => container_config::run(&wanted),
+        Command::Exec(exec) => exec::run(exec),
     }
 }
