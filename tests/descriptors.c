@@ -17,7 +17,8 @@
 // Options: watch: another thread looks all the time whether it is traced; filtered: a seccomp filter that kills
 // whoever makes a socketpair, reads a message or unmaps memory; full=N: there are N numbers left, by the
 // soft limit; hard=N: by the hard one; signals: signals
-// with a handler come all the time.
+// with a handler come all the time; supervised: descriptors of arrays are closed when the next ioctl begins,
+// which leaves a file of a certain name there.
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
@@ -110,11 +111,23 @@ static int next_free(void) {
     return fd;
 }
 
+static int supervised;
+// Whether a descriptor stands for one that is closed.
+static int is_placeholder(int fd) {
+    char path[64], name[64];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    ssize_t length = supervised ? readlink(path, name, sizeof name - 1) : -1;
+    if (length < 0) return 0;
+    name[length] = 0;
+    return !strcmp(name, "/memfd:fakebinder-closed (deleted)");
+}
+
 static unsigned count_entries(const char *path) {
     DIR *directory = opendir(path);
     unsigned count = 0;
     if (!directory) fail("%s: %s", path, strerror(errno));
-    while (readdir(directory)) count++;
+    for (struct dirent *entry; (entry = readdir(directory));)
+        count += !is_placeholder(atoi(entry->d_name));
     closedir(directory);
     return count;
 }
@@ -135,8 +148,9 @@ static unsigned taken;
 
 static void look_for_free_numbers(void) {
     unsigned found = 0;
+    if (supervised) write_read(NULL, 0, NULL, NULL);
     for (int fd = 0; found < sizeof lowest / sizeof *lowest; fd++)
-        if (fcntl(fd, F_GETFD) < 0) lowest[found++] = fd;
+        if (fcntl(fd, F_GETFD) < 0 || is_placeholder(fd)) lowest[found++] = fd;
     taken = 0;
 }
 
@@ -323,6 +337,8 @@ int main(int count, char **arguments) {
             signals = 1;
         } else if (!strcmp(option, "filtered")) {
             filter();
+        } else if (!strcmp(option, "supervised")) {
+            supervised = 1;
         }
     }
     // As large as the kernel's.
@@ -337,6 +353,7 @@ int main(int count, char **arguments) {
     unsigned fds = next_free() < 0 ? 0 : count_entries("/proc/self/fd"), maps = next_free() < 0 ? 0 : count_maps();
     if (is_server) serve();
     else call((unsigned)atoi(arguments[3]));
+    if (supervised) write_read(NULL, 0, NULL, NULL);
     if (fds && fds != count_entries("/proc/self/fd")) fail("%u descriptors, %u before", count_entries("/proc/self/fd"), fds);
     if (maps && count_maps() > maps + 1) fail("%u mappings, %u before", count_maps(), maps);
     sigprocmask(SIG_SETMASK, NULL, &after);
