@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::{env, panic, process};
 
 /// What travels as bytes. The compiler refuses one that has padding.
-const RECORDS: [&str; 37] = [
+const RECORDS: [&str; 38] = [
     "binder_extended_error",
     "binder_freeze_info",
     "binder_frozen_status_info",
@@ -39,6 +39,7 @@ const RECORDS: [&str; 37] = [
     "fuse_kstatfs",
     "fuse_mknod_in",
     "fuse_notify_inval_entry_out",
+    "fuse_notify_inval_inode_out",
     "fuse_notify_poll_wakeup_out",
     "fuse_open_in",
     "fuse_out_header",

@@ -369,7 +369,8 @@ impl Alloc {
     }
 
     fn clear_buf(&self, buffer: &Buffer) {
-        if self.mm.clear(buffer.offset, buffer.size()).is_err() {
+        let cleared = self.mm.clear(buffer.offset, buffer.size());
+        if cleared.and_then(|()| self.publish(buffer)).is_err() {
             client_log!(
                 Kind::PageNotRemoved,
                 "{}: cannot clear the buffer at offset {:#x}",
@@ -412,6 +413,11 @@ impl Alloc {
             return Err(Errno::EINVAL);
         }
         self.mm.write(buffer.offset + offset, bytes)
+    }
+
+    /// Lets the client see a buffer that is complete. Errors as [`AddressSpace::publish`].
+    pub fn publish(&self, buffer: &Buffer) -> Result<(), Errno> {
+        self.mm.publish(buffer.offset, buffer.size())
     }
 
     /// `binder_alloc_deferred_release`: the client is gone. Its buffers and pages go too, even if a

@@ -10,6 +10,7 @@
 mod announce;
 pub mod attach;
 pub mod attributes;
+mod cached;
 pub mod carriers;
 pub mod claim;
 pub mod client;
@@ -159,7 +160,8 @@ pub struct Open {
     hub: Arc<Hub>,
     client: Arc<Client>,
     process: Arc<Process>,
-    /// The buffer, for the attach handshake; none where the file itself can be mapped.
+    /// The buffer, for the attach handshake and for the kernel's page cache; none where the kernel
+    /// itself maps it.
     buffer: Option<OwnedFd>,
     mm: Arc<RemoteMm>,
     /// The file itself can be mapped, and the mapping shows the buffer.
@@ -207,11 +209,14 @@ impl Device {
         // The process's, and where the client has to attach, those of the buffer and of the socket.
         let descriptors = match mapping {
             MappingKind::FuseFile { .. } => 1,
-            MappingKind::Memfd => 3,
+            MappingKind::CachedFile { .. } | MappingKind::Memfd => 3,
         };
         let descriptors = client.user.hold(What::Descriptors, descriptors)?;
         let (pidfd, kept) = (client.pidfd.clone(), &self.hub.kept_maps);
         let mm = RemoteMm::new(client.pid, pidfd, buffer.memfd, mapping, kept)?;
+        if let Some(cache) = buffer.cache {
+            mm.set_cache(cache);
+        }
         let (memory, probes) = (&self.hub.memory, self.hub.probes.clone());
         let alloc = Alloc::of_user(mm.clone(), memory, client.user.clone(), probes);
         let process = self.context.open(client.pid, header.tid, client.clone(), alloc);
@@ -220,7 +225,7 @@ impl Device {
             client,
             process,
             buffer: match mapping {
-                MappingKind::Memfd => Some(buffer.read_only),
+                MappingKind::CachedFile { .. } | MappingKind::Memfd => Some(buffer.read_only),
                 MappingKind::FuseFile { .. } => None,
             },
             mm,

@@ -49,8 +49,9 @@
 //! - the object graph of a context (`binder::graph`): a session's requests in flight (has a signal
 //!   come?), the callers that wait for a freeze, the log of transactions;
 //! - the mm of a client, read by page installs, written by mmap and release: the buffer mutex, the
-//!   LRU, the users of the mm, the text of its mappings, the page table;
-//! - the buffer mutex of an allocator: the LRU, the page table.
+//!   LRU, the users of the mm, the text of its mappings, the page table, the pages that are to go
+//!   from the kernel's page cache;
+//! - the buffer mutex of an allocator: the LRU, the page table, the pages that are to go.
 //!
 //! Under every other lock nothing is waited for. (The limits of the client log, the log's queue and
 //! the table of users are leaves without a rank, which may be taken under any.) The shrinker comes

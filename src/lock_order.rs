@@ -163,6 +163,8 @@ ranks! {
     /// The page table of a buffer file, where adding a page is not atomic, or where it is plain
     /// memory.
     PageTable,
+    /// Pages that are to be taken out of the kernel's page cache (`device::cached`).
+    Zapped,
 }
 
 impl Rank {
@@ -179,15 +181,15 @@ impl Rank {
             // (for a read or a freeze). Written: the log of transactions.
             LongWork => &[Graph, InFlight, FreezeCallers, TransactionLog],
             Graph => &[InFlight, FreezeCallers, TransactionLog],
-            Mmap => &[Buffers, Lru, MmUsers, Maps, PageTable],
+            Mmap => &[Buffers, Lru, MmUsers, Maps, PageTable, Zapped],
             // The shrinker zaps pages under both locks, and has let go of the LRU by then.
-            Buffers => &[Lru, PageTable],
+            Buffers => &[Lru, PageTable, Zapped],
             SharedContexts | Attributes | Making | Stale | Created | Opens | Files | Listener
             | Channel | Supervision | Placements | Clients | WatchedThreads | Tracers
             | UserNamespaces | Allowances | Starved | Carriers | Watcher | Outbox | Slots
             | RingAnswer | RingJobs | RingInbox | Rings | Unlooked | HeldUp | Supervisor
             | SessionEnd | Timers | FreezeCallers | Missed | Latency | Gathered | InFlight
-            | TransactionLog | Lru | MmUsers | Maps | PageTable => &[],
+            | TransactionLog | Lru | MmUsers | Maps | PageTable | Zapped => &[],
         }
     }
 }
@@ -361,7 +363,7 @@ mod tests {
     const TRYING: [Way; 3] = [Way::TryLock, Way::TryRead, Way::TryWrite];
 
     /// What [the crate's map](crate) states: while the first is held, the second may be waited for.
-    const STATED: [(Rank, Rank); 19] = [
+    const STATED: [(Rank, Rank); 21] = [
         (Devices, Contexts),
         (Devices, SharedContexts),
         (Devices, Created),
@@ -379,8 +381,10 @@ mod tests {
         (Mmap, MmUsers),
         (Mmap, Maps),
         (Mmap, PageTable),
+        (Mmap, Zapped),
         (Buffers, Lru),
         (Buffers, PageTable),
+        (Buffers, Zapped),
     ];
 
     /// The message of the panic, if it comes to one.

@@ -27,7 +27,7 @@ mod userfault;
 #[allow(dead_code, reason = "these tests use a part of it")]
 mod heap;
 
-pub use buffer_file::{BufferFile, create_memfd};
+pub use buffer_file::{BufferFile, PageCache, create_memfd};
 #[cfg(test)]
 pub(crate) use heap::HeapMm;
 pub use remote::{Features, KeptMaps, MappingKind, RemoteMm};
@@ -105,6 +105,12 @@ pub trait AddressSpace: Send + Sync {
 
     /// Copies `bytes` into installed pages. EFAULT: one of the pages is missing.
     fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), Errno>;
+
+    /// Lets the client see what was written, where it has mapped something else than what was
+    /// written to. ENOMEM: there is no memory for that.
+    fn publish(&self, _offset: usize, _len: usize) -> Result<(), Errno> {
+        Ok(())
+    }
 
     /// Overwrites with zeros.
     fn clear(&self, offset: usize, len: usize) -> Result<(), Errno>;
@@ -367,5 +373,10 @@ impl MmStruct {
     /// As [`AddressSpace::clear`].
     pub fn clear(&self, offset: usize, len: usize) -> Result<(), Errno> {
         self.mm.clear(offset, len)
+    }
+
+    /// As [`AddressSpace::publish`].
+    pub fn publish(&self, offset: usize, len: usize) -> Result<(), Errno> {
+        self.mm.publish(offset, len)
     }
 }

@@ -169,6 +169,10 @@ pub const FOPEN_PASSTHROUGH: u32 = 1 << 7;
 /// flags2 of INIT (bit 37 of the whole): the server may open files in passthrough.
 pub const FUSE2_PASSTHROUGH: u32 = 1 << 5;
 
+/// flags2 of INIT (bit 36 of the whole): files that are opened with `FOPEN_DIRECT_IO` may be mapped
+/// shared (7.39).
+pub const FUSE2_DIRECT_IO_ALLOW_MMAP: u32 = 1 << 4;
+
 /// flags2 of INIT (bit 41 of the whole): requests may come, and answers go, by io_uring (7.42).
 pub const FUSE2_OVER_IO_URING: u32 = 1 << 9;
 /// Commands of `IORING_OP_URING_CMD` on `/dev/fuse`: hands the kernel an entry for requests.

@@ -228,7 +228,7 @@ fn a_client_whose_mappings_cannot_be_seen_is_believed_where_it_told_its_address(
             }
             let unseen = match kind {
                 MappingKind::Memfd => Errno::ESRCH,
-                MappingKind::FuseFile { .. } => Errno::EACCES,
+                MappingKind::FuseFile { .. } | MappingKind::CachedFile { .. } => Errno::EACCES,
             };
             assert_eq!(mm.find_mapping(), Err(unseen));
             assert!(mm.mmget_not_zero());
@@ -239,10 +239,11 @@ fn a_client_whose_mappings_cannot_be_seen_is_believed_where_it_told_its_address(
         stranger.join().expect("no panic")
     };
     assert_eq!(lookup(MappingKind::Memfd), Ok(0..1));
-    assert_eq!(
-        lookup(MappingKind::FuseFile { dev: 1, ino: 1 }),
-        Err(NoVma::Unknown(Errno::EACCES))
-    );
+    for kind in
+        [MappingKind::FuseFile { dev: 1, ino: 1 }, MappingKind::CachedFile { dev: 1, ino: 1 }]
+    {
+        assert_eq!(lookup(kind), Err(NoVma::Unknown(Errno::EACCES)));
+    }
 }
 
 #[test]

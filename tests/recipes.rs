@@ -147,11 +147,11 @@ fn an_ordinary_user_has_a_daemon() {
     ];
     let setup = "export XDG_RUNTIME_DIR=/run/user/65534";
     says(&programs.run(setup, &recipe, &NOBODY), &lines);
-    // The library is what the program needs.
-    let without = recipe.replace("LD_PRELOAD=libfakebinder_preload.so ", "");
-    assert_ne!(without, recipe);
-    let setup = format!("{setup} TRIES=3");
-    assert!(!programs.run(&setup, &without, &NOBODY).status.success());
+    // The same with the library.
+    let call = "your-program \"$XDG";
+    let with_library = recipe.replace(call, &format!("LD_PRELOAD=libfakebinder_preload.so {call}"));
+    assert_ne!(with_library, recipe);
+    says(&programs.run(setup, &with_library, &NOBODY), &lines);
 }
 
 #[test]

@@ -77,7 +77,10 @@ fn programs_call_each_other_with_descriptors() {
             ],
         );
         let log = told(&output);
-        assert!(log.contains(mounted) && log.contains("static programs cannot"), "{log}");
+        assert!(
+            log.contains(mounted) && log.contains("programs of other users are not served"),
+            "{log}"
+        );
         assert!(log.contains("without FUSE passthrough (that takes root)"), "{log}");
         assert!(log.contains("the CUSE door is not open: it takes root"), "{log}");
         let left = log.lines().filter(|line| line.starts_with("fakebinder") && !line.contains(' '));
@@ -85,23 +88,43 @@ fn programs_call_each_other_with_descriptors() {
     }
 }
 
-/// The kernel maps nothing for it, and no library can be preloaded.
+/// Text and descriptors between two programs that are started by `prefix`.
+fn call_each_other(programs: &Programs, way: &str, flags: &str, prefix: &str) {
+    let script = format!(
+        r#"
+        serve --mount-by {way} {flags}
+        {prefix} service "$mount/binder" >"$XDG_RUNTIME_DIR/served" &
+        until grep -q ready "$XDG_RUNTIME_DIR/served"; do sleep 0.05; done
+        {prefix} client "$mount/binder" 100
+        "#
+    );
+    let output = run(programs, "", &script);
+    says(&output, &["hello, binder", "100 descriptors there and 100 back: 200 right"]);
+}
+
+/// They map the kernel's copy of their buffers, and their threads are stopped for the descriptors.
 #[test]
-fn a_static_program_is_not_served() {
+fn programs_as_they_are_call_each_other_with_descriptors() {
     if !possible(&["fusermount3"]) {
         return;
     }
-    let programs = Programs::new();
-    programs.build("static-ping", "tests/raw_ping.c", &["-DLIBC", "-static"]);
+    if !cfg!(target_arch = "x86_64") {
+        return skip("it takes an x86-64 to stop threads");
+    }
+    for flags in [&[][..], &["-static"]] {
+        let programs = with_examples(flags);
+        WAYS.iter().for_each(|way| call_each_other(&programs, way, "", ""));
+    }
+}
+
+#[test]
+fn supervised_programs_call_each_other_with_descriptors() {
+    if !possible(&["fusermount3"]) {
+        return;
+    }
+    let programs = with_examples(&["-static"]);
     for way in WAYS {
-        let script = format!(
-            r#"
-            serve --mount-by {way}
-            your-service "$mount/binder" & sleep 0.2
-            LD_PRELOAD=libfakebinder_preload.so static-ping "$mount/binder" || echo "static: $?"
-            "#
-        );
-        says(&run(&programs, "", &script), &["static: "]);
+        call_each_other(&programs, way, "--never-trace", "fakebinder exec --");
     }
 }
 

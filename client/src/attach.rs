@@ -35,9 +35,9 @@ pub enum KernelMapping {
     Unchecked,
     /// The same, in a process that is not the opener of the device.
     Strange,
-    /// A useless mapping, which the kernel makes if it is private: the file lies on the FUSE door,
-    /// and the kernel has no passthrough.
-    Useless,
+    /// A mapping of a copy of the buffers, or, of a bind mount of the file itself, a useless one: the
+    /// file lies on the FUSE door, and the kernel has no passthrough for it.
+    Copied,
 }
 
 /// What the kernel's mmap of this file would give.
@@ -53,16 +53,16 @@ pub fn kernel_mapping(device: BorrowedFd<'_>) -> KernelMapping {
     let native = |flags: u32| flags & uapi::FAKEBINDER_ATTACH_NATIVE_MMAP != 0;
     match sys::ioctl(device, uapi::FAKEBINDER_ATTACH, &mut question) {
         Err(Errno::ENOTCONN) if native(question.flags) => KernelMapping::Unchecked,
-        Err(Errno::ENOTCONN) => KernelMapping::Useless,
+        Err(Errno::ENOTCONN) => KernelMapping::Copied,
         Err(Errno::EINVAL) if is_fakebinder(device) => KernelMapping::Strange,
         _ => KernelMapping::Right,
     }
 }
 
-/// Whether the kernel would make a useless mapping of this file: a private one of a file on
-/// fakebinder's FUSE door, where the kernel has no passthrough.
+/// Whether the kernel would map a copy of the buffers at best: a file on fakebinder's FUSE door,
+/// where the kernel has no passthrough.
 pub fn must_attach(device: BorrowedFd<'_>) -> bool {
-    kernel_mapping(device) == KernelMapping::Useless
+    kernel_mapping(device) == KernelMapping::Copied
 }
 
 /// Whether the kernel copies the arguments of this file's ioctls by itself, because it lies on

@@ -51,6 +51,7 @@ mod signal;
 mod uring;
 mod wait;
 
+pub use library::map_unaided;
 pub use runner::{Options, Outcome, Report, Verdict, list, run};
 
 use scene::Scene;

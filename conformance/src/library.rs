@@ -7,9 +7,19 @@ use fakebinder_sim::child::{Request, borrow, make_system_calls, result};
 use nix::sys::mman::{MapFlags, ProtFlags};
 use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const MAP: u64 = 0;
+
+/// Devices are mapped by mmap alone.
+static UNAIDED: AtomicBool = AtomicBool::new(false);
+
+/// From now on devices are mapped as by programs that know nothing of fakebinder: what the kernel
+/// says stands. To be called before the first test.
+pub fn map_unaided() {
+    UNAIDED.store(true, Ordering::Relaxed);
+}
 
 /// Maps a device as the client library does: by the attach handshake where mmap does not work. The
 /// result is the address.
@@ -45,7 +55,10 @@ fn map(fd: i32, size: u64, prot: i32, flags: i32) -> Result<u64, Errno> {
     let file = descriptor(fd)?;
     let (prot, flags) = (ProtFlags::from_bits_retain(prot), MapFlags::from_bits_retain(flags));
     let size = usize::try_from(size).map_err(|_| Errno::EINVAL)?;
-    // Without passthrough the kernel's mapping would be useless.
+    if UNAIDED.load(Ordering::Relaxed) {
+        return map_file(fd, size, prot, flags);
+    }
+    // Without passthrough the kernel would map a copy of the buffers.
     let mapped = match must_attach(file) {
         true => Err(Errno::ENODEV),
         false => map_file(fd, size, prot, flags),

@@ -476,8 +476,12 @@ impl Delivery {
         }
     }
 
-    /// Writes all of the returns, or fails with EFAULT.
+    /// Writes all of the returns, or fails with EFAULT; ENOMEM: the client cannot be shown its
+    /// buffer.
     pub(super) fn write(&mut self) -> Result<(), Errno> {
+        if let Some(delivered) = &self.transaction {
+            self.read.process.alloc.publish(&delivered.buffer)?;
+        }
         let call = &self.read.call;
         let spawn = uapi::BR_SPAWN_LOOPER.to_ne_bytes();
         if self.spawn_looper {

@@ -209,8 +209,8 @@ fn tell_what_does_not_work(path: &Path, served: &Served) {
     }
     log::info!("{} is mounted {}", path.display(), served.by);
     log::info!(
-        "programs of other users are not served, nor those with more privileges; programs of this user load the \
-         preload library or use fakebinder's client library, which static programs cannot"
+        "programs of other users are not served, nor those with more privileges; a call takes less in programs of this \
+         user that load the preload library or use fakebinder's client library"
     );
     if ptrace_scope() > 0 {
         log::warn!(

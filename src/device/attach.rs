@@ -1,7 +1,7 @@
 //! fakebinder's own ioctls: the attach handshake.
 //!
-//! A client that cannot map the device (CUSE has no mmap; FUSE without passthrough has no useful
-//! one) gets a descriptor of its buffer, maps that, and tells the daemon where:
+//! A client that cannot map its buffer by the device (CUSE has no mmap; FUSE without passthrough maps
+//! a copy) gets a descriptor of the buffer, maps that, and tells the daemon where:
 //! 1. `FAKEBINDER_ATTACH` names one end of a socketpair. The daemon takes a copy of that with
 //!    `pidfd_getfd`, and sends a read-only descriptor of the buffer through it before the ioctl
 //!    returns.

@@ -15,6 +15,7 @@ mod plain_files;
 use opening::{Busy, OpenFile};
 
 use super::announce::Announcer;
+use super::cached::Zapped;
 use super::claim::Claim;
 use super::mounting::{self, Keeper, Mounted, MountedBy};
 use super::options::MountOptions;
@@ -65,6 +66,7 @@ struct FuseDoor {
     announcer: Announcer,
     /// The names of `.open` that nobody will look up again; none where there is no mount.
     stale: Option<Arc<Stale>>,
+    zapped: Arc<Zapped>,
     tree: Arc<Tree>,
     opens: Opens,
     files: Mutex<OpenFiles, rank::Files>,
@@ -179,6 +181,7 @@ impl FuseDoor {
             this: this.clone(),
             session,
             stale: announcer.has_mount().then(Arc::default),
+            zapped: Arc::default(),
             announcer,
             tree: Arc::new(tree),
             opens: Opens::default(),
@@ -218,12 +221,16 @@ impl FuseDoor {
 
     fn init(&self, (major, minor): (u32, u32), offered: u64, responder: Responder) {
         const PASSTHROUGH: u64 = (uapi::FUSE2_PASSTHROUGH as u64) << 32;
+        const SHARED_MMAP: u64 = (uapi::FUSE2_DIRECT_IO_ALLOW_MMAP as u64) << 32;
         const OVER_IO_URING: u64 = (uapi::FUSE2_OVER_IO_URING as u64) << 32;
         if major < MAJOR {
             log::error!("{}: the kernel speaks FUSE {major}.{minor}", self.session.name());
             return responder.error(Errno::EPROTO);
         }
         let mut flags = u64::from(uapi::FUSE_PARALLEL_DIROPS | uapi::FUSE_ATOMIC_O_TRUNC) & offered;
+        if offered & SHARED_MMAP != 0 {
+            flags |= SHARED_MMAP | u64::from(uapi::FUSE_INIT_EXT);
+        }
         if offered & PASSTHROUGH != 0 && self.no_passthrough.is_none() {
             self.passthrough.store(true, Ordering::Relaxed);
             flags |= PASSTHROUGH | u64::from(uapi::FUSE_INIT_EXT);
@@ -232,8 +239,8 @@ impl FuseDoor {
                 .no_passthrough
                 .unwrap_or("this kernel has none (Linux 6.9, CONFIG_FUSE_PASSTHROUGH)");
             log::warn!(
-                "{}: without FUSE passthrough ({why}) devices cannot be mapped directly: clients need fakebinder's \
-                 client library or preload shim",
+                "{}: without FUSE passthrough ({why}) what programs map is a copy of their buffers; those with \
+                 fakebinder's client library or preload library map the buffers themselves",
                 self.session.name()
             );
         }
@@ -444,6 +451,7 @@ impl Door for FuseDoor {
             rings.end();
         }
         self.stale.iter().for_each(|stale| stale.end());
+        self.zapped.end();
         self.opens.release_all();
     }
 }

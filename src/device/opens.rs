@@ -104,6 +104,14 @@ impl Opens {
                 responder.done();
                 drop(due);
             }
+            // A page fault.
+            Request::Read { fh, offset, size, for_cache: true } => {
+                let pages = self.get(fh).ok_or(Errno::EBADF);
+                match pages.and_then(|open| open.read_pages(offset, size)) {
+                    Ok(bytes) => responder.bytes(&bytes),
+                    Err(errno) => responder.error(errno),
+                }
+            }
             // The driver has neither operation.
             Request::Read { .. } | Request::Write => responder.error(Errno::EINVAL),
             Request::Init { .. }

@@ -21,6 +21,7 @@
 //! Both are leaves: nothing is called and nothing written under them.
 
 mod responder;
+mod store;
 #[cfg(test)]
 mod tests;
 

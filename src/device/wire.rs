@@ -88,7 +88,9 @@ pub fn decode(message: &[u8]) -> Result<(Header, Request<'_>), Malformed> {
         }
         uapi::FUSE_READ => {
             let read: uapi::fuse_read_in = uapi::parse(body).ok_or_else(short)?;
-            Request::Read { fh: read.fh, offset: read.offset, size: read.size }
+            // `fuse_direct_io` names who reads, and `fuse_read_folio` cannot.
+            let for_cache = read.read_flags & uapi::FUSE_READ_LOCKOWNER == 0;
+            Request::Read { fh: read.fh, offset: read.offset, size: read.size, for_cache }
         }
         uapi::FUSE_WRITE => {
             uapi::parse::<uapi::fuse_write_in>(body).ok_or_else(short)?;

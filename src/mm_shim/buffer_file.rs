@@ -11,12 +11,24 @@ use std::ffi::CString;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 /// A buffer file, as [`create_memfd`] makes it.
-#[derive(Debug)]
 pub struct BufferFile {
     /// The descriptor of the daemon, for writing.
     pub memfd: OwnedFd,
     /// The descriptor for the client, or for the kernel's passthrough.
     pub read_only: OwnedFd,
+    /// Where else its bytes are to be, if the client maps something else.
+    pub cache: Option<Box<dyn PageCache>>,
+}
+
+/// The kernel's page cache of a file that shows a buffer, and is not the buffer file.
+pub trait PageCache: Send + Sync {
+    /// Has these bytes in the page cache, at an offset of whole pages. ENOMEM: there is no page for
+    /// them.
+    fn store(&self, offset: usize, from: *const u8, len: usize) -> Result<(), Errno>;
+
+    /// A page is gone, and is to go from the page cache soon. Called under the locks of the mm and
+    /// its allocator.
+    fn zapped(&self, page: usize);
 }
 
 /// A buffer file of 4 MiB without pages. Its size and seals are final, and no unprivileged process
@@ -42,5 +54,5 @@ pub fn create_memfd(name: &str) -> Result<BufferFile, Errno> {
     stat::fchmod(&memfd, Mode::empty())?;
     let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
     fcntl::fcntl(&memfd, FcntlArg::F_ADD_SEALS(seals))?;
-    Ok(BufferFile { memfd, read_only })
+    Ok(BufferFile { memfd, read_only, cache: None })
 }

@@ -16,7 +16,7 @@ use self::users::{Users, open_maps};
 use super::image::Image;
 use super::maps::{FileVma, Maps};
 use super::userfault::Userfault;
-use super::{AddressSpace, NoVma};
+use super::{AddressSpace, NoVma, PageCache};
 use crate::Errno;
 use crate::client_log::{Kind, client_log};
 use crate::client_mem::{ClientMemory, SharedSlice};
@@ -36,8 +36,8 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// What the client maps, and so what to look for among its mappings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,12 +50,18 @@ pub enum MappingKind {
         /// `st_ino` of the file.
         ino: u64,
     },
+    /// A file of the FUSE door whose page cache the kernel maps; or the buffer file, handed over.
+    CachedFile {
+        /// `st_dev` of the file.
+        dev: u64,
+        /// `st_ino` of the file.
+        ino: u64,
+    },
     /// The buffer file itself, handed over as a descriptor.
     Memfd,
 }
 
 /// The mm of a client process.
-#[derive(Debug)]
 pub struct RemoteMm {
     pid: i32,
     pidfd: Arc<OwnedFd>,
@@ -68,9 +74,14 @@ pub struct RemoteMm {
     /// `None`: pages are added by writing to the file, and `page_table` makes that atomic.
     userfault: Option<&'static Userfault>,
     page_table: Mutex<(), rank::PageTable>,
-    dev: u64,
-    ino: u64,
+    /// The files whose mapping is the client's: by `st_dev` and `st_ino` that of the FUSE door, and
+    /// the buffer file.
+    fuse_file: Option<(u64, u64)>,
+    buffer_file: Option<(u64, u64)>,
     kind: MappingKind,
+    cache: OnceLock<Box<dyn PageCache>>,
+    /// The client has mapped the file of the FUSE door, and sees the page cache.
+    is_cached: AtomicBool,
     procmap_query: bool,
     users: Mutex<Users, rank::MmUsers>,
     warned: AtomicBool,
@@ -120,11 +131,17 @@ impl RemoteMm {
         features: Features,
     ) -> Result<Arc<RemoteMm>, Errno> {
         let userfault = if features.userfault { Userfault::get() } else { None };
-        let (dev, ino) = match kind {
-            MappingKind::FuseFile { dev, ino } => (dev, ino),
+        let fuse_file = match kind {
+            MappingKind::FuseFile { dev, ino } | MappingKind::CachedFile { dev, ino } => {
+                Some((dev, ino))
+            }
+            MappingKind::Memfd => None,
+        };
+        let buffer_file = match kind {
+            MappingKind::FuseFile { .. } => None,
             #[allow(clippy::unnecessary_cast, reason = "in a 32-bit process they are narrower")]
-            MappingKind::Memfd => {
-                stat::fstat(&memfd).map(|stat| (stat.st_dev as u64, stat.st_ino as u64))?
+            MappingKind::CachedFile { .. } | MappingKind::Memfd => {
+                Some(stat::fstat(&memfd).map(|stat| (stat.st_dev as u64, stat.st_ino as u64))?)
             }
         };
         let size = NonZeroUsize::new(MAX_BUFFER_SIZE).expect("4 MiB");
@@ -142,9 +159,11 @@ impl RemoteMm {
             base,
             userfault,
             page_table: Mutex::new(()),
-            dev,
-            ino,
+            fuse_file,
+            buffer_file,
             kind,
+            cache: OnceLock::new(),
+            is_cached: AtomicBool::new(false),
             procmap_query: features.procmap_query,
             users: Mutex::new(Users::none(kept.clone())),
             warned: AtomicBool::new(false),
@@ -188,8 +207,24 @@ impl RemoteMm {
         if self.alive() { Ok(maps) } else { Err(Errno::ESRCH) }
     }
 
+    /// From now on what the client is to see goes into this page cache, too, if that is what the
+    /// client has mapped.
+    pub fn set_cache(&self, cache: Box<dyn PageCache>) {
+        let _ = self.cache.set(cache);
+    }
+
+    /// The page cache, if that is what the client sees.
+    fn seen_cache(&self) -> Option<&dyn PageCache> {
+        self.cache.get().filter(|_| self.is_cached.load(Ordering::Acquire)).map(|cache| &**cache)
+    }
+
     fn is_ours(&self, vma: &FileVma) -> bool {
-        vma.dev == self.dev && vma.ino == self.ino
+        let file = Some((vma.dev, vma.ino));
+        file == self.fuse_file || file == self.buffer_file
+    }
+
+    fn is_of_fuse(&self, vma: &FileVma) -> bool {
+        Some((vma.dev, vma.ino)) == self.fuse_file
     }
 
     /// Address and length of a mapping of the buffer file. EPERM: the client may write to it, which
@@ -210,6 +245,7 @@ impl RemoteMm {
         if vma.start != address || vma.offset != 0 || !self.is_ours(&vma) {
             return Err(Errno::ESRCH);
         }
+        self.is_cached.fetch_or(self.is_of_fuse(&vma), Ordering::Release);
         self.usable(&vma)
     }
 
@@ -239,17 +275,18 @@ impl AddressSpace for RemoteMm {
     }
 
     fn find_mapping(&self) -> Result<(u64, usize), Errno> {
-        // A client that was given the buffer file tells where it has mapped it.
+        // A client that is given the buffer file tells where it has mapped it.
         if self.kind == MappingKind::Memfd {
             return Err(Errno::ESRCH);
         }
         let mut found = Err(Errno::ESRCH);
         let searched = self.open_maps()?.find_file(|vma| {
-            if self.is_ours(vma) && vma.offset == 0 {
+            if self.is_of_fuse(vma) && vma.offset == 0 {
                 found = self.usable(vma);
             }
             found.is_ok()
         });
+        self.is_cached.fetch_or(found.is_ok(), Ordering::Release);
         match searched {
             Ok(_) | Err(Errno::ENOENT) => found,
             Err(errno) => Err(errno),
@@ -347,7 +384,11 @@ impl AddressSpace for RemoteMm {
     }
 
     fn zap_page(&self, index: usize) -> Result<(), Errno> {
-        self.punch(index * PAGE_SIZE, PAGE_SIZE)
+        self.punch(index * PAGE_SIZE, PAGE_SIZE)?;
+        if let Some(cache) = self.seen_cache() {
+            cache.zapped(index);
+        }
+        Ok(())
     }
 
     fn exit_mmap(&self) {
@@ -378,6 +419,15 @@ impl AddressSpace for RemoteMm {
         // SAFETY: `start` has room for as many bytes, in memory that no reference covers.
         unsafe { start.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
         Ok(())
+    }
+
+    /// Whole pages: the kernel then need not ask for the rest of them. All of them are installed,
+    /// since a buffer lies in them.
+    fn publish(&self, offset: usize, len: usize) -> Result<(), Errno> {
+        let Some(cache) = self.seen_cache() else { return Ok(()) };
+        let start = offset / PAGE_SIZE * PAGE_SIZE;
+        let len = (offset + len).next_multiple_of(PAGE_SIZE) - start;
+        cache.store(start, self.at(start, len)?, len)
     }
 
     fn clear(&self, offset: usize, len: usize) -> Result<(), Errno> {

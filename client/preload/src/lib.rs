@@ -12,8 +12,11 @@
 //!
 //! In all other cases the program gets the kernel's answer, and other files are left alone. There
 //! is no state and no lock here: what a program may do with these functions (before `main`, in
-//! several threads, in a signal's handler, after fork) it may still do.
+//! several threads, in a signal's handler, after fork) it may still do. The C library is all that is
+//! needed, and it may be the program's own: glibc, or in 64-bit programs musl (`build.rs`).
 
+#[cfg(without_libgcc_s)]
+mod abort;
 mod argument;
 mod next;
 
@@ -158,7 +161,7 @@ unsafe fn map(
     let refused = match kind {
         KernelMapping::Right => None,
         KernelMapping::Strange => Some(Errno::EINVAL),
-        KernelMapping::Unchecked | KernelMapping::Useless => {
+        KernelMapping::Unchecked | KernelMapping::Copied => {
             (prot & libc::PROT_WRITE != 0).then_some(Errno::EPERM)
         }
     };
@@ -167,7 +170,7 @@ unsafe fn map(
         return libc::MAP_FAILED;
     }
     // Binder programs ask for a private mapping, which the kernel allows of any file.
-    if kind != KernelMapping::Useless || flags & libc::MAP_PRIVATE == 0 {
+    if kind != KernelMapping::Copied || flags & libc::MAP_PRIVATE == 0 {
         let Some(offset) = in_units(offset) else {
             Errno::EINVAL.set();
             return libc::MAP_FAILED;

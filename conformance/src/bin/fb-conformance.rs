@@ -2,7 +2,7 @@
 //! see?
 
 use clap::Parser;
-use fakebinder_conformance::{Options, Report, list, run};
+use fakebinder_conformance::{Options, Report, list, map_unaided, run};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -20,6 +20,9 @@ struct Args {
     /// Only tests whose group/name matches; * stands for anything
     #[arg(long, value_name = "GLOB")]
     filter: Vec<String>,
+    /// Map devices by mmap alone, as programs do that know nothing of fakebinder
+    #[arg(long)]
+    unaided: bool,
     /// Print the names of the tests, and run none
     #[arg(long)]
     list: bool,
@@ -49,6 +52,9 @@ fn main() -> ExitCode {
             eprintln!("fb-conformance: {}: {error}", device.display());
             return ExitCode::from(2);
         }
+    }
+    if args.unaided {
+        map_unaided();
     }
     println!("TAP version 14\n1..{}", names.len());
     let options = Options {

@@ -2,6 +2,7 @@
 
 use super::FuseDoor;
 use crate::client_log::{Kind, client_log};
+use crate::device::cached::CachedFile;
 use crate::device::session::Responder;
 use crate::device::tree::Node;
 use crate::device::wire::Header;
@@ -58,9 +59,6 @@ impl FuseDoor {
     /// Whether a file has been bind-mounted by itself where the opener sees it: then other
     /// processes will open this very file.
     fn is_bind_mounted(&self, tid: i32, device: u32, serial: u64) -> bool {
-        if !self.passthrough.load(Ordering::Relaxed) {
-            return true;
-        }
         let Some(name) = self.tree.open_name(device, serial) else { return false };
         let path = format!("/.open/{name}");
         // The kernel shows a mount whose file has lost its name in this way.
@@ -113,18 +111,25 @@ impl FuseDoor {
         (number, device): (u32, &Device),
         mappable: bool,
     ) -> Result<uapi::fuse_open_out, Errno> {
-        let file = create_memfd(&device.name)?;
+        let mut file = create_memfd(&device.name)?;
         let backing = if mappable { self.backing(&file)? } else { 0 };
+        let (dev, ino) = (self.dev, header.node);
         let mapping = match backing {
+            0 if mappable => MappingKind::CachedFile { dev, ino },
             0 => MappingKind::Memfd,
-            _ => MappingKind::FuseFile { dev: self.dev, ino: header.node },
+            _ => MappingKind::FuseFile { dev, ino },
         };
+        if matches!(mapping, MappingKind::CachedFile { .. }) {
+            self.zapped.start(&self.session)?;
+            let (session, zapped) = (self.session.clone(), self.zapped.clone());
+            file.cache = Some(Box::new(CachedFile { session, node: header.node, zapped }));
+        }
         let open = device.open(header, flags, file, mapping).inspect_err(|_| {
             if backing != 0 {
                 self.session.backing_close(backing);
             }
         })?;
-        if !mappable && self.passthrough.load(Ordering::Relaxed) {
+        if !mappable {
             client_log!(
                 Kind::OpenedWithoutMapping,
                 "{}: process {} has opened {} through a bind mount of this one file, where it cannot be mapped: \
@@ -158,8 +163,9 @@ impl FuseDoor {
             Err(Errno::EPERM) => {
                 if self.passthrough.swap(false, Ordering::Relaxed) {
                     log::warn!(
-                        "{}: passthrough needs CAP_SYS_ADMIN in the first user namespace; without it devices \
-                         cannot be mapped directly: clients need fakebinder's client library or preload shim",
+                        "{}: passthrough needs CAP_SYS_ADMIN in the first user namespace; without it what programs map \
+                         is a copy of their buffers; those with fakebinder's client library or preload library map \
+                         the buffers themselves",
                         self.session.name()
                     );
                 }

@@ -31,7 +31,7 @@ impl FuseDoor {
                     ..Default::default()
                 });
             }
-            Request::Read { fh, offset, size } => {
+            Request::Read { fh, offset, size, .. } => {
                 let text = self.files.lock().texts.get(&fh).cloned();
                 match text {
                     Some(text) => {

@@ -144,6 +144,8 @@ pub enum Request<'a> {
         offset: u64,
         /// The most that is wanted, in bytes.
         size: u32,
+        /// For the page cache, and not for a read(2).
+        for_cache: bool,
     },
     /// Writes a file. No file can be written.
     Write,
