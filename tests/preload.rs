@@ -3,34 +3,15 @@
 
 mod common;
 
+use common::c_program::{IGNORED_ARGUMENT, build, build_for_musl};
 use common::{
     Daemon, Door, Killed, Target, alone, become_manager, in_time, library, on_devices, role,
-    role_device, skip, unique_name,
+    role_device, skip,
 };
 use fakebinder_client::Thread;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-
-/// A C program of tests/, built with these flags; `None` where there is no gcc.
-fn build(source: &str, flags: &[&str]) -> Option<PathBuf> {
-    let program = std::env::temp_dir().join(format!("{}-{source}", unique_name()));
-    let built = Command::new("gcc")
-        .args(["-D_GNU_SOURCE", "-O2", "-Wall", "-Werror"])
-        .args(flags)
-        .arg("-o")
-        .arg(&program)
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(format!("{source}.c")))
-        .status();
-    match built {
-        Ok(status) => assert!(status.success(), "{source}.c builds"),
-        Err(error) => {
-            skip(&format!("gcc: {error}"));
-            return None;
-        }
-    }
-    Some(program)
-}
 
 /// What the program says on that device, with the library where it is fakebinder's.
 fn says(program: &Path, target: &Target, preloaded: bool) -> String {
@@ -43,40 +24,6 @@ fn says(program: &Path, target: &Target, preloaded: bool) -> String {
     assert!(done.status.success(), "{:?}", String::from_utf8_lossy(&done.stderr));
     String::from_utf8_lossy(&done.stdout).into_owned()
 }
-
-/// What the kernel's driver answers.
-const IGNORED_ARGUMENT: &str = "\
-mmap: 0
-BINDER_SET_CONTEXT_MGR, null: 0
-once more: EBUSY
-once more, bad: EBUSY
-a new thread's first read: EAGAIN
-the next: EAGAIN
-BINDER_THREAD_EXIT, null: 0
-a new thread's first read: 0
-BINDER_THREAD_EXIT, bad: 0
-a new thread's first read: 0
-the next: EAGAIN
-BINDER_VERSION, bad: EINVAL
-BINDER_SET_MAX_THREADS, bad: EINVAL
-BINDER_SET_CONTEXT_MGR_EXT, bad: EINVAL
-BINDER_WRITE_READ, bad: EFAULT
-BINDER_GET_FROZEN_INFO, bad: EFAULT
-a call that fails: 0
-BINDER_GET_EXTENDED_ERROR, bad: EFAULT
-BINDER_GET_EXTENDED_ERROR: 0
-it says BR_OK
-another file: BINDER_THREAD_EXIT, null: ENOTTY
-another file: BINDER_VERSION, bad: ENOTTY
-another file: BINDER_THREAD_EXIT, null: ENOTTY
-another file: BINDER_VERSION, bad: ENOTTY
-another file: BINDER_THREAD_EXIT, null: ENOTTY
-another file: BINDER_VERSION, bad: ENOTTY
-another file: BINDER_THREAD_EXIT, null: EBADF
-another file: BINDER_VERSION, bad: EBADF
-FIONREAD of a pipe: 0
-FIONREAD of a pipe, bad: EFAULT
-";
 
 /// The C service manager of older Androids gives BINDER_SET_CONTEXT_MGR a null pointer, libbinder
 /// gives one to BINDER_THREAD_EXIT.
@@ -119,6 +66,8 @@ a second device: yes
 munmap: yes
 the buffer can be read after that: EFAULT
 the first device goes on: yes
+a third device: yes
+its mapping can be moved: yes
 a program file can be mapped: yes
 shared memory can be mapped: yes
 and moved: yes
@@ -147,7 +96,9 @@ fn echo() {
     while thread.serve(&mut |_, _, contents, reply| _ = reply.bytes(&contents.data)).is_ok() {}
 }
 
-fn lives(target: &Target) {
+type Build = fn(&str, &[&str]) -> Option<PathBuf>;
+
+fn lives(target: &Target, build: Build) {
     let Some(program) = build("preload_life", &["-pthread"]) else { return };
     let Some(loaded) = build("preload_life", &["-shared", "-fPIC", "-DLIBRARY"]) else { return };
     let server = echoing(&target.path);
@@ -167,15 +118,26 @@ fn lives(target: &Target) {
 /// Before main, in threads, in a loaded library, after fork and exec.
 #[test]
 fn a_program_lives_as_on_the_driver() {
-    on_devices(lives);
+    on_devices(|target| lives(target, build));
 }
 
 #[test]
 fn a_program_lives_as_on_the_driver_without_passthrough() {
+    without_passthrough(build);
+}
+
+/// The library was built for glibc. One that needed another one would not be loaded.
+#[test]
+fn so_does_one_with_another_c_library() {
+    on_devices(|target| lives(target, build_for_musl));
+    without_passthrough(build_for_musl);
+}
+
+fn without_passthrough(build: Build) {
     let _alone = alone();
     if !Door::Fuse.is_here() {
         return skip("/dev/fuse is not here");
     }
     let daemon = Daemon::start_with(&["--no-passthrough"], None);
-    lives(&Target::private(daemon.fuse(), daemon));
+    lives(&Target::private(daemon.fuse(), daemon), build);
 }

@@ -20,6 +20,13 @@
 
 #define SIZE (128 * 1024)
 
+#if !defined(__GLIBC__) && !defined(LIBRARY)
+// The names of the errors that are told here.
+static const char *strerrorname_np(int error) {
+    return error == EFAULT ? "EFAULT" : error == EINVAL ? "EINVAL" : error == EPERM ? "EPERM" : error == EBADF ? "EBADF" : "?";
+}
+#endif
+
 struct client {
     int device;
     void *mapping;
@@ -165,6 +172,10 @@ int main(int count, char **arguments) {
     tell("munmap", !munmap(second.mapping, SIZE));
     tell("the buffer can be read after that", readable((void *)second.answer));
     tell("the first device goes on", call(&first));
+    struct client third;
+    tell("a third device", begin(&third, path));
+    void *place = mmap(NULL, SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    tell("its mapping can be moved", mremap(third.mapping, SIZE, SIZE, MREMAP_MAYMOVE | MREMAP_FIXED, place) == place);
 
     // Files that are none of binder's.
     char *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE, open("/proc/self/exe", O_RDONLY), 0);

@@ -10,10 +10,12 @@
 
 pub mod binderfs;
 pub mod bystanders;
+pub mod c_program;
 pub mod forked;
 pub mod machine;
 pub mod mapped;
 pub mod never_read;
+pub mod receiver;
 mod registrar;
 pub mod rsbinder;
 mod skip;
