@@ -16,11 +16,11 @@ use std::path::PathBuf;
 ///
 /// Each device is opened through one or two doors. CUSE makes it a character device, /dev/NAME,
 /// which clients use through fakebinder's client library or preload shim (a CUSE device cannot be
-/// mapped). FUSE makes it a file in a mounted directory, which unmodified binder clients can use
-/// (Linux 6.9 or newer); /dev/NAME is then a link to it, unless CUSE has made that.
+/// mapped). FUSE makes it a file in a mounted directory, which unmodified binder clients can use;
+/// /dev/NAME is then a link to it, unless CUSE has made that.
 ///
-/// An ordinary user's daemon serves that user's programs, on the FUSE door, by the client library
-/// or the preload shim; its log says how it mounts, and what does not work so.
+/// An ordinary user's daemon serves that user's programs, on the FUSE door; its log says how it
+/// mounts, and what does not work so.
 ///
 /// Runs until SIGTERM or SIGINT, and leaves nothing behind. SIGUSR2 has every page reclaimed that
 /// no buffer uses. Prints "fakebinderd: ready" once
@@ -82,7 +82,8 @@ pub struct Options {
     pub stats: Stats,
 
     /// Never stop a thread of a client to give it descriptors: transactions with descriptors reach
-    /// only those clients that have called the fakebinder-client library's Device::accept_files
+    /// only those clients that run under `fakebinder exec`, or have called the fakebinder-client
+    /// library's Device::accept_files
     #[arg(long)]
     pub never_trace: bool,
 
