@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{Daemon, Door, Pair, Target, in_time, library, open, skip, wait_until};
+use common::{
+    Daemon, Door, Pair, Target, become_manager, in_time, library, open, skip, wait_until,
+};
 use fakebinder::client_log::PER_KIND;
 use fakebinder_client::{Call, Command, Device, Object, Parcel, Reply, Return, Thread};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -146,7 +148,7 @@ fn without_passthrough_clients_attach() {
     a_node_crosses(target.pair_with(open(&target.path), &target.path));
 
     let device = open(&target.path);
-    device.set_context_manager().unwrap();
+    become_manager(&device);
     let server = serving(device, 2);
     assert_eq!(step(&program, &target.path, None), Some(0), "the step that failed");
     assert_eq!(step(&program, &target.path, Some(preload)), Some(0), "the step that failed");
