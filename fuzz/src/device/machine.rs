@@ -3,6 +3,7 @@
 use super::CLIENTS;
 use fakebinder::Errno;
 use fakebinder::binder::Context;
+use fakebinder::device::claim::Claim;
 use fakebinder::device::options::MountOptions;
 use fakebinder::device::tree::Permissions;
 use fakebinder::device::{Hub, fuse};
@@ -119,6 +120,8 @@ pub(super) struct Machine {
     pub(super) memory: Arc<Memory>,
     pub(super) clients: Vec<Client>,
     pub(super) path: PathBuf,
+    /// What unmounts when it is dropped.
+    _claim: Claim,
 }
 
 impl Machine {
@@ -135,9 +138,10 @@ impl Machine {
         let permissions = Permissions { mode: 0o666, uid: 0, gid: 0 };
         let device = hub.device("binder");
         let options = MountOptions::new(permissions);
-        fuse::open(&directory, &hub, vec![device], &options, Box::new(|| {}))
+        let mut claim = Claim::take(&directory).expect("nobody else's directory");
+        fuse::open(&directory, &mut claim, &hub, vec![device], &options, Box::new(|| {}))
             .expect("a FUSE mount");
         let context = hub.binder().context("binder");
-        Machine { context, memory, clients, path: directory.join("binder") }
+        Machine { context, memory, clients, path: directory.join("binder"), _claim: claim }
     }
 }
