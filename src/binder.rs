@@ -36,6 +36,7 @@
 #![forbid(unsafe_code)]
 
 pub mod copies;
+mod deadlocks;
 mod death;
 mod delivery;
 mod exit;
@@ -59,6 +60,7 @@ mod read;
 mod reference;
 mod section;
 mod send;
+mod snapshot;
 mod stats;
 mod stop;
 mod table;
@@ -81,6 +83,7 @@ use crate::quota::User;
 use crate::sync::Mutex;
 use crate::{Errno, alloc::Alloc};
 use copies::Subject;
+use deadlocks::Deadlocks;
 use graph::{Graph, ProcessId};
 use outbox::{Item, Outbox};
 use pieces::AT_ONCE;
@@ -138,8 +141,9 @@ pub struct Binder {
 }
 
 /// What the logs of an instance tell, besides what is in its contexts.
-#[derive(Default)]
 struct Instance {
+    /// From 1 on.
+    number: u64,
     /// How many records were made in contexts that are gone: the totals of `binder_logs/stats`
     /// include them.
     created: Mutex<Created, rank::Created>,
@@ -153,12 +157,14 @@ struct Shared {
     /// Every context that exists, in the order of their making.
     contexts: Mutex<BTreeMap<u64, Weak<Context>>, rank::SharedContexts>,
     last_context: AtomicU64,
+    last_instance: AtomicU64,
     ids: Arc<AtomicU64>,
     limits: Limits,
     timers: Arc<dyn Timers>,
     carriers: Arc<dyn Carriers>,
     outbox: Outbox<Item>,
     freeze_callers: Mutex<FxHashMap<(ProcessId, i32), FreezeCaller>, rank::FreezeCallers>,
+    deadlocks: Deadlocks,
 }
 
 /// A device name: one context manager, one object graph, one lock.
@@ -232,11 +238,13 @@ impl Binder {
             limits,
             contexts: Mutex::default(),
             last_context: AtomicU64::new(0),
+            last_instance: AtomicU64::new(0),
             ids: Arc::default(),
             timers,
             carriers,
             outbox: Outbox::new(),
             freeze_callers: Mutex::default(),
+            deadlocks: Deadlocks::default(),
         });
         Self::instance_of(shared)
     }
@@ -248,7 +256,14 @@ impl Binder {
     }
 
     fn instance_of(shared: Arc<Shared>) -> Arc<Binder> {
-        Arc::new(Binder { named: Mutex::default(), instance: Arc::default(), shared })
+        let instance = Arc::new(Instance {
+            number: shared.last_instance.fetch_add(1, Ordering::Relaxed) + 1,
+            created: Mutex::default(),
+            traffic: Traffic::default(),
+            transaction_log: TransactionLog::default(),
+            failed_log: TransactionLog::default(),
+        });
+        Arc::new(Binder { named: Mutex::default(), instance, shared })
     }
 
     /// The context of that name, made when it is new.

@@ -97,6 +97,8 @@ kinds! {
     // What happens to a program's calls.
     /// A transaction failed; its sender reads why.
     TransactionFailed: Info,
+    /// Threads that wait for one another for ever.
+    Deadlock: Warn,
     /// No room in the target's buffer.
     NoSpace: Warn,
     /// The target has no mapping.

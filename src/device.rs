@@ -168,6 +168,8 @@ pub struct Open {
     is_mappable: bool,
     /// A socket that the client is to connect to (see [`attach`]).
     listener: Mutex<Option<UnixListener>, rank::Listener>,
+    /// What FAKEBINDER_SNAPSHOT has taken and not copied to its end.
+    snapshot: Mutex<Option<Arc<control::SnapshotText>>, rank::Snapshot>,
     nonblock: bool,
     /// The daemon cannot reach the client's memory: the kernel must gather it.
     gathered: AtomicBool,
@@ -231,6 +233,7 @@ impl Device {
             mm,
             is_mappable: mapping != MappingKind::Memfd,
             listener: Mutex::new(None),
+            snapshot: Mutex::new(None),
             nonblock: flags & libc::O_NONBLOCK as u32 != 0,
             gathered: AtomicBool::new(false),
             _held: (held, descriptors),

@@ -30,6 +30,7 @@
 //! - [`client_mem`]: reading and writing the memory of a client.
 //! - [`quota`]: what one user may make the daemon hold.
 //! - [`shortage`]: what the daemon itself runs out of.
+//! - [`snapshot`]: what the daemon tells the administrator that it holds.
 //! - [`uapi`]: the kernel's structures and constants.
 //! - [`sync`], [`lock_order`]: the locks, and the check of their order.
 //!
@@ -111,6 +112,8 @@ pub mod quota;
 pub mod shortage;
 #[cfg(feature = "daemon")]
 pub mod shrinker;
+#[cfg(feature = "snapshot")]
+pub mod snapshot;
 #[cfg(feature = "daemon")]
 pub mod sync;
 pub mod uapi;

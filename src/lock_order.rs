@@ -88,6 +88,10 @@ ranks! {
     Files,
     /// The socket that a client is to connect to.
     Listener,
+    /// The text of a snapshot that is being copied (`device::control`).
+    Snapshot,
+    /// The deadlocks that have been logged (`binder::deadlocks`).
+    Deadlocks,
     /// The way of descriptors into a client (`device::files`).
     Channel,
     /// Who puts descriptors into the processes of an open file (`device::supervised`).
@@ -185,11 +189,13 @@ impl Rank {
             // The shrinker zaps pages under both locks, and has let go of the LRU by then.
             Buffers => &[Lru, PageTable, Zapped],
             SharedContexts | Attributes | Making | Stale | Created | Opens | Files | Listener
-            | Channel | Supervision | Placements | Clients | WatchedThreads | Tracers
-            | UserNamespaces | Allowances | Starved | Carriers | Watcher | Outbox | Slots
-            | RingAnswer | RingJobs | RingInbox | Rings | Unlooked | HeldUp | Supervisor
-            | SessionEnd | Timers | FreezeCallers | Missed | Latency | Gathered | InFlight
-            | TransactionLog | Lru | MmUsers | Maps | PageTable | Zapped => &[],
+            | Snapshot | Deadlocks | Channel | Supervision | Placements | Clients
+            | WatchedThreads | Tracers | UserNamespaces | Allowances | Starved | Carriers
+            | Watcher | Outbox | Slots | RingAnswer | RingJobs | RingInbox | Rings | Unlooked
+            | HeldUp | Supervisor | SessionEnd | Timers | FreezeCallers | Missed | Latency
+            | Gathered | InFlight | TransactionLog | Lru | MmUsers | Maps | PageTable | Zapped => {
+                &[]
+            }
         }
     }
 }

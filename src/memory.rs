@@ -140,6 +140,11 @@ impl Memory {
         self.budget.saturating_mul(PAGE_SIZE)
     }
 
+    /// The most bytes that pages and records may take together; none without a limit.
+    pub fn limit(&self) -> Option<u64> {
+        (self.budget != usize::MAX).then(|| self.budget_bytes() as u64)
+    }
+
     pub(crate) fn uncharge_bytes(&self, bytes: usize) {
         let before = self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         debug_assert!(before >= bytes, "{bytes} bytes of records freed, {before} in use");

@@ -206,6 +206,11 @@ impl<T> ByUid<T> {
         self.known.insert(uid, Arc::downgrade(&made));
         made
     }
+
+    /// What there is, in no order.
+    fn all(&self) -> Vec<Arc<T>> {
+        self.known.values().filter_map(Weak::upgrade).collect()
+    }
 }
 
 impl Quotas {
@@ -231,6 +236,13 @@ impl Quotas {
         };
         self.users.lock().get_or_make(uid, new)
     }
+
+    /// Every user for whom something is held, by uid.
+    pub fn users(&self) -> Vec<Arc<User>> {
+        let mut users = self.users.lock().all();
+        users.sort_by_key(|user| user.uid);
+        users
+    }
 }
 
 /// One user, and how much is held for that user.
@@ -254,9 +266,19 @@ impl User {
         Arc::new(User { uid: u32::MAX, limits, held: Default::default(), memory: None })
     }
 
+    /// Who it is.
+    pub fn uid(&self) -> u32 {
+        self.uid
+    }
+
     /// How much is held for this user.
     pub fn held(&self, what: What) -> usize {
         self.held[what as usize].load(Ordering::Relaxed)
+    }
+
+    /// The most that this user may have; `usize::MAX` without a limit.
+    pub fn limit(&self, what: What) -> usize {
+        self.limits.get(what)
     }
 
     /// Counts `n` more. EMFILE or ENOMEM when that is more than the user may have.

@@ -173,6 +173,7 @@ fn flood(kind: Kind) -> Result<Flood, &'static str> {
                 unsafe { libc::ioctl(control.as_raw_fd(), uapi::BINDER_CTL_ADD as _, &mut added) };
             })
         },
+        Kind::Deadlock => return Err("tests/inspect.rs has one, which takes two threads"),
         Kind::NotInNamespace => return Err("it takes another pid namespace"),
         Kind::UserLimit => Flood {
             options: &["--user-limit", "opens=3"],

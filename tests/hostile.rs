@@ -609,7 +609,8 @@ fn no_length_is_too_large_to_be_refused() {
             daemon.threads()
         );
         assert!(rss_kib(daemon) < rss + (32 << 10), "{rss} KiB before, {} after", rss_kib(daemon));
-        assert!(daemon.threads() <= threads + 1, "{threads} before, {} after", daemon.threads());
+        // One that carries, and one that looks for deadlocks, may still be there.
+        assert!(daemon.threads() <= threads + 2, "{threads} before, {} after", daemon.threads());
         assert!(!daemon.log().contains("panicked"), "{}", daemon.log());
         bystanders.end();
     });

@@ -17,7 +17,7 @@ const FLOORS: &[&[&str]] = &[
     &["client_log"],
     &["sync"],
     &["lock_order", "protocol"],
-    &["page", "uapi"],
+    &["page", "snapshot", "uapi"],
 ];
 
 /// A source without its comments, and without what only its tests have.

@@ -345,6 +345,25 @@ impl Device {
         Ok(pages)
     }
 
+    /// What fakebinder's daemon holds, as JSON (`fakebinder::snapshot`); with every node, reference
+    /// and buffer if `objects`. Errors: EPERM for users other than root and the daemon's, ENOMEM
+    /// when its memory budget is too small for that, EINVAL from another driver.
+    pub fn daemon_snapshot(&self, objects: bool) -> Result<Vec<u8>> {
+        let mut text = Vec::new();
+        let flags = if objects { uapi::FAKEBINDER_SNAPSHOT_OBJECTS } else { 0 };
+        loop {
+            let offset = text.len() as u64;
+            let mut part = uapi::fakebinder_snapshot { offset, flags, ..Default::default() };
+            self.ioctl("FAKEBINDER_SNAPSHOT", uapi::FAKEBINDER_SNAPSHOT, &mut part)?;
+            let left = (part.length as usize).saturating_sub(text.len());
+            let copied = left.min(part.text.len());
+            text.extend_from_slice(&part.text[..copied]);
+            if copied == left {
+                return Ok(text);
+            }
+        }
+    }
+
     /// `BINDER_SET_IDLE_TIMEOUT`: EINVAL, as in the driver.
     pub fn set_idle_timeout(&self, nanoseconds: i64) -> Result<()> {
         let mut timeout = nanoseconds;

@@ -236,7 +236,7 @@ impl Context {
     }
 
     /// The processes of a context, or those of one thread group, latest first.
-    fn process_ids(&self, pid: Option<i32>) -> Vec<ProcessId> {
+    pub(super) fn process_ids(&self, pid: Option<i32>) -> Vec<ProcessId> {
         let mut ids = Vec::new();
         self.in_pieces(|graph, before: Option<ProcessId>| {
             let before = before.unwrap_or(ProcessId(u64::MAX));

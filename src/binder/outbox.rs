@@ -27,6 +27,8 @@ pub(crate) enum Effect {
     /// A read, or another ioctl that waited, has come to its end: to be given to its client.
     Answer(Answer),
     Poll(Notice),
+    /// A call that somebody waits for has found no free thread in this process.
+    NoFreeThread(Arc<Process>),
     FreeBuffer(Arc<Process>, Buffer),
     /// Files that did not arrive; dropped outside the lock, since that may close them.
     DropFiles(Vec<Fixup>),
@@ -108,6 +110,7 @@ impl Shared {
                     waits.into_values().for_each(|wait| self.post_item(Item::Frozen(wait)));
                 }
                 Effect::Poll(notice) => notice.give(),
+                Effect::NoFreeThread(process) => process.context.shared.no_free_thread(),
                 Effect::FreeBuffer(process, buffer) => process.alloc.free_buf(&buffer),
                 Effect::DropFiles(files) => drop(files),
                 Effect::DropProcess(process) => drop(process),

@@ -220,6 +220,10 @@ pub trait Timers: Send + Sync {
     /// Forgets a timer that has not fired.
     fn cancel(&self, ticket: u64);
 
+    /// Calls `look` a second or so later, on any thread: it tells somebody something, and changes
+    /// nothing. Where there is nobody to tell, it is dropped.
+    fn look_later(&self, _look: Box<dyn FnOnce() + Send>) {}
+
     /// The time since some moment in the past, for the logs: how long a transaction has been on its
     /// way.
     fn now(&self) -> Duration {

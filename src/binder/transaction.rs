@@ -249,6 +249,9 @@ impl Graph {
             self.enqueue_thread_work(thread, Work::Transaction(id));
         } else if !pending_async {
             self.enqueue(Queue::Process(process), Work::Transaction(id));
+            if !oneway && let Some(record) = self.processes.get(&process) {
+                self.effects.push(Effect::NoFreeThread(record.process.clone()));
+            }
         } else {
             if replaces && frozen {
                 outdated = self.take_outdated(id, node_id);

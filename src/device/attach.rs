@@ -67,7 +67,7 @@ impl Open {
                 argument.copy_from_slice(uapi::bytes_of(&told));
                 result
             }
-            _ => self.hub.control_ioctl(header, cmd, argument),
+            _ => self.control_ioctl(header, cmd, argument),
         }
     }
 

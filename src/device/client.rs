@@ -161,6 +161,11 @@ impl Clients {
         }))
     }
 
+    /// What users make the daemon hold.
+    pub fn quotas(&self) -> &Quotas {
+        &self.quotas
+    }
+
     /// The allowance for copies of a process of the user `uid`, over all that it opens.
     fn allowance(&self, pid: i32, uid: u32) -> Arc<Allowance> {
         // Not the allowance of a process that had this pid before.

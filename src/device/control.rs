@@ -1,12 +1,19 @@
 //! fakebinder's own ioctls for the administrator: what the daemon holds, and reclaim on demand.
 
-use super::Hub;
 use super::wire::Header;
+use super::{Hub, Open};
+use crate::memory::Memory;
+use crate::quota::What;
+use crate::snapshot::{self, Held, Snapshot, User};
 use crate::{Errno, uapi};
+use std::collections::HashMap;
+use std::sync::Arc;
 
-impl Hub {
-    /// `FAKEBINDER_STATS` and `FAKEBINDER_RECLAIM`; `argument` is copied out. EPERM: the caller is
-    /// neither root nor the user who runs the daemon; EINVAL: another ioctl.
+impl Open {
+    /// `FAKEBINDER_STATS`, `FAKEBINDER_RECLAIM` and `FAKEBINDER_SNAPSHOT`; `argument` is copied
+    /// out. EPERM: the caller is neither root nor the user who runs the daemon; EINVAL: another
+    /// ioctl, or a bad argument; ENODATA: there is no snapshot to go on with; ENOMEM: the budget is
+    /// too small for one.
     pub(super) fn control_ioctl(
         &self,
         header: &Header,
@@ -14,29 +21,109 @@ impl Hub {
         argument: &mut [u8],
     ) -> Result<(), Errno> {
         match cmd {
-            uapi::FAKEBINDER_STATS | uapi::FAKEBINDER_RECLAIM
+            uapi::FAKEBINDER_STATS | uapi::FAKEBINDER_RECLAIM | uapi::FAKEBINDER_SNAPSHOT
                 if header.uid != 0 && header.uid != nix::unistd::geteuid().as_raw() =>
             {
                 Err(Errno::EPERM)
             }
             uapi::FAKEBINDER_STATS => {
-                argument.copy_from_slice(uapi::bytes_of(&self.stats()));
+                argument.copy_from_slice(uapi::bytes_of(&self.hub.stats()));
                 Ok(())
             }
             uapi::FAKEBINDER_RECLAIM => {
-                let pages = self.memory.reclaim_all() as u64;
+                let pages = self.hub.memory.reclaim_all() as u64;
                 argument.copy_from_slice(&pages.to_ne_bytes());
+                Ok(())
+            }
+            uapi::FAKEBINDER_SNAPSHOT => {
+                let mut asked = uapi::parse(argument).ok_or(Errno::EINVAL)?;
+                self.copy_snapshot(&mut asked)?;
+                argument.copy_from_slice(uapi::bytes_of(&asked));
                 Ok(())
             }
             _ => Err(Errno::EINVAL),
         }
     }
 
+    fn copy_snapshot(&self, asked: &mut uapi::fakebinder_snapshot) -> Result<(), Errno> {
+        if asked.flags & !uapi::FAKEBINDER_SNAPSHOT_OBJECTS != 0 || asked.reserved != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let snapshot = match asked.offset {
+            0 => {
+                let objects = asked.flags & uapi::FAKEBINDER_SNAPSHOT_OBJECTS != 0;
+                // The one before makes room.
+                *self.snapshot.lock() = None;
+                let snapshot = Arc::new(SnapshotText::take(&self.hub, objects)?);
+                *self.snapshot.lock() = Some(snapshot.clone());
+                snapshot
+            }
+            _ => self.snapshot.lock().clone().ok_or(Errno::ENODATA)?,
+        };
+        let text = &snapshot.text;
+        let rest = usize::try_from(asked.offset).ok().and_then(|offset| text.get(offset..));
+        let rest = rest.ok_or(Errno::EINVAL)?;
+        let part = &rest[..rest.len().min(asked.text.len())];
+        asked.text[..part.len()].copy_from_slice(part);
+        asked.length = text.len() as u64;
+        if part.len() == rest.len() {
+            *self.snapshot.lock() = None;
+        }
+        Ok(())
+    }
+}
+
+/// A snapshot as text, until it has been copied. It comes out of the budget of memory: a client may
+/// have a million nodes, and the daemon a small control group.
+pub(super) struct SnapshotText {
+    text: Vec<u8>,
+    memory: Arc<Memory>,
+    charged: usize,
+}
+
+impl SnapshotText {
+    /// Of a record of the driver's: as the snapshot has it, and as text.
+    const BYTES: usize = 512;
+
+    /// ENOMEM: the budget is too small for it.
+    fn take(hub: &Hub, objects: bool) -> Result<SnapshotText, Errno> {
+        let held = hub.binder.stats();
+        let mut records = held.processes + held.threads + held.transactions;
+        if objects {
+            records += held.nodes + held.references + held.buffers;
+        }
+        let charged = records * Self::BYTES;
+        hub.memory.charge_bytes(charged)?;
+        let mut taken = SnapshotText { text: Vec::new(), memory: hub.memory.clone(), charged };
+        taken.text = serde_json::to_vec(&hub.snapshot(objects)).map_err(|_| Errno::EIO)?;
+        Ok(taken)
+    }
+}
+
+impl Drop for SnapshotText {
+    fn drop(&mut self) {
+        self.memory.uncharge_bytes(self.charged);
+    }
+}
+
+/// How many entries a directory has.
+fn entries(path: &str) -> u64 {
+    std::fs::read_dir(path).map_or(0, |entries| entries.count() as u64)
+}
+
+/// The daemon's descriptors, less the one that reads their directory.
+fn descriptors() -> u64 {
+    entries("/proc/self/fd").saturating_sub(1)
+}
+
+fn daemon_threads() -> u64 {
+    entries("/proc/self/task")
+}
+
+impl Hub {
     /// What the daemon holds.
     pub fn stats(&self) -> uapi::fakebinder_stats {
         let held = self.binder.stats();
-        let entries =
-            |path: &str| std::fs::read_dir(path).map_or(0, |entries| entries.count() as u64);
         uapi::fakebinder_stats {
             processes: held.processes as u64,
             threads: held.threads as u64,
@@ -48,9 +135,47 @@ impl Hub {
             freezes: held.freezes as u64,
             pages: self.memory.used() as u64,
             reclaimable_pages: self.memory.count() as u64,
-            // Minus the descriptor that reads the directory.
-            descriptors: entries("/proc/self/fd").saturating_sub(1),
-            daemon_threads: entries("/proc/self/task"),
+            descriptors: descriptors(),
+            daemon_threads: daemon_threads(),
         }
     }
+
+    /// What the daemon holds, record by record; with every node, reference and buffer if `objects`.
+    pub fn snapshot(&self, objects: bool) -> Snapshot {
+        let mut contexts = self.binder.snapshot(objects);
+        let mut names = HashMap::new();
+        for process in contexts.iter_mut().flat_map(|context| &mut context.processes) {
+            let name = names.entry(process.pid).or_insert_with(|| name_of(process.pid));
+            process.name.clone_from(name);
+        }
+        Snapshot {
+            version: snapshot::VERSION,
+            daemon: snapshot::Daemon {
+                pid: std::process::id(),
+                now_ms: self.binder.now().as_millis() as u64,
+                pages: self.memory.used() as u64,
+                reclaimable_pages: self.memory.count() as u64,
+                budget_bytes: self.memory.limit(),
+                descriptors: descriptors(),
+                threads: daemon_threads(),
+            },
+            contexts,
+            users: self.clients.quotas().users().iter().map(|user| held_by(user)).collect(),
+        }
+    }
+}
+
+/// What a program calls itself; empty when it is gone.
+fn name_of(pid: i32) -> String {
+    let name = std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    String::from_utf8_lossy(name.trim_ascii_end()).into_owned()
+}
+
+fn held_by(user: &crate::quota::User) -> User {
+    let held = What::ALL.map(|(name, what)| Held {
+        what: name.to_owned(),
+        held: user.held(what) as u64,
+        most: Some(user.limit(what) as u64).filter(|most| *most != usize::MAX as u64),
+    });
+    User { uid: user.uid(), held: held.into() }
 }

@@ -66,7 +66,14 @@ impl Drop for Timers {
     }
 }
 
+/// The ticket of [`binder::Timers::look_later`]. The engine's do not grow so far.
+const LOOK: u64 = u64::MAX;
+
 impl binder::Timers for Timers {
+    fn look_later(&self, look: Fire) {
+        self.after(LOOK, Duration::from_secs(1), look);
+    }
+
     fn after(&self, ticket: u64, delay: Duration, fire: Fire) {
         // A delay beyond what the clock can tell is never due.
         let Some(at) = Instant::now().checked_add(delay) else { return };

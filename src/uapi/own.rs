@@ -200,6 +200,37 @@ pub const FAKEBINDER_PLACE_FORGET: u32 = 3;
 /// have the others. It is there before the thread's next ioctl is.
 pub const FAKEBINDER_PLACED: u32 = 4;
 
+/// Argument of [`FAKEBINDER_SNAPSHOT`].
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Clone, Copy)]
+pub struct fakebinder_snapshot {
+    /// Which part of the text to copy. 0 takes a new snapshot.
+    pub offset: u64,
+    /// Is set to the length of the whole text.
+    pub length: u64,
+    /// [`FAKEBINDER_SNAPSHOT_OBJECTS`] or 0; of use at offset 0.
+    pub flags: u32,
+    /// Must be 0.
+    pub reserved: u32,
+    /// Is set to the text from `offset` on, as much of it as there is room for.
+    pub text: [u8; 4000],
+}
+
+impl Default for fakebinder_snapshot {
+    fn default() -> Self {
+        Self { offset: 0, length: 0, flags: 0, reserved: 0, text: [0; 4000] }
+    }
+}
+
+/// The snapshot tells of every node, reference and buffer, too.
+pub const FAKEBINDER_SNAPSHOT_OBJECTS: u32 = 1;
+
+/// Asks what the daemon holds, in JSON (`src/snapshot.rs`), part by part: the text stays as it is
+/// until its end has been copied, or offset 0 is asked for again. Root, and the user who runs the
+/// daemon (EPERM). EINVAL: an unknown flag, or an offset behind the end; ENODATA: there is none
+/// yet, or it was copied to its end; ENOMEM: the daemon's memory budget is too small for it.
+pub const FAKEBINDER_SNAPSHOT: u32 = iowr::<fakebinder_snapshot>(b'F', 9);
+
 const _: () = {
     assert!(size_of::<fakebinder_attach>() == 24);
     assert!(size_of::<fakebinder_attach_name>() == 64);
@@ -207,4 +238,5 @@ const _: () = {
     assert!(size_of::<fakebinder_stats>() == 96);
     assert!(size_of::<fakebinder_supervise>() == 24);
     assert!(size_of::<fakebinder_for_thread>() == 8);
+    assert!(size_of::<fakebinder_snapshot>() == 4024);
 };
