@@ -1,9 +1,19 @@
 //! fakebinder: what a person at the machine asks of the daemon and does around it.
 
+mod ask;
 mod container_config;
 mod exec;
+mod graph;
+mod tables;
+mod top;
+mod why;
 
+use ask::Asked;
 use clap::{Parser, Subcommand};
+use serde::Serialize;
+use std::error::Error;
+use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// What a person at the machine asks of fakebinderd and does around it.
@@ -16,13 +26,135 @@ struct Args {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    /// What the daemon holds, and what each user has of that
+    Stats(Asked),
+    /// The processes that have a device open
+    Procs(Asked),
+    /// The calls that are under way, the oldest first
+    Transactions(Asked),
+    /// Everything that the daemon holds, record by record
+    State(Asked),
+    /// What a process or a thread waits for, and what that waits for
+    Why {
+        /// A process id or a thread id
+        number: i32,
+        #[command(flatten)]
+        asked: Asked,
+    },
+    /// The live objects as a picture: who offers what, who refers to whom, who waits for whom
+    Graph {
+        /// Draw it: to this file, as SVG. Without it the graph is printed, in the DOT language
+        #[arg(long, value_name = "FILE")]
+        svg: Option<PathBuf>,
+        #[command(flatten)]
+        asked: Asked,
+    },
+    Top(top::Top),
+    /// Have the daemon give back every page that no buffer uses
+    Shrink(Asked),
     ContainerConfig(container_config::ContainerConfig),
     Exec(exec::Exec),
 }
 
 fn main() -> ExitCode {
-    match Args::parse().command {
-        Command::ContainerConfig(wanted) => container_config::run(&wanted),
-        Command::Exec(exec) => exec::run(exec),
+    match run(Args::parse().command) {
+        Ok(code) => code,
+        // Whoever reads has seen enough, as `head` has.
+        Err(error) if is_broken_pipe(&*error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("fakebinder: {error}");
+            ExitCode::FAILURE
+        }
     }
+}
+
+fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
+    match command {
+        Command::ContainerConfig(wanted) => return Ok(container_config::run(&wanted)),
+        Command::Exec(exec) => return Ok(exec::run(exec)),
+        Command::Stats(asked) => {
+            let snapshot = asked.snapshot(false)?;
+            let told = (&snapshot.daemon, &snapshot.users);
+            show(&asked, &told, || tables::stats_text(&snapshot))?;
+        }
+        Command::Procs(asked) => {
+            let snapshot = asked.snapshot(false)?;
+            let rows = tables::processes(&snapshot);
+            show(&asked, &rows, || tables::processes_text(&rows))?;
+        }
+        Command::Transactions(asked) => {
+            let rows = tables::transactions(&asked.snapshot(false)?);
+            show(&asked, &rows, || tables::transactions_text(&rows))?;
+        }
+        Command::State(asked) => {
+            let snapshot = asked.snapshot(true)?;
+            show(&asked, &snapshot, || tables::state_text(&snapshot))?;
+        }
+        Command::Why { number, asked } => {
+            let snapshot = asked.snapshot(false)?;
+            let answers = why::why(&snapshot, number);
+            let answers = answers.ok_or_else(|| {
+                format!(
+                    "{number} is no process that has a device open, and no thread that has called"
+                )
+            })?;
+            show(&asked, &answers, || why::text(&answers))?;
+        }
+        Command::Graph { svg, asked } => {
+            let snapshot = asked.snapshot(true)?;
+            draw(&snapshot, svg, &asked)?;
+        }
+        Command::Top(top) => top::run(&top)?,
+        Command::Shrink(asked) => {
+            let device = asked.open()?;
+            let pages =
+                device.daemon_reclaim().map_err(|error| ask::failed(device.path(), error))?;
+            show(&asked, &Shrunk { pages }, || format!("{pages} pages of 4 KiB given back\n"))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What `shrink --json` prints.
+#[derive(Serialize)]
+struct Shrunk {
+    pages: u64,
+}
+
+/// Prints the answer, for a person or as JSON.
+fn show<T: Serialize>(
+    asked: &Asked,
+    told: &T,
+    text: impl Fn() -> String,
+) -> Result<(), Box<dyn Error>> {
+    let text = match asked.json {
+        true => serde_json::to_string_pretty(told)? + "\n",
+        false => text(),
+    };
+    io::stdout().write_all(text.as_bytes())?;
+    Ok(())
+}
+
+fn draw(
+    snapshot: &fakebinder::snapshot::Snapshot,
+    svg: Option<PathBuf>,
+    asked: &Asked,
+) -> Result<(), Box<dyn Error>> {
+    let dot = graph::dot(snapshot);
+    let Some(path) = svg else {
+        return show(asked, snapshot, || dot.clone());
+    };
+    let objects = graph::objects(snapshot);
+    if objects > graph::MOST {
+        let error = "objects are too many for a picture that can be read: print the graph without --svg, and pick";
+        return Err(format!("{objects} {error}").into());
+    }
+    std::fs::write(&path, graph::svg(&dot)?)
+        .map_err(|error| format!("{}: {error}", path.display()))?;
+    eprintln!("{objects} objects are drawn in {}", path.display());
+    Ok(())
 }
