@@ -8,6 +8,7 @@ mod daemon {
     pub mod doors;
     pub mod flags;
     pub mod logging;
+    pub mod privileges;
 }
 
 use clap::Parser;
@@ -15,6 +16,7 @@ use daemon::background::{daemonize, ready};
 use daemon::doors::open_doors;
 use daemon::flags::Options;
 use daemon::logging::{log_filters, log_to_standard_error};
+use daemon::privileges::give_up;
 use fakebinder::device::mounting::{KEEP_MOUNT, keep_mount};
 use fakebinder::device::{Hub, HubConfig};
 use fakebinder::log_writer;
@@ -49,11 +51,11 @@ struct HeapOptions(*const std::ffi::c_char);
 // SAFETY: the string is a constant, and only read.
 unsafe impl Sync for HeapOptions {}
 
-/// Memory that was free for a second is given back, by a thread of the allocator's own.
+/// Memory that was free for a second is given back, by a thread of the allocator's own, which is
+/// started when the daemon has given up what it does not need.
 #[unsafe(export_name = "_rjem_malloc_conf")]
 static HEAP_OPTIONS: HeapOptions = HeapOptions(
-    c"background_thread:true,max_background_threads:1,dirty_decay_ms:1000,muzzy_decay_ms:0,thp:never"
-        .as_ptr(),
+    c"max_background_threads:1,dirty_decay_ms:1000,muzzy_decay_ms:0,thp:never".as_ptr(),
 );
 
 fn main() -> ExitCode {
@@ -72,6 +74,8 @@ fn main() -> ExitCode {
     // budget is. (The heap's own option `thp` does not concern that part of an arena; it serves
     // before `main`.)
     let _ = nix::sys::prctl::set_thp_disable(true);
+    // The parent of a daemon in the background leaves both to its child.
+    let prepared = if options.daemonize { Ok(()) } else { prepare() };
     let filters = log_filters(std::env::var("RUST_LOG").ok().as_deref(), options.verbose);
     let drain = match log_to_standard_error(&filters) {
         Ok(drain) => drain,
@@ -80,6 +84,9 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    if let Err(error) = prepared {
+        log::warn!("{error}");
+    }
     let result = match options.daemonize {
         true => daemonize(&options),
         false => run(&options, &drain),
@@ -106,7 +113,6 @@ fn run(options: &Options, log: &log_writer::Drain) -> Result<(), Box<dyn Error>>
         signals.add(signal);
     }
     signals.thread_block()?;
-    raise_descriptor_limit();
 
     let (tell, events) = mpsc::channel();
     let page_budget = options.page_budget.or_else(default_budget);
@@ -196,16 +202,21 @@ fn user_limits(options: &Options, budget: Option<u64>) -> UserLimits {
     limits
 }
 
+/// What comes before the first thread, that of the log. The error is for the log.
+fn prepare() -> Result<(), String> {
+    let raised = raise_descriptor_limit();
+    give_up().map_err(|error| format!("giving up privileges: {error}"))?;
+    tikv_jemalloc_ctl::background_thread::write(true)
+        .map_err(|error| format!("starting the heap's thread: {error}"))?;
+    raised.map_err(|error| format!("raising the limit of open files: {error}"))
+}
+
 /// Raises the limit of open descriptors: a client costs several, and the kernel's own hard limit of
 /// 4,096 is soon reached. Past that limit only with CAP_SYS_RESOURCE.
-fn raise_descriptor_limit() {
+fn raise_descriptor_limit() -> nix::Result<()> {
     const ENOUGH: u64 = 1 << 20;
-    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
-        let more = hard.max(ENOUGH);
-        setrlimit(Resource::RLIMIT_NOFILE, more, more)
-            .or_else(|_| setrlimit(Resource::RLIMIT_NOFILE, hard, hard))
-    });
-    if let Err(error) = raised {
-        log::warn!("raising the limit of open files: {error}");
-    }
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let more = hard.max(ENOUGH);
+    setrlimit(Resource::RLIMIT_NOFILE, more, more)
+        .or_else(|_| setrlimit(Resource::RLIMIT_NOFILE, hard, hard))
 }
