@@ -21,6 +21,14 @@ example: build ## the services and clients of examples/c and examples/rsbinder, 
 	@scripts/example
 	@scripts/example-rsbinder
 
+export PREFIX DESTDIR
+.PHONY: install uninstall
+install: build ## programs, man pages, completions and the systemd unit, into PREFIX (/usr/local; as root) under DESTDIR
+	@scripts/install
+
+uninstall: ## removes what `make install` has put there
+	@scripts/install --uninstall
+
 test-deps: ## installs what some tests take, too
 	@scripts/install-deps test
 

@@ -11,7 +11,8 @@ mod daemon {
     pub mod privileges;
 }
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
+use clap_complete::Shell;
 use daemon::background::{daemonize, ready};
 use daemon::doors::open_doors;
 use daemon::flags::Options;
@@ -28,7 +29,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use std::error::Error;
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
 
@@ -66,6 +68,15 @@ fn main() -> ExitCode {
         };
     }
     let options = Options::parse();
+    if let Some(folder) = &options.generate {
+        return match generate(folder) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("fakebinderd: {}: {error}", folder.display());
+                ExitCode::FAILURE
+            }
+        };
+    }
     // When --daemonize starts this program again its name would be "exe", which `pkill fakebinderd`
     // misses.
     let _ = nix::sys::prctl::set_name(c"fakebinderd");
@@ -200,6 +211,15 @@ fn user_limits(options: &Options, budget: Option<u64>) -> UserLimits {
         limits.set(limit.what, limit.most);
     }
     limits
+}
+
+/// The man page and the completions.
+fn generate(folder: &Path) -> io::Result<()> {
+    let mut command = Options::command();
+    for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+        clap_complete::generate_to(shell, &mut command, "fakebinderd", folder)?;
+    }
+    clap_mangen::generate_to(command, folder)
 }
 
 /// What comes before the first thread, that of the log. The error is for the log.

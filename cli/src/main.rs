@@ -9,7 +9,8 @@ mod top;
 mod why;
 
 use ask::Asked;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 use serde::Serialize;
 use std::error::Error;
 use std::io::{self, Write};
@@ -18,7 +19,7 @@ use std::process::ExitCode;
 
 /// What a person at the machine asks of fakebinderd and does around it.
 #[derive(Parser, Debug)]
-#[command(version)]
+#[command(name = "fakebinder", version)]
 struct Args {
     #[command(subcommand)]
     command: Command,
@@ -52,6 +53,12 @@ enum Command {
     Top(top::Top),
     /// Have the daemon give back every page that no buffer uses
     Shrink(Asked),
+    /// Write man pages and completions, for `make install`
+    #[command(hide = true)]
+    Generate {
+        /// Where to
+        folder: PathBuf,
+    },
     ContainerConfig(container_config::ContainerConfig),
     Exec(exec::Exec),
 }
@@ -76,6 +83,13 @@ fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
     match command {
         Command::ContainerConfig(wanted) => return Ok(container_config::run(&wanted)),
         Command::Exec(exec) => return Ok(exec::run(exec)),
+        Command::Generate { folder } => {
+            let mut command = Args::command().disable_help_subcommand(true);
+            for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+                clap_complete::generate_to(shell, &mut command, "fakebinder", &folder)?;
+            }
+            clap_mangen::generate_to(command, &folder)?;
+        }
         Command::Stats(asked) => {
             let snapshot = asked.snapshot(false)?;
             let told = (&snapshot.daemon, &snapshot.users);

@@ -158,6 +158,10 @@ pub struct Options {
     /// What --daemonize runs
     #[arg(long, hide = true)]
     pub detached: bool,
+
+    /// Write the man page and completions into this folder, for `make install`
+    #[arg(long, hide = true, value_name = "DIR")]
+    pub generate: Option<PathBuf>,
 }
 
 impl Options {
