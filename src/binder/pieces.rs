@@ -24,6 +24,18 @@ use super::transaction::HeldBuffer;
 use crate::protocol::returns::Return;
 use crate::sync::MutexGuard;
 
+/// The first entry of a tree behind a key, or of all.
+macro_rules! behind {
+    ($tree:expr, $after:expr) => {
+        $tree
+            .range((
+                $after.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded),
+                std::ops::Bound::Unbounded,
+            ))
+            .next()
+    };
+}
+
 /// Steps in one section. Each looks up some ten records, and among a million records none of them
 /// may be in the processor's caches: some 50 us in all.
 pub(crate) const AT_ONCE: usize = 32;
@@ -226,6 +238,7 @@ impl<'a> LongWork<'a> {
     }
 }
 
+pub(crate) use behind;
 pub(crate) use count::handled;
 
 /// How many records the longest section handles: an instrument of debug builds.

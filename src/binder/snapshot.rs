@@ -4,12 +4,11 @@
 
 use super::graph::{Graph, NodeId, ProcessId, ThreadId, TransactionId, Work, WorkList};
 use super::node::Node;
-use super::pieces::{LINES_AT_ONCE, handled};
+use super::pieces::{LINES_AT_ONCE, behind, handled};
 use super::process::ProcessInner;
 use super::thread::Thread;
 use super::{Binder, Context, Process};
 use crate::snapshot::{self, Call, Pages, Space, Waits};
-use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,13 +36,6 @@ enum Next {
     Node { after: Option<u64> },
     Waiting { ptr: u64, after: u64 },
     Reference { after: Option<u32> },
-}
-
-/// The first entry of a tree behind a key, or of all.
-macro_rules! behind {
-    ($tree:expr, $after:expr) => {
-        $tree.range(($after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded)).next()
-    };
 }
 
 impl Context {

@@ -12,7 +12,7 @@ use fakebinder_sim::{Sim, SimFile, SimThread, World};
 use std::sync::Arc;
 
 /// A manager that accepts descriptors, and a client that has some.
-fn files() -> Pair {
+pub fn files() -> Pair {
     let world = World::default();
     let manager = world.open(100);
     let flat = FlatObject { flags: FLAT_BINDER_FLAG_ACCEPTS_FDS, ..Default::default() };

@@ -3,25 +3,18 @@
 
 use crate::support::*;
 use fakebinder::protocol::command::Command;
-use fakebinder::protocol::object::{FlatObject, Object};
+use fakebinder::protocol::object::Object;
 use fakebinder::protocol::record::TransactionData;
 use fakebinder::protocol::returns::Return;
-use fakebinder::uapi::{self, FLAT_BINDER_FLAG_ACCEPTS_FDS};
-use fakebinder_sim::{Sim, SimFile, World};
+use fakebinder::uapi;
+use fakebinder_sim::{Sim, SimFile};
 use std::sync::atomic::Ordering;
 
 /// A manager whose descriptors come so, and a client that has some.
 fn files() -> Pair {
-    let world = World::default();
-    let manager = world.open(100);
-    let flat = FlatObject { flags: FLAT_BINDER_FLAG_ACCEPTS_FDS, ..Default::default() };
-    let mut object = Vec::new();
-    Object::Binder { strong: true, flat }.encode(&mut object);
-    manager.main().call(uapi::BINDER_SET_CONTEXT_MGR_EXT, &object).unwrap();
-    manager.postpone_files();
-    let client = open(&world, 200);
-    (10..16).for_each(|fd| client.add_file(fd, SimFile(fd as u64 * 100)));
-    Pair { world, manager, client }
+    let pair = crate::fd::files();
+    pair.manager.postpone_files();
+    pair
 }
 
 fn file_of(sim: &Sim, data: &TransactionData) -> Option<SimFile> {

@@ -4,10 +4,9 @@ use crate::binder::death::DeathWork;
 use crate::binder::freeze::FreezeWork;
 use crate::binder::graph::{Graph, NodeId, TransactionId, Work};
 use crate::binder::node::Node;
-use crate::binder::pieces::handled;
+use crate::binder::pieces::{behind, handled};
 use crate::binder::process::ProcessInner;
 use std::fmt::Write;
-use std::ops::Bound;
 use std::time::Duration;
 
 /// `BINDER_LOOPER_STATE_WAITING`.
@@ -39,13 +38,6 @@ pub(super) struct Teller {
     pub all: bool,
     /// Where in `out` the first line of the latest thread begins and ends.
     pub thread: (usize, usize),
-}
-
-/// The first entry of a tree behind a key, or of all.
-macro_rules! behind {
-    ($tree:expr, $after:expr) => {
-        $tree.range(($after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded)).next()
-    };
 }
 
 impl Teller {
