@@ -1,28 +1,28 @@
 //! What Rust's standard library wants of libgcc_s, for a panic: here a panic ends the program. No
 //! other library sees these functions.
 
+/// An instruction that does not exist: SIGILL.
 #[cfg(any(target_arch = "x86_64", target_arch = "x86"))]
-macro_rules! ends {
-    ($name:literal) => {
-        std::arch::global_asm!(
-            concat!(".globl ", $name),
-            concat!(".hidden ", $name),
-            concat!($name, ":"),
-            // An instruction that does not exist: SIGILL.
-            "ud2",
-        );
+macro_rules! no_instruction {
+    () => {
+        "ud2"
     };
 }
 
 #[cfg(target_arch = "aarch64")]
+macro_rules! no_instruction {
+    () => {
+        "udf #0"
+    };
+}
+
 macro_rules! ends {
     ($name:literal) => {
         std::arch::global_asm!(
             concat!(".globl ", $name),
             concat!(".hidden ", $name),
             concat!($name, ":"),
-            // Likewise.
-            "udf #0",
+            no_instruction!(),
         );
     };
 }
