@@ -227,11 +227,11 @@ fn report(args: &Args, outcome: &Outcome, finding: &Finding) -> std::io::Result<
             );
             return Ok(());
         }
-        Finding::NotAsRecordedOnce(_) => {
+        Finding::NotAsRecordedOnce(difference) => {
             println!(
-                "seed {seed} program {number}: not as recorded, but as recorded in a second run"
+                "seed {seed} program {number}: not as recorded, but as recorded in a second run (the reference)"
             );
-            return Ok(());
+            difference
         }
     };
     print(difference);

@@ -5,7 +5,7 @@
 //! reports what it found as lines of JSON.
 
 use super::record::{Recording, hash};
-use super::{Differ, Difference, Host};
+use super::{Differ, Difference, Host, compare};
 use fakebinder_sim::child::{fork, stay_on};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -84,8 +84,8 @@ pub enum Finding {
     DifferedOnce(Difference),
     /// The hash differs from the recorded one, in a second run too.
     NotAsRecorded(u32),
-    /// The hash differs from the recorded one, but not in a second run.
-    NotAsRecordedOnce(u32),
+    /// The hash differs from the recorded one, but not in a second run: that is the reference.
+    NotAsRecordedOnce(Difference),
 }
 
 /// The results of all programs.
@@ -272,15 +272,15 @@ impl Runner<'_> {
             Runner::Recorded { host, right, unmap } => {
                 let mut run = || {
                     let (program, made) = host.generate(*unmap, seed, number, steps);
-                    (hash(&program, &made), made)
+                    (hash(&program, &made), program, made)
                 };
-                let (ours, made) = run();
+                let (ours, program, made) = run();
                 let right = right.and_then(|right| right.hash(seed, number));
                 let finding = right.filter(|&theirs| theirs != ours).map(|theirs| {
-                    if run().0 == theirs {
-                        Finding::NotAsRecordedOnce(theirs)
-                    } else {
-                        Finding::NotAsRecorded(theirs)
+                    let (again, _, right) = run();
+                    match compare(&program, &right, &made) {
+                        Some(difference) if again == theirs => Finding::NotAsRecordedOnce(difference),
+                        _ => Finding::NotAsRecorded(theirs),
                     }
                 });
                 (made, ours, finding)
