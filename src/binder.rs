@@ -346,16 +346,12 @@ impl Shared {
         self.contexts.lock().values().filter_map(Weak::upgrade).collect()
     }
 
-    /// Every open file of a thread group, over all contexts, the latest first.
-    fn processes_of(&self, pid: i32) -> Vec<Arc<Process>> {
-        let mut found: Vec<Arc<Process>> = self
-            .contexts()
-            .into_iter()
-            .flat_map(|context| context.processes_of(pid))
-            .filter(|(is_dead, _)| !is_dead)
-            .map(|(_, process)| process)
-            .collect();
-        found.sort_by_key(|process| std::cmp::Reverse(process.id));
+    /// Every open file of a thread group, over all contexts, the latest first, each with whether it
+    /// is being released.
+    fn processes_of(&self, pid: i32) -> Vec<(bool, Arc<Process>)> {
+        let contexts = self.contexts().into_iter();
+        let mut found: Vec<_> = contexts.flat_map(|context| context.processes_of(pid)).collect();
+        found.sort_by_key(|(_, process)| std::cmp::Reverse(process.id));
         found
     }
 
@@ -502,9 +498,13 @@ impl Process {
     /// `binder_release`. Blocked reads are ended; nothing of the process remains but the memory of
     /// its buffers, which is freed with the last `Arc` of the process.
     pub fn release(self: &Arc<Self>) -> Due<'_> {
-        self.context.locked(|graph| graph.begin_release(self.id));
         let mut work = self.context.long_work();
-        while work.locked(|graph| graph.release_some(self.id)) {
+        // A small process is released in one section: nobody sees half of that.
+        let mut some_left = |graph: &mut Graph| {
+            graph.begin_release(self.id);
+            graph.release_some(self.id)
+        };
+        while work.locked(&mut some_left) {
             // Clients that are told of the release need not wait for the rest of it, nor it for
             // them.
             self.context.shared.hand_over();

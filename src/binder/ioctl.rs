@@ -15,6 +15,7 @@ use crate::protocol::record::{Record, WriteRead};
 use crate::protocol::returns::Return;
 use crate::uapi::*;
 use smallvec::smallvec;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -306,14 +307,19 @@ impl Process {
         record(&info.unwrap_or_default())
     }
 
-    /// BINDER_GET_FROZEN_INFO. EINVAL: no open file of that pid.
+    /// BINDER_GET_FROZEN_INFO. EINVAL: no open file of that pid, or each is released.
+    ///
+    /// The driver releases files one after another, and a file is not found any more when its
+    /// release begins: who sees that of two files that were closed in turn knows that the first
+    /// one's release is done. Here releases go on at the same time, and each file is found until
+    /// its own is done, which tells the same.
     fn frozen_info(&self, pid: u32) -> Result<FewBytes, Errno> {
         let targets = self.context.shared.processes_of(self.pid_from_client(pid as i32));
         if targets.is_empty() {
             return Err(Errno::EINVAL);
         }
         let (mut sync, mut asynchronous) = (0, 0);
-        for target in targets {
+        for (_, target) in targets {
             let pending = target.txns_pending();
             target.context.locked(|graph| {
                 if let Some(record) = graph.processes.get(&target.id) {
@@ -332,7 +338,9 @@ impl Process {
             return call.reply.send(Err(Errno::EINVAL), &call.arg);
         };
         let binder_freeze_info { pid, enable, timeout_ms } = asked;
-        let targets = self.context.shared.processes_of(self.pid_from_client(pid as i32));
+        let found = self.context.shared.processes_of(self.pid_from_client(pid as i32)).into_iter();
+        let targets: VecDeque<_> =
+            found.filter_map(|(is_dead, target)| (!is_dead).then_some(target)).collect();
         if targets.is_empty() {
             self.context.locked(|graph| graph.ioctl_done(thread));
             return call.reply.send(Err(Errno::EINVAL), &call.arg);
@@ -350,7 +358,7 @@ impl Process {
             ticket: self.context.shared.next_id(),
             caller: (self.id, call.tid),
             timeout_ms,
-            targets: targets.into(),
+            targets,
             finish: Box::new(Finish { process, reply: call.reply, result: Ok(0), out: call.arg }),
         });
         answer.into_iter().for_each(Answer::give);

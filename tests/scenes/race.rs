@@ -4,7 +4,7 @@ use crate::support::*;
 use fakebinder::alloc::BufferRequest;
 use fakebinder::protocol::command::Command;
 use fakebinder::protocol::record::IntoBytes;
-use fakebinder::protocol::record::{TransactionData, WriteRead};
+use fakebinder::protocol::record::{HandleCookie, TransactionData, WriteRead};
 use fakebinder::protocol::returns::Return;
 use fakebinder::uapi;
 use fakebinder_sim::{MAPPING, Pending, Sim, SimThread, World};
@@ -196,4 +196,29 @@ fn two_first_transactions_both_find_the_mapping() {
             assert!(results.iter().all(Result::is_ok), "{results:?}");
         });
     }
+}
+
+#[test]
+fn a_pid_that_is_not_found_any_more_is_released_to_the_end() {
+    const NODES: u32 = 300;
+    let Pair { world, manager, client } = pair();
+    let nodes: Vec<_> = (1..=NODES).map(|index| binder(u64::from(index) * 16)).collect();
+    post_with(client.main(), 0, &nodes);
+    take(manager.main());
+    let request = |handle: u32| {
+        Command::RequestDeathNotification(HandleCookie { handle, cookie: handle.into() })
+    };
+    manager.main().write(&(1..=NODES).map(request).collect::<Vec<_>>());
+    manager.main().drain();
+    let info = [200_u32, 0, 0].map(u32::to_ne_bytes).concat();
+    let frozen_info = || manager.main().call(uapi::BINDER_GET_FROZEN_INFO, &info);
+    assert!(frozen_info().is_ok());
+    std::thread::scope(|scope| {
+        scope.spawn(release(&client));
+        while frozen_info().is_ok() {}
+        let told = manager.main().drain();
+        let dead = told.iter().filter(|told| matches!(told, Return::DeadBinder(_))).count();
+        assert_eq!(dead, NODES as usize);
+    });
+    end(&world, [client, manager]);
 }

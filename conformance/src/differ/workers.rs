@@ -279,7 +279,9 @@ impl Runner<'_> {
                 let finding = right.filter(|&theirs| theirs != ours).map(|theirs| {
                     let (again, _, right) = run();
                     match compare(&program, &right, &made) {
-                        Some(difference) if again == theirs => Finding::NotAsRecordedOnce(difference),
+                        Some(difference) if again == theirs => {
+                            Finding::NotAsRecordedOnce(difference)
+                        }
                         _ => Finding::NotAsRecorded(theirs),
                     }
                 });
