@@ -29,6 +29,7 @@ pub use pages::{PageCounts, PageState};
 
 use crate::client_log::{Kind, client_log};
 use crate::client_mem::ClientMemory;
+use crate::events;
 use crate::lock_order::rank;
 use crate::memory::{LruKey, LruOne, LruStatus, Memory, PageInstall, Reclaim};
 use crate::mm_shim::{MmStruct, MmWithUser, MmapLock, NoVma, Page};
@@ -37,6 +38,7 @@ use crate::probe::Probes;
 use crate::quota::User;
 use crate::sync::modelled::Mutex;
 use crate::sync::modelled::atomic::{AtomicBool, Ordering};
+use crate::uapi::{FAKEBINDER_EVENT_PAGE_END, FAKEBINDER_EVENT_PAGE_START};
 use crate::{Errno, mm_shim::AddressSpace};
 use buffers::Buffers;
 use pages::Mapping;
@@ -198,7 +200,10 @@ impl Alloc {
                     users.insert((installing, self.mm.mmget_not_zero()?))
                 }
             };
-            self.install_single_page(users, mapping, index)?;
+            events::tell_page(FAKEBINDER_EVENT_PAGE_START, pid, index);
+            let installed = self.install_single_page(users, mapping, index);
+            events::tell_page(FAKEBINDER_EVENT_PAGE_END, pid, index);
+            installed?;
         }
         Ok(())
     }

@@ -65,6 +65,7 @@ mod stats;
 mod stop;
 mod table;
 mod target;
+mod tell;
 mod thread;
 mod traffic;
 mod transaction;
@@ -500,11 +501,11 @@ impl Process {
     pub fn release(self: &Arc<Self>) -> Due<'_> {
         let mut work = self.context.long_work();
         // A small process is released in one section: nobody sees half of that.
-        let mut some_left = |graph: &mut Graph| {
+        let some_is_left = |graph: &mut Graph| {
             graph.begin_release(self.id);
             graph.release_some(self.id)
         };
-        while work.locked(&mut some_left) {
+        while work.locked(some_is_left) {
             // Clients that are told of the release need not wait for the rest of it, nor it for
             // them.
             self.context.shared.hand_over();

@@ -170,6 +170,8 @@ pub struct Open {
     listener: Mutex<Option<UnixListener>, rank::Listener>,
     /// What FAKEBINDER_SNAPSHOT has taken and not copied to its end.
     snapshot: Mutex<Option<Arc<control::SnapshotText>>, rank::Snapshot>,
+    /// Who listens by FAKEBINDER_EVENTS.
+    listener_of_events: Mutex<Option<Arc<control::EventListener>>, rank::Snapshot>,
     nonblock: bool,
     /// The daemon cannot reach the client's memory: the kernel must gather it.
     gathered: AtomicBool,
@@ -234,6 +236,7 @@ impl Device {
             is_mappable: mapping != MappingKind::Memfd,
             listener: Mutex::new(None),
             snapshot: Mutex::new(None),
+            listener_of_events: Mutex::new(None),
             nonblock: flags & libc::O_NONBLOCK as u32 != 0,
             gathered: AtomicBool::new(false),
             _held: (held, descriptors),

@@ -27,6 +27,7 @@
 //!   allocator when it is made.
 //! - [`mod@client_log`], [`log_writer`]: what clients can have logged, and the thread that writes
 //!   the log.
+//! - [`events`]: what the driver does, event by event, for whoever listens.
 //! - [`client_mem`]: reading and writing the memory of a client.
 //! - [`quota`]: what one user may make the daemon hold.
 //! - [`shortage`]: what the daemon itself runs out of.
@@ -54,8 +55,8 @@
 //!   from the kernel's page cache;
 //! - the buffer mutex of an allocator: the LRU, the page table, the pages that are to go.
 //!
-//! Under every other lock nothing is waited for. (The limits of the client log, the log's queue and
-//! the table of users are leaves without a rank, which may be taken under any.) The shrinker comes
+//! Under every other lock nothing is waited for. (The limits of the client log, the log's queue,
+//! the queues of events and the table of users are leaves without a rank, which may be taken under any.) The shrinker comes
 //! from the other end, from the LRU: it only tries the mm and the buffer mutex, and skips a page
 //! whose locks are busy.
 //!
@@ -93,6 +94,8 @@ pub mod client_log;
 pub mod client_mem;
 #[cfg(feature = "daemon")]
 pub mod device;
+#[cfg(feature = "daemon")]
+pub mod events;
 #[cfg(feature = "daemon")]
 pub mod lock_order;
 #[cfg(feature = "daemon")]

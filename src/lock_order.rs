@@ -88,7 +88,7 @@ ranks! {
     Files,
     /// The socket that a client is to connect to.
     Listener,
-    /// The text of a snapshot that is being copied (`device::control`).
+    /// The text of a snapshot that is being copied, or who listens to events (`device::control`).
     Snapshot,
     /// The deadlocks that have been logged (`binder::deadlocks`).
     Deadlocks,

@@ -9,7 +9,9 @@ pub use lru::{LruKey, LruOne, LruStatus, Reclaim};
 pub use total::{available_memory, group_limit};
 
 use crate::Errno;
+use crate::events;
 use crate::page::PAGE_SIZE;
+use crate::uapi::{FAKEBINDER_EVENT_PAGES, fakebinder_event};
 use lru::ListLru;
 use std::fmt;
 use std::str::FromStr;
@@ -102,7 +104,13 @@ impl Memory {
                 return Err(Errno::ENOMEM);
             }
         }
+        self.tell_used();
         Ok(())
+    }
+
+    fn tell_used(&self) {
+        let event = || fakebinder_event { size: self.used() as u64, ..Default::default() };
+        events::tell(FAKEBINDER_EVENT_PAGES, event);
     }
 
     /// Reclaims a few pages, the longest unused first; returns how many.
@@ -166,11 +174,13 @@ impl Memory {
     /// Takes one page out of the budget though it may be used up: the page exists already.
     pub(crate) fn charge_existing(&self) {
         self.used.fetch_add(1, Ordering::Relaxed);
+        self.tell_used();
     }
 
     pub(crate) fn uncharge(&self, pages: usize) {
         let before = self.used.fetch_sub(pages, Ordering::Relaxed);
         debug_assert!(before >= pages, "{pages} pages freed, {before} in use");
+        self.tell_used();
     }
 
     /// Pages that all clients have installed, or are about to.

@@ -6,6 +6,7 @@
 //!
 //! - [`command`]: what a client writes (`BC_*`)
 //! - [`returns`]: what a client reads (`BR_*`)
+//! - [`names`]: what those are called
 //! - [`object`]: what lies in a transaction's data
 //! - [`record`]: the structures that these and the ioctls are made of
 //!
@@ -14,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 pub mod command;
+pub mod names;
 pub mod object;
 pub mod record;
 pub mod returns;

@@ -14,7 +14,7 @@ const FLOORS: &[&[&str]] = &[
     &["client_mem", "quota"],
     &["memory", "shortage"],
     &["probe", "log_writer"],
-    &["client_log"],
+    &["client_log", "events"],
     &["sync"],
     &["lock_order", "protocol"],
     &["page", "snapshot", "uapi"],

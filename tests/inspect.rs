@@ -7,10 +7,13 @@ use common::{
     skip, unique_name, wait_until,
 };
 use fakebinder_client::{Call, Command as Write, Device, Object, Parcel, Reply, Thread};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use serde_json::Value;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 /// Nobody in particular.
@@ -233,9 +236,14 @@ fn what_is_told_comes_out_of_the_daemons_memory_budget() {
         let said = text(&output);
         assert!(!output.status.success() && said.contains("memory budget is too small"), "{said}");
     }
+    let output = ask(&device, &["reports"]).output().unwrap();
+    let said = text(&output);
+    assert!(!output.status.success() && said.contains("has no room for events"), "{said}");
     // What it did take it has given back.
     for _ in 0..100 {
-        assert_eq!(json(&device, &["procs"]).as_array().unwrap().len(), 3);
+        // The last command's open file may not be released yet.
+        let three = || json(&device, &["procs"]).as_array().unwrap().len() == 3;
+        assert!(wait_until(PATIENCE, three), "{}", answer(&device, &["procs"]));
     }
 }
 
@@ -274,9 +282,10 @@ fn only_the_administrator_is_told() {
         return skip("only root starts programs of another user");
     }
     on_doors(|target, _| {
-        for command in ["stats", "procs", "transactions", "state", "graph", "shrink"] {
-            let output =
-                ask(&target.path, &[command]).uid(ORDINARY).gid(ORDINARY).output().unwrap();
+        let listening = [&["reports"][..], &["trace", "-o", "/dev/null"]];
+        let asking = ["stats", "procs", "transactions", "state", "graph", "shrink"];
+        for command in asking.iter().map(std::slice::from_ref).chain(listening) {
+            let output = ask(&target.path, command).uid(ORDINARY).gid(ORDINARY).output().unwrap();
             let said = text(&output);
             assert!(
                 !output.status.success() && said.contains("tells root, and the user"),
@@ -300,6 +309,16 @@ fn what_is_wrong_is_said() {
         (Path::new("/nowhere"), &["top"], "/nowhere: no such device"),
         (&*device, &["top", "--interval", "0"], "between 0.1 and 3600 seconds"),
         (&*device, &["graph", "--svg", "/nowhere/graph.svg"], "/nowhere/graph.svg: No such file"),
+        (&*device, &["trace", "-o", "/nowhere/trace"], "/nowhere/trace: No such file"),
+        (&*device, &["trace", "-o", "/dev/null", "--seconds=-1"], "--seconds: "),
+        (&*device, &["reports", "--seconds", "1e300"], "--seconds: "),
+        (
+            &*device,
+            &["trace", "-o", "/dev/null", "--names", "/etc/passwd"],
+            "/etc/passwd:1: 'root:x:0:0:root:/root:/bin/bash' is not a code and a name",
+        ),
+        (Path::new("/nowhere"), &["trace", "-o", "/dev/null"], "/nowhere: no such device"),
+        (Path::new("/dev/null"), &["reports"], "/dev/null is no device of fakebinder's"),
     ] {
         let output = ask(device, arguments).output().unwrap();
         assert!(!output.status.success() && text(&output).contains(said), "{}", text(&output));
@@ -309,4 +328,92 @@ fn what_is_wrong_is_said() {
     assert!(shrunk["pages"].is_u64(), "{shrunk}");
     // Its own open file is not told of.
     assert_eq!(json(&device, &["procs"]), Value::Array(Vec::new()));
+}
+
+/// `fakebinder` with these arguments, which listens from now on.
+fn listen(device: &Path, arguments: &[&str]) -> Killed {
+    let mut command = ask(device, arguments);
+    let mut child = Killed(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+    let mut line = String::new();
+    BufReader::new(child.0.stderr.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.ends_with("ing; Ctrl-C ends it\n"), "{line}");
+    child
+}
+
+/// Ends it as Ctrl-C does; returns what it has printed.
+fn end(mut child: Killed) -> String {
+    nix::sys::signal::kill(Pid::from_raw(child.0.id() as i32), Signal::SIGINT).unwrap();
+    let mut printed = String::new();
+    child.0.stdout.take().unwrap().read_to_string(&mut printed).unwrap();
+    assert!(child.0.wait().unwrap().success());
+    printed
+}
+
+/// Protobuf's tag of a field 1 that has a length.
+const FIELD_1: u8 = 1 << 3 | 2;
+
+#[test]
+fn a_trace_has_every_call_and_its_reply() {
+    on_doors(|target, _| {
+        let path = std::env::temp_dir().join(unique_name() + ".pftrace");
+        let trace = listen(&target.path, &["trace", "--json", "-o", path.to_str().unwrap()]);
+        let mut ping = Command::new(program("fb-ping"));
+        ping.arg("--device").arg(&target.path).args(["-n", "60", "--clients", "2"]);
+        assert!(ping.output().unwrap().status.success());
+        let told: Value = serde_json::from_str(&end(trace)).unwrap();
+        let written = std::fs::read(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let count = |what: &str| told[what].as_u64().unwrap();
+        // Whom the clients ask first for their server's attention.
+        let calls = count("slices") / 2;
+        assert!((60..80).contains(&calls), "{told}");
+        assert_eq!((count("slices"), count("flows")), (2 * calls, 2 * calls), "{told}");
+        // The count of pages; three processes, each with a thread.
+        assert_eq!((count("tracks"), count("lost")), (7, 0), "{told}");
+        // A packet for each event and each track. A reply is an event, and the end of a slice.
+        let (mut packets, mut rest) = (0, &*written);
+        while let Some((FIELD_1, after)) = rest.split_first().map(|(tag, rest)| (*tag, rest)) {
+            let ends = after.iter().position(|byte| byte & 0x80 == 0).unwrap();
+            let digits = after[..=ends].iter().rev();
+            let length = digits.fold(0, |length, byte| length << 7 | usize::from(byte & 0x7f));
+            rest = &after[ends + 1 + length..];
+            packets += 1;
+        }
+        assert!(rest.is_empty(), "{} bytes are no packets", rest.len());
+        assert_eq!(packets, count("events") + count("slices") + count("tracks"), "{told}");
+    });
+}
+
+#[test]
+fn transactions_that_fail_are_reported() {
+    on_doors(|target, _| {
+        let reports = listen(&target.path, &["reports", "--json"]);
+        let device = open(&target.path);
+        let mut thread = Thread::new(&device);
+        let refused = thread.call(&Call::to(99).code(5).data(&[0; 12])).unwrap();
+        assert_eq!(refused, Reply::Failed);
+        let told: Value = serde_json::from_str(&end(reports)).unwrap();
+        let pid = std::process::id();
+        assert_eq!((&told["error"], &told["code"]), (&"BR_FAILED_REPLY".into(), &5.into()));
+        assert_eq!((&told["from-pid"], &told["to-pid"]), (&pid.into(), &0.into()), "{told}");
+        assert_eq!((&told["data-size"], &told["is-reply"]), (&12.into(), &false.into()), "{told}");
+        let name = target.path.file_name().unwrap().to_str().unwrap();
+        assert_eq!(told["context"], name, "{told}");
+    });
+}
+
+#[test]
+fn who_is_killed_does_not_listen_any_more() {
+    if !Door::Fuse.is_here() {
+        return skip("/dev/fuse is not here");
+    }
+    let daemon = Daemon::start(Door::Fuse);
+    for _ in 0..3 {
+        let all: Vec<_> = (0..4).map(|_| listen(&daemon.fuse(), &["reports"])).collect();
+        let output = ask(&daemon.fuse(), &["reports"]).output().unwrap();
+        assert!(text(&output).contains("so many listen to this daemon's events"));
+        drop(all);
+        let none = || answer(&daemon.fuse(), &["stats"]).contains("0 open files");
+        assert!(wait_until(PATIENCE, none), "{}", answer(&daemon.fuse(), &["stats"]));
+    }
 }

@@ -37,6 +37,12 @@ pub enum Error {
         "{0}: the daemon's memory budget is too small to tell all that: ask for procs or transactions"
     )]
     TooMuch(PathBuf),
+    /// There is no room for what happens until it is asked for.
+    #[error("{0}: the daemon's memory budget has no room for events (9 MiB)")]
+    NoRoom(PathBuf),
+    /// Others listen.
+    #[error("{0}: so many listen to this daemon's events that there is no room for another")]
+    Busy(PathBuf),
     /// It is no device of a daemon.
     #[error("{0} is no device of fakebinder's, or its daemon is older than this command")]
     NotOurs(PathBuf),

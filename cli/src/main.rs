@@ -4,8 +4,11 @@ mod ask;
 mod container_config;
 mod exec;
 mod graph;
+mod listen;
+mod reports;
 mod tables;
 mod top;
+mod trace;
 mod why;
 
 use ask::Asked;
@@ -51,6 +54,8 @@ enum Command {
         asked: Asked,
     },
     Top(top::Top),
+    Trace(trace::Trace),
+    Reports(reports::Reports),
     /// Have the daemon give back every page that no buffer uses
     Shrink(Asked),
     /// Write man pages and completions, for `make install`
@@ -123,6 +128,8 @@ fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
             draw(&snapshot, svg, &asked)?;
         }
         Command::Top(top) => top::run(&top)?,
+        Command::Trace(wanted) => trace::run(&wanted)?,
+        Command::Reports(wanted) => reports::run(&wanted)?,
         Command::Shrink(asked) => {
             let device = asked.open()?;
             let pages =

@@ -364,6 +364,15 @@ impl Device {
         }
     }
 
+    /// Takes what fakebinder's driver has done since the last time, of the kinds `wanted`
+    /// (`FAKEBINDER_EVENT_...`), into `events`. Errors: EPERM for users other than root and the
+    /// daemon's, EBUSY when enough listen, ENOMEM when the daemon's memory budget is too small,
+    /// EINVAL from another driver.
+    pub fn daemon_events(&self, wanted: u32, events: &mut uapi::fakebinder_events) -> Result<()> {
+        events.wanted = wanted;
+        self.ioctl("FAKEBINDER_EVENTS", uapi::FAKEBINDER_EVENTS, events)
+    }
+
     /// `BINDER_SET_IDLE_TIMEOUT`: EINVAL, as in the driver.
     pub fn set_idle_timeout(&self, nanoseconds: i64) -> Result<()> {
         let mut timeout = nanoseconds;

@@ -366,10 +366,15 @@ impl Delivery {
 
     pub(super) fn count_returns(&self) {
         let process = &self.read.process;
-        returns_in(&self.bytes).for_each(|number| process.count_return(number));
+        let count = |number| {
+            process.count_return(number);
+            self.tell_return(number);
+        };
+        returns_in(&self.bytes).for_each(count);
         if self.spawn_looper {
-            process.count_return(uapi::BR_SPAWN_LOOPER);
+            count(uapi::BR_SPAWN_LOOPER);
         }
+        self.tell_received();
     }
 
     /// The client has all returns, and is about to be told so. `arrays` are closed with the buffer.

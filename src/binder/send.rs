@@ -159,12 +159,13 @@ impl Sender<'_> {
         let to_pid = target.map_or(0, |target| target.process.pid);
         let to_tid = target.and_then(|target| target.thread_id).unwrap_or(0);
         let node = target.and_then(|target| target.node).map_or(0, |node| node.0);
+        let to = (to_pid, to_tid);
         let entry = || Entry {
             id: id.0,
             is_reply,
             is_oneway: data.flags & TF_ONE_WAY != 0,
             from: (self.process.pid, self.tid),
-            to: (to_pid, to_tid),
+            to,
             node,
             handle: data.handle(),
             context: self.process.context.name.clone(),
@@ -174,8 +175,14 @@ impl Sender<'_> {
         };
         let instance = &self.process.context.instance;
         instance.transaction_log.add(entry());
+        let call = target.and_then(|target| target.in_reply_to);
+        if failure.is_none() {
+            self.tell_sent(id, call, to, data);
+        }
         if let Some(Failure { error, param }) = failure {
             instance.failed_log.add(entry());
+            let call = is_reply.then(|| call.unwrap_or(TransactionId(u64::MAX)));
+            self.report(id, call, to, data, error);
             user_error!(
                 Kind::TransactionFailed,
                 "transaction {} to {to_pid}:{to_tid} failed {}/{param} ({error:?}), code {} size {}-{}",
@@ -392,6 +399,8 @@ impl Sender<'_> {
                 if frozen {
                     complete = Work::TransactionPending;
                 }
+                let to = (target.process.pid, 0);
+                self.report_complete(id, to, data, &complete);
                 graph.enqueue_thread_work(thread, complete);
             })
         } else {

@@ -182,6 +182,7 @@ impl Writer<'_, '_> {
                 Errno::EINVAL
             })?;
             self.section.process().count_command(number);
+            self.section.tell_command(number);
             if number == crate::uapi::BC_ATTEMPT_ACQUIRE || number == crate::uapi::BC_ACQUIRE_RESULT
             {
                 user_error!(Kind::BadCommand, "command {number:#x} is not supported");

@@ -2,6 +2,7 @@
 
 use super::wire::Header;
 use super::{Hub, Open};
+use crate::events::{LISTENER_BYTES, Listener};
 use crate::memory::Memory;
 use crate::quota::What;
 use crate::snapshot::{self, Held, Snapshot, User};
@@ -10,10 +11,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 impl Open {
-    /// `FAKEBINDER_STATS`, `FAKEBINDER_RECLAIM` and `FAKEBINDER_SNAPSHOT`; `argument` is copied
-    /// out. EPERM: the caller is neither root nor the user who runs the daemon; EINVAL: another
-    /// ioctl, or a bad argument; ENODATA: there is no snapshot to go on with; ENOMEM: the budget is
-    /// too small for one.
+    /// `FAKEBINDER_STATS`, `FAKEBINDER_RECLAIM`, `FAKEBINDER_SNAPSHOT` and `FAKEBINDER_EVENTS`;
+    /// `argument` is copied out. EPERM: the caller is neither root nor the user who runs the daemon;
+    /// EINVAL: another ioctl, or a bad argument; ENODATA: there is no snapshot to go on with;
+    /// ENOMEM: the budget is too small for one, or for events; EBUSY: enough listen to events.
     pub(super) fn control_ioctl(
         &self,
         header: &Header,
@@ -21,7 +22,10 @@ impl Open {
         argument: &mut [u8],
     ) -> Result<(), Errno> {
         match cmd {
-            uapi::FAKEBINDER_STATS | uapi::FAKEBINDER_RECLAIM | uapi::FAKEBINDER_SNAPSHOT
+            uapi::FAKEBINDER_STATS
+            | uapi::FAKEBINDER_RECLAIM
+            | uapi::FAKEBINDER_SNAPSHOT
+            | uapi::FAKEBINDER_EVENTS
                 if header.uid != 0 && header.uid != nix::unistd::geteuid().as_raw() =>
             {
                 Err(Errno::EPERM)
@@ -41,8 +45,31 @@ impl Open {
                 argument.copy_from_slice(uapi::bytes_of(&asked));
                 Ok(())
             }
+            uapi::FAKEBINDER_EVENTS => {
+                let mut asked = uapi::parse(argument).ok_or(Errno::EINVAL)?;
+                self.copy_events(&mut asked)?;
+                argument.copy_from_slice(uapi::bytes_of(&asked));
+                Ok(())
+            }
             _ => Err(Errno::EINVAL),
         }
+    }
+
+    fn copy_events(&self, asked: &mut uapi::fakebinder_events) -> Result<(), Errno> {
+        let mut listener = self.listener_of_events.lock();
+        let before = listener.take_if(|before| before.listener.wanted() != asked.wanted);
+        if asked.wanted != 0 && listener.is_none() {
+            // The one before makes room.
+            drop(before);
+            *listener = Some(Arc::new(EventListener::new(&self.hub.memory, asked.wanted)?));
+        }
+        (asked.count, asked.lost) = (0, 0);
+        if let Some(of_file) = listener.clone() {
+            drop(listener);
+            let (count, lost) = of_file.listener.take(&mut asked.events);
+            (asked.count, asked.lost) = (count as u32, lost);
+        }
+        Ok(())
     }
 
     fn copy_snapshot(&self, asked: &mut uapi::fakebinder_snapshot) -> Result<(), Errno> {
@@ -103,6 +130,28 @@ impl SnapshotText {
 impl Drop for SnapshotText {
     fn drop(&mut self) {
         self.memory.uncharge_bytes(self.charged);
+    }
+}
+
+/// Who listens to events by an open file. What waits for the listener comes out of the budget of
+/// memory.
+pub(super) struct EventListener {
+    listener: Listener,
+    memory: Arc<Memory>,
+}
+
+impl EventListener {
+    /// As [`Listener::new`]; ENOMEM: the budget is too small.
+    fn new(memory: &Arc<Memory>, wanted: u32) -> Result<EventListener, Errno> {
+        let listener = Listener::new(wanted)?;
+        memory.charge_bytes(LISTENER_BYTES)?;
+        Ok(EventListener { listener, memory: memory.clone() })
+    }
+}
+
+impl Drop for EventListener {
+    fn drop(&mut self) {
+        self.memory.uncharge_bytes(LISTENER_BYTES);
     }
 }
 

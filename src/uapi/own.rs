@@ -231,7 +231,93 @@ pub const FAKEBINDER_SNAPSHOT_OBJECTS: u32 = 1;
 /// yet, or it was copied to its end; ENOMEM: the daemon's memory budget is too small for it.
 pub const FAKEBINDER_SNAPSHOT: u32 = iowr::<fakebinder_snapshot>(b'F', 9);
 
+/// What the driver did: a record of [`FAKEBINDER_EVENTS`]. A member that is not spoken of for a kind
+/// is 0.
+#[repr(C)]
+#[derive(
+    FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Default, Clone, Copy, PartialEq, Eq,
+)]
+pub struct fakebinder_event {
+    /// When, in nanoseconds of CLOCK_BOOTTIME.
+    pub at: u64,
+    /// What: one of the constants `FAKEBINDER_EVENT_...`.
+    pub kind: u32,
+    /// The command, the return, or the code of a transaction.
+    pub number: u32,
+    /// The process and the thread whose doing this was.
+    pub pid: i32,
+    /// See `pid`.
+    pub tid: i32,
+    /// The process and the thread that a transaction goes to; 0: none was found, or any thread.
+    pub to_pid: i32,
+    /// See `to_pid`.
+    pub to_tid: i32,
+    /// The flags of a transaction.
+    pub flags: u32,
+    /// What the sender of a transaction reads of it: BR_FAILED_REPLY and so on, or 0.
+    pub error: u32,
+    /// The number of a transaction.
+    pub id: u64,
+    /// For a reply: the number of the call, or the largest number where there is none.
+    pub reply_to: u64,
+    /// Bytes of a transaction's data, the number of a page in its mapping, or a count of pages.
+    pub size: u64,
+    /// The number of the context, as a snapshot has it.
+    pub context: u64,
+}
+
+/// `binder_command`: a command is carried out.
+pub const FAKEBINDER_EVENT_COMMAND: u32 = 1;
+/// `binder_return`: a return was given to a client.
+pub const FAKEBINDER_EVENT_RETURN: u32 = 1 << 1;
+/// `binder_transaction`: a call or a reply was queued.
+pub const FAKEBINDER_EVENT_TRANSACTION: u32 = 1 << 2;
+/// `binder_transaction_received`: the receiver has a call or a reply.
+pub const FAKEBINDER_EVENT_RECEIVED: u32 = 1 << 3;
+/// What the newest drivers multicast by netlink (family `binder`, group `report`): a transaction
+/// failed, went to a frozen process, or is suspected to be spam.
+pub const FAKEBINDER_EVENT_REPORT: u32 = 1 << 4;
+/// `binder_alloc_page_start`: a page is about to be installed for the sender `pid`.
+pub const FAKEBINDER_EVENT_PAGE_START: u32 = 1 << 5;
+/// `binder_alloc_page_end`: it is installed, or could not be.
+pub const FAKEBINDER_EVENT_PAGE_END: u32 = 1 << 6;
+/// So many pages are installed in all.
+pub const FAKEBINDER_EVENT_PAGES: u32 = 1 << 7;
+/// Every kind.
+pub const FAKEBINDER_EVENTS_ALL: u32 = (1 << 8) - 1;
+
+/// Events that one ioctl copies at most.
+pub const FAKEBINDER_EVENTS_MAX: usize = 55;
+
+/// Argument of [`FAKEBINDER_EVENTS`].
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Clone, Copy)]
+pub struct fakebinder_events {
+    /// In: the kinds that are wanted. Another value than the last time begins anew; 0 ends it.
+    pub wanted: u32,
+    /// Out: how many of `events` count.
+    pub count: u32,
+    /// Out: how many more there have been, for which there was no room, since the last ioctl.
+    pub lost: u64,
+    /// Out: what happened, the earliest first.
+    pub events: [fakebinder_event; FAKEBINDER_EVENTS_MAX],
+}
+
+impl Default for fakebinder_events {
+    fn default() -> Self {
+        let events = [fakebinder_event::default(); FAKEBINDER_EVENTS_MAX];
+        Self { wanted: 0, count: 0, lost: 0, events }
+    }
+}
+
+/// Takes what has happened since the last time, in all contexts. Root, and the user who runs the
+/// daemon (EPERM). EINVAL: an unknown kind; EBUSY: so many open files listen that there is no room
+/// for another; ENOMEM: the daemon's memory budget is too small. Closing the file ends it.
+pub const FAKEBINDER_EVENTS: u32 = iowr::<fakebinder_events>(b'F', 10);
+
 const _: () = {
+    assert!(size_of::<fakebinder_event>() == 72);
+    assert!(size_of::<fakebinder_events>() == 3976);
     assert!(size_of::<fakebinder_attach>() == 24);
     assert!(size_of::<fakebinder_attach_name>() == 64);
     assert!(size_of::<fakebinder_slots>() == 256);
