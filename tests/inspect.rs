@@ -43,6 +43,18 @@ fn json(device: &Path, arguments: &[&str]) -> Value {
     serde_json::from_str(&answer(device, &arguments)).unwrap()
 }
 
+/// The rows of `procs`, once there are so many: a command's open file is released at leisure.
+#[track_caller]
+fn processes(device: &Path, count: usize) -> Vec<Value> {
+    let mut rows = Vec::new();
+    let as_many = || {
+        rows = json(device, &["procs"]).as_array().unwrap().clone();
+        rows.len() == count
+    };
+    assert!(wait_until(PATIENCE, as_many), "{}", answer(device, &["procs"]));
+    rows
+}
+
 /// Not a test: the context manager, of one thread. It takes a node from the first who calls, and
 /// calls that.
 #[test]
@@ -173,10 +185,7 @@ fn a_deadlock_is_logged_once_whoever_else_comes_to_wait_for_it() {
 fn processes_transactions_and_objects_are_shown() {
     on_doors(|target, _| {
         let deadlock = Deadlock::start(&target.path);
-        let rows = json(&target.path, &["procs"]);
-        let rows = rows.as_array().unwrap();
-        assert_eq!(rows.len(), 2, "{rows:?}");
-        for row in rows {
+        for row in processes(&target.path, 2) {
             assert!(deadlock.pids().iter().any(|pid| row["pid"] == *pid), "{row}");
             assert_eq!(row["queued"], 1, "{row}");
             assert_eq!((&row["waiting"], &row["free"]), (&1.into(), &0.into()), "{row}");
@@ -200,11 +209,14 @@ fn processes_transactions_and_objects_are_shown() {
         };
         // The manager's node, whose handle is no reference, and the other's.
         assert_eq!((all("nodes"), all("references"), all("buffers")), (2, 1, 2), "{state}");
-        let stats = answer(&target.path, &["stats"]);
-        assert!(stats.contains("2 open files, 2 threads, 2 transactions under way"), "{stats}");
+        let stats = || answer(&target.path, &["stats"]);
+        let held = || stats().contains("2 open files, 2 threads, 2 transactions under way");
+        assert!(wait_until(PATIENCE, held), "{}", stats());
+        let stats = stats();
         assert!(stats.contains("uid 0"), "{stats}");
         // For people: a heading and a line each.
-        assert_eq!(answer(&target.path, &["procs"]).lines().count(), 3);
+        let lines = || answer(&target.path, &["procs"]).lines().count();
+        assert!(wait_until(PATIENCE, || lines() == 3), "{}", lines());
         assert!(answer(&target.path, &["state"]).contains("context manager node"));
     });
 }
@@ -241,9 +253,7 @@ fn what_is_told_comes_out_of_the_daemons_memory_budget() {
     assert!(!output.status.success() && said.contains("has no room for events"), "{said}");
     // What it did take it has given back.
     for _ in 0..100 {
-        // The last command's open file may not be released yet.
-        let three = || json(&device, &["procs"]).as_array().unwrap().len() == 3;
-        assert!(wait_until(PATIENCE, three), "{}", answer(&device, &["procs"]));
+        processes(&device, 3);
     }
 }
 
@@ -327,7 +337,7 @@ fn what_is_wrong_is_said() {
     let shrunk = json(&device, &["shrink"]);
     assert!(shrunk["pages"].is_u64(), "{shrunk}");
     // Its own open file is not told of.
-    assert_eq!(json(&device, &["procs"]), Value::Array(Vec::new()));
+    processes(&device, 0);
 }
 
 /// `fakebinder` with these arguments, which listens from now on.
