@@ -126,7 +126,7 @@ pub(super) fn a_frozen_process_that_dumps_core_is_released(scene: &Scene) {
     client.write(acquire(0));
     client.write(request_death(0, 5));
     freeze(&client, &manager);
-    manager.signal(Signal::SIGQUIT);
+    manager.signal(Signal::SIGABRT);
     client.waits("NOOP DEAD_BINDER(5)");
 }
 
@@ -135,7 +135,7 @@ pub(super) fn a_process_that_dumps_core_answers_with_dead_reply(scene: &Scene) {
     let _directory = dumps_core(&manager);
     client.write(call(0));
     manager.receive();
-    manager.signal(Signal::SIGQUIT);
+    manager.signal(Signal::SIGABRT);
     client.waits("NOOP TRANSACTION_COMPLETE DEAD_REPLY");
 }
 
