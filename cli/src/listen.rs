@@ -1,6 +1,7 @@
 //! What the daemon's driver does, as it happens.
 
 use crate::ask::{Asked, Error, failed};
+use clap::Args;
 use fakebinder_client::uapi::{FAKEBINDER_EVENTS_MAX, fakebinder_event, fakebinder_events};
 use fakebinder_client::{Device, Errno};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -65,6 +66,22 @@ impl Events {
     }
 }
 
+/// How long to listen
+#[derive(Args, Debug)]
+pub struct Until {
+    /// End after so many seconds; without it, at Ctrl-C
+    #[arg(long, value_name = "N")]
+    seconds: Option<f64>,
+}
+
+impl Until {
+    /// The end, as the flag says. Errors: no number of seconds.
+    pub fn end(&self) -> Result<End, Box<dyn std::error::Error>> {
+        let after = self.seconds.map(Duration::try_from_secs_f64).transpose();
+        Ok(End::new(after.map_err(|error| format!("--seconds: {error}"))?)?)
+    }
+}
+
 /// When to stop listening: at Ctrl-C, or when the time is up.
 pub struct End {
     signals: SignalFd,
@@ -73,7 +90,7 @@ pub struct End {
 
 impl End {
     /// Ctrl-C and SIGTERM do nothing but this from now on.
-    pub fn new(after: Option<Duration>) -> nix::Result<End> {
+    fn new(after: Option<Duration>) -> nix::Result<End> {
         let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
         signals.thread_block()?;
         let at = after.and_then(|after| Instant::now().checked_add(after));

@@ -1,7 +1,7 @@
 //! Reports of transactions, as the newest kernel sends them by netlink.
 
 use crate::ask::Asked;
-use crate::listen::{End, Events};
+use crate::listen::{Events, Until};
 use clap::Args;
 use fakebinder::protocol::names::return_name;
 use fakebinder_client::uapi::{FAKEBINDER_EVENT_REPORT, TF_ONE_WAY, fakebinder_event};
@@ -9,7 +9,6 @@ use serde::Serialize;
 use std::collections::HashMap;
 use std::error::Error;
 use std::io::{self, Write};
-use std::time::Duration;
 
 /// Tell of transactions that fail, go to frozen processes, or are suspected to be spam, as it
 /// happens
@@ -18,9 +17,8 @@ use std::time::Duration;
 /// cannot register such a family, so they are asked for here.
 #[derive(Args, Debug)]
 pub struct Reports {
-    /// End after so many seconds; without it, at Ctrl-C
-    #[arg(long, value_name = "N")]
-    seconds: Option<f64>,
+    #[command(flatten)]
+    until: Until,
     #[command(flatten)]
     asked: Asked,
 }
@@ -81,8 +79,7 @@ impl Report {
 
 /// Prints a line for each report, until the end.
 pub fn run(wanted: &Reports) -> Result<(), Box<dyn Error>> {
-    let seconds = wanted.seconds.map(Duration::try_from_secs_f64).transpose();
-    let end = End::new(seconds.map_err(|error| format!("--seconds: {error}"))?)?;
+    let end = wanted.until.end()?;
     let mut events = Events::listen(&wanted.asked, FAKEBINDER_EVENT_REPORT)?;
     eprintln!("listening; Ctrl-C ends it");
     let mut contexts = HashMap::new();

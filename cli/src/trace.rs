@@ -4,7 +4,7 @@ mod perfetto;
 mod story;
 
 use crate::ask::Asked;
-use crate::listen::{End, Events};
+use crate::listen::{Events, Until};
 use clap::Args;
 use fakebinder_client::uapi::FAKEBINDER_EVENTS_ALL;
 use serde::Serialize;
@@ -13,7 +13,6 @@ use std::error::Error;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 use story::Story;
 
 /// Write what the driver does to a file that Perfetto's UI opens (ui.perfetto.dev)
@@ -22,9 +21,8 @@ pub struct Trace {
     /// The file
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
-    /// End after so many seconds; without it, at Ctrl-C
-    #[arg(long, value_name = "N")]
-    seconds: Option<f64>,
+    #[command(flatten)]
+    until: Until,
     /// What the codes of calls are called: a file with a code and a name in each line
     #[arg(long, value_name = "FILE")]
     names: Option<PathBuf>,
@@ -49,8 +47,7 @@ pub struct Counts {
 
 /// Writes a trace until the end, and says what it has.
 pub fn run(wanted: &Trace) -> Result<(), Box<dyn Error>> {
-    let seconds = wanted.seconds.map(Duration::try_from_secs_f64).transpose();
-    let end = End::new(seconds.map_err(|error| format!("--seconds: {error}"))?)?;
+    let end = wanted.until.end()?;
     let names = wanted.names.as_deref().map(names).transpose()?.unwrap_or_default();
     let failed = |error: std::io::Error| format!("{}: {error}", wanted.output.display());
     let mut events = Events::listen(&wanted.asked, FAKEBINDER_EVENTS_ALL)?;
