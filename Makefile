@@ -91,7 +91,8 @@ wrong-rules: deps ## breaks rules on purpose, one at a time, in a copy of the tr
 	@scripts/planted rules
 
 models: deps ## every order of steps of the page protocol and of deliveries, by a model checker
-	RUSTFLAGS='--cfg loom' cargo test --release --target-dir target/loom --test alloc_model --test delivery_model
+	RUSTC_WORKSPACE_WRAPPER='$(CURDIR)/scripts/with-loom' cargo test --release --no-default-features --features daemon \
+	  --config profile.release.package.fakebinder.codegen-units=16 --test alloc_model --test delivery_model
 
 planted-model: deps ## breaks rules of the page protocol on purpose: does the model check notice?
 	@scripts/planted model

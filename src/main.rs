@@ -7,6 +7,8 @@ mod daemon {
     pub mod background;
     pub mod doors;
     pub mod flags;
+    #[cfg(feature = "jemalloc")]
+    pub mod heap;
     pub mod logging;
     pub mod privileges;
 }
@@ -39,26 +41,6 @@ enum Event {
     /// A door was closed from outside (unmounted, say).
     Closed(String),
 }
-
-/// An allocator that gives free memory back to the machine little by little. glibc's keeps it, and
-/// where it is told not to (`malloc_trim`), every thread that wants memory waits until it has gone
-/// through all.
-#[global_allocator]
-static HEAP: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
-
-/// A string of C: the allocator finds its options by the name of a symbol.
-#[repr(transparent)]
-struct HeapOptions(*const std::ffi::c_char);
-
-// SAFETY: the string is a constant, and only read.
-unsafe impl Sync for HeapOptions {}
-
-/// Memory that was free for a second is given back, by a thread of the allocator's own, which is
-/// started when the daemon has given up what it does not need.
-#[unsafe(export_name = "_rjem_malloc_conf")]
-static HEAP_OPTIONS: HeapOptions = HeapOptions(
-    c"max_background_threads:1,dirty_decay_ms:1000,muzzy_decay_ms:0,thp:never".as_ptr(),
-);
 
 fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|first| first == KEEP_MOUNT) {
@@ -226,8 +208,8 @@ fn generate(folder: &Path) -> io::Result<()> {
 fn prepare() -> Result<(), String> {
     let raised = raise_descriptor_limit();
     give_up().map_err(|error| format!("giving up privileges: {error}"))?;
-    tikv_jemalloc_ctl::background_thread::write(true)
-        .map_err(|error| format!("starting the heap's thread: {error}"))?;
+    #[cfg(feature = "jemalloc")]
+    daemon::heap::start().map_err(|error| format!("starting the heap's thread: {error}"))?;
     raised.map_err(|error| format!("raising the limit of open files: {error}"))
 }
 

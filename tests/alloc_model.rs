@@ -1,7 +1,7 @@
 //! The states of a page, model-checked: the code of installers and shrinker, run through every
 //! interleaving of its locks and atomics with at most [`PREEMPTIONS`] preemptions.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test --release --target-dir target/loom --test alloc_model -- --nocapture`
+//! `make models`.
 //!
 //! `make planted-model` breaks a rule in a copy of the tree (`fuzz/planted`, the patches with a
 //! line `model:`), where the same scenes must then fail.

@@ -2,7 +2,7 @@
 //! `binder::copies` and `binder::outbox`, run through every interleaving of its locks and atomics
 //! with at most [`PREEMPTIONS`] preemptions.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test --release --target-dir target/loom --test delivery_model`
+//! `make models`.
 #![cfg(loom)]
 
 use fakebinder::binder::Carriers;
