@@ -10,7 +10,7 @@
 mod inject;
 mod latency;
 
-pub use inject::{Injector, Rule, Verb, inject_into_the_daemon};
+pub use inject::{Injector, Rule, Told, Verb, inject_into_the_daemon};
 pub use latency::InstallLatency;
 
 pub(crate) use inject::fault;

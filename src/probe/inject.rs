@@ -15,13 +15,22 @@
 //! then what happens to them (`delay=1ms`, `errno=NAME`; with neither, the verb's usual failure).
 //! Which calls the share hits depends on the seed and on the number of the call alone, not on time
 //! or on which thread makes it.
+//!
+//! The rules in force can be replaced while the daemon runs; all who have a copy of an injector go
+//! by the new ones.
+#![expect(
+    clippy::disallowed_types,
+    reason = "a leaf without a rank, which any lock may be held over"
+)]
+
+mod text;
 
 use crate::Errno;
+use parking_lot::RwLock;
 use rand_core::{RngCore, SeedableRng};
 use rand_xoshiro::SplitMix64;
 use std::cell::Cell;
-use std::str::FromStr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use std::{fmt, thread};
@@ -118,7 +127,21 @@ pub struct Rule {
     delay: Duration,
     errno: Option<Errno>,
     hook: Option<Hook>,
+    /// As it was written.
+    text: String,
     seen: Arc<AtomicU64>,
+    hit: Arc<AtomicU64>,
+}
+
+/// A rule in force, and what came of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// The rule.
+    pub rule: String,
+    /// How many calls it was about.
+    pub seen: u64,
+    /// How many of them it has hit.
+    pub hit: u64,
 }
 
 impl fmt::Debug for Rule {
@@ -143,7 +166,9 @@ impl Rule {
             delay: Duration::ZERO,
             errno: None,
             hook: None,
+            text: String::new(),
             seen: Arc::default(),
+            hit: Arc::default(),
         }
     }
 
@@ -176,6 +201,11 @@ impl Rule {
     /// between two steps of the allocator.
     pub fn hook(self, hook: impl Fn(u64) + Send + Sync + 'static) -> Self {
         Self { hook: Some(Arc::new(hook)), ..self }
+    }
+
+    /// What it is called when it is told of.
+    fn told_as(self, text: &str) -> Self {
+        Self { text: text.to_owned(), ..self }
     }
 
     /// Whether the rule hits this call, which is the `n`-th.
@@ -235,28 +265,78 @@ impl Drop for OnBehalf {
     }
 }
 
-/// The rules in force. The default has none, and costs nothing.
 #[derive(Debug, Default, Clone)]
-pub struct Injector {
+struct Rules {
     seed: u64,
     rules: Vec<Rule>,
 }
 
+#[derive(Debug, Default)]
+struct InForce {
+    /// Whether there are any.
+    any: AtomicBool,
+    rules: RwLock<Arc<Rules>>,
+}
+
+/// The rules in force, which all copies of it share. The default has none, and costs a look at one
+/// word.
+#[derive(Debug, Default, Clone)]
+pub struct Injector(Arc<InForce>);
+
 impl Injector {
-    /// No rules; chances are drawn from this seed.
-    pub fn seeded(seed: u64) -> Self {
-        Self { seed, rules: Vec::new() }
+    fn of(rules: Rules) -> Self {
+        let any = AtomicBool::new(!rules.rules.is_empty());
+        Self(Arc::new(InForce { any, rules: RwLock::new(Arc::new(rules)) }))
     }
 
-    /// The same rules, and this one.
-    pub fn with(mut self, rule: Rule) -> Self {
-        self.rules.push(rule);
-        self
+    /// No rules; chances are drawn from this seed.
+    pub fn seeded(seed: u64) -> Self {
+        Self::of(Rules { seed, rules: Vec::new() })
+    }
+
+    /// An injector of its own with the same rules, and this one.
+    pub fn with(self, rule: Rule) -> Self {
+        let mut rules = self.rules().as_ref().clone();
+        rules.rules.push(rule);
+        Self::of(rules)
+    }
+
+    fn rules(&self) -> Arc<Rules> {
+        self.0.rules.read().clone()
+    }
+
+    /// Has this injector, and all copies of it, go by the rules of another one.
+    pub fn replace_by(&self, other: &Injector) {
+        let rules = other.rules();
+        let any = !rules.rules.is_empty();
+        *self.0.rules.write() = rules;
+        self.0.any.store(any, Ordering::Release);
+    }
+
+    /// The rules in force, and what came of them.
+    pub fn told(&self) -> Vec<Told> {
+        let told = |rule: &Rule| Told {
+            rule: rule.text.clone(),
+            seen: rule.seen.load(Ordering::Relaxed),
+            hit: rule.hit.load(Ordering::Relaxed),
+        };
+        self.rules().rules.iter().map(told).collect()
     }
 
     /// Called before a verb is carried out: waits, fails, or does neither. The first rule that
     /// fails wins.
+    #[inline]
     pub(crate) fn at(&self, verb: Verb) -> Result<(), Errno> {
+        match self.0.any.load(Ordering::Acquire) {
+            true => self.rules().at(verb),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Rules {
+    #[cold]
+    fn at(&self, verb: Verb) -> Result<(), Errno> {
         let mut result = Ok(());
         let about =
             |rule: &Rule| rule.verb == verb && rule.pid.is_none_or(|pid| pid == SENDER.get());
@@ -265,6 +345,7 @@ impl Injector {
             if !rule.hits(n, random(self.seed, number as u64)) {
                 continue;
             }
+            rule.hit.fetch_add(1, Ordering::Relaxed);
             if let Some(hook) = &rule.hook {
                 crate::lock_order::as_another_thread(|| hook(n));
             }
@@ -274,94 +355,6 @@ impl Injector {
             result = result.and(rule.errno.map_or(Ok(()), Err));
         }
         result
-    }
-}
-
-const ERRNOS: [(&str, Errno); 18] = [
-    ("EAGAIN", Errno::EAGAIN),
-    ("EBADF", Errno::EBADF),
-    ("EBUSY", Errno::EBUSY),
-    ("EEXIST", Errno::EEXIST),
-    ("EFAULT", Errno::EFAULT),
-    ("EINTR", Errno::EINTR),
-    ("EINVAL", Errno::EINVAL),
-    ("EIO", Errno::EIO),
-    ("EMFILE", Errno::EMFILE),
-    ("ENFILE", Errno::ENFILE),
-    ("ENOBUFS", Errno::ENOBUFS),
-    ("ENODEV", Errno::ENODEV),
-    ("ENOENT", Errno::ENOENT),
-    ("ENOMEM", Errno::ENOMEM),
-    ("ENOSPC", Errno::ENOSPC),
-    ("ENXIO", Errno::ENXIO),
-    ("EPERM", Errno::EPERM),
-    ("ESRCH", Errno::ESRCH),
-];
-
-fn parse_errno(text: &str) -> Result<Errno, String> {
-    let named = ERRNOS.iter().find(|(name, _)| *name == text).map(|&(_, errno)| errno);
-    let numbered =
-        || text.parse().ok().map(Errno::from_raw).filter(|&errno| errno != Errno::UnknownErrno);
-    named
-        .or_else(numbered)
-        .ok_or_else(|| format!("no error '{text}': a name such as ENOMEM, or a number"))
-}
-
-fn parse_delay(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text)
-        .map_err(|error| format!("no delay '{text}': {error} (as in 50us, 1ms or 2s)"))
-}
-
-fn parse_rule(text: &str) -> Result<Rule, String> {
-    let mut parts = text.split(':');
-    let name = parts.next().unwrap_or_default();
-    let Some(&(_, verb)) = Verb::ALL.iter().find(|(known, _)| *known == name) else {
-        let known = Verb::ALL.map(|(name, _)| name).join(", ");
-        return Err(format!("nothing called '{name}' to inject into: {known}"));
-    };
-    let mut rule = Rule::new(verb);
-    for part in parts {
-        let (key, value) =
-            part.split_once('=').ok_or_else(|| format!("'{part}' is not KEY=VALUE"))?;
-        rule = match key {
-            "nth" => rule.nth(
-                value.parse().ok().filter(|&n| n > 0).ok_or(format!("no call number '{value}'"))?,
-            ),
-            "share" => {
-                let share: Option<f64> = value.parse().ok();
-                rule.share(
-                    share
-                        .filter(|s| (0.0..=1.0).contains(s))
-                        .ok_or(format!("no share '{value}': 0 to 1"))?,
-                )
-            }
-            "pid" => rule
-                .pid(value.parse().ok().filter(|&n| n > 0).ok_or(format!("no process '{value}'"))?),
-            "errno" => rule.fail(parse_errno(value)?),
-            "delay" => rule.delay(parse_delay(value)?),
-            _ => return Err(format!("a rule has no '{key}': nth, share, pid, errno, delay")),
-        };
-    }
-    if rule.errno.is_none() && rule.delay.is_zero() {
-        rule = rule.fail(verb.usual_errno());
-    }
-    Ok(rule)
-}
-
-impl FromStr for Injector {
-    type Err = String;
-
-    fn from_str(specification: &str) -> Result<Self, String> {
-        let mut injector = Injector::default();
-        for item in specification.split(',').map(str::trim).filter(|item| !item.is_empty()) {
-            match item.strip_prefix("seed=") {
-                Some(seed) => {
-                    injector.seed = seed.parse().map_err(|_| format!("no seed '{seed}'"))?
-                }
-                None => injector.rules.push(parse_rule(item)?),
-            }
-        }
-        Ok(injector)
     }
 }
 
@@ -409,6 +402,21 @@ mod tests {
         let always: Injector = "zap:pid=7".parse().expect("a specification");
         drop(OnBehalf::of(7));
         assert_eq!(always.at(Verb::Zap), Ok(()), "for nobody");
+    }
+
+    #[test]
+    fn rules_are_replaced_for_all_who_have_a_copy() {
+        let injector = Injector::default();
+        let copy = injector.clone();
+        assert_eq!(copy.at(Verb::Zap), Ok(()));
+        injector.replace_by(&"zap:nth=2:errno=EIO, mmap".parse().expect("a specification"));
+        let fails = [Verb::Zap, Verb::Zap, Verb::Mmap].map(|verb| copy.at(verb));
+        assert_eq!(fails, [Ok(()), Err(Errno::EIO), Err(Errno::ENOMEM)]);
+        let told = |rule: &str, seen, hit| Told { rule: rule.to_owned(), seen, hit };
+        assert_eq!(injector.told(), [told("zap:nth=2:errno=EIO", 2, 1), told("mmap", 1, 1)]);
+        copy.replace_by(&Injector::default());
+        assert_eq!(injector.at(Verb::Mmap), Ok(()));
+        assert!(injector.told().is_empty());
     }
 
     #[test]
