@@ -82,6 +82,7 @@ use crate::lock_order::rank;
 use crate::protocol::record::Put;
 use crate::quota::User;
 use crate::sync::Mutex;
+use crate::uapi::{FAKEBINDER_RECORD_CLOSE, FAKEBINDER_RECORD_OPEN};
 use crate::{Errno, alloc::Alloc};
 use copies::Subject;
 use deadlocks::Deadlocks;
@@ -402,6 +403,7 @@ impl Context {
         graph.processes.insert(id, ProcessInner::new(process.clone()));
         graph.by_pid.insert((pid, id));
         drop(graph);
+        process.record(FAKEBINDER_RECORD_OPEN, tid, &[]);
         process
     }
 
@@ -490,6 +492,11 @@ impl Process {
         self.due()
     }
 
+    /// The number of its context, which no other has.
+    pub fn context_number(&self) -> u64 {
+        self.context.number
+    }
+
     /// `binder_flush`: every blocked thread returns once.
     pub fn flush(self: &Arc<Self>) -> Due<'_> {
         self.context.locked(|graph| graph.flush(self.id));
@@ -499,6 +506,7 @@ impl Process {
     /// `binder_release`. Blocked reads are ended; nothing of the process remains but the memory of
     /// its buffers, which is freed with the last `Arc` of the process.
     pub fn release(self: &Arc<Self>) -> Due<'_> {
+        self.record(FAKEBINDER_RECORD_CLOSE, 0, &[]);
         let mut work = self.context.long_work();
         // A small process is released in one section: nobody sees half of that.
         let some_is_left = |graph: &mut Graph| {

@@ -172,6 +172,8 @@ pub struct Open {
     snapshot: Mutex<Option<Arc<control::SnapshotText>>, rank::Snapshot>,
     /// Who listens by FAKEBINDER_EVENTS.
     listener_of_events: Mutex<Option<Arc<control::EventListener>>, rank::Snapshot>,
+    /// Who records by FAKEBINDER_RECORD.
+    recorder: Mutex<Option<Arc<control::ClientRecorder>>, rank::Snapshot>,
     nonblock: bool,
     /// The daemon cannot reach the client's memory: the kernel must gather it.
     gathered: AtomicBool,
@@ -237,6 +239,7 @@ impl Device {
             listener: Mutex::new(None),
             snapshot: Mutex::new(None),
             listener_of_events: Mutex::new(None),
+            recorder: Mutex::new(None),
             nonblock: flags & libc::O_NONBLOCK as u32 != 0,
             gathered: AtomicBool::new(false),
             _held: (held, descriptors),

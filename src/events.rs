@@ -122,7 +122,8 @@ fn queue(kind: u32, event: fakebinder_event) {
     }
 }
 
-fn now() -> u64 {
+/// Nanoseconds of CLOCK_BOOTTIME.
+pub(crate) fn now() -> u64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }

@@ -27,7 +27,8 @@
 //!   allocator when it is made.
 //! - [`mod@client_log`], [`log_writer`]: what clients can have logged, and the thread that writes
 //!   the log.
-//! - [`events`]: what the driver does, event by event, for whoever listens.
+//! - [`events`], [`recorder`]: what the driver does, event by event, and what clients do, byte by
+//!   byte, for whoever listens.
 //! - [`client_mem`]: reading and writing the memory of a client.
 //! - [`quota`]: what one user may make the daemon hold.
 //! - [`shortage`]: what the daemon itself runs out of.
@@ -56,7 +57,7 @@
 //! - the buffer mutex of an allocator: the LRU, the page table, the pages that are to go.
 //!
 //! Under every other lock nothing is waited for. (The limits of the client log, the log's queue,
-//! the queues of events and the table of users are leaves without a rank, which may be taken under any.) The shrinker comes
+//! the queues of events, a recording and the table of users are leaves without a rank, which may be taken under any.) The shrinker comes
 //! from the other end, from the LRU: it only tries the mm and the buffer mutex, and skips a page
 //! whose locks are busy.
 //!
@@ -111,6 +112,8 @@ pub mod probe;
 pub mod protocol;
 #[cfg(feature = "daemon")]
 pub mod quota;
+#[cfg(feature = "daemon")]
+pub mod recorder;
 #[cfg(feature = "daemon")]
 pub mod shortage;
 #[cfg(feature = "daemon")]

@@ -2,58 +2,20 @@
 
 mod common;
 
+use common::asking::{answer, ask, end, json, listen, processes, text};
 use common::{
     Daemon, Door, Killed, PATIENCE, become_manager, on_doors, open, program, role, role_device,
     skip, unique_name, wait_until,
 };
 use fakebinder_client::{Call, Command as Write, Device, Object, Parcel, Reply, Thread};
-use nix::sys::signal::Signal;
-use nix::unistd::Pid;
 use serde_json::Value;
-use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 /// Nobody in particular.
 const ORDINARY: u32 = 65534;
-
-fn ask(device: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(program("fakebinder"));
-    command.args(arguments).arg("--device").arg(device);
-    command
-}
-
-fn text(output: &Output) -> String {
-    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-    format!("{}{}", text(&output.stdout), text(&output.stderr))
-}
-
-#[track_caller]
-fn answer(device: &Path, arguments: &[&str]) -> String {
-    let output = ask(device, arguments).output().unwrap();
-    assert!(output.status.success(), "{arguments:?}: {}", text(&output));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-#[track_caller]
-fn json(device: &Path, arguments: &[&str]) -> Value {
-    let arguments = [arguments, &["--json"]].concat();
-    serde_json::from_str(&answer(device, &arguments)).unwrap()
-}
-
-/// The rows of `procs`, once there are so many: a command's open file is released at leisure.
-#[track_caller]
-fn processes(device: &Path, count: usize) -> Vec<Value> {
-    let mut rows = Vec::new();
-    let as_many = || {
-        rows = json(device, &["procs"]).as_array().unwrap().clone();
-        rows.len() == count
-    };
-    assert!(wait_until(PATIENCE, as_many), "{}", answer(device, &["procs"]));
-    rows
-}
 
 /// Not a test: the context manager, of one thread. It takes a node from the first who calls, and
 /// calls that.
@@ -293,7 +255,7 @@ fn only_the_administrator_is_told() {
     }
     on_doors(|target, _| {
         let listening = [&["reports"][..], &["trace", "-o", "/dev/null"]];
-        let asking = ["stats", "procs", "transactions", "state", "graph", "shrink"];
+        let asking = ["stats", "procs", "transactions", "state", "graph", "shrink", "inject"];
         for command in asking.iter().map(std::slice::from_ref).chain(listening) {
             let output = ask(&target.path, command).uid(ORDINARY).gid(ORDINARY).output().unwrap();
             let said = text(&output);
@@ -302,6 +264,48 @@ fn only_the_administrator_is_told() {
                 "{said}"
             );
         }
+    });
+}
+
+#[test]
+fn faults_are_injected_into_a_running_daemon() {
+    on_doors(|target, _| {
+        let device = &target.path;
+        assert_eq!(answer(device, &["inject"]), "nothing is injected\n");
+        let sends = || {
+            let ping = Command::new(program("fb-ping"))
+                .arg("--device")
+                .arg(device)
+                .args(["-n", "20"])
+                .output();
+            let ping = ping.unwrap();
+            (ping.status.success(), text(&ping))
+        };
+        assert!(sends().0);
+        let told = answer(device, &["inject", "record:nth=3, alloc_page:errno=EIO"]);
+        assert_eq!(
+            told,
+            "record:nth=3: has hit 0 of 0 calls\nalloc_page:errno=EIO: has hit 0 of 0 calls\n"
+        );
+        let (succeeds, said) = sends();
+        assert!(!succeeds, "{said}");
+        let rules = json(device, &["inject"]);
+        assert!(
+            rules[0]["hit"].as_u64() == Some(1) && rules[0]["seen"].as_u64() >= Some(3),
+            "{rules}"
+        );
+        assert_eq!(rules[0]["rule"], "record:nth=3");
+        // Rules that are wrong leave those in force as they are.
+        let wrong = ask(device, &["inject", "zap:often=1"]).output().unwrap();
+        assert!(
+            !wrong.status.success() && text(&wrong).contains("a rule has no 'often'"),
+            "{}",
+            text(&wrong)
+        );
+        assert_eq!(json(device, &["inject"]).as_array().unwrap().len(), 2);
+        assert_eq!(answer(device, &["inject", "--off"]), "nothing is injected\n");
+        let (succeeds, said) = sends();
+        assert!(succeeds, "{said}");
     });
 }
 
@@ -338,25 +342,6 @@ fn what_is_wrong_is_said() {
     assert!(shrunk["pages"].is_u64(), "{shrunk}");
     // Its own open file is not told of.
     processes(&device, 0);
-}
-
-/// `fakebinder` with these arguments, which listens from now on.
-fn listen(device: &Path, arguments: &[&str]) -> Killed {
-    let mut command = ask(device, arguments);
-    let mut child = Killed(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
-    let mut line = String::new();
-    BufReader::new(child.0.stderr.as_mut().unwrap()).read_line(&mut line).unwrap();
-    assert!(line.ends_with("ing; Ctrl-C ends it\n"), "{line}");
-    child
-}
-
-/// Ends it as Ctrl-C does; returns what it has printed.
-fn end(mut child: Killed) -> String {
-    nix::sys::signal::kill(Pid::from_raw(child.0.id() as i32), Signal::SIGINT).unwrap();
-    let mut printed = String::new();
-    child.0.stdout.take().unwrap().read_to_string(&mut printed).unwrap();
-    assert!(child.0.wait().unwrap().success());
-    printed
 }
 
 /// Protobuf's tag of a field 1 that has a length.

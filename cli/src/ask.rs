@@ -43,6 +43,12 @@ pub enum Error {
     /// Others listen.
     #[error("{0}: so many listen to this daemon's events that there is no room for another")]
     Busy(PathBuf),
+    /// There is no room for a recording.
+    #[error("{0}: the daemon's memory budget has no room for a recording (16 MiB)")]
+    NoRoomToRecord(PathBuf),
+    /// Another records.
+    #[error("{0}: another command records already, and a daemon has one recording at a time")]
+    Recorded(PathBuf),
     /// It is no device of a daemon.
     #[error("{0} is no device of fakebinder's, or its daemon is older than this command")]
     NotOurs(PathBuf),

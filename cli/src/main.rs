@@ -4,7 +4,10 @@ mod ask;
 mod container_config;
 mod exec;
 mod graph;
+mod inject;
 mod listen;
+mod record;
+mod replay;
 mod reports;
 mod tables;
 mod top;
@@ -56,6 +59,9 @@ enum Command {
     Top(top::Top),
     Trace(trace::Trace),
     Reports(reports::Reports),
+    Record(record::Record),
+    Inject(inject::Inject),
+    Replay(replay::Replay),
     /// Have the daemon give back every page that no buffer uses
     Shrink(Asked),
     /// Write man pages and completions, for `make install`
@@ -88,6 +94,7 @@ fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
     match command {
         Command::ContainerConfig(wanted) => return Ok(container_config::run(&wanted)),
         Command::Exec(exec) => return Ok(exec::run(exec)),
+        Command::Replay(wanted) => return replay::run(&wanted),
         Command::Generate { folder } => {
             let mut command = Args::command().disable_help_subcommand(true);
             for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
@@ -130,6 +137,8 @@ fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
         Command::Top(top) => top::run(&top)?,
         Command::Trace(wanted) => trace::run(&wanted)?,
         Command::Reports(wanted) => reports::run(&wanted)?,
+        Command::Record(wanted) => record::run(&wanted)?,
+        Command::Inject(wanted) => inject::run(&wanted)?,
         Command::Shrink(asked) => {
             let device = asked.open()?;
             let pages =

@@ -373,6 +373,43 @@ impl Device {
         self.ioctl("FAKEBINDER_EVENTS", uapi::FAKEBINDER_EVENTS, events)
     }
 
+    /// Takes what clients of this device have done since the last time into `recording`; `wanted`
+    /// are `FAKEBINDER_RECORD_...`. Errors: EPERM for users other than root and the daemon's, EBUSY
+    /// when somebody else records, ENOMEM when the daemon's memory budget is too small, EINVAL from
+    /// another driver.
+    pub fn daemon_recording(
+        &self,
+        wanted: u32,
+        recording: &mut uapi::fakebinder_recording,
+    ) -> Result<()> {
+        recording.wanted = wanted;
+        self.ioctl("FAKEBINDER_RECORD", uapi::FAKEBINDER_RECORD, recording)
+    }
+
+    /// Tells fakebinder's daemon which faults to inject from now on (`rules`, as `fakebinderd
+    /// --inject` takes them), or asks it which it injects (None). The answer is the daemon's text:
+    /// the rules in force (`uapi::fakebinder_inject`), or why it does not take these. Errors: EPERM
+    /// for users other than root and the daemon's, EINVAL for rules that are too long and from
+    /// another driver.
+    pub fn daemon_inject(
+        &self,
+        rules: Option<&str>,
+    ) -> Result<std::result::Result<String, String>> {
+        let mut told = uapi::fakebinder_inject::default();
+        if let Some(rules) = rules {
+            told.state = 1;
+            told.length = rules.len() as u32;
+            let place = told.text.get_mut(..rules.len());
+            let place =
+                place.ok_or_else(|| Error::new(&self.path, "FAKEBINDER_INJECT", Errno::EINVAL))?;
+            place.copy_from_slice(rules.as_bytes());
+        }
+        self.ioctl("FAKEBINDER_INJECT", uapi::FAKEBINDER_INJECT, &mut told)?;
+        let text = told.text.get(..told.length as usize).unwrap_or_default();
+        let text = String::from_utf8_lossy(text).into_owned();
+        Ok(if told.state == 0 { Ok(text) } else { Err(text) })
+    }
+
     /// `BINDER_SET_IDLE_TIMEOUT`: EINVAL, as in the driver.
     pub fn set_idle_timeout(&self, nanoseconds: i64) -> Result<()> {
         let mut timeout = nanoseconds;

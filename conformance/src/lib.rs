@@ -11,6 +11,7 @@
 //! - `uring`: polling by io_uring
 //! - `runner`: each test in its own processes, with a time limit; TAP and JUnit
 //! - [`differ`]: random programs on two devices
+//! - [`session`]: what clients did elsewhere, as such a program
 //! - the rest: the tests, one noun of binder each
 
 #![deny(missing_docs)]
@@ -27,6 +28,7 @@ mod message;
 mod reads;
 mod runner;
 mod scene;
+pub mod session;
 mod thread;
 
 mod buffer;

@@ -35,6 +35,11 @@ impl Alloc {
         }
     }
 
+    /// Where the client has its mapping, and how many bytes, once that is known.
+    pub fn place(&self) -> Option<(u64, usize)> {
+        self.mapping.get().map(|mapping| (mapping.vm_start, mapping.buffer_size))
+    }
+
     /// The mapping; searched for in the client when the daemon was not told of it. ESRCH: there is
     /// none; other errors: whether there is one could not be found out.
     ///

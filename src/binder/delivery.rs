@@ -371,6 +371,7 @@ impl Delivery {
             self.tell_return(number);
         };
         returns_in(&self.bytes).for_each(count);
+        self.record_returns();
         if self.spawn_looper {
             count(uapi::BR_SPAWN_LOOPER);
         }

@@ -64,6 +64,8 @@ impl Process {
             }
         };
         section.leave();
+        let number = call.cmd.to_ne_bytes();
+        self.record(FAKEBINDER_RECORD_IOCTL, call.tid, &[&number, &call.arg]);
         if call.cmd == BINDER_FREEZE {
             return self.freeze(thread, call);
         }
@@ -96,6 +98,7 @@ impl Process {
             if without_memory {
                 return Some(Box::new(call));
             }
+            section.record_write_read(&data);
             let mut writer = Writer {
                 section: &mut section,
                 uid: call.uid,

@@ -111,6 +111,11 @@ impl<'a> Message<'a> {
         }
     }
 
+    /// The objects that were translated, each with its offset, as the sender wrote it.
+    pub fn objects(&self) -> impl ExactSizeIterator<Item = (u64, Object)> {
+        self.objects.iter().map(|object| (object.offset, object.original))
+    }
+
     /// What the translated objects hold; to be asked after a failure too.
     pub fn into_parts(self) -> (Vec<HeldRef>, Vec<Fixup>) {
         (self.held, self.fixups)

@@ -277,7 +277,9 @@ impl Sender<'_> {
             }
         }
         let mut message = Message::new(self, target, data, buffer, extra - context_size);
-        match message.fill() {
+        let filled = message.fill();
+        self.record_message(data, message.objects());
+        match filled {
             Ok(()) => {
                 let (held, fixups) = message.into_parts();
                 Ok(Filled {

@@ -190,6 +190,7 @@ impl Writer<'_, '_> {
             }
             let payload = self.take(commands, size)?;
             let command = Command::decode(number, payload).ok_or(Errno::EINVAL)?;
+            self.section.record_command(number, payload);
             self.carry_out(command, prepared.take())?;
             call.write_consumed = commands.next.wrapping_sub(call.write_buffer);
         }

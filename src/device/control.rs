@@ -4,17 +4,20 @@ use super::wire::Header;
 use super::{Hub, Open};
 use crate::events::{LISTENER_BYTES, Listener};
 use crate::memory::Memory;
+use crate::probe::{self, Injector};
 use crate::quota::What;
+use crate::recorder::{self, Recorder};
 use crate::snapshot::{self, Held, Snapshot, User};
 use crate::{Errno, uapi};
 use std::collections::HashMap;
 use std::sync::Arc;
 
 impl Open {
-    /// `FAKEBINDER_STATS`, `FAKEBINDER_RECLAIM`, `FAKEBINDER_SNAPSHOT` and `FAKEBINDER_EVENTS`;
-    /// `argument` is copied out. EPERM: the caller is neither root nor the user who runs the daemon;
-    /// EINVAL: another ioctl, or a bad argument; ENODATA: there is no snapshot to go on with;
-    /// ENOMEM: the budget is too small for one, or for events; EBUSY: enough listen to events.
+    /// `FAKEBINDER_STATS`, `FAKEBINDER_RECLAIM`, `FAKEBINDER_SNAPSHOT`, `FAKEBINDER_EVENTS`,
+    /// `FAKEBINDER_RECORD` and `FAKEBINDER_INJECT`; `argument` is copied out. EPERM: the caller is neither root nor the user
+    /// who runs the daemon; EINVAL: another ioctl, or a bad argument; ENODATA: there is no snapshot
+    /// to go on with; ENOMEM: the budget is too small for one, for events or for a recording; EBUSY:
+    /// enough listen to events, or somebody else records.
     pub(super) fn control_ioctl(
         &self,
         header: &Header,
@@ -26,6 +29,8 @@ impl Open {
             | uapi::FAKEBINDER_RECLAIM
             | uapi::FAKEBINDER_SNAPSHOT
             | uapi::FAKEBINDER_EVENTS
+            | uapi::FAKEBINDER_RECORD
+            | uapi::FAKEBINDER_INJECT
                 if header.uid != 0 && header.uid != nix::unistd::geteuid().as_raw() =>
             {
                 Err(Errno::EPERM)
@@ -51,6 +56,18 @@ impl Open {
                 argument.copy_from_slice(uapi::bytes_of(&asked));
                 Ok(())
             }
+            uapi::FAKEBINDER_RECORD => {
+                let mut asked = uapi::parse(argument).ok_or(Errno::EINVAL)?;
+                self.copy_recording(&mut asked)?;
+                argument.copy_from_slice(uapi::bytes_of(&asked));
+                Ok(())
+            }
+            uapi::FAKEBINDER_INJECT => {
+                let mut asked = uapi::parse(argument).ok_or(Errno::EINVAL)?;
+                inject(&self.hub.probes.inject, &mut asked)?;
+                argument.copy_from_slice(uapi::bytes_of(&asked));
+                Ok(())
+            }
             _ => Err(Errno::EINVAL),
         }
     }
@@ -68,6 +85,25 @@ impl Open {
             drop(listener);
             let (count, lost) = of_file.listener.take(&mut asked.events);
             (asked.count, asked.lost) = (count as u32, lost);
+        }
+        Ok(())
+    }
+
+    fn copy_recording(&self, asked: &mut uapi::fakebinder_recording) -> Result<(), Errno> {
+        let mut recorder = self.recorder.lock();
+        let before = recorder.take_if(|before| before.recorder.wanted() != asked.wanted);
+        if asked.wanted != 0 && recorder.is_none() {
+            // The one before makes room.
+            drop(before);
+            let context = self.process.context_number();
+            *recorder =
+                Some(Arc::new(ClientRecorder::new(&self.hub.memory, context, asked.wanted)?));
+        }
+        (asked.count, asked.full) = (0, 0);
+        if let Some(of_file) = recorder.clone() {
+            drop(recorder);
+            let (count, full) = of_file.recorder.take(&mut asked.bytes);
+            (asked.count, asked.full) = (count as u32, full.into());
         }
         Ok(())
     }
@@ -98,6 +134,33 @@ impl Open {
         }
         Ok(())
     }
+}
+
+/// Replaces the rules in force, if that is asked for, and tells them.
+fn inject(injector: &Injector, asked: &mut uapi::fakebinder_inject) -> Result<(), Errno> {
+    let text = asked.text.get(..asked.length as usize).ok_or(Errno::EINVAL)?;
+    let replaced = match asked.state {
+        0 => Ok(()),
+        1 => {
+            let rules = std::str::from_utf8(text).map_err(|_| Errno::EINVAL)?;
+            rules.parse().map(|rules: Injector| {
+                log::info!("faults are injected as told: {rules:?}");
+                injector.replace_by(&rules);
+            })
+        }
+        _ => return Err(Errno::EINVAL),
+    };
+    let (state, told) = match replaced {
+        Ok(()) => {
+            let line = |told: probe::Told| format!("{} {} {}\n", told.seen, told.hit, told.rule);
+            (0, injector.told().into_iter().map(line).collect())
+        }
+        Err(reason) => (Errno::EINVAL as u32, reason),
+    };
+    let count = told.len().min(asked.text.len());
+    asked.text[..count].copy_from_slice(&told.as_bytes()[..count]);
+    (asked.state, asked.length) = (state, count as u32);
+    Ok(())
 }
 
 /// A snapshot as text, until it has been copied. It comes out of the budget of memory: a client may
@@ -152,6 +215,27 @@ impl EventListener {
 impl Drop for EventListener {
     fn drop(&mut self) {
         self.memory.uncharge_bytes(LISTENER_BYTES);
+    }
+}
+
+/// Who records by an open file. What waits for the recorder comes out of the budget of memory.
+pub(super) struct ClientRecorder {
+    recorder: Recorder,
+    memory: Arc<Memory>,
+}
+
+impl ClientRecorder {
+    /// As [`Recorder::new`]; ENOMEM: the budget is too small.
+    fn new(memory: &Arc<Memory>, context: u64, wanted: u32) -> Result<ClientRecorder, Errno> {
+        let recorder = Recorder::new(context, wanted)?;
+        memory.charge_bytes(recorder::ROOM)?;
+        Ok(ClientRecorder { recorder, memory: memory.clone() })
+    }
+}
+
+impl Drop for ClientRecorder {
+    fn drop(&mut self) {
+        self.memory.uncharge_bytes(recorder::ROOM);
     }
 }
 

@@ -315,9 +315,110 @@ impl Default for fakebinder_events {
 /// for another; ENOMEM: the daemon's memory budget is too small. Closing the file ends it.
 pub const FAKEBINDER_EVENTS: u32 = iowr::<fakebinder_events>(b'F', 10);
 
+/// Bytes that one ioctl copies of a recording at most.
+pub const FAKEBINDER_RECORDING_MAX: usize = 3952;
+
+/// Argument of [`FAKEBINDER_RECORD`].
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Clone, Copy)]
+pub struct fakebinder_recording {
+    /// In: [`FAKEBINDER_RECORD_ON`], with others if they are wanted. Another value than the last
+    /// time begins anew; 0 ends it.
+    pub wanted: u32,
+    /// Out: how many of `bytes` count.
+    pub count: u32,
+    /// Out: 1 when there was no room for more: the recording ends with what was taken so far.
+    pub full: u32,
+    /// Must be 0.
+    pub reserved: u32,
+    /// Out: records, one behind the other, each a [`fakebinder_record`] and its body. A record may
+    /// begin in one ioctl and end in a later one.
+    pub bytes: [u8; FAKEBINDER_RECORDING_MAX],
+}
+
+impl Default for fakebinder_recording {
+    fn default() -> Self {
+        Self { wanted: 0, count: 0, full: 0, reserved: 0, bytes: [0; FAKEBINDER_RECORDING_MAX] }
+    }
+}
+
+/// Record what clients of this context do.
+pub const FAKEBINDER_RECORD_ON: u32 = 1;
+/// With the bytes that they send.
+pub const FAKEBINDER_RECORD_DATA: u32 = 1 << 1;
+
+/// What a client did, or was told. A body follows, as is said for each kind.
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Default, Clone, Copy)]
+pub struct fakebinder_record {
+    /// When, in nanoseconds of CLOCK_BOOTTIME.
+    pub at: u64,
+    /// The open file, by a number that no other has.
+    pub process: u64,
+    /// Bytes of the body.
+    pub length: u32,
+    /// What: one of the constants `FAKEBINDER_RECORD_...`.
+    pub kind: u32,
+    /// The process that has opened the file, as the daemon numbers it.
+    pub pid: i32,
+    /// The thread.
+    pub tid: i32,
+}
+
+/// The device is opened. No body.
+pub const FAKEBINDER_RECORD_OPEN: u32 = 1;
+/// The last descriptor of the open file is closed. No body.
+pub const FAKEBINDER_RECORD_CLOSE: u32 = 2;
+/// An ioctl other than BINDER_WRITE_READ begins: its number (32 bits), and its argument.
+pub const FAKEBINDER_RECORD_IOCTL: u32 = 3;
+/// A BINDER_WRITE_READ begins: its argument (`struct binder_write_read`).
+pub const FAKEBINDER_RECORD_WRITE_READ: u32 = 4;
+/// A command is about to be carried out: its number (32 bits), and its payload.
+pub const FAKEBINDER_RECORD_COMMAND: u32 = 5;
+/// What the transaction of the thread's last command says, as its sender wrote it: how many objects
+/// (32 bits), then for each its offset in the data and its length (64 bits each) and its bytes; then
+/// the data, if they are wanted.
+pub const FAKEBINDER_RECORD_MESSAGE: u32 = 6;
+/// Returns were given to the thread: where its process has mapped the device, and how many bytes
+/// (64 bits each; 0 as long as that is not known), then the returns.
+pub const FAKEBINDER_RECORD_RETURNS: u32 = 7;
+
+/// Takes what clients have done since the last time, in the context of this device. Root, and the
+/// user who runs the daemon (EPERM). EINVAL: an unknown flag; EBUSY: another open file records;
+/// ENOMEM: the daemon's memory budget is too small. Closing the file ends it.
+pub const FAKEBINDER_RECORD: u32 = iowr::<fakebinder_recording>(b'F', 11);
+
+/// Argument of [`FAKEBINDER_INJECT`].
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Debug, Clone, Copy)]
+pub struct fakebinder_inject {
+    /// In: 1 to replace the rules in force, 0 to ask for them. Out: 0, or the errno for which the
+    /// rules were not replaced, with the reason as the text.
+    pub state: u32,
+    /// In, and out: how many bytes of `text` count.
+    pub length: u32,
+    /// In: the new rules, as `fakebinderd --inject` takes them. Out: the rules in force, a line for
+    /// each: how many calls it was about, how many of them it has hit, and the rule, with spaces
+    /// between them; as many as there is room for.
+    pub text: [u8; 4000],
+}
+
+impl Default for fakebinder_inject {
+    fn default() -> Self {
+        Self { state: 0, length: 0, text: [0; 4000] }
+    }
+}
+
+/// Has the daemon's own work fail or take long, or says what does. Root, and the user who runs the
+/// daemon (EPERM). EINVAL: another state, or more text than there is room for.
+pub const FAKEBINDER_INJECT: u32 = iowr::<fakebinder_inject>(b'F', 12);
+
 const _: () = {
     assert!(size_of::<fakebinder_event>() == 72);
     assert!(size_of::<fakebinder_events>() == 3976);
+    assert!(size_of::<fakebinder_recording>() == 3968);
+    assert!(size_of::<fakebinder_record>() == 32);
+    assert!(size_of::<fakebinder_inject>() == 4008);
     assert!(size_of::<fakebinder_attach>() == 24);
     assert!(size_of::<fakebinder_attach_name>() == 64);
     assert!(size_of::<fakebinder_slots>() == 256);

@@ -8,6 +8,7 @@
 //! - `FAKEBINDER_BUILT=1`: the client programs are built already
 #![allow(dead_code, unused_imports, reason = "each test file uses a part of it")]
 
+pub mod asking;
 pub mod binderfs;
 pub mod bystanders;
 pub mod c_program;

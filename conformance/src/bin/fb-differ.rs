@@ -4,6 +4,7 @@ use clap::Parser;
 use fakebinder_conformance::differ::{
     Differ, Difference, Finding, Options, Outcome, Program, Recording, Right, Seed, Total, run,
 };
+use fakebinder_conformance::session::Session;
 use std::collections::BTreeSet;
 use std::io::Error;
 use std::path::{Path, PathBuf};
@@ -41,7 +42,7 @@ struct Args {
     /// Compare --device with what --record has written, with no --reference
     #[arg(long, value_name = "FILE", conflicts_with_all = ["reference", "record", "seed"])]
     against: Option<PathBuf>,
-    /// Run this program (one that --save has written), and no other
+    /// Run this program (one that --save or `fakebinder record` has written), and no other
     #[arg(long, value_name = "FILE")]
     replay: Option<PathBuf>,
     /// Write the programs that differ to this folder
@@ -95,9 +96,10 @@ fn must_open(devices: &[PathBuf]) -> std::io::Result<()> {
 /// Runs one program; returns whether the devices agree.
 fn replay(args: &Args, path: &Path) -> std::io::Result<bool> {
     let text = std::fs::read(path)?;
-    // The file was written by --save, or holds a program alone.
+    // The file was written by --save or by `fakebinder record`, or holds a program alone.
     let program: Program = serde_json::from_slice::<Difference>(&text)
         .map(|difference| difference.program)
+        .or_else(|_| serde_json::from_slice::<Session>(&text).map(|session| session.program))
         .or_else(|_| serde_json::from_slice(&text))?;
     let (reference, device) = (&args.reference[0], &args.device[0]);
     must_open(&[reference.clone(), device.clone()])?;

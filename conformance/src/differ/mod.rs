@@ -15,7 +15,7 @@ mod setup;
 mod shrink;
 mod workers;
 
-pub use program::{Act, Buffer, Part, Program, Send, Step, Twist, Write};
+pub use program::{Act, Buffer, Member, Part, Program, Send, Step, Twist, Write};
 pub use record::{Recording, Seed};
 pub use workers::{Finding, Options, Outcome, Right, Total, run};
 
@@ -72,7 +72,7 @@ impl Host {
         steps: usize,
     ) -> (Program, Transcript) {
         let mut program = Program::default();
-        let transcript = self.perform(|setup, lines| {
+        let transcript = self.perform(&Program::default(), |setup, lines| {
             let mut rng = generate::Rng::new(seed, number);
             for _ in 0..steps {
                 let step = generate::step(&mut rng, setup, unmap);
@@ -84,7 +84,7 @@ impl Host {
     }
 
     fn run(&mut self, program: &Program) -> Transcript {
-        self.perform(|setup, lines| {
+        self.perform(program, |setup, lines| {
             for step in &program.steps {
                 lines.push(setup.perform(step));
             }
@@ -93,13 +93,19 @@ impl Host {
 
     /// Runs a program. If it panics (a step hangs, a process dies), the transcript ends with that,
     /// and the next program gets new processes.
-    fn perform(&mut self, act: impl FnOnce(&mut Setup, &mut Vec<String>)) -> Transcript {
+    fn perform(
+        &mut self,
+        program: &Program,
+        act: impl FnOnce(&mut Setup, &mut Vec<String>),
+    ) -> Transcript {
         let mut transcript = Transcript::default();
-        let last = self.setup.take();
+        let last = self.setup.take_if(|setup| setup.is_for(program));
+        // Others make room, above all for another context manager.
+        self.setup = None;
         let ended = catch_unwind(AssertUnwindSafe(|| {
             let mut setup = match last {
                 Some(setup) => setup.again(),
-                None => Setup::new(&self.scene),
+                None => Setup::new(&self.scene, program),
             };
             act(&mut setup, &mut transcript.lines);
             transcript.reached = std::mem::take(&mut setup.reached);
@@ -158,6 +164,22 @@ impl Differ {
     pub fn shrink(&mut self, difference: Difference) -> Difference {
         shrink::shrink(self, difference)
     }
+}
+
+/// Runs a program on a device; returns what each of its steps gave, as far as it came. `patience`:
+/// how long a step may take.
+pub fn play(device: &Path, program: &Program, patience: Duration) -> Vec<String> {
+    // A step that fails panics, and is told of in the outcome.
+    std::panic::set_hook(Box::new(|_| {}));
+    let outcome = Host::new(device, patience).run(program).lines;
+    let _ = std::panic::take_hook();
+    outcome
+}
+
+/// The first step whose outcome is not the right one.
+pub fn compare_with(program: &Program, right: &[String], outcome: &[String]) -> Option<Difference> {
+    let transcript = |lines: &[String]| Transcript { lines: lines.to_vec(), ..Default::default() };
+    compare(program, &transcript(right), &transcript(outcome))
 }
 
 fn without_numbers(text: &str) -> String {

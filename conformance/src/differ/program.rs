@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// How many processes a program has; the first is the context manager.
+/// How many processes a random program has; the first is the context manager.
 pub(super) const PROCESSES: usize = 4;
 /// How many threads each of them has.
 pub(super) const THREADS: usize = 2;
@@ -17,8 +17,31 @@ pub(super) const MAPPING: u64 = 32 << 10;
 /// A whole program.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Program {
+    /// The processes. None: those of random programs, four that have mapped 32 KiB, with two threads
+    /// each, of which the first is the context manager.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub processes: Vec<Member>,
     /// The steps, one system call each (a kill waits until the driver is done with it).
     pub steps: Vec<Step>,
+}
+
+/// A process of a program: it has opened the device, and done nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// How many threads it has.
+    pub threads: usize,
+    /// How many bytes it maps; 0: it maps none.
+    pub mapping: u64,
+}
+
+impl Program {
+    /// The processes.
+    pub(super) fn cast(&self) -> Vec<Member> {
+        match self.processes.is_empty() {
+            true => vec![Member { threads: THREADS, mapping: MAPPING }; PROCESSES],
+            false => self.processes.clone(),
+        }
+    }
 }
 
 /// A step of one thread.
@@ -67,6 +90,15 @@ pub enum Act {
     FrozenInfo(usize),
     /// BINDER_SET_CONTEXT_MGR
     SetContextManager,
+    /// BINDER_SET_CONTEXT_MGR_EXT
+    SetContextManagerExt {
+        /// The node's identity.
+        ptr: u64,
+        /// The node's cookie.
+        cookie: u64,
+        /// The node's flags.
+        flags: u32,
+    },
     /// munmap(2) of the mapping
     Unmap,
     /// SIGKILL to the process
@@ -149,6 +181,8 @@ pub struct Send {
 pub enum Part {
     /// So many bytes.
     Bytes(usize),
+    /// These bytes, in hexadecimal digits.
+    Data(String),
     /// A node of the sender.
     Binder {
         /// The node's identity.
@@ -256,6 +290,7 @@ impl fmt::Display for Write {
                 for part in &send.parts {
                     match part {
                         Part::Bytes(count) => write!(f, " {count} bytes")?,
+                        Part::Data(digits) => write!(f, " {} bytes as given", digits.len() / 2)?,
                         Part::Binder { ptr, cookie, flags, weak } => write!(
                             f,
                             " {}binder({ptr},{cookie},{flags:#x})",

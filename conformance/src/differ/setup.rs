@@ -1,19 +1,19 @@
 //! The surroundings of a program: its processes on one device, and what they see, in words that
 //! mean the same on every device.
 
+mod received;
 mod words;
 mod write;
 
 use super::super::message::Batch;
-use super::super::scene::{Process, Reads, Received, Scene, Thread, in_words};
-use super::program::{Act, Buffer, MAPPING, PROCESSES, Step, THREADS, Write};
-use fakebinder_client::Object;
+use super::super::scene::{Process, Reads, Scene, Thread, in_words};
+use super::program::{Act, Buffer, Member, Program, Step, Write};
 use fakebinder_client::Return;
 use fakebinder_client::{Errno, uapi};
 use nix::unistd::Pid;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
-use words::{contents, file_name, kind, words};
+use words::{file_name, kind, words};
 
 /// The files that each process has for sending: both ends of so many pipes.
 const PIPES: usize = 2;
@@ -37,8 +37,9 @@ pub(super) struct Client {
     pub(super) dead: VecDeque<u64>,
     pub(super) freezes: VecDeque<u64>,
     /// For each thread, how many calls it has not answered, and how many calls of its own are open.
-    pub(super) serving: [usize; THREADS],
-    pub(super) calling: [usize; THREADS],
+    pub(super) serving: Vec<usize>,
+    pub(super) calling: Vec<usize>,
+    mapping: u64,
 }
 
 pub(super) struct Setup {
@@ -46,6 +47,11 @@ pub(super) struct Setup {
     witness: Process,
     last: Process,
     scene: Scene,
+    cast: Vec<Member>,
+    /// Whether the first process is the context manager from the beginning.
+    has_manager: bool,
+    /// Which process has become the context manager last.
+    manager: Option<usize>,
     pub(super) clients: Vec<Client>,
     /// For each of the kernel's names of a file, the name in the transcript.
     names: BTreeMap<String, String>,
@@ -56,8 +62,13 @@ pub(super) struct Setup {
 
 impl Client {
     /// A process with its pipes, which has not opened the device.
-    fn new(scene: &Scene, index: usize, names: &mut BTreeMap<String, String>) -> Client {
-        let process = scene.bare_with(THREADS, 0);
+    fn new(
+        scene: &Scene,
+        member: &Member,
+        index: usize,
+        names: &mut BTreeMap<String, String>,
+    ) -> Client {
+        let process = scene.bare_with(member.threads, 0);
         let mut files = Vec::new();
         for pipe in 0..PIPES {
             for fd in super::super::descriptor::pipe(&process) {
@@ -67,10 +78,11 @@ impl Client {
                 files.push(fd);
             }
         }
-        Client::around(process, files)
+        Client::around(process, files, member.mapping)
     }
 
-    fn around(process: Process, files: Vec<i32>) -> Client {
+    fn around(process: Process, files: Vec<i32>, mapping: u64) -> Client {
+        let threads = process.threads.len();
         Client {
             process,
             alive: true,
@@ -83,27 +95,30 @@ impl Client {
             undone: VecDeque::new(),
             dead: VecDeque::new(),
             freezes: VecDeque::new(),
-            serving: [0; THREADS],
-            calling: [0; THREADS],
+            serving: vec![0; threads],
+            calling: vec![0; threads],
+            mapping,
         }
     }
 
-    /// Opens and maps the device; the first process becomes the context manager.
-    fn enter(&self, index: usize, names: &mut BTreeMap<String, String>) {
+    /// Opens and maps the device, and becomes the context manager if it is to.
+    fn enter(&self, is_manager: bool, names: &mut BTreeMap<String, String>) {
         let process = &self.process;
         process.open();
-        process.map(MAPPING);
+        if self.mapping > 0 {
+            process.map(self.mapping);
+        }
         if let Some(name) = file_name(process.pid(), process.fd()) {
             names.entry(name).or_insert_with(|| "the device".to_owned());
         }
-        if index == 0 {
+        if is_manager {
             process.become_manager_with(uapi::FLAT_BINDER_FLAG_ACCEPTS_FDS);
         }
     }
 
     /// Gives back everything that a program has left the process with, except its pipes.
     fn leave(&self) {
-        if !self.unmapped {
+        if !self.unmapped && self.mapping > 0 {
             self.process.unmap();
         }
         self.process.close();
@@ -117,14 +132,20 @@ impl Client {
 }
 
 impl Setup {
-    /// All processes have opened and mapped the device; the first is the context manager.
-    pub(super) fn new(scene: &Scene) -> Setup {
+    /// All processes of a program have opened and mapped the device.
+    pub(super) fn new(scene: &Scene, program: &Program) -> Setup {
         let mut names = BTreeMap::new();
-        let clients = (0..PROCESSES).map(|index| Client::new(scene, index, &mut names)).collect();
+        let cast = program.cast();
+        let clients = cast.iter().enumerate();
+        let clients = clients.map(|(index, member)| Client::new(scene, member, index, &mut names));
+        let clients = clients.collect();
         let (witness, last) = (scene.bare(), scene.bare());
         witness.open();
         let mut setup = Setup {
             scene: scene.clone(),
+            cast,
+            has_manager: program.processes.is_empty(),
+            manager: None,
             witness,
             last,
             clients,
@@ -137,8 +158,9 @@ impl Setup {
     }
 
     fn enter(&mut self) {
+        self.manager = self.has_manager.then_some(0);
         for (index, client) in self.clients.iter().enumerate() {
-            client.enter(index, &mut self.names);
+            client.enter(self.has_manager && index == 0, &mut self.names);
         }
     }
 
@@ -154,16 +176,21 @@ impl Setup {
         self.names.retain(|_, name| name != "the device");
         self.reached.clear();
         self.step = 0;
-        for index in 0..PROCESSES {
+        for (index, member) in self.cast.iter().enumerate() {
             let client = self.clients.remove(0);
             self.clients.push(if client.alive {
-                Client::around(client.process, client.files)
+                Client::around(client.process, client.files, member.mapping)
             } else {
-                Client::new(&self.scene, index, &mut self.names)
+                Client::new(&self.scene, member, index, &mut self.names)
             });
         }
         self.enter();
         self
+    }
+
+    /// Whether the processes are those of a program.
+    pub(super) fn is_for(&self, program: &Program) -> bool {
+        self.cast == program.cast() && self.has_manager == program.processes.is_empty()
     }
 
     /// Whether the driver knows no open file of this process.
@@ -185,7 +212,8 @@ impl Setup {
     /// Performs a step, and returns its outcome.
     pub(super) fn perform(&mut self, step: &Step) -> String {
         self.step += 1;
-        let (index, thread) = (step.process % PROCESSES, step.thread % THREADS);
+        let index = step.process % self.clients.len();
+        let thread = step.thread % self.cast[index].threads;
         if !self.clients[index].alive {
             return "is dead".to_owned();
         }
@@ -225,7 +253,7 @@ impl Setup {
                 &[],
             ),
             Act::Freeze { process, enable } => {
-                let target = process % PROCESSES;
+                let target = process % self.clients.len();
                 let pid = self.clients[target].process.pid() as u32;
                 let result =
                     handle.ioctl_words(uapi::BINDER_FREEZE, &mut [pid, u32::from(*enable), 0]);
@@ -235,14 +263,18 @@ impl Setup {
                 words(result, &[])
             }
             Act::FrozenInfo(process) => {
-                let pid = self.clients[process % PROCESSES].process.pid() as u32;
+                let pid = self.clients[process % self.clients.len()].process.pid() as u32;
                 let mut got = [pid, 0, 0];
                 let result = handle.ioctl_words(uapi::BINDER_GET_FROZEN_INFO, &mut got);
                 words(result, &got[1..])
             }
-            Act::SetContextManager => {
-                words(handle.ioctl_words(uapi::BINDER_SET_CONTEXT_MGR, &mut [0]), &[])
-            }
+            Act::SetContextManager => self.set_context_manager(index, || {
+                handle.ioctl_words(uapi::BINDER_SET_CONTEXT_MGR, &mut [0])
+            }),
+            Act::SetContextManagerExt { ptr, cookie, flags } => self
+                .set_context_manager(index, || {
+                    handle.set_context_manager_ext(*ptr, *cookie, *flags)
+                }),
             Act::Unmap => {
                 if std::mem::replace(&mut self.clients[index].unmapped, true) {
                     "is unmapped".to_owned()
@@ -262,6 +294,26 @@ impl Setup {
         let outcome: String = text.chars().filter(|c| !c.is_ascii_digit()).collect();
         self.reach(index, thread, name, &outcome);
         text
+    }
+
+    /// The manager of the program before may not be gone yet: this one's is waited for.
+    fn set_context_manager(
+        &mut self,
+        index: usize,
+        set: impl Fn() -> Result<i64, Errno>,
+    ) -> String {
+        let has_one = self.manager.is_some_and(|manager| self.clients[manager].alive);
+        let mut result = set();
+        if !has_one && result == Err(Errno::EBUSY) {
+            self.witness.until("the last context manager to go", || {
+                result = set();
+                result != Err(Errno::EBUSY)
+            });
+        }
+        if result.is_ok() {
+            self.manager = Some(index);
+        }
+        words(result, &[])
     }
 
     fn reach(&mut self, index: usize, thread: usize, what: &str, outcome: &str) {
@@ -370,96 +422,6 @@ impl Setup {
             }
             text.push_str(&in_words(what));
             self.reach(index, thread, what.name(), "read");
-        }
-    }
-
-    fn transaction(&mut self, index: usize, handle: &Thread, got: &Received, text: &mut String) {
-        let t = &got.transaction;
-        let sender = self.clients.iter().position(|client| client.process.pid() == t.sender_pid);
-        let sender = match (sender, t.sender_pid) {
-            (Some(index), _) => format!("p{index}"),
-            (None, 0) => "nobody".to_owned(),
-            (None, pid) => format!("pid {pid}"),
-        };
-        let _ = write!(
-            text,
-            "(node {},{} code {} flags {:#x} from {sender} uid {} at {} size {} offsets {:?} at +{}",
-            t.target,
-            t.cookie,
-            t.code,
-            t.flags,
-            t.sender_euid,
-            got.at,
-            t.data_size,
-            got.offsets,
-            t.offsets.wrapping_sub(t.buffer),
-        );
-        if !got.readable {
-            text.push_str(", unreadable)");
-            return;
-        }
-        let start = handle.start();
-        let mut plain = got.data.clone();
-        let mut buffers = BTreeMap::new();
-        for (number, &offset) in got.offsets.iter().enumerate() {
-            let object = got.data.get(offset as usize..).and_then(Object::decode);
-            let Some(object) = object else {
-                text.push_str(", no object");
-                continue;
-            };
-            let end = (offset as usize + object.size()).min(plain.len());
-            plain[offset as usize..end].fill(0);
-            match object {
-                Object::Handle { handle, .. } | Object::WeakHandle { handle, .. } => {
-                    self.clients[index].handles.insert(handle);
-                    let _ = write!(text, ", {object:?}");
-                }
-                Object::Fd { fd, cookie } => {
-                    let _ = write!(text, ", Fd {} {cookie}", self.file(handle, fd as i32));
-                }
-                Object::Buffer { buffer, length, flags, parent, parent_offset } => {
-                    let at = buffer.wrapping_sub(start);
-                    let _ =
-                        write!(text, ", Buffer at {at} {length} {flags} {parent}+{parent_offset}");
-                    match handle.peek(buffer, (length as usize).min(1 << 20)) {
-                        Ok(bytes) => {
-                            buffers.insert(number as u64, bytes);
-                        }
-                        Err(errno) => {
-                            let _ = write!(text, " {errno:?}");
-                        }
-                    }
-                }
-                Object::FdArray { num_fds, parent, parent_offset } => {
-                    let _ = write!(text, ", FdArray {num_fds} {parent}+{parent_offset} =");
-                    for number in 0..num_fds.min(64) as usize {
-                        let at = parent_offset as usize + number * 4;
-                        if let Some(four) = buffers
-                            .get_mut(&parent)
-                            .and_then(|bytes: &mut Vec<u8>| bytes.get_mut(at..at + 4))
-                        {
-                            let fd = i32::from_ne_bytes([four[0], four[1], four[2], four[3]]);
-                            four.fill(0);
-                            let _ = write!(text, " {}", self.file(handle, fd));
-                        }
-                    }
-                }
-                other => {
-                    let _ = write!(text, ", {other:?}");
-                }
-            }
-        }
-        for (number, bytes) in buffers {
-            let _ = write!(text, ", buffer {number} = {}", contents(&bytes, start));
-        }
-        let _ = write!(text, ", data {})", contents(&plain, start));
-    }
-
-    /// The transcript's name for the file behind a descriptor of a process.
-    fn file(&self, thread: &Thread, fd: i32) -> String {
-        match file_name(thread.pid(), fd) {
-            None => "none".to_owned(),
-            Some(name) => self.names.get(&name).cloned().unwrap_or(name),
         }
     }
 }

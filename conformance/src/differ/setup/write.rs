@@ -48,6 +48,7 @@ impl Setup {
         let file = |number: usize| client.files[number % client.files.len()];
         for part in &send.parts {
             message = match *part {
+                Part::Data(ref digits) => message.data(&bytes_of(digits)),
                 Part::Bytes(count) => {
                     let salt = self.step + count;
                     let bytes: Vec<u8> = (0..count).map(|i| (i * 31 + salt) as u8).collect();
@@ -105,4 +106,11 @@ impl Setup {
         }
         message
     }
+}
+
+/// The bytes of hexadecimal digits, as far as they are some.
+fn bytes_of(digits: &str) -> Vec<u8> {
+    let pairs = digits.as_bytes().chunks(2);
+    let byte = |pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    pairs.map_while(byte).collect()
 }
