@@ -52,6 +52,8 @@ use self::reply::{CopyOut, IoctlReply};
 use self::retry::Step;
 use self::security_context::SecurityContexts;
 use self::session::Responder;
+use self::tracers::Tracers;
+pub use self::tracers::TracingProcess;
 use self::wire::{Header, Ioctl};
 use crate::alloc::Alloc;
 use crate::binder::copies::{Place, Subject, Turn};
@@ -94,6 +96,8 @@ pub struct HubConfig {
     pub probes: Probes,
     /// Clients that have no other way for descriptors are not given any by stopping their threads.
     pub never_trace: bool,
+    /// Who stops threads with seccomp filters, which a daemon with filters of its own cannot.
+    pub tracing: Option<Arc<TracingProcess>>,
 }
 
 impl Hub {
@@ -109,8 +113,8 @@ impl Hub {
         let binder = Binder::with_carriers(timers, carriers.clone(), Limits::default());
         carriers.attend(&binder)?;
         let quotas = Quotas::new(&memory, config.user_limits);
-        let clients =
-            Clients::start(carriers, config.security_contexts, quotas, !config.never_trace)?;
+        let tracers = (!config.never_trace).then(|| Tracers::new(config.tracing));
+        let clients = Clients::start(carriers, config.security_contexts, quotas, tracers)?;
         let (probes, kept_maps) = (config.probes, Arc::default());
         let _first = binder.clone();
         Ok(Arc::new(Hub { binder, _first, clients, memory, probes, kept_maps }))

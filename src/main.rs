@@ -6,6 +6,7 @@
 mod daemon {
     pub mod background;
     pub mod doors;
+    pub mod filter;
     pub mod flags;
     #[cfg(feature = "jemalloc")]
     pub mod heap;
@@ -16,12 +17,14 @@ mod daemon {
 use clap::{CommandFactory, Parser};
 use clap_complete::Shell;
 use daemon::background::{daemonize, ready};
-use daemon::doors::open_doors;
+use daemon::doors::{Opened, open_doors};
+use daemon::filter;
 use daemon::flags::Options;
 use daemon::logging::{log_filters, log_to_standard_error};
 use daemon::privileges::give_up;
 use fakebinder::device::mounting::{KEEP_MOUNT, keep_mount};
-use fakebinder::device::{Hub, HubConfig};
+use fakebinder::device::uring::Transport;
+use fakebinder::device::{Hub, HubConfig, TracingProcess};
 use fakebinder::log_writer;
 use fakebinder::memory::{self, Memory, MemoryConfig};
 use fakebinder::probe::{InstallLatency, Probes, inject_into_the_daemon};
@@ -68,7 +71,8 @@ fn main() -> ExitCode {
     // before `main`.)
     let _ = nix::sys::prctl::set_thp_disable(true);
     // The parent of a daemon in the background leaves both to its child.
-    let prepared = if options.daemonize { Ok(()) } else { prepare() };
+    let mut tracing = None;
+    let prepared = if options.daemonize { Ok(()) } else { prepare(&options, &mut tracing) };
     let filters = log_filters(std::env::var("RUST_LOG").ok().as_deref(), options.verbose);
     let drain = match log_to_standard_error(&filters) {
         Ok(drain) => drain,
@@ -82,7 +86,7 @@ fn main() -> ExitCode {
     }
     let result = match options.daemonize {
         true => daemonize(&options),
-        false => run(&options, &drain),
+        false => run(&options, tracing, &drain),
     };
     drop(drain);
     match result {
@@ -94,7 +98,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(options: &Options, log: &log_writer::Drain) -> Result<(), Box<dyn Error>> {
+fn run(
+    options: &Options,
+    tracing: Option<TracingProcess>,
+    log: &log_writer::Drain,
+) -> Result<(), Box<dyn Error>> {
     if options.detached {
         nix::unistd::setsid()?;
         std::env::set_current_dir("/")?;
@@ -127,7 +135,8 @@ fn run(options: &Options, log: &log_writer::Drain) -> Result<(), Box<dyn Error>>
     };
     let security_contexts = options.security_context.clone().unwrap_or_default();
     let (user_limits, never_trace) = (user_limits(options, page_budget), options.never_trace);
-    let config = HubConfig { security_contexts, user_limits, probes, never_trace };
+    let tracing = tracing.map(Arc::new);
+    let config = HubConfig { security_contexts, user_limits, probes, never_trace, tracing };
     let hub = Hub::with(memory, config)?;
     let closed = {
         let tell = tell.clone();
@@ -141,6 +150,7 @@ fn run(options: &Options, log: &log_writer::Drain) -> Result<(), Box<dyn Error>>
             }
         }
     })?;
+    limit_system_calls(options, &opened);
     // A script that waits for that line may then read what the doors have logged before it.
     log.wait();
     ready();
@@ -167,6 +177,22 @@ fn run(options: &Options, log: &log_writer::Drain) -> Result<(), Box<dyn Error>>
         write!(file, "{latency}")?;
     }
     result
+}
+
+/// From here on, no thread may make other system calls than those that serving takes.
+fn limit_system_calls(options: &Options, opened: &Opened) {
+    if options.no_seccomp {
+        return;
+    }
+    if opened.take_a_program_to_close() {
+        return log::info!(
+            "there is no seccomp filter: fusermount3, which is to unmount, could not be started under it"
+        );
+    }
+    let needs = filter::Needs { io_uring: options.transport != Transport::Read };
+    if let Err(error) = filter::install(needs) {
+        log::warn!("there is no seccomp filter, the daemon may make every system call: {error}");
+    }
 }
 
 /// Three quarters of the control group's memory limit, or half of the memory that the machine has
@@ -205,9 +231,14 @@ fn generate(folder: &Path) -> io::Result<()> {
 }
 
 /// What comes before the first thread, that of the log. The error is for the log.
-fn prepare() -> Result<(), String> {
+fn prepare(options: &Options, tracing: &mut Option<TracingProcess>) -> Result<(), String> {
     let raised = raise_descriptor_limit();
     give_up().map_err(|error| format!("giving up privileges: {error}"))?;
+    if !options.never_trace && !options.no_seccomp {
+        // SAFETY: no thread was started yet; the heap's and the log's are next.
+        let started = unsafe { TracingProcess::start() };
+        *tracing = started.map_err(|error| format!("starting the tracing process: {error}"))?;
+    }
     #[cfg(feature = "jemalloc")]
     daemon::heap::start().map_err(|error| format!("starting the heap's thread: {error}"))?;
     raised.map_err(|error| format!("raising the limit of open files: {error}"))

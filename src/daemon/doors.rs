@@ -31,6 +31,11 @@ impl Opened {
     pub fn doors(&self) -> usize {
         self.cuse + self.mounts.len()
     }
+
+    /// Whether a program has to be started to close one of them.
+    pub fn take_a_program_to_close(&self) -> bool {
+        self.mounts.iter().any(|(_, mount)| matches!(mount.by, MountedBy::Fusermount { .. }))
+    }
 }
 
 /// A daemon's doors while they are being opened.

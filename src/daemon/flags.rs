@@ -87,6 +87,11 @@ pub struct Options {
     #[arg(long)]
     pub never_trace: bool,
 
+    /// Serve without the seccomp filter, by which the daemon's threads may make no system calls but
+    /// those that serving takes (SECURITY.md has the list)
+    #[arg(long)]
+    pub no_seccomp: bool,
+
     /// Stay in the foreground, and log to standard error (the default)
     #[arg(long, conflicts_with = "daemonize")]
     pub foreground: bool,

@@ -145,7 +145,7 @@ impl Clients {
         carriers: Arc<dyn Carriers>,
         security_contexts: SecurityContexts,
         quotas: Quotas,
-        may_trace: bool,
+        tracers: Option<Tracers>,
     ) -> std::io::Result<Arc<Clients>> {
         // A quarter of the daemon's descriptors may be those of watched threads.
         let threads = Threads::start(most_taken() / 2)?;
@@ -157,7 +157,7 @@ impl Clients {
             taken: AtomicUsize::new(0),
             security_contexts,
             quotas,
-            tracers: may_trace.then(Arc::default),
+            tracers: tracers.map(Arc::new),
         }))
     }
 

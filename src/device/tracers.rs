@@ -16,11 +16,18 @@
 //! a while, and with it the seizure: the client never stops, and the ioctl is called again.
 //!
 //! Their number is bounded: for each process, for each user, and in all.
+//!
+//! A thread with seccomp filters is stopped by another process of the daemon's ([`TracingProcess`]),
+//! if there is one.
+
+mod aside;
+
+pub use aside::TracingProcess;
 
 use super::client::{errno, numbers};
 use super::placing::Place;
 use super::taken_file::taken_descriptors;
-use super::tracee::Tracee;
+use super::tracee::{IS_KNOWN, Tracee};
 use crate::binder::{File, HeldThread};
 use crate::client_mem::ClientMemory;
 use crate::lock_order::{assert_nothing_held, rank};
@@ -28,7 +35,7 @@ use crate::sync::Mutex;
 use crate::{Errno, uapi};
 use std::collections::HashMap;
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::time::Duration;
@@ -57,6 +64,8 @@ pub struct Subject {
 /// The threads of the daemon that stop threads of clients, as [the module](self) says.
 #[derive(Default)]
 pub struct Tracers {
+    /// For threads with seccomp filters. None: they are stopped as others are.
+    aside: Option<Arc<TracingProcess>>,
     state: Mutex<State, rank::Tracers>,
 }
 
@@ -106,7 +115,16 @@ struct Job {
 
 enum Order {
     Install { files: Vec<Arc<dyn File>>, answer: SyncSender<Result<Vec<i32>, Errno>> },
-    Finish { result: Result<i32, Errno>, argument: Vec<u8>, closing: Vec<i32> },
+    Finish(Finish),
+}
+
+/// How a thread's ioctl ends.
+#[derive(Debug, PartialEq, Eq)]
+struct Finish {
+    result: Result<i32, Errno>,
+    argument: Vec<u8>,
+    /// What is closed before.
+    closing: Vec<i32>,
 }
 
 /// A thread of a client that will stop, or has stopped, at the end of its ioctl.
@@ -126,11 +144,16 @@ impl HeldThread for Held {
 
     fn finish(self: Box<Self>, result: Result<i32, Errno>, argument: &[u8], closing: &[i32]) {
         let (argument, closing) = (argument.to_vec(), closing.to_vec());
-        let _ = self.orders.send(Order::Finish { result, argument, closing });
+        let _ = self.orders.send(Order::Finish(Finish { result, argument, closing }));
     }
 }
 
 impl Tracers {
+    /// No threads yet.
+    pub fn new(aside: Option<Arc<TracingProcess>>) -> Tracers {
+        Tracers { aside, state: Mutex::default() }
+    }
+
     /// Seizes a thread, whose ioctl is to be ended next. The descriptors in `closing` are closed in
     /// the client before the thread goes on, in any case.
     ///
@@ -182,7 +205,7 @@ impl Tracers {
     fn run(self: Arc<Self>, first: Job) {
         let mut next = Some(first);
         while let Some(job) = next.take() {
-            if !job.carry_out() {
+            if !job.carry_out(self.aside.as_deref()) {
                 return;
             }
             let (idle, jobs) = sync_channel(1);
@@ -208,8 +231,13 @@ impl Tracers {
 
 impl Job {
     /// False: the client's thread is not released, so this thread of the daemon must end.
-    fn carry_out(self) -> bool {
-        let mut tracee = match self.seize() {
+    fn carry_out(self, aside: Option<&TracingProcess>) -> bool {
+        let is_filtered = self.subject.is_filtered();
+        if let Some(aside) = aside.filter(|_| is_filtered == Ok(true)) {
+            aside.carry_out(self);
+            return true;
+        }
+        let mut tracee = match is_filtered.and_then(|it| self.subject.trace(it)) {
             Ok(tracee) => tracee,
             Err(errno) => {
                 let _ = self.ready.send(Err(errno));
@@ -218,46 +246,77 @@ impl Job {
             }
         };
         let _ = self.ready.send(Ok(()));
-        let stopped = tracee.stop(uapi::BINDER_WRITE_READ, PATIENCE);
-        let (tid, pidfd) = (self.subject.tid, self.subject.pidfd.clone());
-        let mut place = Place { tracee: &mut tracee, tid, pidfd: pidfd.as_fd() };
-        // Descriptors that were installed, and of which the client has not been told.
-        let mut untold = Vec::new();
+        let mut holding = Holding::stop(&mut tracee, &self.subject);
         while let Ok(order) = self.orders.recv() {
             match order {
                 Order::Install { files, answer } => {
-                    let installed = stopped
-                        .and_then(|()| taken_descriptors(&files))
-                        .and_then(|descriptors| place.install(&descriptors));
-                    untold.extend(installed.iter().flatten());
-                    let _ = answer.send(installed);
+                    let files = taken_descriptors(&files);
+                    let _ = answer.send(files.and_then(|files| holding.install(&files)));
                 }
-                Order::Finish { result, argument, closing } => {
-                    untold.clear();
-                    place.close(&closing);
-                    let address = place.tracee.argument();
-                    let told = address.and_then(|at| place.tracee.memory().write(at, &argument));
-                    let result = told.and(result);
-                    place.tracee.set_result(result.map_or_else(|it| -(it as i64), i64::from));
+                Order::Finish(finish) => {
+                    holding.finish(finish);
                     break;
                 }
             }
         }
-        place.close(&untold);
-        place.close(&self.closing);
+        holding.end(&self.closing);
         tracee.release()
     }
+}
 
-    fn seize(&self) -> Result<Tracee, Errno> {
-        let Subject { pid, tid, .. } = self.subject;
-        let status = fs::read_to_string(format!("/proc/{tid}/status"));
-        let status = status.map_err(errno)?;
+/// A thread of a client that is to stop at the end of its ioctl, and what it was given there.
+struct Holding<'a> {
+    place: Place<'a>,
+    stopped: Result<(), Errno>,
+    /// Descriptors that were installed, and of which the client has not been told.
+    untold: Vec<i32>,
+}
+
+impl<'a> Holding<'a> {
+    /// Waits for the stop.
+    fn stop(tracee: &'a mut Tracee, subject: &'a Subject) -> Holding<'a> {
+        let stopped = tracee.stop(uapi::BINDER_WRITE_READ, PATIENCE);
+        let place = Place { tracee, tid: subject.tid, pidfd: subject.pidfd.as_fd() };
+        Holding { place, stopped, untold: Vec::new() }
+    }
+
+    fn install(&mut self, files: &[RawFd]) -> Result<Vec<i32>, Errno> {
+        let installed = self.stopped.and_then(|()| self.place.install(files));
+        self.untold.extend(installed.iter().flatten());
+        installed
+    }
+
+    fn finish(&mut self, finish: Finish) {
+        self.untold.clear();
+        self.place.close(&finish.closing);
+        let tracee = &mut *self.place.tracee;
+        let told = tracee.argument().and_then(|at| tracee.memory().write(at, &finish.argument));
+        let result = told.and(finish.result);
+        tracee.set_result(result.map_or_else(|it| -(it as i64), i64::from));
+    }
+
+    /// Closes what the client was not told of, and `closing`.
+    fn end(mut self, closing: &[i32]) {
+        let untold = std::mem::take(&mut self.untold);
+        self.place.close(&untold);
+        self.place.close(closing);
+    }
+}
+
+impl Subject {
+    /// Whether the thread has seccomp filters. EPERM: it belongs to another process, or is traced.
+    fn is_filtered(&self) -> Result<bool, Errno> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.tid)).map_err(errno)?;
         let field = |name: &str| numbers(&status, name)?.next();
-        if field("Tgid:") != Some(pid) || field("TracerPid:") != Some(0) {
+        if field("Tgid:") != Some(self.pid) || field("TracerPid:") != Some(0) {
             return Err(Errno::EPERM);
         }
-        let is_filtered = field("Seccomp:").is_some_and(|mode| mode != 0);
-        let tracee = Tracee::seize(tid, is_filtered).map_err(|errno| match errno {
+        Ok(field("Seccomp:").is_some_and(|mode| mode != 0))
+    }
+
+    /// Seizes the thread, which will stop.
+    fn trace(&self, is_filtered: bool) -> Result<Tracee, Errno> {
+        let tracee = Tracee::seize(self.tid, is_filtered).map_err(|errno| match errno {
             // This kernel cannot suspend seccomp filters.
             Errno::EINVAL => Errno::EPERM,
             errno => errno,
