@@ -303,6 +303,11 @@ impl<'a> Holding<'a> {
     }
 }
 
+/// Whether the thread of this `/proc/TID/status` has seccomp filters.
+fn has_filters(status: &str) -> bool {
+    numbers(status, "Seccomp:").and_then(|mut mode| mode.next()).is_some_and(|mode| mode != 0)
+}
+
 impl Subject {
     /// Whether the thread has seccomp filters. EPERM: it belongs to another process, or is traced.
     fn is_filtered(&self) -> Result<bool, Errno> {
@@ -311,7 +316,7 @@ impl Subject {
         if field("Tgid:") != Some(self.pid) || field("TracerPid:") != Some(0) {
             return Err(Errno::EPERM);
         }
-        Ok(field("Seccomp:").is_some_and(|mode| mode != 0))
+        Ok(has_filters(&status))
     }
 
     /// Seizes the thread, which will stop.

@@ -11,7 +11,7 @@
 //! client's thread: so the daemon's counts hold here, too. With the daemon's end of the first
 //! socket this process ends.
 
-use super::{Finish, Holding, Job, Order, Subject};
+use super::{Finish, Holding, Job, Order, Subject, has_filters};
 use crate::Errno;
 use crate::device::taken_file::taken_descriptors;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -23,6 +23,7 @@ use nix::sys::socket::{
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
@@ -50,14 +51,15 @@ pub struct TracingProcess {
 }
 
 impl TracingProcess {
-    /// Starts the process, where it can be of use: suspending filters takes CAP_SYS_ADMIN, which an
-    /// ordinary user's daemon has not.
+    /// Starts the process, where it can be of use. Suspending filters takes CAP_SYS_ADMIN, which an
+    /// ordinary user's daemon has not, and no filter of who has started the daemon.
     ///
     /// # Safety
     /// The calling process has no other thread.
     pub unsafe fn start() -> io::Result<Option<TracingProcess>> {
         let had = capabilities(None)?.permitted;
-        if !super::IS_KNOWN || !had.contains(CapabilitySet::SYS_ADMIN) {
+        let is_filtered = has_filters(&fs::read_to_string("/proc/self/status")?);
+        if !super::IS_KNOWN || !had.contains(CapabilitySet::SYS_ADMIN) || is_filtered {
             return Ok(None);
         }
         let (ours, theirs) = pair()?;
