@@ -21,6 +21,7 @@ pub mod files;
 pub mod fuse;
 pub mod home;
 pub mod ids;
+pub mod liveness;
 pub mod mounting;
 pub mod mounts;
 mod opens;
@@ -47,6 +48,7 @@ pub mod wire;
 pub mod workers;
 
 use self::client::{Client, Clients};
+use self::liveness::Liveness;
 pub use self::opens::Opens;
 use self::reply::{CopyOut, IoctlReply};
 use self::retry::Step;
@@ -77,6 +79,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// driver's contexts and logs.
 pub struct Hub {
     binder: Arc<Binder>,
+    timers: Arc<timers::Timers>,
     /// The driver of the first mount: its end would be that of the watch over the outbox.
     _first: Arc<Binder>,
     clients: Arc<Clients>,
@@ -110,20 +113,21 @@ impl Hub {
     pub fn with(memory: Arc<Memory>, config: HubConfig) -> std::io::Result<Arc<Hub>> {
         let timers = Arc::new(timers::Timers::start()?);
         let carriers = carriers::Carriers::new();
-        let binder = Binder::with_carriers(timers, carriers.clone(), Limits::default());
+        let binder = Binder::with_carriers(timers.clone(), carriers.clone(), Limits::default());
         carriers.attend(&binder)?;
         let quotas = Quotas::new(&memory, config.user_limits);
         let tracers = (!config.never_trace).then(|| Tracers::new(config.tracing));
         let clients = Clients::start(carriers, config.security_contexts, quotas, tracers)?;
         let (probes, kept_maps) = (config.probes, Arc::default());
         let _first = binder.clone();
-        Ok(Arc::new(Hub { binder, _first, clients, memory, probes, kept_maps }))
+        Ok(Arc::new(Hub { binder, timers, _first, clients, memory, probes, kept_maps }))
     }
 
     /// A hub for another mount, whose devices have contexts of their own, whatever their names.
     pub fn another_instance(&self) -> Arc<Hub> {
         Arc::new(Hub {
             binder: self.binder.another_instance(),
+            timers: self.timers.clone(),
             _first: self._first.clone(),
             clients: self.clients.clone(),
             memory: self.memory.clone(),
@@ -135,6 +139,11 @@ impl Hub {
     /// The driver behind all devices.
     pub fn binder(&self) -> &Arc<Binder> {
         &self.binder
+    }
+
+    /// What tells whether the daemon works; of its contexts and mounts, none yet.
+    pub fn liveness(&self) -> Liveness {
+        Liveness::of(self.timers.clone())
     }
 
     /// The device of that name. All devices of one name share a context, within a mount and with

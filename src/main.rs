@@ -12,6 +12,7 @@ mod daemon {
     pub mod heap;
     pub mod logging;
     pub mod privileges;
+    pub mod service_manager;
 }
 
 use clap::{CommandFactory, Parser};
@@ -22,6 +23,8 @@ use daemon::filter;
 use daemon::flags::Options;
 use daemon::logging::{log_filters, log_to_standard_error};
 use daemon::privileges::give_up;
+use daemon::service_manager;
+use fakebinder::device::liveness::Liveness;
 use fakebinder::device::mounting::{KEEP_MOUNT, keep_mount};
 use fakebinder::device::uring::Transport;
 use fakebinder::device::{Hub, HubConfig, TracingProcess};
@@ -38,11 +41,14 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 enum Event {
     Signal(Signal),
     /// A door was closed from outside (unmounted, say).
     Closed(String),
+    /// Whoever was asked whether the daemon works has answered.
+    Alive,
 }
 
 fn main() -> ExitCode {
@@ -143,6 +149,7 @@ fn run(
         Arc::new(move |door| drop(tell.send(Event::Closed(door))))
     };
     let opened = open_doors(options, &hub, closed)?;
+    let tell_alive = tell.clone();
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         while let Ok(signal) = signals.wait() {
             if tell.send(Event::Signal(signal)).is_err() {
@@ -154,6 +161,11 @@ fn run(
     // A script that waits for that line may then read what the doors have logged before it.
     log.wait();
     ready();
+    if let Some(period) = service_manager::watchdog_period() {
+        let mut liveness = hub.liveness();
+        opened.join(&mut liveness);
+        look_after_the_daemon(liveness, period, tell_alive)?;
+    }
 
     let mut open = opened.doors();
     let result = loop {
@@ -163,6 +175,7 @@ fn run(
                 log::info!("{signal}: closing");
                 break Ok(());
             }
+            Event::Alive => service_manager::tell(service_manager::ALIVE),
             Event::Closed(door) => {
                 log::warn!("{door} was closed from outside");
                 open -= 1;
@@ -177,6 +190,25 @@ fn run(
         write!(file, "{latency}")?;
     }
     result
+}
+
+/// Tells the main thread, at that period, that the daemon works. Where something hangs, this thread
+/// hangs with it, and the service manager hears no more.
+fn look_after_the_daemon(
+    liveness: Liveness,
+    period: Duration,
+    tell: mpsc::Sender<Event>,
+) -> io::Result<()> {
+    let look = move || {
+        loop {
+            liveness.ask();
+            if tell.send(Event::Alive).is_err() {
+                return;
+            }
+            std::thread::sleep(period);
+        }
+    };
+    std::thread::Builder::new().name("watchdog".into()).spawn(look).map(drop)
 }
 
 /// From here on, no thread may make other system calls than those that serving takes.

@@ -1,11 +1,11 @@
 //! The daemon in the background, and how it tells that it is ready.
 
 use super::flags::Options;
+use super::service_manager;
 use fakebinder::device::home;
 use std::error::Error;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
-use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 
 const READY: &str = "fakebinderd: ready";
@@ -14,22 +14,7 @@ const READY: &str = "fakebinderd: ready";
 pub fn ready() {
     println!("{READY}");
     let _ = std::io::stdout().flush();
-    // By hand: the crate sd-notify does not know the abstract names, which begin with @.
-    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let told = UnixDatagram::unbound().and_then(|sender| {
-        use std::os::linux::net::SocketAddrExt;
-        use std::os::unix::ffi::OsStrExt;
-        match socket.as_bytes().strip_prefix(b"@") {
-            Some(name) => {
-                let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
-                sender.send_to_addr(b"READY=1", &address)
-            }
-            None => sender.send_to(b"READY=1", &socket),
-        }
-    });
-    if let Err(error) = told {
-        log::warn!("telling the service manager: {error}");
-    }
+    service_manager::tell(service_manager::READY);
 }
 
 /// Runs this program again, without a terminal, and waits until it is ready or has failed.

@@ -1,9 +1,11 @@
 //! Which doors the daemon opens.
 
 use super::flags::{Doors, Options};
+use fakebinder::binder::Context;
 use fakebinder::client_mem::ptrace_scope;
 use fakebinder::device::claim::Claim;
 use fakebinder::device::fuse::Served;
+use fakebinder::device::liveness::Liveness;
 use fakebinder::device::mounting::MountedBy;
 use fakebinder::device::options::MountOptions;
 use fakebinder::device::places::{Links, Places};
@@ -24,12 +26,19 @@ pub struct Opened {
     cuse: usize,
     _places: Places,
     mounts: Vec<(Claim, Served)>,
+    contexts: Vec<Arc<Context>>,
 }
 
 impl Opened {
     /// How many there are.
     pub fn doors(&self) -> usize {
         self.cuse + self.mounts.len()
+    }
+
+    /// Adds their contexts and their mounts to what is asked whether it works.
+    pub fn join(&self, liveness: &mut Liveness) {
+        self.contexts.iter().for_each(|context| liveness.add_context(context.clone()));
+        self.mounts.iter().for_each(|(_, mount)| liveness.add_mount(mount.mount.clone()));
     }
 
     /// Whether a program has to be started to close one of them.
@@ -47,6 +56,7 @@ struct Opening<'a> {
     permissions: Permissions,
     places: Places,
     failures: Vec<String>,
+    contexts: Vec<Arc<Context>>,
 }
 
 /// Opens what the options ask for, and this machine has. An error if there is no door then.
@@ -72,6 +82,7 @@ pub fn open_doors(
         permissions: Permissions { mode: options.mode, uid, gid },
         places: Places::new(links(options)?),
         failures: Vec::new(),
+        contexts: Vec::new(),
     };
     opening.claim_places()?;
     let cuse = opening.make_nodes();
@@ -79,8 +90,8 @@ pub fn open_doors(
         Doors::Cuse => Vec::new(),
         Doors::Auto | Doors::Fuse => opening.mount(&mounts)?,
     };
-    let Opening { places, failures, .. } = opening;
-    let opened = Opened { cuse, _places: places, mounts };
+    let Opening { places, failures, contexts, .. } = opening;
+    let opened = Opened { cuse, _places: places, mounts, contexts };
     match opened.doors() {
         0 => Err(format!("no door could be opened\n  {}", failures.join("\n  ")).into()),
         _ => Ok(opened),
@@ -140,6 +151,7 @@ impl Opening<'_> {
         for name in &self.names.clone() {
             let door = format!("/dev/{name} (CUSE)");
             let (device, on_end) = (self.hub.device(name), self.on_end(&door));
+            self.contexts.push(device.context().clone());
             let permissions = self.permissions;
             let opened = self
                 .places
@@ -198,7 +210,8 @@ impl Opening<'_> {
             root: (geteuid().as_raw(), getegid().as_raw()),
             ..MountOptions::new(self.permissions)
         };
-        let devices = self.names.iter().map(|name| hub.device(name)).collect();
+        let devices: Vec<_> = self.names.iter().map(|name| hub.device(name)).collect();
+        self.contexts.extend(devices.iter().map(|device| device.context().clone()));
         let served = fuse::open(path, &mut claim, hub, devices, &options, self.on_end(door))?;
         if is_first {
             self.names.iter().try_for_each(|name| self.places.make_link(name, path))?;

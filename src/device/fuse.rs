@@ -18,6 +18,7 @@ use super::announce::Announcer;
 use super::cached::Zapped;
 use super::claim::Claim;
 use super::mounting::{self, Keeper, Mounted, MountedBy};
+use super::mounts::MountPoint;
 use super::options::MountOptions;
 use super::session::{BUFFER_SIZE, Door, MAJOR, MINOR, Responder, Session};
 use super::stale::Stale;
@@ -99,6 +100,8 @@ pub struct Served {
     pub by: MountedBy,
     /// The process that keeps it, if one does.
     pub keeper: Option<Keeper>,
+    /// Where it is, and `st_dev` of its files.
+    pub mount: (MountPoint, u64),
 }
 
 /// Mounts the directory of `devices` on `path`, which is claimed, and serves it until it is
@@ -123,6 +126,7 @@ pub fn open(
     let session = Session::new(fuse, format!("{} (FUSE)", path.display()));
     let tree = Tree::new(hub.clone(), devices, options);
     let announcer = Announcer::new(Some((at.clone(), dev)));
+    let mount = (at.clone(), dev);
     let ask = matches!(uring, Some(Ok(())));
     let no_passthrough = match (options.passthrough, by) {
         (false, _) => Some("as told"),
@@ -151,7 +155,7 @@ pub fn open(
     });
     workers::start(session, door, workers::WorkerLimits::of_this_machine(), ended)
         .map_err(Error::Threads)?;
-    Ok(Served { by, keeper })
+    Ok(Served { by, keeper, mount })
 }
 
 /// The door to `devices` for a session that may have any kernel at its other end. `dev` is the
