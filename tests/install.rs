@@ -84,8 +84,11 @@ fn what_is_installed_runs_is_documented_and_goes_again() {
         "/usr/share/bash-completion/completions/fakebinder",
         "/usr/share/zsh/site-functions/_fakebinderd",
         "/usr/share/fish/vendor_completions.d/fakebinderd.fish",
-        "/lib/systemd/system/fakebinderd.service",
-        "/lib/modules-load.d/fakebinder.conf",
+        "/usr/lib/systemd/system/fakebinderd.service",
+        "/usr/lib/modules-load.d/fakebinder.conf",
+        "/usr/lib/sysusers.d/fakebinder.conf",
+        "/usr/lib/tmpfiles.d/fakebinder.conf",
+        "/usr/lib/udev/rules.d/60-fakebinder.rules",
     ] {
         assert!(files.contains(path), "{path}: {files:#?}");
     }
@@ -96,7 +99,7 @@ fn what_is_installed_runs_is_documented_and_goes_again() {
     }
     let page = fs::read_to_string(root.at("/usr/share/man/man1/fakebinderd.1")).unwrap();
     assert!(page.contains("\\-\\-page\\-budget") && !page.contains("generate"), "{page}");
-    let unit = fs::read_to_string(root.at("/lib/systemd/system/fakebinderd.service")).unwrap();
+    let unit = fs::read_to_string(root.at("/usr/lib/systemd/system/fakebinderd.service")).unwrap();
     assert!(unit.contains("\nExecStart=/usr/bin/fakebinderd $FLAGS\n"), "{unit}");
     let completion = root.at("/usr/share/bash-completion/completions/fakebinderd");
     assert!(fs::read_to_string(completion).unwrap().contains("--page-budget"));
@@ -138,4 +141,53 @@ fn the_unit_is_understood() {
     let about: Vec<_> =
         said(&output).lines().filter(|it| it.contains("fakebinderd")).map(str::to_owned).collect();
     assert_eq!(about, Vec::<String>::new(), "{}", said(&output));
+}
+
+/// What systemd's tools make of the files, in a scratch root.
+#[test]
+fn the_group_and_the_directory_are_made() {
+    let packaging = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging");
+    for (tool, file, made) in [
+        ("systemd-sysusers", "sysusers.conf", "/etc/group"),
+        ("systemd-tmpfiles", "tmpfiles.conf", "/dev/fakebinderfs"),
+    ] {
+        if Command::new(tool).arg("--version").output().is_err() {
+            skip(&format!("{tool} is not here"));
+            continue;
+        }
+        let root = Root::new();
+        fs::create_dir(root.at("/etc")).unwrap();
+        let mut tool = Command::new(tool);
+        if file == "tmpfiles.conf" {
+            tool.arg("--create");
+        }
+        let output = tool.arg("--root").arg(&root.0).arg(packaging.join(file)).output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        match made {
+            "/etc/group" => {
+                let groups = fs::read_to_string(root.at(made)).unwrap();
+                assert!(groups.lines().any(|line| line.starts_with("fakebinder:")), "{groups}");
+            }
+            folder => assert!(root.at(folder).is_dir(), "{}", said(&output)),
+        }
+    }
+}
+
+/// Each line has a match and an assignment of udev's; a mistyped one would be ignored at boot.
+#[test]
+fn the_rules_of_udev_name_the_devices_and_leave_their_permissions_to_the_daemon() {
+    let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/udev.rules");
+    let rules = fs::read_to_string(rules).unwrap();
+    let lines = rules.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+    let lines: Vec<_> = lines.collect();
+    assert!(!lines.is_empty());
+    for line in lines {
+        for part in line.split(", ") {
+            let key = part.split(['=', '!', '+']).next().unwrap();
+            assert!(["ACTION", "SUBSYSTEM", "KERNEL", "TAG"].contains(&key), "{line}");
+            let value = &part[key.len()..].trim_start_matches(['=', '!', '+']);
+            assert!(value.starts_with('"') && value.ends_with('"') && value.len() > 2, "{line}");
+        }
+        assert!(line.contains("SUBSYSTEM==\"cuse\"") && line.contains("|binder|"), "{line}");
+    }
 }
