@@ -22,12 +22,15 @@ example: build ## the services and clients of examples/c and examples/rsbinder, 
 	@scripts/example-rsbinder
 
 export PREFIX DESTDIR
-.PHONY: install uninstall
+.PHONY: install uninstall deb
 install: build ## programs, man pages, completions and the systemd unit, into PREFIX (/usr/local; as root) under DESTDIR
 	@scripts/install
 
 uninstall: ## removes what `make install` has put there
 	@scripts/install --uninstall
+
+deb: build ## a Debian package, target/deb/*.deb; installs cargo-deb where it is missing
+	@scripts/deb
 
 test-deps: ## installs what some tests take, too
 	@scripts/install-deps test
