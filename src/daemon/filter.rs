@@ -286,7 +286,7 @@ mod list {
     }
 
     fn always(calls: &[c_long]) -> Rules {
-        calls.iter().map(|call| (i64::from(*call), Vec::new())).collect()
+        calls.iter().map(|call| (*call, Vec::new())).collect()
     }
 
     fn hostile() -> Result<BpfProgram, Error> {
@@ -347,7 +347,7 @@ mod list {
         rules.insert(SYS_prctl, names);
         rules.insert(SYS_socket, vec![equal(0, AF_UNIX as u64)?]);
         rules.insert(SYS_ioctl, ioctls()?);
-        Ok(program(rules, SeccompAction::Errno(EPERM as u32), SeccompAction::Allow)?)
+        program(rules, SeccompAction::Errno(EPERM as u32), SeccompAction::Allow)
     }
 
     /// By their types (`_IOC_TYPE`): those of /dev/fuse, of a userfaultfd, of /proc/PID/maps and of
@@ -359,7 +359,7 @@ mod list {
         const PIDFD: u64 = 0xff;
         let types = [FUSE, USERFAULT, PROC, PIDFD].map(|kind| masked(1, 0xff00, kind << 8));
         // Whether it is a terminal; close-on-exec, and not to wait.
-        let plain = [TCGETS, FIOCLEX, FIONBIO].map(|cmd| equal(1, cmd as u64));
+        let plain = [TCGETS, FIOCLEX, FIONBIO].map(|cmd| equal(1, cmd));
         types.into_iter().chain(plain).collect()
     }
 }

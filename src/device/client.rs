@@ -471,7 +471,9 @@ mod tests {
         let memory = Memory::new(MemoryConfig::default());
         let quotas = Quotas::new(&memory, UserLimits::NONE);
         let carriers = Arc::new(binder::AtOnce);
-        let clients = Clients::start(carriers, SecurityContexts::default(), quotas, true).unwrap();
+        let clients =
+            Clients::start(carriers, SecurityContexts::default(), quotas, Some(Tracers::default()))
+                .unwrap();
         let seen = clients.clone();
         std::thread::spawn(move || {
             let tid = nix::unistd::gettid().as_raw();
