@@ -219,13 +219,13 @@ impl ClientMemory for ProcessMemory {
         if first.is_empty() && second.is_empty() {
             return self.read(addr, dst);
         }
-        self.before_copy()?;
-        fault(Verb::ReadMemory)?;
         let remote = [(addr, dst.len()), (*first_at, first.len()), (*second_at, second.len())]
             .map(|(base, len)| RemoteIoVec { base: base as usize, len });
         let wanted = dst.len();
         let mut local = [IoSliceMut::new(dst), IoSliceMut::new(first), IoSliceMut::new(second)];
-        let copied = process_vm_readv(self.tid, &mut local, &remote);
+        let may_copy = self.before_copy().and_then(|()| fault(Verb::ReadMemory));
+        let copied = may_copy.and_then(|()| process_vm_readv(self.tid, &mut local, &remote));
+        // Whatever kept the copy from being made: the zeros that it was to fill are no data.
         ahead.keep(copied.unwrap_or(0).saturating_sub(wanted));
         Self::whole(copied.map(|copied| copied.min(wanted)), wanted)
     }
@@ -544,6 +544,11 @@ mod tests {
         let (mut got, mut ahead) = ([0; 16], Ahead::default());
         assert_eq!(memory.read_and_ahead(8, &mut got, &mut ahead), Err(Errno::EFAULT));
         assert_eq!(ahead.find(at(&offsets).0, 8), None);
+
+        memory.give_up();
+        let (got, ahead) = read(&commands);
+        assert_eq!(got, Err(Errno::ESRCH));
+        assert_eq!(ahead.find(at(&offsets).0, 8), None, "no copy was made");
     }
 
     #[test]
