@@ -96,7 +96,7 @@ impl Threads {
             Err(Errno::ESRCH) => return Watching::Gone,
             Err(_) => return Watching::Untold,
         };
-        if birth.is_some() && birth_of(pidfd.as_fd(), tid) != birth {
+        if is_another(birth, birth_of(pidfd.as_fd(), tid)) {
             return Watching::Gone;
         }
         if is_first(tid) {
@@ -166,13 +166,25 @@ fn birth_of(pidfd: BorrowedFd<'_>, tid: i32) -> Option<Birth> {
     }
 }
 
+/// Whether a thread is not the one whose birth was seen. What could not be seen tells nothing.
+fn is_another(seen: Option<Birth>, now: Option<Birth>) -> bool {
+    seen.zip(now).is_some_and(|(seen, now)| seen != now)
+}
+
 /// What tells a thread that waits in a request from others of the same number: the inode of its
-/// descriptor, or, before Linux 6.9, the time of its start in clock ticks.
+/// descriptor, or, before Linux 6.9, the time of its start in clock ticks. None where the daemon has
+/// no descriptor left to look with: a start is not to be compared with an inode later.
 pub fn birth(tid: i32) -> Option<Birth> {
     assert_nothing_held();
-    match pidfd_open_thread(tid) {
+    birth_by(pidfd_open_thread(tid), tid)
+}
+
+fn birth_by(pidfd: Result<OwnedFd, Errno>, tid: i32) -> Option<Birth> {
+    match pidfd {
         Ok(pidfd) => birth_of(pidfd.as_fd(), tid),
-        Err(_) => stat_of(tid).ok().map(|(_, start)| Birth(start)),
+        // PIDFD_THREAD is not known.
+        Err(Errno::EINVAL) => stat_of(tid).ok().map(|(_, start)| Birth(start)),
+        Err(_) => None,
     }
 }
 
@@ -184,15 +196,19 @@ fn is_first(tid: i32) -> bool {
 /// Whether a thread has ended. A first thread that has ended before the others is a zombie.
 pub fn is_gone(tid: i32, birth: Option<Birth>) -> bool {
     assert_nothing_held();
-    let same = match pidfd_open_thread(tid) {
-        Ok(pidfd) if inodes_tell(pidfd.as_fd()) => {
-            birth.is_none() || birth == birth_of(pidfd.as_fd(), tid)
-        }
+    is_gone_by(pidfd_open_thread(tid), tid, birth)
+}
+
+fn is_gone_by(pidfd: Result<OwnedFd, Errno>, tid: i32, birth: Option<Birth>) -> bool {
+    let same = match pidfd {
+        Ok(pidfd) if inodes_tell(pidfd.as_fd()) => !is_another(birth, birth_of(pidfd.as_fd(), tid)),
         Err(Errno::ESRCH) => false,
-        Ok(_) | Err(_) => match stat_of(tid) {
+        Ok(_) | Err(Errno::EINVAL) => match stat_of(tid) {
             Ok((_, start)) => birth.is_none_or(|birth| birth == Birth(start)),
             Err(errno) => errno != Errno::ESRCH,
         },
+        // No descriptor is left: whether it is the same one will be seen when there is one again.
+        Err(_) => stat_of(tid) != Err(Errno::ESRCH),
     };
     let ended = || stat_of(tid).is_ok_and(|(state, _)| matches!(state, b'Z' | b'X'));
     !same || (is_first(tid) && ended())
@@ -217,6 +233,20 @@ mod tests {
     use std::time::Duration;
 
     const PATIENCE: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn a_thread_is_not_taken_for_gone_where_descriptors_are_short() {
+        let tid = nix::unistd::gettid().as_raw();
+        let born = birth(tid);
+        assert!(born.is_some() && !is_gone(tid, born));
+        for short in [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM] {
+            let unseen = birth_by(Err(short), tid);
+            assert!(!is_gone(tid, unseen), "{short:?} at its first call");
+            assert!(!is_gone_by(Err(short), tid, born), "{short:?} when it is asked after");
+        }
+        assert!(is_gone(tid, born.map(|Birth(number)| Birth(number + 1))), "another's");
+        assert!(is_gone(i32::MAX, None), "nobody's");
+    }
 
     /// A thread that lives until it is told to end.
     struct Mortal {
