@@ -40,7 +40,7 @@ bench-deps: ## installs what the benchmark takes, too
 
 # ---------------------------------------------------------------- testing
 
-.PHONY: test test-uring vm conformance coverage coverage-lines coverage-run
+.PHONY: test test-uring vm conformance soak coverage coverage-lines coverage-run
 test: test-deps build ## every test here, then the tests in a VM with CUSE and the kernel's driver
 	@scripts/test
 
@@ -53,6 +53,11 @@ vm: ## a shell in that VM; CMD='...' runs a command, VM_FLAGS='--kernel own' add
 
 conformance: build ## compares the driver and both doors, in the VM; CONFORMANCE_FLAGS="--filter 'death/*' --seed 7"
 	@tests/vm/run $(VM_FLAGS) --timeout 1800 -- tests/vm/conformance $(CONFORMANCE_FLAGS)
+
+# The figures go to target/soak.
+soak: build ## half an hour of everything at once: is each answer right, does the daemon grow? SOAK_FLAGS='--seconds 600 --seed 7' (as root)
+	mkdir -p target/soak
+	target/release/fb-stress --samples target/soak/samples.csv --plot target/soak/plot.svg $(SOAK_FLAGS)
 
 # Needs the llvm-cov and llvm-profdata of the LLVM that rustc was built with (Debian: llvm-22 for
 # Rust 1.95; rustup: the component llvm-tools).

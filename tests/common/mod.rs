@@ -460,6 +460,7 @@ pub fn program(name: &str) -> PathBuf {
         "fb-conformance" | "fb-differ" => "fakebinder-conformance",
         "libfakebinder_preload.so" => "fakebinder-preload",
         "fakebinder" => "fakebinder-cli",
+        "fb-stress" => "fakebinder-soak",
         _ => "fakebinder-client",
     };
     let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
