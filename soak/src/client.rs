@@ -195,6 +195,9 @@ impl Client {
     /// Why the last message of this thread failed.
     fn failed(&self, operation: Operation) -> Outcome {
         let error = self.expect(self.device.extended_error());
+        if error.command == uapi::BR_OK {
+            return Outcome::NotRead;
+        }
         match Errno::from_raw(-error.param) {
             FAULT => {
                 self.tally.happened(Event::FaultsMet);

@@ -67,6 +67,9 @@ impl Client {
         match reply {
             Reply::Failed => {
                 let error = self.expect(self.device.extended_error());
+                if error.command == uapi::BR_OK {
+                    return false;
+                }
                 match Errno::from_raw(-error.param) {
                     FAULT => {
                         self.tally.happened(Event::FaultsMet);

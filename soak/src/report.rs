@@ -10,6 +10,9 @@ use std::time::Duration;
 /// Failed checks that are told one by one.
 const TOLD: usize = 10;
 
+/// Calls that a client may be about to read when it is killed: one for each of its threads.
+const UNREAD_BY_ONE: u64 = 4;
+
 /// How the operations of one kind ended.
 #[derive(Debug, Serialize)]
 struct Row {
@@ -55,6 +58,13 @@ impl Report {
         if failed > 0 || !said.is_empty() {
             let told: Vec<&str> = said.lines().take(TOLD).collect();
             reasons.push(format!("{failed} checks failed; the first:\n{}", told.join("\n")));
+        }
+        let (not_read, kills) = (tally.all(Outcome::NotRead), tally.events(Event::Kills));
+        if not_read > kills * UNREAD_BY_ONE {
+            reasons.push(format!(
+                "{not_read} operations failed without a reason, as they may where a receiver is killed; but only \
+                 {kills} clients were"
+            ));
         }
         if tally.all(Outcome::Done) == 0 {
             reasons.push("no operation was done: nothing was tested".to_owned());

@@ -48,6 +48,9 @@ names! {
         Fault = "fault",
         /// ENOMEM, EMFILE: the budget, or a quota.
         NoMemory = "no memory",
+        /// BR_FAILED_REPLY without a reason (BINDER_GET_EXTENDED_ERROR): the receiver could not be
+        /// given it, since it was killed at that moment. The driver tells no more, either.
+        NotRead = "not read",
         /// A nested call ended in one of these ways.
         Further = "further on",
         Wrong = "FAILED CHECK",
