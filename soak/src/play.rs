@@ -283,7 +283,8 @@ impl Player<'_> {
                 break;
             }
         }
-        client.expect(self.thread.flush());
+        // What is queued now, a reply perhaps, is written with the next call: an error of it would keep
+        // the driver from taking the commands that are written without a read.
     }
 
     /// What follows from how a call ended.
