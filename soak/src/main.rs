@@ -139,7 +139,7 @@ fn be(role: Role, orders: Orders, tally: &std::path::Path) -> ExitCode {
     }
     let mapping = if role == Role::Manager { 4 << 20 } else { 512 << 10 };
     let client = Client::open(orders, tally, mapping);
-    let _ = client.device.enable_oneway_spam_detection(client.orders.number % 2 == 0);
+    let _ = client.device.enable_oneway_spam_detection(client.orders.number.is_multiple_of(2));
     match role {
         Role::Manager => client.manage(),
         Role::Idle => client.idle(),
