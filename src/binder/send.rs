@@ -293,15 +293,17 @@ impl Sender<'_> {
             }
             Err(errno) => {
                 let (held, fixups) = message.into_parts();
-                self.process.context.locked(|graph| {
+                let sender_lives = self.process.context.locked(|graph| {
                     graph.release_held(target.process.id, None, held);
                     graph.effects.push(Effect::DropFiles(fixups));
+                    graph.processes.get(&self.process.id).is_some_and(|sender| !sender.is_dead)
                 });
                 alloc.free_buf(&buffer);
                 Err(match errno {
-                    // The target's tables were gone when an object was translated: it died
-                    // meanwhile.
+                    // The tables of either were gone when an object was translated: it died
+                    // meanwhile. (The driver's sender cannot die in an ioctl.)
                     Errno::ESRCH => Failure::dead(),
+                    _ if !sender_lives => Failure::dead(),
                     errno => {
                         shortage::note(&errno);
                         errno.into()

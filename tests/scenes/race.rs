@@ -119,6 +119,24 @@ fn a_caller_that_dies_while_its_answer_is_copied_is_not_answered() {
     }
 }
 
+/// Its tables are gone when the objects of the answer are translated: that is no fault of the
+/// answer's.
+#[test]
+fn a_server_that_is_released_while_its_answer_is_copied_answers_with_dead_reply() {
+    for own in [true, false] {
+        let Pair { world, manager, client } = pair();
+        let held = offer(&client, &manager, 0x10);
+        let calling = call(client.main(), 0, 1, b"");
+        take(manager.main());
+        let object = if own { binder(0x90) } else { handle(held) };
+        let data = manager.message(0, 1, b"while this is copied", &[object]);
+        manager.arena.trap(data.buffer, release(&manager));
+        let _ = manager.main().try_write(&[Command::Reply(data)]);
+        assert_eq!(news(&calling).last(), Some(&Return::DeadReply), "own: {own}");
+        end(&world, [client, manager]);
+    }
+}
+
 /// The server is gone when its transaction has just been written to it.
 #[test]
 fn a_server_that_dies_while_a_call_is_written_to_it_answers_with_dead_reply() {
