@@ -375,10 +375,11 @@ fn no_flood_of_ten_seconds_passes_the_limiter() {
 fn what_is_logged_without_a_limit_is_what_no_client_can_cause() {
     let own = [
         ("client_log.rs", 1, "the summary of what was suppressed"),
-        ("daemon/background.rs", 1, "the start"),
         ("daemon/doors.rs", 7, "the start"),
+        ("daemon/service_manager.rs", 2, "the start, and a service manager that cannot be told"),
         ("device/claim.rs", 2, "the start"),
         ("device/claim/made.rs", 2, "the start and the end"),
+        ("device/control.rs", 1, "what the administrator has asked for"),
         ("device/cuse.rs", 1, "INIT, by the kernel"),
         ("device/fuse.rs", 6, "INIT, by the kernel, and the start"),
         ("device/fuse/opening.rs", 1, "passthrough that is refused, once"),
@@ -388,7 +389,7 @@ fn what_is_logged_without_a_limit_is_what_no_client_can_cause() {
         ("device/uring.rs", 1, "the start"),
         ("device/uring/threads.rs", 8, "an error of io_uring, or a mistake of the daemon's"),
         ("device/workers.rs", 2, "the end of a session, and a mistake of the daemon's"),
-        ("main.rs", 4, "the start, the end and signals"),
+        ("main.rs", 6, "the start, the end and signals"),
         ("mm_shim/userfault.rs", 1, "the first open, once"),
         ("shrinker.rs", 3, "the start, and SIGUSR2"),
     ];
