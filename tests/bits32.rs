@@ -29,7 +29,7 @@ impl RawPing {
     fn build(what: &'static str, flags: &[&str]) -> RawPing {
         let name = format!("raw-ping{}", flags.concat());
         let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        if std::env::var_os("FAKEBINDER_BUILT").is_some() && program.exists() {
+        if common::all_is_built() && program.exists() {
             return RawPing { program, what };
         }
         let fresh = program.with_file_name(unique_name());
@@ -129,7 +129,7 @@ fn library_of_32_bit(of_64_bit: &Path) -> Option<PathBuf> {
     let folder = of_64_bit.parent().unwrap();
     let (target, profile) = (folder.parent().unwrap(), folder.file_name().unwrap());
     let library = target.join(I686).join(profile).join(of_64_bit.file_name().unwrap());
-    if std::env::var_os("FAKEBINDER_BUILT").is_some() {
+    if common::all_is_built() {
         return library.exists().then_some(library);
     }
     let mut rustc = Command::new("rustc");

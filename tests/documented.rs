@@ -85,6 +85,11 @@ const COMMANDS: &[(&str, &str, &str)] = &[
         " 0 differ",
     ),
     (
+        "fb-stress --device /dev/fakebinder --seconds 600",
+        "fb-stress --device /dev/fakebinder --seconds 3",
+        "failed checks",
+    ),
+    (
         "cat /dev/fakebinderfs/binder_logs/failed_transaction_log",
         "cat /dev/fakebinderfs/binder_logs/failed_transaction_log",
         "call  from ",

@@ -5,7 +5,8 @@
 //!   of their own (the kernel's /dev/binder, say), in place of a private daemon's
 //! - `FAKEBINDER_TEST_TRANSPORT`: the `--transport` of the daemons; without it the daemon's default
 //! - `FAKEBINDER_NO_SKIP=1`: what cannot run here fails
-//! - `FAKEBINDER_BUILT=1`: the client programs are built already
+//! - `FAKEBINDER_BUILT=workspace`: the programs of this workspace are built already; `1`: those of
+//!   other machines and libraries, too
 #![allow(dead_code, unused_imports, reason = "each test file uses a part of it")]
 
 pub mod asking;
@@ -450,6 +451,11 @@ pub fn within<T: Send + 'static>(
 /// A library of the workspace, built.
 pub fn library(name: &str) -> PathBuf {
     program(name)
+}
+
+/// Whether what is not of this workspace is built already, too.
+pub fn all_is_built() -> bool {
+    std::env::var_os("FAKEBINDER_BUILT").is_some_and(|built| built == "1")
 }
 
 /// A client program of the workspace, built.

@@ -20,7 +20,7 @@ fn cargo(arguments: &[&str]) -> Output {
 }
 
 fn build() -> Result<(), String> {
-    if std::env::var_os("FAKEBINDER_BUILT").is_some() {
+    if super::all_is_built() {
         return Ok(());
     }
     let fetched = cargo(&["fetch"]);
