@@ -62,11 +62,13 @@ use crate::binder::copies::{Place, Subject, Turn};
 use crate::binder::{self, Binder, Call, Completion, Context, FewBytes, Limits, Process};
 use crate::client_log::{Kind, client_log};
 use crate::client_mem::ClientMemory;
+use crate::events::Listener;
 use crate::lock_order::rank;
 use crate::memory::Memory;
 use crate::mm_shim::{BufferFile, KeptMaps, MappingKind, RemoteMm};
 use crate::probe::Probes;
 use crate::quota::{Charge, Quotas, UserLimits, What};
+use crate::recorder::Recorder;
 use crate::shortage::{self, is_shortage};
 use crate::sync::Mutex;
 use crate::{Errno, uapi};
@@ -184,9 +186,9 @@ pub struct Open {
     /// What FAKEBINDER_SNAPSHOT has taken and not copied to its end.
     snapshot: Mutex<Option<Arc<control::SnapshotText>>, rank::Snapshot>,
     /// Who listens by FAKEBINDER_EVENTS.
-    listener_of_events: Mutex<Option<Arc<control::EventListener>>, rank::Snapshot>,
+    listener_of_events: Mutex<Option<Arc<control::Charged<Listener>>>, rank::Snapshot>,
     /// Who records by FAKEBINDER_RECORD.
-    recorder: Mutex<Option<Arc<control::ClientRecorder>>, rank::Snapshot>,
+    recorder: Mutex<Option<Arc<control::Charged<Recorder>>>, rank::Snapshot>,
     nonblock: bool,
     /// The daemon cannot reach the client's memory: the kernel must gather it.
     gathered: AtomicBool,

@@ -11,13 +11,14 @@ use crate::snapshot::{self, Held, Snapshot, User};
 use crate::{Errno, uapi};
 use std::collections::HashMap;
 use std::sync::Arc;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 impl Open {
     /// `FAKEBINDER_STATS`, `FAKEBINDER_RECLAIM`, `FAKEBINDER_SNAPSHOT`, `FAKEBINDER_EVENTS`,
-    /// `FAKEBINDER_RECORD` and `FAKEBINDER_INJECT`; `argument` is copied out. EPERM: the caller is neither root nor the user
-    /// who runs the daemon; EINVAL: another ioctl, or a bad argument; ENODATA: there is no snapshot
-    /// to go on with; ENOMEM: the budget is too small for one, for events or for a recording; EBUSY:
-    /// enough listen to events, or somebody else records.
+    /// `FAKEBINDER_RECORD` and `FAKEBINDER_INJECT`; `argument` is copied out. EPERM: the caller is
+    /// neither root nor the user who runs the daemon; EINVAL: another ioctl, or a bad argument;
+    /// ENODATA: there is no snapshot to go on with; ENOMEM: the budget is too small for one, for
+    /// events or for a recording; EBUSY: enough listen to events, or somebody else records.
     pub(super) fn control_ioctl(
         &self,
         header: &Header,
@@ -44,29 +45,11 @@ impl Open {
                 argument.copy_from_slice(&pages.to_ne_bytes());
                 Ok(())
             }
-            uapi::FAKEBINDER_SNAPSHOT => {
-                let mut asked = uapi::parse(argument).ok_or(Errno::EINVAL)?;
-                self.copy_snapshot(&mut asked)?;
-                argument.copy_from_slice(uapi::bytes_of(&asked));
-                Ok(())
-            }
-            uapi::FAKEBINDER_EVENTS => {
-                let mut asked = uapi::parse(argument).ok_or(Errno::EINVAL)?;
-                self.copy_events(&mut asked)?;
-                argument.copy_from_slice(uapi::bytes_of(&asked));
-                Ok(())
-            }
-            uapi::FAKEBINDER_RECORD => {
-                let mut asked = uapi::parse(argument).ok_or(Errno::EINVAL)?;
-                self.copy_recording(&mut asked)?;
-                argument.copy_from_slice(uapi::bytes_of(&asked));
-                Ok(())
-            }
+            uapi::FAKEBINDER_SNAPSHOT => answer(argument, |asked| self.copy_snapshot(asked)),
+            uapi::FAKEBINDER_EVENTS => answer(argument, |asked| self.copy_events(asked)),
+            uapi::FAKEBINDER_RECORD => answer(argument, |asked| self.copy_recording(asked)),
             uapi::FAKEBINDER_INJECT => {
-                let mut asked = uapi::parse(argument).ok_or(Errno::EINVAL)?;
-                inject(&self.hub.probes.inject, &mut asked)?;
-                argument.copy_from_slice(uapi::bytes_of(&asked));
-                Ok(())
+                answer(argument, |asked| inject(&self.hub.probes.inject, asked))
             }
             _ => Err(Errno::EINVAL),
         }
@@ -74,16 +57,17 @@ impl Open {
 
     fn copy_events(&self, asked: &mut uapi::fakebinder_events) -> Result<(), Errno> {
         let mut listener = self.listener_of_events.lock();
-        let before = listener.take_if(|before| before.listener.wanted() != asked.wanted);
+        let before = listener.take_if(|before| before.by.wanted() != asked.wanted);
         if asked.wanted != 0 && listener.is_none() {
             // The one before makes room.
             drop(before);
-            *listener = Some(Arc::new(EventListener::new(&self.hub.memory, asked.wanted)?));
+            let by = Listener::new(asked.wanted)?;
+            *listener = Some(Arc::new(Charged::new(by, &self.hub.memory, LISTENER_BYTES)?));
         }
         (asked.count, asked.lost) = (0, 0);
         if let Some(of_file) = listener.clone() {
             drop(listener);
-            let (count, lost) = of_file.listener.take(&mut asked.events);
+            let (count, lost) = of_file.by.take(&mut asked.events);
             (asked.count, asked.lost) = (count as u32, lost);
         }
         Ok(())
@@ -91,18 +75,17 @@ impl Open {
 
     fn copy_recording(&self, asked: &mut uapi::fakebinder_recording) -> Result<(), Errno> {
         let mut recorder = self.recorder.lock();
-        let before = recorder.take_if(|before| before.recorder.wanted() != asked.wanted);
+        let before = recorder.take_if(|before| before.by.wanted() != asked.wanted);
         if asked.wanted != 0 && recorder.is_none() {
             // The one before makes room.
             drop(before);
-            let context = self.process.context_number();
-            *recorder =
-                Some(Arc::new(ClientRecorder::new(&self.hub.memory, context, asked.wanted)?));
+            let by = Recorder::new(self.process.context_number(), asked.wanted)?;
+            *recorder = Some(Arc::new(Charged::new(by, &self.hub.memory, recorder::ROOM)?));
         }
         (asked.count, asked.full) = (0, 0);
         if let Some(of_file) = recorder.clone() {
             drop(recorder);
-            let (count, full) = of_file.recorder.take(&mut asked.bytes);
+            let (count, full) = of_file.by.take(&mut asked.bytes);
             (asked.count, asked.full) = (count as u32, full.into());
         }
         Ok(())
@@ -134,6 +117,17 @@ impl Open {
         }
         Ok(())
     }
+}
+
+/// Answers an ioctl whose argument is read and written: nothing is written where it fails.
+fn answer<T: FromBytes + IntoBytes + Immutable>(
+    argument: &mut [u8],
+    fill: impl FnOnce(&mut T) -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    let mut asked = uapi::parse(argument).ok_or(Errno::EINVAL)?;
+    fill(&mut asked)?;
+    argument.copy_from_slice(uapi::bytes_of(&asked));
+    Ok(())
 }
 
 /// Replaces the rules in force, if that is asked for, and tells them.
@@ -196,46 +190,25 @@ impl Drop for SnapshotText {
     }
 }
 
-/// Who listens to events by an open file. What waits for the listener comes out of the budget of
-/// memory.
-pub(super) struct EventListener {
-    listener: Listener,
+/// Who listens to events, or records, by an open file. What waits to be taken comes out of the
+/// budget of memory.
+pub(super) struct Charged<T> {
+    by: T,
     memory: Arc<Memory>,
+    bytes: usize,
 }
 
-impl EventListener {
-    /// As [`Listener::new`]; ENOMEM: the budget is too small.
-    fn new(memory: &Arc<Memory>, wanted: u32) -> Result<EventListener, Errno> {
-        let listener = Listener::new(wanted)?;
-        memory.charge_bytes(LISTENER_BYTES)?;
-        Ok(EventListener { listener, memory: memory.clone() })
+impl<T> Charged<T> {
+    /// ENOMEM: the budget is too small.
+    fn new(by: T, memory: &Arc<Memory>, bytes: usize) -> Result<Charged<T>, Errno> {
+        memory.charge_bytes(bytes)?;
+        Ok(Charged { by, memory: memory.clone(), bytes })
     }
 }
 
-impl Drop for EventListener {
+impl<T> Drop for Charged<T> {
     fn drop(&mut self) {
-        self.memory.uncharge_bytes(LISTENER_BYTES);
-    }
-}
-
-/// Who records by an open file. What waits for the recorder comes out of the budget of memory.
-pub(super) struct ClientRecorder {
-    recorder: Recorder,
-    memory: Arc<Memory>,
-}
-
-impl ClientRecorder {
-    /// As [`Recorder::new`]; ENOMEM: the budget is too small.
-    fn new(memory: &Arc<Memory>, context: u64, wanted: u32) -> Result<ClientRecorder, Errno> {
-        let recorder = Recorder::new(context, wanted)?;
-        memory.charge_bytes(recorder::ROOM)?;
-        Ok(ClientRecorder { recorder, memory: memory.clone() })
-    }
-}
-
-impl Drop for ClientRecorder {
-    fn drop(&mut self) {
-        self.memory.uncharge_bytes(recorder::ROOM);
+        self.memory.uncharge_bytes(self.bytes);
     }
 }
 
